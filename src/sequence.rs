@@ -1,0 +1,71 @@
+//! What a decoder offers to everything above it: a sequence of tokens with its cache. Implemented by [`crate::cpu`] and by the GPU decoder.
+
+use crate::Result;
+
+/// Which logits [`Sequence::forward`] returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: the tokens are only cached.
+    None,
+    /// Those after the last token: `[vocab]`.
+    Last,
+    /// Those after every token: `[tokens][vocab]`.
+    All,
+}
+
+/// What one sequence's cache holds, counted from what is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct KvMemory {
+    /// Bytes the cache grows by per token, over the whole model: allocated bytes of the rows divided by the capacity.
+    pub kv_bytes_per_token: u64,
+    /// Bytes that do not grow with the context.
+    pub kv_fixed_bytes: u64,
+    /// Bytes allocated for `capacity` tokens, fixed ones included.
+    pub allocated_bytes: u64,
+}
+
+/// What the last forward call or step cost in traffic with the device. All zero on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct StepCounters {
+    /// Compute dispatches recorded.
+    pub dispatches: u32,
+    /// Command buffers submitted.
+    pub submits: u32,
+    /// Bytes read back from the device.
+    pub readback_bytes: u64,
+}
+
+/// One sequence being decoded: its position and its cache. Tokens are appended; nothing but [`truncate`](Self::truncate) removes them.
+pub trait Sequence: Send {
+    /// Tokens in the cache: the position of the next one.
+    fn position(&self) -> usize;
+
+    /// Tokens that the cache has room for.
+    fn capacity(&self) -> usize;
+
+    /// The number of tokens that one call of [`forward`](Self::forward) is best given, so that no single submit runs long.
+    fn chunk(&self) -> usize;
+
+    /// Runs `tokens` through the model and appends a row for each. Any number of tokens: longer texts are cut into chunks.
+    ///
+    /// Returns no logits, those after the last token (`[vocab]`), or those after each (`[tokens][vocab]`).
+    ///
+    /// # Errors
+    /// [`crate::Error::Context`] where they do not fit (nothing is appended), [`crate::Error::Argument`] for a token outside the vocabulary, and the device's.
+    fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>>;
+
+    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU: one submit, four bytes read back.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn step(&mut self, token: u32) -> Result<u32>;
+
+    /// Forgets all tokens from `position` on. Does nothing where there are fewer.
+    fn truncate(&mut self, position: usize);
+
+    /// What the cache holds.
+    fn memory(&self) -> KvMemory;
+
+    /// What the last call cost.
+    fn counters(&self) -> StepCounters;
+}
