@@ -1,1 +1,29 @@
-//! To come.
+//! The linear algebra that the rest stands on: thin over nalgebra, and honest about what can fail.
+//!
+//! Two kinds of work meet here. The decoder on the CPU multiplies large f32 matrices, and wants all cores ([`tr_product`]). The methods of
+//! compression solve small f64 problems, and want an answer that is the same on every run or an error, never a panic and never a loop that does not
+//! end on a NaN ([`Eigen`]). Everything follows nalgebra's column-major convention: a token is a column, and a linear weight that is stored `[out, in]`
+//! row by row is, read in place, the matrix `W` of `[in, out]` whose columns are the outputs: `y = Wᵀx`.
+
+mod eigen;
+mod product;
+
+pub use eigen::Eigen;
+pub use product::{gram, tr_product, tr_product_into};
+
+use crate::{Error, Result};
+use nalgebra::{DMatrix, RealField};
+
+/// Whether all numbers of `matrix` are finite.
+///
+/// # Errors
+/// [`Error::Numeric`], naming `what`, with the first entry that is not.
+pub fn check_finite<T: RealField + Copy>(what: &str, matrix: &DMatrix<T>) -> Result<()> {
+    match matrix.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::Numeric {
+            what: what.into(),
+            message: format!("the entry in row {}, column {} is {}, not a finite number", at % matrix.nrows(), at / matrix.nrows(), matrix[at]),
+        }),
+    }
+}

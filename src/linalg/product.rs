@@ -1,0 +1,120 @@
+//! Matrix products on all cores.
+//!
+//! One shape of product carries the whole decoder: `AᵀB` with `A: [k, m]` and `B: [k, n]`, both contiguous along `k`. A linear layer is that (`A` its
+//! weight, `B` a token per column), and so are attention's scores. nalgebra's own `tr_mul` goes column by column; here `A` is read transposed in place,
+//! which keeps the blocked kernel underneath, and the rows of the result are shared out over the cores. With few columns the blocked kernel would spend
+//! its time packing `A`, and plain dot products are faster: that is decoding.
+
+use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut, Dyn, Matrix, RealField, Scalar, U1, ViewStorage};
+
+/// A product of which any side is no longer than this is made of dot products. (nalgebra takes its blocked kernel only above five, and below that must not
+/// be given a view whose rows are not contiguous.)
+const FEW: usize = 6;
+/// Products of fewer multiply-adds than this stay on one core.
+const SHARE_OUT: usize = 1 << 17;
+/// No core is given fewer rows of a result than this: the blocked kernel needs some to work on.
+const LEAST_ROWS: usize = 16;
+
+/// `AᵀB`, `[m, n]`, of `a: [k, m]` and `b: [k, n]`.
+///
+/// # Panics
+/// Where the two differ in `k`.
+pub fn tr_product<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>) -> DMatrix<T> {
+    let mut y = DMatrix::zeros(a.ncols(), b.ncols());
+    tr_product_into(a, b, y.as_view_mut());
+    y
+}
+
+/// [`tr_product`] into `y: [m, n]`.
+///
+/// # Panics
+/// Where the shapes do not fit.
+pub fn tr_product_into<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: DMatrixViewMut<'_, T>) {
+    assert_eq!((a.nrows(), y.shape()), (b.nrows(), (a.ncols(), b.ncols())), "the shapes of a product");
+    let worth_sharing = SHARE_OUT / b.len().max(1) + LEAST_ROWS;
+    share_out(a, b, y, worth_sharing.max(a.ncols().div_ceil(4 * rayon::current_num_threads())));
+}
+
+/// `XXᵀ`, `[d, d]`, of `x: [d, n]`: the sum over columns of their outer products.
+pub fn gram<T: RealField + Copy>(x: &DMatrix<T>) -> DMatrix<T> {
+    let columns = x.transpose();
+    let mut y = tr_product(columns.as_view(), columns.as_view());
+    y.fill_upper_triangle_with_lower_triangle();
+    y
+}
+
+/// Halves the rows of the result, and with them the columns of `a`, down to `block` of them.
+fn share_out<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
+    let rows = y.nrows();
+    if rows > block {
+        let half = rows / 2;
+        let (top, bottom) = y.rows_range_pair_mut(..half, half..);
+        rayon::join(|| share_out(a.columns(0, half), b, top, block), || share_out(a.columns(half, rows - half), b, bottom, block));
+    } else if rows > FEW && a.nrows() > FEW && b.ncols() > FEW {
+        y.gemm(T::one(), &transposed(&a), &b, T::zero());
+    } else {
+        for (j, column) in b.column_iter().enumerate() {
+            let column = column.as_slice();
+            for (i, row) in a.column_iter().enumerate() {
+                y[(i, j)] = dot(row.as_slice(), column);
+            }
+        }
+    }
+}
+
+/// The transpose of a view, read in place.
+fn transposed<'a, T: Scalar>(a: &'a DMatrixView<'_, T>) -> Matrix<T, Dyn, Dyn, ViewStorage<'a, T, Dyn, Dyn, Dyn, U1>> {
+    let (rows, columns) = a.shape_generic();
+    // SAFETY: the same elements under exchanged names: entry (j, i) here is entry (i, j) of `a`, whose memory is borrowed for as long as the result.
+    unsafe { Matrix::from_data_statically_unchecked(ViewStorage::from_raw_parts(a.as_ptr(), (columns, rows), (Dyn(a.strides().1), U1))) }
+}
+
+/// The sum of products, in sixteen partial sums so that the compiler can use vectors.
+fn dot<T: RealField + Copy>(a: &[T], b: &[T]) -> T {
+    let mut sums = [T::zero(); 16];
+    let (a_blocks, b_blocks) = (a.chunks_exact(16), b.chunks_exact(16));
+    let tail = a_blocks.remainder().iter().zip(b_blocks.remainder()).fold(T::zero(), |sum, (&x, &y)| sum + x * y);
+    for (x, y) in a_blocks.zip(b_blocks) {
+        for i in 0..16 {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().fold(tail, |sum, &x| sum + x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern, in −1 to 1.
+    fn numbers(rows: usize, columns: usize, seed: usize) -> DMatrix<f64> {
+        DMatrix::from_fn(rows, columns, |i, j| ((i * 37 + j * 101 + seed * 13) as f64 * 0.731).sin())
+    }
+
+    #[test]
+    fn products_equal_nalgebra_on_odd_sizes_and_few_columns() {
+        for (k, m, n) in [(1, 1, 1), (17, 5, 1), (64, 33, 6), (63, 700, 7), (300, 129, 40), (40, 3, 301), (5, 4, 0)] {
+            let (a, b) = (numbers(k, m, 1), numbers(k, n, 2));
+            let expected = a.transpose() * &b;
+            assert!((tr_product(a.as_view(), b.as_view()) - &expected).amax() < 1e-12, "{k} {m} {n}");
+            let single = tr_product(a.map(|x| x as f32).as_view(), b.map(|x| x as f32).as_view());
+            assert!((single.map(f64::from) - &expected).amax() < 1e-4, "{k} {m} {n} in f32");
+        }
+    }
+
+    #[test]
+    fn products_of_parts_of_matrices() {
+        let (a, b) = (numbers(30, 20, 3), numbers(40, 50, 4));
+        let part = tr_product(a.view((5, 2), (16, 11)), b.view((20, 7), (16, 31)));
+        assert!((part - a.view((5, 2), (16, 11)).transpose() * b.view((20, 7), (16, 31))).amax() < 1e-12);
+    }
+
+    #[test]
+    fn a_gram_matrix_is_the_sum_of_outer_products_and_symmetric() {
+        let x = numbers(37, 90, 5);
+        let sum = x.column_iter().fold(DMatrix::zeros(37, 37), |sum, column| sum + column * column.transpose());
+        let gram = gram(&x);
+        assert!((&gram - sum).amax() < 1e-12);
+        assert_eq!(gram, gram.transpose());
+    }
+}
