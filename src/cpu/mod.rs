@@ -1,1 +1,111 @@
-//! To come.
+//! The decoder in plain Rust: the specification of what the GPU computes, the oracle of its tests, the engine of calibration, and `--device cpu`.
+//!
+//! It reads top to bottom as the model does: [`Model::forward`] is embedding, layers, final norm and head; `layer.rs` is attention and MLP on the residual
+//! stream; `attention.rs` is the one attention over cached rows that serves dense and factored checkpoints alike. All of it is column-major: a token is
+//! a column, so an activation is `[width, tokens]`, and a weight `[out, in]` of a checkpoint is, read in place, the matrix `[in, out]` that is applied as
+//! `Wᵀx`. Weights and arithmetic are f32; the cached rows are f16, as on a GPU, or f32 for calibration and the strictest tests.
+//!
+//! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the cores, nothing else.
+
+mod attention;
+mod layer;
+mod linear;
+mod rope;
+mod rows;
+mod sequence;
+
+pub use rows::RowType;
+pub use sequence::CpuSequence;
+
+use crate::checkpoint::{Checkpoint, Config};
+use crate::sequence::Logits;
+use crate::{Result, linalg};
+use attention::LayerRows;
+use layer::Layer;
+use linear::{Linear, RmsNorm};
+use nalgebra::DMatrix;
+use rayon::prelude::*;
+use rope::Rope;
+use std::sync::Arc;
+
+/// Looks at activations on their way through the model. Calibration is one.
+pub trait Observer {
+    /// What enters the query, key and value projections of `layer`, after its RMSNorm: `[hidden_size, tokens]`, the first column at `position`.
+    fn attention_input(&mut self, layer: usize, position: usize, input: &DMatrix<f32>);
+}
+
+/// A checkpoint's weights in f32, dense or factored. Shared by any number of sequences.
+pub struct Model {
+    config: Config,
+    /// `[hidden_size, vocab]`: a token's embedding is a column.
+    embedding: DMatrix<f32>,
+    layers: Vec<Layer>,
+    final_norm: RmsNorm,
+    /// `None` where the head is the embedding table.
+    head: Option<Linear>,
+}
+
+impl Model {
+    /// Reads all weights into memory: four bytes for each parameter.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] for a tensor that is missing, has another shape than the configuration asks for, or is not finite; those of reading.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Model> {
+        let config = checkpoint.config().clone();
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        Ok(Model {
+            embedding: DMatrix::from_vec(hidden, vocab, checkpoint.f32("model.embed_tokens.weight", &[vocab, hidden])?),
+            layers: (0..config.num_hidden_layers).into_par_iter().map(|index| Layer::load(checkpoint, index)).collect::<Result<_>>()?,
+            final_norm: RmsNorm::load(checkpoint, "model.norm", hidden)?,
+            head: if config.tie_word_embeddings { None } else { Some(Linear::load(checkpoint, "lm_head", hidden, vocab, false)?) },
+            config,
+        })
+    }
+
+    /// The model's geometry.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// A new sequence with room for `capacity` tokens, rounded up to whole blocks of [`CpuSequence::BLOCK`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Argument`] where `capacity` is zero or too large to be counted.
+    pub fn sequence(self: &Arc<Self>, capacity: usize, row_type: RowType) -> Result<CpuSequence> {
+        CpuSequence::new(self.clone(), capacity, row_type)
+    }
+
+    /// Runs `tokens`, the first at `position`, through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
+    fn forward(
+        &self,
+        tokens: &[u32],
+        position: usize,
+        cache: &mut [LayerRows],
+        rope: &Rope,
+        logits: Logits,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> DMatrix<f32> {
+        let mut x = DMatrix::zeros(self.config.hidden_size, tokens.len());
+        for (mut column, &token) in x.column_iter_mut().zip(tokens) {
+            column.copy_from(&self.embedding.column(token as usize));
+        }
+        for (index, (layer, rows)) in self.layers.iter().zip(cache).enumerate() {
+            let input = layer.attention_norm.apply(&x);
+            if let Some(observer) = observer.as_deref_mut() {
+                observer.attention_input(index, position, &input);
+            }
+            x += layer.attention.apply(&input, position, rows, rope);
+            x += layer.mlp.apply(&layer.mlp_norm.apply(&x));
+        }
+        let wanted = match logits {
+            Logits::None => return DMatrix::zeros(self.config.vocab_size, 0),
+            Logits::Last => x.columns(tokens.len() - 1, 1).into_owned(),
+            Logits::All => x,
+        };
+        let last = self.final_norm.apply(&wanted);
+        match &self.head {
+            Some(head) => head.apply(&last),
+            None => linalg::tr_product(self.embedding.as_view(), last.as_view()),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! One layer of the residual stream: attention, then the gated MLP, each behind an RMSNorm.
+
+use super::attention::Attention;
+use super::linear::{Linear, RmsNorm};
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use nalgebra::DMatrix;
+
+/// `x ← x + attention(norm(x)); x ← x + mlp(norm(x))`.
+pub(super) struct Layer {
+    pub(super) attention_norm: RmsNorm,
+    pub(super) attention: Attention,
+    pub(super) mlp_norm: RmsNorm,
+    pub(super) mlp: Mlp,
+}
+
+impl Layer {
+    pub(super) fn load(checkpoint: &Checkpoint, index: usize) -> Result<Layer> {
+        let hidden = checkpoint.config().hidden_size;
+        let name = format!("model.layers.{index}");
+        Ok(Layer {
+            attention_norm: RmsNorm::load(checkpoint, &format!("{name}.input_layernorm"), hidden)?,
+            attention: Attention::load(checkpoint, index)?,
+            mlp_norm: RmsNorm::load(checkpoint, &format!("{name}.post_attention_layernorm"), hidden)?,
+            mlp: Mlp::load(checkpoint, &format!("{name}.mlp"))?,
+        })
+    }
+}
+
+/// `down(silu(gate(x)) · up(x))` (Shazeer, arXiv 2002.05202).
+pub(super) struct Mlp {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Mlp {
+    fn load(checkpoint: &Checkpoint, name: &str) -> Result<Mlp> {
+        let (hidden, inner) = (checkpoint.config().hidden_size, checkpoint.config().intermediate_size);
+        Ok(Mlp {
+            gate: Linear::load(checkpoint, &format!("{name}.gate_proj"), hidden, inner, false)?,
+            up: Linear::load(checkpoint, &format!("{name}.up_proj"), hidden, inner, false)?,
+            down: Linear::load(checkpoint, &format!("{name}.down_proj"), inner, hidden, false)?,
+        })
+    }
+
+    /// `x: [hidden, tokens]`.
+    pub(super) fn apply(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
+        let mut inner = self.gate.apply(x);
+        inner.zip_apply(&self.up.apply(x), |gate, up| *gate *= up / (1.0 + (-*gate).exp()));
+        self.down.apply(&inner)
+    }
+}
