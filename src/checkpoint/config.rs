@@ -1,4 +1,10 @@
 //! A model's geometry, in the words of Hugging Face's `config.json`; read from that file or from GGUF metadata.
+//!
+//! What a file asks for is either honoured or refused by name: a setting that changes the mathematics and is not implemented is never ignored.
+
+use crate::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// The families that lowkey runs. They differ in three details of attention; everything else is in [`Config`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -104,8 +110,357 @@ impl Config {
             .collect()
     }
 
+    /// Reads `config.json`'s value; `path` names the file in errors.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an architecture or setting that lowkey does not run, [`Error::Checkpoint`] for a number that is missing or makes no sense.
+    pub fn from_json(value: &Value, path: &Path) -> Result<Config> {
+        let Value::Object(map) = value else {
+            return Err(Error::Checkpoint { path: path.into(), message: "is not a JSON object".into() });
+        };
+        let fields = Fields { map, path };
+        let architecture = fields.architecture()?;
+        fields.refuse_unknown_mathematics()?;
+
+        let num_attention_heads = fields.size("num_attention_heads", None)?;
+        let hidden_size = fields.size("hidden_size", None)?;
+        // Only Llama's default is safe to rely on: the others' are one model's numbers.
+        let default_kv_heads = (architecture == Architecture::Llama).then_some(num_attention_heads);
+        let head_dim = match fields.get("head_dim") {
+            None if hidden_size % num_attention_heads != 0 => {
+                return Err(fields.bad(format!("hidden_size {hidden_size} cannot be divided among num_attention_heads {num_attention_heads}")));
+            }
+            None => hidden_size / num_attention_heads,
+            Some(_) => fields.size("head_dim", None)?,
+        };
+        let num_hidden_layers = fields.size("num_hidden_layers", None)?;
+        let (rope_theta, rope_scaling) = fields.rope()?;
+        let config = Config {
+            architecture,
+            hidden_size,
+            intermediate_size: fields.size("intermediate_size", None)?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads: fields.size("num_key_value_heads", default_kv_heads)?,
+            head_dim,
+            vocab_size: fields.size("vocab_size", None)?,
+            max_position_embeddings: fields.size("max_position_embeddings", None)?,
+            rms_norm_eps: fields.number("rms_norm_eps", Some(1e-6))? as f32,
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            attention_bias: fields.flag("attention_bias", architecture == Architecture::Qwen2)?,
+            qk_norm: architecture == Architecture::Qwen3,
+            sliding_window: fields.sliding_window(architecture, num_hidden_layers)?,
+            bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
+            eos_token_ids: fields.tokens("eos_token_id")?,
+        };
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// Adds the tokens that `generation_config.json` ends answers with: chat models often name their end of turn only there.
+    pub(super) fn add_end_tokens(&mut self, generation: &Value, path: &Path) -> Result<()> {
+        let Value::Object(map) = generation else { return Ok(()) };
+        for id in (Fields { map, path }).tokens("eos_token_id")? {
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+        self.validate(path)
+    }
+
+    /// The inverse of [`from_json`](Self::from_json): what `config.json` says of this geometry.
+    pub fn to_json(&self) -> Value {
+        let (model_type, class) = self.architecture.names();
+        let mut value = json!({
+            "architectures": [class],
+            "model_type": model_type,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": shortest(self.rms_norm_eps),
+            "rope_theta": self.rope_theta,
+            "rope_scaling": Value::Null,
+            "hidden_act": "silu",
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "attention_bias": self.attention_bias,
+            "sliding_window": self.sliding_window,
+            "use_sliding_window": self.sliding_window.is_some(),
+            "max_window_layers": 0,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_ids,
+            "torch_dtype": "float16",
+        });
+        value["rope_scaling"] = match self.rope_scaling {
+            RopeScaling::None => Value::Null,
+            RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings as u64,
+            }),
+        };
+        value
+    }
+
+    /// Checks that the numbers make sense together. Bounds are generous (a hundred times today's largest models); they keep products of sizes from overflowing.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] naming the number.
+    pub(super) fn validate(&self, path: &Path) -> Result<()> {
+        let bad = |message: String| Err(Error::Checkpoint { path: path.into(), message });
+        for (name, value, most) in [
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.num_hidden_layers, 1 << 12),
+            ("num_attention_heads", self.num_attention_heads, 1 << 14),
+            ("num_key_value_heads", self.num_key_value_heads, 1 << 14),
+            ("head_dim", self.head_dim, 1 << 13),
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
+        ] {
+            if value == 0 || value > most {
+                return bad(format!("{name} is {value}; a number from 1 to {most} is expected"));
+            }
+        }
+        if self.num_attention_heads % self.num_key_value_heads != 0 {
+            return bad(format!(
+                "num_attention_heads {} is not a multiple of num_key_value_heads {}",
+                self.num_attention_heads, self.num_key_value_heads
+            ));
+        }
+        if self.head_dim % 2 != 0 {
+            return bad(format!("head_dim is {}; RoPE needs an even number", self.head_dim));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
+            return bad(format!("rms_norm_eps is {}; a number above 0 and below 1 is expected", self.rms_norm_eps));
+        }
+        if !(self.rope_theta >= 1.0 && self.rope_theta <= 1e12) {
+            return bad(format!("rope_theta is {}; a number from 1 to 1e12 is expected", self.rope_theta));
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        match self.rope_scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear { factor } if positive(factor) => {}
+            RopeScaling::Linear { factor } => return bad(format!("rope_scaling's factor is {factor}; a number above 0 is expected")),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let sound = [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings].into_iter().all(positive);
+                if !sound || low_freq_factor >= high_freq_factor {
+                    return bad("rope_scaling: factors above 0 are expected, and low_freq_factor below high_freq_factor".into());
+                }
+            }
+        }
+        if self.sliding_window == Some(0) {
+            return bad("sliding_window is 0; leave it out where there is none".into());
+        }
+        for (name, id) in self.bos_token_id.iter().map(|id| ("bos_token_id", id)).chain(self.eos_token_ids.iter().map(|id| ("eos_token_id", id))) {
+            if *id as usize >= self.vocab_size {
+                return bad(format!("{name} is {id}, outside the vocabulary of {}", self.vocab_size));
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes that a dense f16 cache grows by per token, over the whole model.
     pub fn dense_kv_bytes_per_token(&self) -> u64 {
         (2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim) as u64
+    }
+}
+
+impl Architecture {
+    const ALL: [Architecture; 4] = [Architecture::Llama, Architecture::Mistral, Architecture::Qwen2, Architecture::Qwen3];
+
+    /// `model_type` and the class in `architectures`.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Architecture::Llama => ("llama", "LlamaForCausalLM"),
+            Architecture::Mistral => ("mistral", "MistralForCausalLM"),
+            Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
+            Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+        }
+    }
+
+    /// By `model_type`, which is also `general.architecture` in GGUF.
+    pub(super) fn from_model_type(name: &str) -> Option<Architecture> {
+        Self::ALL.into_iter().find(|architecture| architecture.names().0 == name)
+    }
+}
+
+/// An f32 as the f64 of its shortest decimal form: `1e-5` and not `9.99999974…e-6`.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(x as f64)
+}
+
+/// A JSON object's fields, read with errors that name them.
+struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    path: &'a Path,
+}
+
+impl Fields<'_> {
+    fn bad(&self, message: String) -> Error {
+        Error::Checkpoint { path: self.path.into(), message }
+    }
+
+    fn unsupported(&self, message: String) -> Error {
+        Error::Unsupported { path: self.path.into(), message }
+    }
+
+    /// A field that is there and not null.
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    fn size(&self, name: &str, default: Option<usize>) -> Result<usize> {
+        match (self.get(name), default) {
+            (None, Some(default)) => Ok(default),
+            (None, None) => Err(self.bad(format!("lacks {name}"))),
+            (Some(value), _) => {
+                value.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| self.bad(format!("{name} is {value}; a whole number is expected")))
+            }
+        }
+    }
+
+    fn number(&self, name: &str, default: Option<f64>) -> Result<f64> {
+        match (self.get(name), default) {
+            (None, Some(default)) => Ok(default),
+            (None, None) => Err(self.bad(format!("lacks {name}"))),
+            (Some(value), _) => value.as_f64().ok_or_else(|| self.bad(format!("{name} is {value}; a number is expected"))),
+        }
+    }
+
+    fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        match self.get(name) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.bad(format!("{name} is {value}; true or false is expected"))),
+        }
+    }
+
+    /// One token id or a list of them; negative ones, by which some files mean "none", are left out.
+    fn tokens(&self, name: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.get(name) else { return Ok(Vec::new()) };
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let mut ids = Vec::new();
+        for value in values {
+            let id = value.as_i64().ok_or_else(|| self.bad(format!("{name} holds {value}; a token id is expected")))?;
+            if id >= 0 {
+                ids.push(u32::try_from(id).map_err(|_| self.bad(format!("{name} holds {id}, which is no token id")))?);
+            }
+        }
+        Ok(ids)
+    }
+
+    fn architecture(&self) -> Result<Architecture> {
+        let class = self.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+        let model_type = self.get("model_type").and_then(Value::as_str);
+        let found = match (model_type, class) {
+            (Some(name), _) => Architecture::from_model_type(name),
+            (None, Some(class)) => Architecture::ALL.into_iter().find(|architecture| architecture.names().1 == class),
+            (None, None) => return Err(self.bad("names no model: it has neither \"model_type\" nor \"architectures\"".into())),
+        };
+        match found {
+            Some(architecture) if class.is_none_or(|class| class == architecture.names().1) => Ok(architecture),
+            _ => {
+                let name = class.or(model_type).unwrap_or_default();
+                let known: Vec<_> = Architecture::ALL.iter().map(|architecture| architecture.names().1).collect();
+                Err(self.unsupported(format!("the architecture {name} is not supported (supported: {})", known.join(", "))))
+            }
+        }
+    }
+
+    /// Settings that change what a layer computes and that no supported family needs.
+    fn refuse_unknown_mathematics(&self) -> Result<()> {
+        if let Some(activation) = self.get("hidden_act")
+            && !matches!(activation.as_str(), Some("silu" | "swish"))
+        {
+            return Err(self.unsupported(format!("hidden_act {activation} is not supported (supported: silu)")));
+        }
+        if self.flag("mlp_bias", false)? {
+            return Err(self.unsupported("mlp_bias is not supported".into()));
+        }
+        if self.flag("rope_interleaved", false)? {
+            return Err(self.unsupported("rope_interleaved is not supported".into()));
+        }
+        if self.number("partial_rotary_factor", Some(1.0))? != 1.0 {
+            return Err(self.unsupported("partial_rotary_factor other than 1 is not supported".into()));
+        }
+        if let Some(quantisation) = self.get("quantization_config") {
+            let method = quantisation["quant_method"].as_str().unwrap_or("quantization_config");
+            return Err(self.unsupported(format!("weights quantised by {method} are not supported; take the float checkpoint, or a GGUF of it")));
+        }
+        Ok(())
+    }
+
+    /// `rope_theta` and `rope_scaling`, or both in the newer `rope_parameters`.
+    fn rope(&self) -> Result<(f64, RopeScaling)> {
+        let top = self.number("rope_theta", Some(10_000.0))?;
+        let (name, value) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
+            (Some(value), _) => ("rope_parameters", value),
+            (None, Some(value)) => ("rope_scaling", value),
+            (None, None) => return Ok((top, RopeScaling::None)),
+        };
+        let Value::Object(map) = value else { return Err(self.bad(format!("{name} is {value}; an object is expected"))) };
+        let inner = Fields { map, path: self.path };
+        let theta = inner.number("rope_theta", Some(top))?;
+        if inner.number("partial_rotary_factor", Some(1.0))? != 1.0 {
+            return Err(self.unsupported(format!("{name}: partial_rotary_factor other than 1 is not supported")));
+        }
+        let within = |error: Error| match error {
+            Error::Checkpoint { path, message } => Error::Checkpoint { path, message: format!("{name}: {message}") },
+            other => other,
+        };
+        let kind = inner.get("rope_type").or(inner.get("type")).map_or(Some("default"), Value::as_str);
+        let scaling = match kind {
+            Some("default") if map.values().any(Value::is_object) => {
+                return Err(self.unsupported(format!("{name}: frequencies that differ by layer are not supported")));
+            }
+            Some("default") => RopeScaling::None,
+            Some("linear") => RopeScaling::Linear { factor: inner.number("factor", None).map_err(within)? },
+            Some("llama3") => RopeScaling::Llama3 {
+                factor: inner.number("factor", None).map_err(within)?,
+                low_freq_factor: inner.number("low_freq_factor", None).map_err(within)?,
+                high_freq_factor: inner.number("high_freq_factor", None).map_err(within)?,
+                original_max_position_embeddings: inner.number("original_max_position_embeddings", None).map_err(within)?,
+            },
+            other => {
+                let other = other.unwrap_or("that is no string");
+                return Err(self.unsupported(format!("{name}: the type {other} is not supported (supported: default, linear, llama3)")));
+            }
+        };
+        Ok((theta, scaling))
+    }
+
+    /// One window for all layers, or none. Qwen's files name a window and switch it off; Llama has none whatever its file says.
+    fn sliding_window(&self, architecture: Architecture, layers: usize) -> Result<Option<usize>> {
+        let switched_on = match architecture {
+            Architecture::Llama => false,
+            Architecture::Mistral => true,
+            Architecture::Qwen2 | Architecture::Qwen3 => self.flag("use_sliding_window", false)?,
+        };
+        if !switched_on || self.get("sliding_window").is_none() {
+            return Ok(None);
+        }
+        let sliding: Vec<bool> = match self.get("layer_types").and_then(Value::as_array) {
+            Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
+            None if architecture == Architecture::Mistral => vec![true],
+            // The first `max_window_layers` layers attend to everything.
+            None => {
+                let full = self.size("max_window_layers", Some(layers))?;
+                (0..layers).map(|layer| layer >= full).collect()
+            }
+        };
+        match (sliding.contains(&true), sliding.contains(&false)) {
+            (true, true) => Err(self.unsupported("a sliding window in some layers but not in all is not supported".into())),
+            (true, false) => Ok(Some(self.size("sliding_window", None)?)),
+            (false, _) => Ok(None),
+        }
     }
 }

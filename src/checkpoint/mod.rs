@@ -1,26 +1,79 @@
 //! A model on disk: config, weights, tokenizer. Safetensors (one file or sharded) or GGUF, memory-mapped. Knows no GPU.
+//!
+//! A checkpoint is checked when it is opened, before any weight is read: that its architecture and every setting are supported, that every tensor the model needs is
+//! there, in the right shape and an encoding that can be decoded. Numbers are checked when they are asked for.
 
 mod config;
+mod encoding;
 mod factored;
+mod safetensors;
+mod tensors;
+mod weights;
 
 pub use config::{Architecture, Config, RopeScaling};
 pub use factored::{Factored, FactoredLayer, Group};
 
-use crate::Result;
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use weights::Weights;
 
 /// An open checkpoint. Weights stay on disk until they are asked for, by their Hugging Face names and in its conventions
 /// (`[out, in]`, RoPE in half-split layout), whatever the file's own.
 pub struct Checkpoint {
     path: PathBuf,
     config: Config,
+    config_json: Value,
     factored: Option<Factored>,
+    weights: Weights,
 }
 
 impl Checkpoint {
     /// Opens a directory (`config.json` and safetensors) or a `.gguf` file.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model that lowkey does not run, before its weights are looked at; [`Error::Checkpoint`] and [`Error::Tensor`] for files that are
+    /// damaged, or tensors that are missing or do not fit.
     pub fn open(path: &Path) -> Result<Checkpoint> {
-        todo!("{}", path.display())
+        let checkpoint = if path.is_dir() { Self::open_directory(path)? } else { Self::open_gguf(path)? };
+        checkpoint.check_tensors()?;
+        Ok(checkpoint)
+    }
+
+    fn open_directory(path: &Path) -> Result<Checkpoint> {
+        let config_path = path.join("config.json");
+        let config_json = read_json(&config_path)?;
+        let mut config = Config::from_json(&config_json, &config_path)?;
+        let generation = path.join("generation_config.json");
+        if generation.is_file() {
+            config.add_end_tokens(&read_json(&generation)?, &generation)?;
+        }
+        let factored = None;
+        let weights = safetensors::open(path)?;
+        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Checkpoint> {
+        std::fs::metadata(path).map_err(Error::io("read", path))?;
+        Err(Error::Unsupported { path: path.into(), message: "is not a directory with config.json and safetensors".into() })
+    }
+
+    fn check_tensors(&self) -> Result<()> {
+        let required = tensors::required(&self.config, self.factored.as_ref());
+        let present = tensors::optional(&self.config).into_iter().filter(|(name, _)| self.has(name));
+        let known: BTreeMap<String, Vec<usize>> = required.into_iter().chain(present).collect();
+        for (name, shape) in &known {
+            self.weights.expect(&self.path, name, shape)?;
+        }
+        // A bias that nobody asks for would silently be missing from every result.
+        match self.tensor_names().find(|name| name.starts_with("model.") && name.ends_with(".bias") && !known.contains_key(*name)) {
+            None => Ok(()),
+            Some(name) => {
+                let message = format!("has a tensor {name}, which its config says nothing of and lowkey would not use");
+                Err(Error::Unsupported { path: self.path.clone(), message })
+            }
+        }
     }
 
     /// What was opened.
@@ -33,23 +86,64 @@ impl Checkpoint {
         &self.config
     }
 
+    /// `config.json` as it was read; for GGUF, what it would be.
+    pub fn config_json(&self) -> &Value {
+        &self.config_json
+    }
+
     /// The factors' layout, where this is a factored checkpoint.
     pub fn factored(&self) -> Option<&Factored> {
         self.factored.as_ref()
     }
 
+    /// The files that hold the weights, in a stable order.
+    pub fn weight_files(&self) -> impl Iterator<Item = &Path> {
+        self.weights.paths()
+    }
+
+    /// All tensors' names, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.weights.names()
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        todo!("{name}")
+        self.weights.get(name).is_some()
+    }
+
+    /// A tensor's shape, row-major.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.weights.get(name).map(|stored| &stored.shape[..])
+    }
+
+    /// The file's word for how a tensor's numbers are stored: `F16`, `Q4_1`.
+    pub fn dtype(&self, name: &str) -> Option<&str> {
+        self.weights.get(name).map(|stored| stored.dtype.as_str())
+    }
+
+    /// Bytes of all tensors on disk.
+    pub fn bytes(&self) -> u64 {
+        self.weights.bytes()
     }
 
     /// A tensor's numbers in f32, row-major; its shape must be `shape`. GGUF's quantised blocks are rounded to f16 first: in f16 they *are* the model.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where it is missing, has another shape, or holds numbers that are not finite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        todo!("{name} {shape:?}")
+        self.weights.f32(&self.path, name, shape)
     }
 
     /// A tensor's numbers rounded to f16, row-major; its shape must be `shape`.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32), and where a number is too large for f16.
     pub fn f16(&self, name: &str, shape: &[usize]) -> Result<Vec<half::f16>> {
-        todo!("{name} {shape:?}")
+        self.weights.f16(&self.path, name, shape)
     }
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::Checkpoint { path: path.into(), message: format!("not valid JSON: {e}") })
 }
