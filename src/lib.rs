@@ -7,6 +7,8 @@ pub mod checkpoint;
 pub mod compress;
 pub mod cpu;
 pub mod linalg;
+#[cfg(feature = "pull")]
+pub mod pull;
 pub mod sequence;
 
 mod error;
