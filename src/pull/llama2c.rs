@@ -5,7 +5,8 @@
 //! nobody needs. The output head is the embedding where the vocabulary's sign is positive. Its RoPE turns neighbouring dimensions, `(2i, 2i+1)`; here
 //! it is `(i, i + d/2)`, so the rows of W_Q and W_K are reordered within every head: row `2i + j` goes to row `j·d/2 + i`.
 //!
-//! `tokenizer.bin` is an `i32` (longest token) and for every token its score (f32), length (`i32`) and bytes: SentencePiece BPE, with spaces for `▁`.
+//! `tokenizer.bin` is an `i32` (longest token) and for every token its score (f32), length (`i32`) and bytes: SentencePiece BPE,
+//! with spaces for `▁`. Tokens 0 to 2 are unknown, start and end, 3 to 258 the bytes.
 
 use crate::{Error, Result};
 use half::f16;
@@ -171,6 +172,7 @@ fn read_tokenizer(reader: &mut Reader, vocabulary: usize) -> Option<Value> {
             0 => "<unk>".to_string(),
             1 => "<s>".to_string(),
             2 => "</s>".to_string(),
+            3..=258 => format!("<0x{:02X}>", id - 3), // bytes, in the file as characters of their own
             _ => std::str::from_utf8(bytes).ok()?.replace(' ', "▁"),
         };
         pieces.push((piece, score));
