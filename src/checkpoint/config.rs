@@ -127,7 +127,7 @@ impl Config {
         // Only Llama's default is safe to rely on: the others' are one model's numbers.
         let default_kv_heads = (architecture == Architecture::Llama).then_some(num_attention_heads);
         let head_dim = match fields.get("head_dim") {
-            None if hidden_size % num_attention_heads != 0 => {
+            None if num_attention_heads == 0 || !hidden_size.is_multiple_of(num_attention_heads) => {
                 return Err(fields.bad(format!("hidden_size {hidden_size} cannot be divided among num_attention_heads {num_attention_heads}")));
             }
             None => hidden_size / num_attention_heads,
@@ -231,13 +231,13 @@ impl Config {
                 return bad(format!("{name} is {value}; a number from 1 to {most} is expected"));
             }
         }
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return bad(format!(
                 "num_attention_heads {} is not a multiple of num_key_value_heads {}",
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return bad(format!("head_dim is {}; RoPE needs an even number", self.head_dim));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {

@@ -14,7 +14,11 @@
 //! | `self_attn.v_proj.bias` | `[H_kv·head_dim]` | added after the up-projection; where `fused` it is inside `o_proj.bias` |
 //! | `self_attn.o_proj.bias` | `[D]` | optional |
 
+use super::Config;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
 
 /// Consecutive key/value heads that share a latent row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,4 +64,50 @@ pub struct Factored {
 impl Factored {
     /// The version written and read by this release.
     pub const FORMAT: u32 = 1;
+
+    /// Reads the object `"lowkey"` of a `config.json`; `path` names the file in errors.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another version of the format, [`Error::Checkpoint`] where the object is incomplete or does not fit the model.
+    pub fn from_json(value: &Value, config: &Config, path: &Path) -> Result<Factored> {
+        let bad = |message: String| Error::Checkpoint { path: path.into(), message };
+        // The version comes first: a later format may well differ in everything else.
+        match value["format"].as_u64() {
+            Some(format) if format == Factored::FORMAT as u64 => {}
+            Some(format) => {
+                let message =
+                    format!("\"lowkey\" has format {format}, and this release reads {}; compress the model again with it", Factored::FORMAT);
+                return Err(Error::Unsupported { path: path.into(), message });
+            }
+            None => return Err(bad("\"lowkey\" has no format version".into())),
+        }
+        let factored = Factored::deserialize(value).map_err(|e| bad(format!("\"lowkey\" cannot be read: {e}")))?;
+        if factored.layers.len() != config.num_hidden_layers {
+            return Err(bad(format!("\"lowkey\" describes {} layers of a model of {}", factored.layers.len(), config.num_hidden_layers)));
+        }
+        for (index, layer) in factored.layers.iter().enumerate() {
+            for (side, groups) in [("key", &layer.key_groups), ("value", &layer.value_groups)] {
+                check_groups(groups, config).map_err(|message| bad(format!("\"lowkey\": layer {index}: {side} groups: {message}")))?;
+            }
+        }
+        Ok(factored)
+    }
+}
+
+fn check_groups(groups: &[Group], config: &Config) -> Result<(), String> {
+    let mut heads = 0usize;
+    for (index, group) in groups.iter().enumerate() {
+        heads = heads.saturating_add(group.kv_heads);
+        if group.kv_heads == 0 || heads > config.num_key_value_heads {
+            return Err(format!("group {index} has {} heads; all groups together have the model's {}", group.kv_heads, config.num_key_value_heads));
+        }
+        let most = group.kv_heads * config.head_dim;
+        if group.rank == 0 || group.rank > most {
+            return Err(format!("group {index} has rank {}; its {} heads allow 1 to {most}", group.rank, group.kv_heads));
+        }
+    }
+    match heads == config.num_key_value_heads {
+        true => Ok(()),
+        false => Err(format!("they cover {heads} of {} heads", config.num_key_value_heads)),
+    }
 }

@@ -6,6 +6,8 @@
 mod config;
 mod encoding;
 mod factored;
+mod gguf;
+mod gguf_model;
 mod safetensors;
 mod tensors;
 mod weights;
@@ -17,7 +19,7 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use weights::Weights;
+use weights::{MappedFile, Weights};
 
 /// An open checkpoint. Weights stay on disk until they are asked for, by their Hugging Face names and in its conventions
 /// (`[out, in]`, RoPE in half-split layout), whatever the file's own.
@@ -27,6 +29,8 @@ pub struct Checkpoint {
     config_json: Value,
     factored: Option<Factored>,
     weights: Weights,
+    /// Where this is a GGUF file.
+    gguf: Option<gguf::Metadata>,
 }
 
 impl Checkpoint {
@@ -49,14 +53,21 @@ impl Checkpoint {
         if generation.is_file() {
             config.add_end_tokens(&read_json(&generation)?, &generation)?;
         }
-        let factored = None;
+        let factored = match config_json.get("lowkey") {
+            Some(object) => Some(Factored::from_json(object, &config, &config_path)?),
+            None => None,
+        };
         let weights = safetensors::open(path)?;
-        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights })
+        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None })
     }
 
     fn open_gguf(path: &Path) -> Result<Checkpoint> {
-        std::fs::metadata(path).map_err(Error::io("read", path))?;
-        Err(Error::Unsupported { path: path.into(), message: "is not a directory with config.json and safetensors".into() })
+        let file = MappedFile::open(path)?;
+        let header = gguf::read_header(path, &file.bytes)?;
+        let config = gguf_model::config(path, &header, &file.bytes)?;
+        let mut weights = Weights::default();
+        weights.add(file, gguf_model::tensors(path, header.tensors, &config)?)?;
+        Ok(Checkpoint { path: path.into(), config_json: config.to_json(), config, factored: None, weights, gguf: Some(header.metadata) })
     }
 
     fn check_tensors(&self) -> Result<()> {
