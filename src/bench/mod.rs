@@ -1,0 +1,250 @@
+//! How fast: prefill and decode at given depths, with what the device could do at best beside it.
+//!
+//! Machines drift: they warm up, and others use them. So settings are interleaved, one round of each model after the other, never all rounds of one model
+//! first; and the roofline is measured in the same run. A depth is reached by prefilling pseudo-random tokens, since the speed does not depend on which.
+
+mod cost;
+mod roofline;
+
+pub use cost::Cost;
+pub use roofline::Roofline;
+
+use crate::sequence::{Logits, Sequence, StepCounters};
+use crate::session::Random;
+use crate::{Error, Result};
+use std::time::Instant;
+
+/// A model to be measured.
+pub struct Subject {
+    /// What to call it in the table.
+    pub model: String,
+    /// Its method.
+    pub method: String,
+    /// How its rows are stored.
+    pub layout: String,
+    /// The type its weights have in memory: `f16`, `f32`.
+    pub weights: String,
+    /// Tokens are drawn from this many.
+    pub vocab: usize,
+    /// What a step costs at the least.
+    pub cost: Cost,
+    /// A sequence with room for [`Task::capacity`] tokens.
+    pub sequence: Box<dyn Sequence>,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Tokens in the cache when a measurement starts.
+    pub depths: Vec<usize>,
+    /// Tokens prefilled in one measurement.
+    pub prefill: usize,
+    /// Tokens decoded in one measurement.
+    pub steps: usize,
+    /// Measurements of each model at each depth.
+    pub rounds: usize,
+    /// The seed of the tokens.
+    pub seed: u64,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Task { depths: vec![0], prefill: 128, steps: 16, rounds: 3, seed: 0 }
+    }
+}
+
+impl Task {
+    /// The context that the deepest measurement needs, or `None` where that cannot be counted.
+    pub fn capacity(&self) -> Option<usize> {
+        self.depths.iter().copied().max().unwrap_or(0).checked_add(self.prefill.max(self.steps))
+    }
+
+    fn check(&self) -> Result<()> {
+        let settings = [("depth", self.depths.len()), ("prefill", self.prefill), ("steps", self.steps), ("rounds", self.rounds)];
+        match settings.into_iter().find(|setting| setting.1 == 0) {
+            Some((name, _)) => Err(Error::Argument { name: name.into(), message: "at least one is needed to measure anything".into() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One model at one depth: a line of the table, and an object of `"rows"` in JSON.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Row {
+    /// The model.
+    pub model: String,
+    /// Its method.
+    pub method: String,
+    /// How its rows are stored.
+    pub layout: String,
+    /// The type its weights have in memory.
+    pub weights: String,
+    /// Tokens in the cache at the start.
+    pub depth: usize,
+    /// Tokens prefilled per second, over all rounds.
+    pub prefill_tps: f64,
+    /// Tokens decoded per second, over all rounds.
+    pub decode_tps: f64,
+    /// Milliseconds that the fastest tenth of steps did not exceed.
+    pub decode_ms_p10: f64,
+    /// The median step, in milliseconds.
+    pub decode_ms_p50: f64,
+    /// Milliseconds that nine tenths of steps did not exceed.
+    pub decode_ms_p90: f64,
+    /// Bytes the cache grows by per token.
+    pub kv_bytes_per_token: u64,
+    /// Bytes that a step has to move at the mean depth of those measured.
+    pub bytes_per_step: u64,
+    /// Operations that it has to make there.
+    pub flops_per_step: u64,
+    /// The least time that this can take on this device, divided by the time that it took.
+    pub share_of_roofline: f64,
+    /// Compute dispatches recorded per step.
+    pub dispatches_per_step: u32,
+    /// Command buffers submitted per step.
+    pub submits_per_step: u32,
+    /// Bytes read back per step.
+    pub readback_bytes_per_step: u64,
+}
+
+/// Measures all `subjects`. `progress` hears of measurements done and to do, and may stop it all with an error.
+///
+/// # Errors
+/// [`Error::Argument`] for a task that measures nothing, [`Error::Context`] for a sequence too small for it; the sequences' and `progress`'s own.
+pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Vec<Row>> {
+    task.check()?;
+    let needed = task.capacity().unwrap_or(usize::MAX);
+    if let Some(capacity) = subjects.iter().map(|s| s.sequence.capacity()).min().filter(|&capacity| capacity < needed) {
+        return Err(Error::Context { needed, capacity });
+    }
+    let mut depths = task.depths.clone();
+    depths.sort_unstable();
+    depths.dedup();
+    let total = depths.len() * task.rounds * subjects.len();
+    let mut done = 0;
+    let mut random = Random::new(task.seed);
+    let mut rows = Vec::new();
+    for depth in depths {
+        for subject in subjects.iter_mut() {
+            fill(subject, depth, &mut random, &mut || progress(done, total))?;
+            // Whatever is made on first use is made here.
+            measure(subject, 1, 1, &mut random)?;
+        }
+        let mut measured: Vec<Measured> = subjects.iter().map(|_| Measured::default()).collect();
+        for _ in 0..task.rounds {
+            for (subject, measured) in subjects.iter_mut().zip(&mut measured) {
+                measured.add(measure(subject, task.prefill, task.steps, &mut random)?);
+                done += 1;
+                progress(done, total)?;
+            }
+        }
+        rows.extend(subjects.iter().zip(measured).map(|(subject, measured)| row(task, subject, depth, measured, roofline)));
+    }
+    Ok(rows)
+}
+
+/// Timings of one model at one depth.
+#[derive(Default)]
+struct Measured {
+    prefill_seconds: Vec<f64>,
+    step_seconds: Vec<f64>,
+    counters: StepCounters,
+}
+
+impl Measured {
+    fn add(&mut self, other: Measured) {
+        self.prefill_seconds.extend(other.prefill_seconds);
+        self.step_seconds.extend(other.step_seconds);
+        self.counters = other.counters;
+    }
+}
+
+fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
+    (0..count).map(|_| random.below(vocab) as u32).collect()
+}
+
+/// Appends tokens up to `depth`, keeping those that are there.
+fn fill(subject: &mut Subject, depth: usize, random: &mut Random, pause: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    let chunk = subject.sequence.chunk().max(1);
+    while subject.sequence.position() < depth {
+        pause()?;
+        let count = chunk.min(depth - subject.sequence.position());
+        subject.sequence.forward(&tokens(random, subject.vocab, count), Logits::None)?;
+    }
+    Ok(())
+}
+
+/// Times one prefill and some steps from the present depth, and returns to it.
+fn measure(subject: &mut Subject, prefill: usize, steps: usize, random: &mut Random) -> Result<Measured> {
+    let depth = subject.sequence.position();
+    let prompt = tokens(random, subject.vocab, prefill);
+    let start = Instant::now();
+    // Logits are asked for so that the call ends when the work does, not when it has been handed to the device.
+    subject.sequence.forward(&prompt, Logits::Last)?;
+    let prefill_seconds = vec![start.elapsed().as_secs_f64()];
+    subject.sequence.truncate(depth);
+
+    let mut token = random.below(subject.vocab) as u32;
+    let mut step_seconds = Vec::with_capacity(steps);
+    for _ in 0..steps {
+        let start = Instant::now();
+        token = subject.sequence.step(token)?;
+        step_seconds.push(start.elapsed().as_secs_f64());
+    }
+    let counters = subject.sequence.counters();
+    subject.sequence.truncate(depth);
+    Ok(Measured { prefill_seconds, step_seconds, counters })
+}
+
+fn row(task: &Task, subject: &Subject, depth: usize, mut measured: Measured, roofline: &Roofline) -> Row {
+    // A clock too coarse to see a step must not make its speed infinite.
+    let seconds = |times: &[f64]| times.iter().sum::<f64>().max(1e-9);
+    let step_seconds = seconds(&measured.step_seconds) / measured.step_seconds.len() as f64;
+    let prefill_tps = (task.prefill * task.rounds) as f64 / seconds(&measured.prefill_seconds);
+    measured.step_seconds.sort_unstable_by(f64::total_cmp);
+    let milliseconds = |percent| percentile(&measured.step_seconds, percent) * 1e3;
+
+    // Step s of a measurement reads depth + s cached rows and its own.
+    let mean_depth = depth + task.steps.div_ceil(2);
+    let kv_bytes_per_token = subject.sequence.memory().kv_bytes_per_token;
+    let bytes_per_step = subject.cost.bytes(mean_depth, kv_bytes_per_token);
+    let flops_per_step = subject.cost.flops(mean_depth);
+    Row {
+        model: subject.model.clone(),
+        method: subject.method.clone(),
+        layout: subject.layout.clone(),
+        weights: subject.weights.clone(),
+        depth,
+        prefill_tps,
+        decode_tps: 1.0 / step_seconds,
+        decode_ms_p10: milliseconds(10),
+        decode_ms_p50: milliseconds(50),
+        decode_ms_p90: milliseconds(90),
+        kv_bytes_per_token,
+        bytes_per_step,
+        flops_per_step,
+        share_of_roofline: roofline.least_seconds(bytes_per_step, flops_per_step) / step_seconds,
+        dispatches_per_step: measured.counters.dispatches,
+        submits_per_step: measured.counters.submits,
+        readback_bytes_per_step: measured.counters.readback_bytes,
+    }
+}
+
+/// The value that `percent` % of `sorted` do not exceed (nearest rank); 0 where there are none.
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentile;
+
+    #[test]
+    fn percentiles_are_nearest_ranks() {
+        let sorted: Vec<f64> = (1..=20).map(f64::from).collect();
+        assert_eq!([10, 50, 90, 100].map(|p| percentile(&sorted, p)), [2.0, 10.0, 18.0, 20.0]);
+        assert_eq!([10, 50, 90].map(|p| percentile(&[7.0], p)), [7.0; 3]);
+        assert_eq!(percentile(&[], 50), 0.0);
+    }
+}
