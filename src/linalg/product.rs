@@ -88,7 +88,7 @@ mod tests {
 
     /// Numbers without a pattern, in −1 to 1.
     fn numbers(rows: usize, columns: usize, seed: usize) -> DMatrix<f64> {
-        DMatrix::from_fn(rows, columns, |i, j| ((i * 37 + j * 101 + seed * 13) as f64 * 0.731).sin())
+        DMatrix::from_fn(rows, columns, |i, j| (((i * 37 + j * 101 + seed * 13) as f64 * 0.731).sin() * 43758.5453).fract())
     }
 
     #[test]

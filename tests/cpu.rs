@@ -1,0 +1,233 @@
+//! The decoder on the CPU: what it computes does not depend on how it is asked.
+
+mod common;
+
+use common::{Random, SyntheticModel, families};
+use lowkey::checkpoint::Checkpoint;
+use lowkey::cpu::{CpuSequence, Model, RowType};
+use lowkey::sequence::{Logits, Sequence};
+use lowkey::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+fn load(model: &SyntheticModel) -> Arc<Model> {
+    let directory = model.write_temporary();
+    Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap()).unwrap())
+}
+
+/// `Σ(a−b)² / Σb²`.
+fn nmse(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    a.iter().zip(b).map(|(a, b)| square(a - b)).sum::<f64>() / b.iter().map(|&b| square(b)).sum::<f64>()
+}
+
+/// The model once more, number by number in f64, straight from the tensors as they are stored: `[tokens][vocab]`.
+fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32]) -> Vec<f32> {
+    let config = checkpoint.config();
+    let stored = tensors_in_f64(checkpoint);
+    let linear = |name: &str, x: &[f64]| -> Vec<f64> {
+        let bias = stored.get(&format!("{name}.bias"));
+        let rows = stored[&format!("{name}.weight")].chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>());
+        rows.enumerate().map(|(i, y)| y + bias.map_or(0.0, |bias| bias[i])).collect()
+    };
+    let norm = |name: &str, x: &[f64]| -> Vec<f64> {
+        let rms = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(config.rms_norm_eps)).sqrt();
+        x.iter().zip(&stored[name]).map(|(x, w)| x / rms * w).collect()
+    };
+    let d = model.head_dim;
+    let frequencies = config.rope_frequencies();
+    // The heads of a query or key, each normalised where the family does, then turned to its position.
+    let heads = |layer: &str, side: &str, x: &[f64], position: usize| -> Vec<Vec<f64>> {
+        let mut heads: Vec<Vec<f64>> = linear(&format!("{layer}.{side}_proj"), x).chunks(d).map(<[f64]>::to_vec).collect();
+        for head in &mut heads {
+            let weight = format!("{layer}.{side}_norm.weight");
+            if stored.contains_key(&weight) {
+                *head = norm(&weight, head);
+            }
+            let old = head.clone();
+            for i in 0..d / 2 {
+                let (sine, cosine) = (position as f64 * frequencies[i]).sin_cos();
+                head[i] = old[i] * cosine - old[i + d / 2] * sine;
+                head[i + d / 2] = old[i + d / 2] * cosine + old[i] * sine;
+            }
+        }
+        heads
+    };
+    let add = |x: &mut Vec<f64>, y: Vec<f64>| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    let table = &stored["model.embed_tokens.weight"];
+    let mut stream: Vec<Vec<f64>> = tokens.iter().map(|&token| table[token as usize * model.hidden..][..model.hidden].to_vec()).collect();
+    for layer in 0..model.layers {
+        let name = format!("model.layers.{layer}");
+        let attention = format!("{name}.self_attn");
+        let inputs: Vec<_> = stream.iter().map(|x| norm(&format!("{name}.input_layernorm.weight"), x)).collect();
+        let keys: Vec<_> = inputs.iter().enumerate().map(|(position, x)| heads(&attention, "k", x, position)).collect();
+        let values: Vec<_> = inputs.iter().map(|x| linear(&format!("{attention}.v_proj"), x)).collect();
+        for (position, x) in inputs.iter().enumerate() {
+            let mut sums = Vec::new();
+            for (head, query) in heads(&attention, "q", x, position).iter().enumerate() {
+                let kv_head = head * model.kv_heads / model.heads;
+                let first = model.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
+                let score = |key: &Vec<f64>| (query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt()).exp();
+                let weights: Vec<f64> = (first..=position).map(|t| score(&keys[t][kv_head])).collect();
+                let total: f64 = weights.iter().sum();
+                sums.extend((0..d).map(|i| (first..=position).map(|t| weights[t - first] * values[t][kv_head * d + i]).sum::<f64>() / total));
+            }
+            add(&mut stream[position], linear(&format!("{attention}.o_proj"), &sums));
+        }
+        for x in &mut stream {
+            let input = norm(&format!("{name}.post_attention_layernorm.weight"), x);
+            let up = linear(&format!("{name}.mlp.up_proj"), &input);
+            let gate = linear(&format!("{name}.mlp.gate_proj"), &input);
+            let inner: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+            add(x, linear(&format!("{name}.mlp.down_proj"), &inner));
+        }
+    }
+    let head = if model.tied { "model.embed_tokens" } else { "lm_head" };
+    stream.iter().flat_map(|x| linear(head, &norm("model.norm.weight", x))).map(|logit| logit as f32).collect()
+}
+
+fn tensors_in_f64(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<f64>> {
+    let read = |name: &str| checkpoint.f32(name, checkpoint.shape(name).unwrap()).unwrap().into_iter().map(f64::from).collect();
+    checkpoint.tensor_names().map(|name| (name.to_string(), read(name))).collect()
+}
+
+#[test]
+fn logits_are_those_of_the_formulas_number_by_number() {
+    for (family, synthetic) in families() {
+        let directory = synthetic.write_temporary();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let tokens = Random(8).tokens(37, synthetic.vocab);
+        let model = Arc::new(Model::load(&checkpoint).unwrap());
+        let logits = model.sequence(64, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap();
+        let error = nmse(&logits, &reference(&synthetic, &checkpoint, &tokens));
+        assert!(error < 1e-10, "{family}: {error}");
+    }
+}
+
+#[test]
+fn chunks_steps_and_one_pass_give_the_same_logits() {
+    for (family, synthetic) in families() {
+        let model = load(&synthetic);
+        // More than one chunk, more than any window, no round number.
+        let tokens = Random(9).tokens(301, synthetic.vocab);
+        let whole = model.sequence(400, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap();
+        assert_eq!(whole.len(), tokens.len() * synthetic.vocab);
+
+        let mut parts = model.sequence(400, RowType::F32).unwrap();
+        let mut pieced = Vec::new();
+        for part in [1, 7, 1, 64, 2, 150, 76].iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end - length..*end)
+        }) {
+            pieced.extend(parts.forward(&tokens[part], Logits::All).unwrap());
+        }
+        assert_eq!(parts.position(), tokens.len());
+        assert!(nmse(&pieced, &whole) < 1e-9, "{family}: {}", nmse(&pieced, &whole));
+
+        let mut last = model.sequence(400, RowType::F32).unwrap();
+        assert!(last.forward(&tokens[..300], Logits::None).unwrap().is_empty());
+        let best = last.step(tokens[300]).unwrap() as usize;
+        let expected = &whole[300 * synthetic.vocab..];
+        assert!(expected.iter().all(|&logit| logit <= expected[best] + 1e-4), "{family}");
+        last.truncate(300);
+        assert!(nmse(&last.forward(&tokens[300..], Logits::Last).unwrap(), expected) < 1e-9, "{family}");
+    }
+}
+
+#[test]
+fn a_truncated_sequence_continues_as_a_fresh_one() {
+    for (family, synthetic) in families() {
+        let model = load(&synthetic);
+        let tokens = Random(10).tokens(90, synthetic.vocab);
+        let mut used = model.sequence(128, RowType::F16).unwrap();
+        used.forward(&Random(11).tokens(120, synthetic.vocab), Logits::None).unwrap();
+        used.truncate(500);
+        assert_eq!(used.position(), 120);
+        used.truncate(0);
+        used.forward(&tokens[..40], Logits::None).unwrap();
+        used.forward(&Random(12).tokens(60, synthetic.vocab), Logits::None).unwrap();
+        used.truncate(40);
+        assert_eq!(used.position(), 40);
+        let continued = used.forward(&tokens[40..], Logits::All).unwrap();
+
+        let mut fresh = model.sequence(128, RowType::F16).unwrap();
+        fresh.forward(&tokens[..40], Logits::None).unwrap();
+        assert_eq!(continued, fresh.forward(&tokens[40..], Logits::All).unwrap(), "{family}");
+    }
+}
+
+#[test]
+fn f16_rows_are_close_to_f32_rows_and_half_their_size() {
+    for (family, synthetic) in families() {
+        let model = load(&synthetic);
+        let tokens = Random(13).tokens(70, synthetic.vocab);
+        let [(half, half_memory), (full, full_memory)] = [RowType::F16, RowType::F32].map(|row_type| {
+            let mut sequence = model.sequence(70, row_type).unwrap();
+            (sequence.forward(&tokens, Logits::All).unwrap(), sequence.memory())
+        });
+        let error = nmse(&half, &full);
+        assert!(error > 0.0 && error < 1e-5, "{family}: {error}");
+        assert_eq!(2 * half_memory.allocated_bytes, full_memory.allocated_bytes);
+    }
+}
+
+#[test]
+fn memory_is_what_is_allocated() {
+    let synthetic = SyntheticModel::default();
+    let model = load(&synthetic);
+    for asked in [1, 64, 65, 1000] {
+        let sequence = model.sequence(asked, RowType::F16).unwrap();
+        let memory = sequence.memory();
+        assert!(sequence.capacity() >= asked && sequence.capacity() < asked + CpuSequence::BLOCK);
+        assert_eq!(memory.kv_bytes_per_token, model.config().dense_kv_bytes_per_token());
+        assert_eq!(memory.allocated_bytes, memory.kv_bytes_per_token * sequence.capacity() as u64 + memory.kv_fixed_bytes);
+    }
+    for impossible in [0, usize::MAX, usize::MAX / 64] {
+        assert!(matches!(model.sequence(impossible, RowType::F16), Err(Error::Argument { .. })), "{impossible}");
+    }
+}
+
+#[test]
+fn only_tokens_in_the_window_are_seen() {
+    let (_, synthetic) = families().into_iter().find(|(family, _)| *family == "mistral").unwrap();
+    let window = synthetic.sliding_window.unwrap();
+    // With one layer, what lies outside the window of the last token cannot reach it.
+    let model = load(&SyntheticModel { layers: 1, ..synthetic.clone() });
+    let last = |tokens: &[u32]| model.sequence(64, RowType::F32).unwrap().forward(tokens, Logits::Last).unwrap();
+    let mut tokens = Random(14).tokens(60, synthetic.vocab);
+    let before = last(&tokens);
+    tokens[60 - window - 1] ^= 1;
+    assert!(nmse(&last(&tokens), &before) == 0.0);
+    tokens[60 - window] ^= 1;
+    assert!(nmse(&last(&tokens), &before) > 1e-8);
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_and_changes_nothing() -> Result<()> {
+    let synthetic = SyntheticModel::default();
+    let model = load(&synthetic);
+    let mut sequence = model.sequence(64, RowType::F16)?;
+    sequence.forward(&[1, 2, 3], Logits::None)?;
+    let full = Random(15).tokens(62, synthetic.vocab);
+    assert!(matches!(sequence.forward(&full, Logits::All), Err(Error::Context { needed: 65, capacity: 64 })));
+    assert!(matches!(sequence.step(synthetic.vocab as u32), Err(Error::Argument { .. })));
+    assert!(matches!(sequence.forward(&[], Logits::Last), Err(Error::Argument { .. })));
+    assert!(sequence.forward(&[], Logits::All)?.is_empty());
+    assert_eq!(sequence.position(), 3);
+    sequence.forward(&full[..61], Logits::Last)?;
+    assert!(matches!(sequence.step(1), Err(Error::Context { .. })));
+    Ok(())
+}
+
+#[test]
+fn an_overflow_is_an_error_that_names_the_position() {
+    let synthetic = SyntheticModel { dtype: safetensors::Dtype::F32, ..SyntheticModel::default() };
+    let directory = synthetic.write_temporary();
+    let mut tensors = synthetic.tensors();
+    tensors.get_mut("model.norm.weight").unwrap().numbers.fill(3e38);
+    common::write_tensors(&directory.path().join("model.safetensors"), &tensors, safetensors::Dtype::F32);
+    let model = Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap()).unwrap());
+    let message = model.sequence(8, RowType::F32).unwrap().forward(&[5, 6], Logits::Last).unwrap_err().to_string();
+    assert!(message.contains("position 1"), "{message}");
+}
