@@ -9,11 +9,13 @@ pub mod compress;
 pub mod cpu;
 pub mod eval;
 pub mod linalg;
+pub mod progress;
 #[cfg(feature = "pull")]
 pub mod pull;
 pub mod sequence;
 pub mod session;
 
 mod error;
+mod output;
 
 pub use error::{Error, Result};

@@ -1,0 +1,66 @@
+//! Outputs appear under their name complete, or not at all: written to a temporary name in the same directory, then renamed.
+
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+/// A file on its way to `path`; removed when dropped.
+///
+/// # Errors
+/// [`Error::Exists`] where `path` is taken, [`Error::Io`] where nothing can be created beside it.
+pub(crate) fn file(path: &Path) -> Result<NamedTempFile> {
+    vacant(path)?;
+    builder(0o666).tempfile_in(parent(path)).map_err(Error::io("create", path))
+}
+
+/// Gives `file` its name.
+pub(crate) fn publish_file(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.as_file().sync_all().map_err(Error::io("write", path))?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Err(Error::Exists { path: path.into() }),
+        Err(e) => Err(Error::io("write", path)(e.error)),
+    }
+}
+
+/// A directory on its way to `path`; removed with all that is in it when dropped.
+///
+/// # Errors
+/// As [`file`].
+pub(crate) fn directory(path: &Path) -> Result<TempDir> {
+    vacant(path)?;
+    builder(0o777).tempdir_in(parent(path)).map_err(Error::io("create", path))
+}
+
+/// Gives `directory` its name.
+pub(crate) fn publish_directory(directory: TempDir, path: &Path) -> Result<()> {
+    vacant(path)?;
+    std::fs::rename(directory.path(), path).map_err(Error::io("create", path))?;
+    let _ = directory.keep();
+    Ok(())
+}
+
+fn vacant(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(Error::Exists { path: path.into() }),
+        Err(_) => Ok(()),
+    }
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.into(),
+        _ => ".".into(),
+    }
+}
+
+/// Temporary names, with the permissions that an ordinary output would have (less the user's umask).
+fn builder(mode: u32) -> Builder<'static, 'static> {
+    let mut builder = Builder::new();
+    builder.prefix(".lowkey-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
+    builder
+}
