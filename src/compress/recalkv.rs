@@ -1,0 +1,209 @@
+//! ReCalKV (Yan et al., arXiv 2505.24357): low-rank keys in groups of similar heads, low-rank values over all heads.
+//!
+//! In our notation (`x: [D]` a hidden state after RMSNorm, `C = E[xᵀx]`, rows as vectors), for a layer with `H_kv` heads of width `d`:
+//!
+//! - **Keys: head-wise similarity reordering.** Similarity of heads `i` and `j` is linear CKA of their outputs, `‖G_ij‖²_F / (‖G_ii‖_F·‖G_jj‖_F)`, where
+//!   `G = W_KᵀCW_K`, `[H_kv·d, H_kv·d]`, is all that is needed. Greedily, the most similar heads share a group of at most `s`; each group
+//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`low_rank`](super::low_rank)). The row `x·[A_1 … A_G]` is cached,
+//!   before RoPE; the key is rebuilt from it, `z·B + b`, then normalised and turned as ever.
+//! - **Values: offline calibration.** All heads share one latent, `W_V ≈ A·B`. The paper alternates least squares, `B ← (AᵀCA)⁻¹AᵀCW` (its equation 7) and
+//!   `A ← WBᵀ(BBᵀ)⁻¹` (equation 8), from a plain SVD. The whitened SVD of the same `C` is the fixed point of both, and the global optimum: it is computed at once.
+//! - **Fusion.** The up-projection of a query head's values, `B_h·W_O^(h)`, replaces `W_O^(h)` where its `r_v` rows are no more than the `d` they replace.
+//!   At half the values of a multi-head model they are many times more, and then the sum of latents is brought back first, `(Σ p·z)·B_h`, once per token.
+//!
+//! What differs from the paper and its released code, and why: the permutation of heads is absorbed into the weights (queries, keys, values, their biases
+//! and the rows of `W_O` move together), so nothing is reordered at run time, and a key bias moves with its head, which the code forgets. `C` is divided by the number
+//! of tokens and everything is solved in f64; the code squares unnormalised sums in f16. CKA is taken of the outputs, not of the rows of a whitened weight
+//! around their mean, which depends on the square root of `C` that one happens to pick. The calibrated inputs are the dense model's. Ranks follow the budget
+//! uniformly, not the Fisher information.
+
+use super::low_rank::{LowRank, output_moment, principal};
+use crate::Result;
+use crate::checkpoint::{Checkpoint, FactoredLayer};
+use nalgebra::{DMatrix, DVector};
+
+/// A tensor of the factored layer: its name after `self_attn.`, its shape, its numbers row-major.
+pub(super) type Made = (String, Vec<usize>, Vec<f32>);
+
+/// Factors one layer as `plan` says; `inputs` is `C`. Returns every projection that the factored layer has.
+///
+/// # Errors
+/// Those of reading the weights, and [`crate::Error::Numeric`].
+pub(super) fn factor(checkpoint: &Checkpoint, layer: usize, plan: &FactoredLayer, inputs: &DMatrix<f32>) -> Result<Vec<Made>> {
+    let config = checkpoint.config();
+    let (hidden, d, query_heads) = (config.hidden_size, config.head_dim, config.group_size());
+    let (query_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+    let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
+    // Row by row `[out, in]` is column by column `[in, out]`.
+    let weight = |part: &str, rows, columns| -> Result<DMatrix<f64>> {
+        Ok(DMatrix::from_vec(rows, columns, checkpoint.f32(&name(part), &[columns, rows])?).map(f64::from))
+    };
+    let bias = |part: &str, width| -> Result<Option<DVector<f64>>> {
+        let name = name(part);
+        if !checkpoint.has(&name) {
+            return Ok(None);
+        }
+        Ok(Some(DVector::from_vec(checkpoint.f32(&name, &[width])?).map(f64::from)))
+    };
+    let inputs = inputs.map(f64::from);
+    let what = |side: &str| format!("the {side} of layer {layer}");
+
+    let keys = weight("k_proj.weight", hidden, kv_width)?;
+    let sizes: Vec<usize> = plan.key_groups.iter().map(|group| group.kv_heads).collect();
+    let order = group_heads(&similarity(&output_moment(&keys, &inputs), d), &sizes);
+    let columns = |width: usize| -> Vec<usize> { order.iter().flat_map(|&head| head * width..(head + 1) * width).collect() };
+    let (kv_columns, query_columns) = (columns(d), columns(query_heads * d));
+
+    let mut made = Vec::new();
+    // A matrix `[in, out]` of ours is, column by column, the tensor `[out, in]` of the checkpoint.
+    let mut add = |part: &str, matrix: &DMatrix<f64>| {
+        made.push((part.to_string(), vec![matrix.ncols(), matrix.nrows()], matrix.iter().map(|&x| x as f32).collect()));
+    };
+    add("q_proj.weight", &weight("q_proj.weight", hidden, query_width)?.select_columns(&query_columns));
+
+    let keys = keys.select_columns(&kv_columns);
+    let moment = output_moment(&keys, &inputs);
+    let (mut downs, mut first) = (Vec::new(), 0);
+    for (index, group) in plan.key_groups.iter().enumerate() {
+        let width = group.kv_heads * d;
+        let block = moment.view((first, first), (width, width)).into_owned();
+        let LowRank { down, up } = principal(&what("keys"), &keys.columns(first, width).into_owned(), &block, group.rank)?;
+        add(&format!("k_up.{index}.weight"), &up);
+        downs.extend(down.column_iter().map(|column| column.into_owned()));
+        first += width;
+    }
+    add("k_down.weight", &DMatrix::from_columns(&downs));
+
+    let values = weight("v_proj.weight", hidden, kv_width)?.select_columns(&kv_columns);
+    let rank = plan.value_groups.iter().map(|group| group.rank).sum();
+    let LowRank { down, up } = principal(&what("values"), &values, &output_moment(&values, &inputs), rank)?;
+    add("v_proj.weight", &down);
+    let value_bias = bias("v_proj.bias", kv_width)?.map(|bias| bias.select_rows(&kv_columns));
+    let output = weight("o_proj.weight", query_width, hidden)?.select_rows(&query_columns);
+    let output_bias = bias("o_proj.bias", hidden)?;
+    if plan.fused {
+        add("o_proj.weight", &fuse(&up, &output, d, query_heads));
+    } else {
+        add("v_up.0.weight", &up);
+        add("o_proj.weight", &output);
+    }
+
+    let mut add_bias = |part: &str, bias: DVector<f64>| made.push((part.to_string(), vec![bias.len()], bias.iter().map(|&x| x as f32).collect()));
+    if let Some(bias) = bias("q_proj.bias", query_width)? {
+        add_bias("q_proj.bias", bias.select_rows(&query_columns));
+    }
+    if let Some(bias) = bias("k_proj.bias", kv_width)? {
+        add_bias("k_proj.bias", bias.select_rows(&kv_columns));
+    }
+    match (value_bias, output_bias) {
+        (Some(values), outputs) if plan.fused => {
+            // Every query head passes its key/value head's bias on, whatever it attends to.
+            let repeated = DVector::from_fn(query_width, |row, _| values[row / (query_heads * d) * d + row % d]);
+            add_bias("o_proj.bias", output.tr_mul(&repeated) + outputs.unwrap_or_else(|| DVector::zeros(hidden)));
+        }
+        (values, outputs) => {
+            values.into_iter().for_each(|bias| add_bias("v_proj.bias", bias));
+            outputs.into_iter().for_each(|bias| add_bias("o_proj.bias", bias));
+        }
+    }
+    Ok(made)
+}
+
+/// Linear CKA between heads, `[H, H]`, from the second moment `[H·d, H·d]` of their outputs: 1 where two span the same directions with the same weights, whatever
+/// rotation lies between them; 0 where they have nothing in common. A head without outputs is like no other.
+fn similarity(moment: &DMatrix<f64>, d: usize) -> DMatrix<f64> {
+    let heads = moment.nrows() / d;
+    let norm = |i: usize, j: usize| moment.view((i * d, j * d), (d, d)).norm();
+    DMatrix::from_fn(heads, heads, |i, j| {
+        let own = norm(i, i) * norm(j, j);
+        if own > 0.0 { norm(i, j).powi(2) / own } else { 0.0 }
+    })
+}
+
+/// Puts heads into groups of the given sizes, most similar pairs first: both heads of a pair into the first group with room for two, or the one that is still
+/// free beside the other. What is left over fills the gaps. Returns the heads in the order of the groups, ascending within each.
+fn group_heads(similarity: &DMatrix<f64>, sizes: &[usize]) -> Vec<usize> {
+    let heads = similarity.nrows();
+    let mut pairs: Vec<(usize, usize)> = (0..heads).flat_map(|i| (i + 1..heads).map(move |j| (i, j))).collect();
+    pairs.sort_by(|&a, &b| similarity[b].total_cmp(&similarity[a]));
+    let mut groups: Vec<Vec<usize>> = vec![Vec::new(); sizes.len()];
+    let mut group_of: Vec<Option<usize>> = vec![None; heads];
+    let with_room = |groups: &[Vec<usize>], room: usize| (0..sizes.len()).find(|&group| groups[group].len() + room <= sizes[group]);
+    let put = |groups: &mut [Vec<usize>], group_of: &mut [Option<usize>], head: usize, group: usize| {
+        groups[group].push(head);
+        group_of[head] = Some(group);
+    };
+    for (i, j) in pairs {
+        match (group_of[i], group_of[j]) {
+            (None, None) => {
+                if let Some(group) = with_room(&groups, 2) {
+                    put(&mut groups, &mut group_of, i, group);
+                    put(&mut groups, &mut group_of, j, group);
+                }
+            }
+            (Some(group), None) if groups[group].len() < sizes[group] => put(&mut groups, &mut group_of, j, group),
+            (None, Some(group)) if groups[group].len() < sizes[group] => put(&mut groups, &mut group_of, i, group),
+            _ => {}
+        }
+    }
+    for head in 0..heads {
+        if let (None, Some(group)) = (group_of[head], with_room(&groups, 1)) {
+            put(&mut groups, &mut group_of, head, group);
+        }
+    }
+    groups.iter_mut().for_each(|group| group.sort_unstable());
+    groups.concat()
+}
+
+/// `B_h·W_O^(h)` of every query head, one under the other: `[H·r, D]`, of `up: [r, H_kv·d]` and `output: [H·d, D]`.
+fn fuse(up: &DMatrix<f64>, output: &DMatrix<f64>, d: usize, query_heads: usize) -> DMatrix<f64> {
+    let rank = up.nrows();
+    let heads = output.nrows() / d;
+    let mut fused = DMatrix::zeros(heads * rank, output.ncols());
+    for head in 0..heads {
+        fused.rows_mut(head * rank, rank).gemm(1.0, &up.columns(head / query_heads * d, d), &output.rows(head * d, d), 0.0);
+    }
+    fused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cka_ignores_rotations_and_scales_within_a_head() {
+        let (n, d) = (50, 3);
+        let x = DMatrix::from_fn(n, d, |i, j| ((i * 7 + j * 31) as f64 * 0.61).sin());
+        let turn = nalgebra::Rotation3::from_euler_angles(0.3, 1.1, -0.7).matrix().map(|x| 2.5 * x);
+        let other = DMatrix::from_fn(n, d, |i, j| ((i * 13 + j * 17) as f64 * 1.37).cos());
+        let mut heads = DMatrix::zeros(n, 4 * d);
+        heads.columns_mut(0, d).copy_from(&x);
+        heads.columns_mut(d, d).copy_from(&(&x * turn));
+        heads.columns_mut(2 * d, d).copy_from(&other);
+        let cka = similarity(&(heads.transpose() * &heads), d);
+        assert!((cka[(0, 0)] - 1.0).abs() < 1e-12);
+        assert!((cka[(0, 1)] - 1.0).abs() < 1e-12, "{}", cka[(0, 1)]);
+        assert_eq!(cka[(0, 2)], cka[(2, 0)]);
+        assert!(cka[(0, 2)] < 0.5);
+        assert_eq!(cka[(0, 3)], 0.0);
+        assert_eq!(cka[(3, 3)], 0.0);
+    }
+
+    #[test]
+    fn similar_heads_are_grouped_and_every_head_has_its_place() {
+        // Heads of the same parity belong together.
+        let parity = DMatrix::from_fn(6, 6, |i, j| if i % 2 == j % 2 { 0.9 } else { 0.1 });
+        assert_eq!(group_heads(&parity, &[3, 3]), [0, 2, 4, 1, 3, 5]);
+        // Uneven last groups, groups of one, a single group.
+        for sizes in [vec![4, 2], vec![2, 2, 2], vec![4, 1, 1], vec![5, 1], vec![1; 6], vec![6]] {
+            for seed in 0..20 {
+                let random = DMatrix::from_fn(6, 6, |i, j| ((i.min(j) * 5 + i.max(j) * 11 + seed * 17) as f64).sin().abs());
+                let mut order = group_heads(&random, &sizes);
+                order.sort_unstable();
+                assert_eq!(order, [0, 1, 2, 3, 4, 5], "{sizes:?}, seed {seed}");
+            }
+        }
+        assert_eq!(group_heads(&DMatrix::from_element(1, 1, 1.0), &[1]), [0]);
+        assert_eq!(group_heads(&DMatrix::from_element(3, 3, f64::NAN), &[2, 1]).len(), 3);
+    }
+}
