@@ -16,6 +16,8 @@ pub mod sequence;
 pub mod session;
 
 mod error;
+mod model;
 mod output;
 
 pub use error::{Error, Result};
+pub use model::{Device, Engine, LoadOptions, Model};

@@ -2,9 +2,11 @@
 
 mod toy;
 
+use lowkey::Error;
 use lowkey::bench::{self, Cost, Roofline};
 use lowkey::eval::{self, Windowing};
-use lowkey::{Error, Result};
+use lowkey::progress::Progress;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use toy::Toy;
 
@@ -21,8 +23,8 @@ fn log_p(logits: &[f32], id: usize) -> f64 {
     logits[id] as f64 - logits.iter().map(|&x| (x as f64).exp()).sum::<f64>().ln()
 }
 
-fn quiet(_: usize, _: usize) -> Result<()> {
-    Ok(())
+fn quiet(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
 }
 
 #[test]
@@ -65,9 +67,9 @@ fn eval_runs_no_token_whose_logits_nobody_needs() {
     let task =
         eval::Task { text: &text, bos: None, windowing: Windowing { window: 16, stride: 16, ..Windowing::default() }, first_is_reference: false };
     let mut heard = Vec::new();
-    let mut listen = |done, total| {
-        heard.push((done, total));
-        Ok(())
+    let mut listen = |progress: Progress| {
+        heard.push((progress.done, progress.total));
+        ControlFlow::Continue(())
     };
     let rows = eval::run(&task, &mut [subject("alone", toy)], &mut listen).unwrap();
     assert_eq!(run.load(Ordering::Relaxed), 2 * 15);
@@ -81,7 +83,7 @@ fn eval_stops_when_told_and_refuses_a_small_context() {
     let text = text(40);
     let windowing = Windowing { window: 16, stride: 16, ..Windowing::default() };
     let task = eval::Task { text: &text, bos: None, windowing, first_is_reference: true };
-    let stopped = eval::run(&task, &mut [subject("a", Toy::new(11, 16))], &mut |_, _| Err(Error::Interrupted));
+    let stopped = eval::run(&task, &mut [subject("a", Toy::new(11, 16))], &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Interrupted)));
     let small = eval::run(&task, &mut [subject("a", Toy::new(11, 16)), subject("b", Toy::new(11, 15))], &mut quiet);
     assert!(matches!(small, Err(Error::Context { needed: 16, capacity: 15 })));

@@ -9,6 +9,7 @@ mod roofline;
 pub use cost::Cost;
 pub use roofline::Roofline;
 
+use crate::progress::{OnProgress, report};
 use crate::sequence::{Logits, Sequence, StepCounters};
 use crate::session::Random;
 use crate::{Error, Result};
@@ -107,11 +108,12 @@ pub struct Row {
     pub readback_bytes_per_step: u64,
 }
 
-/// Measures all `subjects`. `progress` hears of measurements done and to do, and may stop it all with an error.
+/// Measures all `subjects`. `on_progress` hears of measurements.
 ///
 /// # Errors
-/// [`Error::Argument`] for a task that measures nothing, [`Error::Context`] for a sequence too small for it; the sequences' and `progress`'s own.
-pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Vec<Row>> {
+/// [`Error::Argument`] for a task that measures nothing, [`Error::Context`] for a sequence too small for it,
+/// [`Error::Interrupted`] where `on_progress` says so; the sequences' own.
+pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, on_progress: OnProgress<'_>) -> Result<Vec<Row>> {
     task.check()?;
     let needed = task.capacity().unwrap_or(usize::MAX);
     if let Some(capacity) = subjects.iter().map(|s| s.sequence.capacity()).min().filter(|&capacity| capacity < needed) {
@@ -126,7 +128,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, progress:
     let mut rows = Vec::new();
     for depth in depths {
         for subject in subjects.iter_mut() {
-            fill(subject, depth, &mut random, &mut || progress(done, total))?;
+            fill(subject, depth, &mut random, &mut || report(on_progress, "measure", done, total))?;
             // Whatever is made on first use is made here.
             measure(subject, 1, 1, &mut random)?;
         }
@@ -135,7 +137,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, progress:
             for (subject, measured) in subjects.iter_mut().zip(&mut measured) {
                 measured.add(measure(subject, task.prefill, task.steps, &mut random)?);
                 done += 1;
-                progress(done, total)?;
+                report(on_progress, "measure", done, total)?;
             }
         }
         rows.extend(subjects.iter().zip(measured).map(|(subject, measured)| row(task, subject, depth, measured, roofline)));

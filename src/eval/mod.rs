@@ -9,6 +9,7 @@ mod windows;
 pub use score::{Divergence, Scores};
 pub use windows::{Window, Windowing};
 
+use crate::progress::{OnProgress, report};
 use crate::sequence::{Logits, Sequence};
 use crate::{Error, Result};
 
@@ -61,11 +62,12 @@ pub struct Task<'a> {
     pub first_is_reference: bool,
 }
 
-/// Scores all `subjects` on the same windows. `progress` hears of tokens done and to do, and may stop it all with an error.
+/// Scores all `subjects` on the same windows. `on_progress` hears of tokens.
 ///
 /// # Errors
-/// [`Error::Argument`] for a windowing that scores nothing, [`Error::Context`] for a sequence too small for a window; the sequences' and `progress`'s own.
-pub fn run(task: &Task, subjects: &mut [Subject], progress: &mut dyn FnMut(usize, usize) -> Result<()>) -> Result<Vec<Row>> {
+/// [`Error::Argument`] for a windowing that scores nothing, [`Error::Context`] for a sequence too small for a window,
+/// [`Error::Interrupted`] where `on_progress` says so; the sequences' own.
+pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -> Result<Vec<Row>> {
     let windows = task.windowing.cut(task.text.len())?;
     let longest = windows.iter().map(Window::len).max().unwrap_or(0);
     if let Some(small) = subjects.iter().map(|s| s.sequence.capacity()).min().filter(|&capacity| capacity < longest) {
@@ -84,12 +86,12 @@ pub fn run(task: &Task, subjects: &mut [Subject], progress: &mut dyn FnMut(usize
         for chunk in Chunks::of(&tokens, window.score_from, subjects) {
             score_chunk(&tokens, &targets, &chunk, subjects, &mut scores, task.first_is_reference)?;
             done += chunk.range.len();
-            progress(done, total)?;
+            report(on_progress, "evaluate", done, total)?;
         }
         // The last token predicts nothing that could be scored, so it is not run.
         done += 1;
     }
-    progress(total, total)?;
+    report(on_progress, "evaluate", total, total)?;
     Ok(subjects.iter().zip(&scores).map(|(subject, scores)| row(subject, scores)).collect())
 }
 
@@ -122,7 +124,7 @@ impl Iterator for Chunks {
         let scored = start >= self.score_from;
         let limit = if scored { self.end } else { self.score_from };
         self.next = limit.min(start + self.size);
-        (start < self.end).then(|| Chunk { range: start..self.next, scored })
+        (start < self.end).then_some(Chunk { range: start..self.next, scored })
     }
 }
 

@@ -1,0 +1,98 @@
+//! Where commands speak: results on stdout, everything else on stderr.
+
+use super::Global;
+use super::progress::Bar;
+use lowkey::session::Cancel;
+use lowkey::{Engine, Error, LoadOptions, Result};
+use serde::Serialize;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What every command is given.
+pub struct Console {
+    global: Global,
+    cancel: Cancel,
+}
+
+/// The name that errors about stdout bear.
+pub fn stdout_path() -> &'static Path {
+    Path::new("<stdout>")
+}
+
+impl Console {
+    /// A console that heeds the options that all commands share.
+    pub fn new(global: Global) -> Console {
+        Console { global, cancel: Cancel::default() }
+    }
+
+    /// Makes Ctrl-C set [`cancel`](Self::cancel); a second one ends the process at once.
+    pub fn catch_interrupts(&self) -> Result<()> {
+        let cancel = self.cancel.clone();
+        let handler = move || {
+            if cancel.is_set() {
+                std::process::exit(1);
+            }
+            cancel.set();
+        };
+        ctrlc::set_handler(handler).map_err(|e| Error::Io { action: "handle", path: PathBuf::from("Ctrl-C"), source: std::io::Error::other(e) })
+    }
+
+    /// Whether the result is to be JSON.
+    pub fn json(&self) -> bool {
+        self.global.json
+    }
+
+    /// Set when the user wants to stop.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    /// The result: `value` as JSON, or what `text` makes of it.
+    pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+        if self.global.json {
+            let json = serde_json::to_string_pretty(value).map_err(|e| stdout_error(e.into()))?;
+            self.write(&format!("{json}\n"))
+        } else {
+            self.write(&text(value))
+        }
+    }
+
+    /// Writes to stdout as it is, at once.
+    pub fn write(&self, text: &str) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(stdout_error)
+    }
+
+    /// A remark on stderr.
+    pub fn remark(&self, text: &str) {
+        if !self.global.quiet {
+            // A remark that cannot be made is no reason to fail.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    /// What went wrong: JSON on stdout, or a line on stderr.
+    pub fn error(&self, kind: &str, message: &str) {
+        let written = if self.global.json {
+            self.write(&format!("{}\n", serde_json::json!({ "error": { "kind": kind, "message": message } })))
+        } else {
+            writeln!(std::io::stderr(), "error: {message}").map_err(stdout_error)
+        };
+        // The exit code still tells.
+        drop(written);
+    }
+
+    /// Opens the device that the user asked for.
+    pub fn engine(&self) -> Result<Engine> {
+        Engine::open(&LoadOptions { device: self.global.device.clone() })
+    }
+
+    /// A progress bar on stderr, where that is a terminal.
+    pub fn bar(&self) -> Bar {
+        Bar::new(self.global.quiet, self.cancel.clone())
+    }
+}
+
+fn stdout_error(source: std::io::Error) -> Error {
+    Error::Io { action: "write", path: stdout_path().into(), source }
+}

@@ -1,0 +1,153 @@
+//! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it. Reads headers only and needs no device.
+
+use super::console::Console;
+use super::locate::locate;
+use super::table::{bytes, table};
+use lowkey::Result;
+use lowkey::checkpoint::{Checkpoint, Config, Factored};
+use lowkey::compress::{Method, Plan};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Show a model's architecture, tensors and cache.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Directory, .gguf file, or fetched name.
+    model: String,
+    /// Show what this many tokens of context take in memory.
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    method: String,
+    config: Config,
+    parameters: u64,
+    /// Bytes of all tensors on disk.
+    bytes: u64,
+    tensors: Vec<Kind>,
+    kv_bytes_per_token: u64,
+    kv_bytes_per_token_dense: u64,
+    compresses_to: Vec<Choice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    factored: Option<Factored>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Memory>,
+}
+
+/// All tensors of one encoding.
+#[derive(Serialize)]
+struct Kind {
+    dtype: String,
+    tensors: usize,
+    parameters: u64,
+}
+
+/// What a method would make of a dense model.
+#[derive(Serialize)]
+struct Choice {
+    method: &'static str,
+    keep: f64,
+    kv_bytes_per_token: u64,
+}
+
+/// What a context of some length takes.
+#[derive(Serialize)]
+struct Memory {
+    context: usize,
+    /// Weights, at two bytes each as on a GPU.
+    weight_bytes: u64,
+    kv_bytes: u64,
+    kv_bytes_dense: u64,
+    total_bytes: u64,
+}
+
+impl Args {
+    pub fn run(self, console: &Console) -> Result<()> {
+        let checkpoint = Checkpoint::open(&locate(&self.model)?)?;
+        let config = checkpoint.config().clone();
+        let dense = config.dense_kv_bytes_per_token();
+        let kv_bytes_per_token = checkpoint.factored().map_or(dense, |factored| factored.kv_bytes_per_token);
+        let tensors = kinds(&checkpoint);
+        let parameters = tensors.iter().map(|kind| kind.parameters).sum::<u64>();
+        let memory = self.context.map(|context| {
+            let of = |per_token: u64| per_token.saturating_mul(context as u64);
+            let weight_bytes = parameters.saturating_mul(2);
+            let total_bytes = weight_bytes.saturating_add(of(kv_bytes_per_token));
+            Memory { context, weight_bytes, kv_bytes: of(kv_bytes_per_token), kv_bytes_dense: of(dense), total_bytes }
+        });
+        let report = Report {
+            model: self.model,
+            method: checkpoint.factored().map_or("dense".into(), |factored| factored.method.clone()),
+            parameters,
+            bytes: checkpoint.bytes(),
+            tensors,
+            kv_bytes_per_token,
+            kv_bytes_per_token_dense: dense,
+            compresses_to: if checkpoint.factored().is_none() { choices(&config)? } else { Vec::new() },
+            factored: checkpoint.factored().cloned(),
+            memory,
+            config,
+        };
+        console.result(&report, text)
+    }
+}
+
+fn kinds(checkpoint: &Checkpoint) -> Vec<Kind> {
+    let mut kinds: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for name in checkpoint.tensor_names() {
+        let (Some(dtype), Some(shape)) = (checkpoint.dtype(name), checkpoint.shape(name)) else { continue };
+        let kind = kinds.entry(dtype).or_default();
+        kind.0 += 1;
+        kind.1 += shape.iter().map(|&n| n as u64).product::<u64>();
+    }
+    kinds.into_iter().map(|(dtype, (tensors, parameters))| Kind { dtype: dtype.into(), tensors, parameters }).collect()
+}
+
+fn choices(config: &Config) -> Result<Vec<Choice>> {
+    let mut choices = Vec::new();
+    for (name, method) in Method::ALL {
+        for keep in [0.75, 0.5, 0.25] {
+            let plan = Plan::new(config, method, keep, config.num_key_value_heads)?;
+            choices.push(Choice { method: name, keep, kv_bytes_per_token: plan.kv_bytes_per_token() });
+        }
+    }
+    Ok(choices)
+}
+
+fn text(report: &Report) -> String {
+    let config = &report.config;
+    let mut lines = vec![
+        ("model", report.model.clone()),
+        ("architecture", format!("{:?}", config.architecture).to_lowercase()),
+        ("method", report.method.clone()),
+        ("parameters", format!("{:.1} million, {} on disk", report.parameters as f64 / 1e6, bytes(report.bytes))),
+        ("tensors", report.tensors.iter().map(|kind| format!("{} {}", kind.tensors, kind.dtype)).collect::<Vec<_>>().join(", ")),
+        ("layers", format!("{} of width {}, MLP {}", config.num_hidden_layers, config.hidden_size, config.intermediate_size)),
+        ("heads", format!("{} on {}, of width {}", config.num_attention_heads, config.num_key_value_heads, config.head_dim)),
+        ("vocabulary", format!("{}{}", config.vocab_size, if config.tie_word_embeddings { ", tied" } else { "" })),
+        ("context", format!("{} tokens, RoPE base {}", config.max_position_embeddings, config.rope_theta)),
+        ("cache", format!("{} bytes per token, dense {}", report.kv_bytes_per_token, report.kv_bytes_per_token_dense)),
+    ];
+    if let Some(memory) = &report.memory {
+        lines
+            .push(("memory", format!("for {} tokens: {} of cache (dense {})", memory.context, bytes(memory.kv_bytes), bytes(memory.kv_bytes_dense))));
+        lines.push(("", format!("and {} of weights in f16: {} in all", bytes(memory.weight_bytes), bytes(memory.total_bytes))));
+    }
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<13} {value}\n")).collect();
+    if !report.compresses_to.is_empty() {
+        let rows: Vec<Vec<String>> = report
+            .compresses_to
+            .iter()
+            .map(|choice| {
+                let times = report.kv_bytes_per_token_dense as f64 / choice.kv_bytes_per_token.max(1) as f64;
+                vec![format!("--method {} --keep {}", choice.method, choice.keep), choice.kv_bytes_per_token.to_string(), format!("{times:.1}")]
+            })
+            .collect();
+        text += "\n";
+        text += &table(&["lowkey compress", "kv B/token", "times smaller"], &rows);
+    }
+    text
+}

@@ -1,0 +1,167 @@
+//! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
+
+use crate::bench::{Cost, Roofline};
+use crate::checkpoint::Checkpoint;
+use crate::sequence::Sequence;
+use crate::{Error, Result, cpu};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// What a model is to run on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The best graphics adapter. Where there is none that is an error: the processor is never chosen silently.
+    #[default]
+    Auto,
+    /// The graphics adapter whose name contains this, in any case.
+    Gpu(String),
+    /// The processor.
+    Cpu,
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `cpu`, or a part of an adapter's name.
+    fn from_str(text: &str) -> Result<Device> {
+        match text.trim() {
+            "" => Err(Error::Argument { name: "device".into(), message: "give `auto`, `cpu`, or a part of an adapter's name".into() }),
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            name => Ok(Device::Gpu(name.into())),
+        }
+    }
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LoadOptions {
+    /// What to run it on.
+    pub device: Device,
+}
+
+/// An opened device, on which any number of models can be loaded.
+#[derive(Clone)]
+pub struct Engine(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Cpu,
+}
+
+impl Engine {
+    /// Opens what `options` ask for.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where there is no usable graphics adapter of that name, or none at all.
+    pub fn open(options: &LoadOptions) -> Result<Engine> {
+        match &options.device {
+            Device::Cpu => Ok(Engine(Kind::Cpu)),
+            Device::Auto | Device::Gpu(_) => Err(Error::NoAdapter { reason: "this build has none".into() }),
+        }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> String {
+        match &self.0 {
+            Kind::Cpu => format!("processor, {} threads", rayon::current_num_threads()),
+        }
+    }
+
+    /// What drives it.
+    pub fn driver(&self) -> String {
+        match &self.0 {
+            Kind::Cpu => concat!("lowkey ", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+
+    /// The tier of its kernels: see `doctor`.
+    pub fn tier(&self) -> &'static str {
+        match &self.0 {
+            Kind::Cpu => "cpu",
+        }
+    }
+
+    /// Measures what it can do at best: about a second.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn roofline(&self) -> Result<Roofline> {
+        match &self.0 {
+            Kind::Cpu => Ok(Roofline::of_processor()),
+        }
+    }
+
+    /// Loads the checkpoint at `path`: a directory or a `.gguf` file.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`], of reading its weights, and the device's.
+    pub fn load(&self, path: &Path) -> Result<Model> {
+        let checkpoint = Checkpoint::open(path)?;
+        let weights = match &self.0 {
+            Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load(&checkpoint)?)),
+        };
+        Ok(Model { checkpoint, weights })
+    }
+}
+
+/// A model in memory. Sequences share it.
+pub struct Model {
+    checkpoint: Checkpoint,
+    weights: Weights,
+}
+
+enum Weights {
+    Cpu(Arc<cpu::Model>),
+}
+
+impl Model {
+    /// Opens a device and loads the checkpoint at `path` on it.
+    ///
+    /// # Errors
+    /// Those of [`Engine::open`] and [`Engine::load`].
+    pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Model> {
+        Engine::open(&options)?.load(path.as_ref())
+    }
+
+    /// What it was loaded from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The method it was compressed with, or `dense`.
+    pub fn method(&self) -> &str {
+        self.checkpoint.factored().map_or("dense", |factored| &factored.method)
+    }
+
+    /// How a sequence stores its rows.
+    pub fn layout(&self) -> &'static str {
+        "f16"
+    }
+
+    /// The type that weights have in memory.
+    pub fn weight_type(&self) -> &'static str {
+        match &self.weights {
+            Weights::Cpu(_) => "f32",
+        }
+    }
+
+    /// What a decode step costs at the least.
+    pub fn cost(&self) -> Cost {
+        let bytes_per_weight = match &self.weights {
+            Weights::Cpu(_) => 4,
+        };
+        Cost::of(self.checkpoint.config(), self.checkpoint.factored(), bytes_per_weight)
+    }
+
+    /// An empty sequence with room for at least `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a capacity of zero or beyond all bounds, [`Error::OutOfMemory`] where the cache does not fit.
+    pub fn sequence(&self, capacity: usize) -> Result<Box<dyn Sequence>> {
+        match &self.weights {
+            Weights::Cpu(model) => Ok(Box::new(model.sequence(capacity, cpu::RowType::F16)?)),
+        }
+    }
+}
