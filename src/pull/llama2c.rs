@@ -83,7 +83,10 @@ impl View for Tensor {
     }
 }
 
-fn read(bytes: &[u8]) -> Option<(Value, Vec<(String, Tensor)>, Value)> {
+/// `config.json`, the weights by name, and `tokenizer.json`.
+type Converted = (Value, Vec<(String, Tensor)>, Value);
+
+fn read(bytes: &[u8]) -> Option<Converted> {
     let mut reader = Reader(bytes);
     let [width, mlp, layers, heads, kv_heads] = [(); 5].map(|()| reader.size());
     let (width, mlp, layers, heads, kv_heads) = (width?, mlp?, layers?, heads?, kv_heads?);

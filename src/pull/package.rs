@@ -68,10 +68,9 @@ fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result
     if !status.success() {
         return Err(failed(known.name, diagnosis(&command, &fs::read_to_string(&log).unwrap_or_default(), known, download)));
     }
-    let found = fs::read_dir(download).map_err(Error::io("read", download))?.flatten().map(|entry| entry.path());
+    let mut found = fs::read_dir(download).map_err(Error::io("read", download))?.flatten().map(|entry| entry.path());
     found
-        .filter(|path| path.extension().is_some_and(|e| e == extension))
-        .next()
+        .find(|path| path.extension().is_some_and(|e| e == extension))
         .ok_or_else(|| failed(known.name, format!("`{}` said that it worked, but left no .{extension} file", shown(&command))))
 }
 
