@@ -1,0 +1,68 @@
+# Each target does all of its own set-up; nothing but cargo and pip has to be there. `make help` lists them.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint setup
+
+MODEL ?= smollm2-135m-instruct
+METHOD ?= recalkv
+KEEP ?= 0.5
+DEPTHS ?= 0,512,2048
+# `make demo DEVICE=cpu` runs on the processor and wants no driver.
+DEVICE ?=
+
+on := $(if $(DEVICE),--device $(DEVICE))
+target := $(or $(CARGO_TARGET_DIR),target)
+lowkey := $(target)/release/lowkey
+driver := $(if $(filter cpu,$(DEVICE)),build,)
+
+help:
+	@echo 'make demo    fetch a small chat model, halve its key/value cache, compare, chat'
+	@echo 'make test    lint, then every test, on the GPU or on a software Vulkan driver'
+	@echo 'make bench   speed by depth, dense and compressed'
+	@echo 'make lint    formatting, clippy and documentation, warnings denied'
+	@echo 'make setup   install a Vulkan driver if none is usable (Debian, Ubuntu)'
+	@echo
+	@echo 'demo and bench take MODEL=$(MODEL) METHOD=$(METHOD) KEEP=$(KEEP) DEVICE=cpu|gpu, bench DEPTHS=$(DEPTHS)'
+
+setup:
+	@sh assets/setup.sh $(driver)
+
+# The model, and its compressed twin beside it in the cache directory, made again only where it is not there or no longer opens.
+prepare = \
+	set -eu; \
+	cargo build --release --features hub --bin lowkey --example chat; \
+	model=$$($(lowkey) pull $(MODEL)); \
+	small=$${model%.gguf}-$(METHOD)-$(KEEP)-$$($(lowkey) --version | tr -d ' '); \
+	if [ -e "$$small" ] && ! $(lowkey) inspect "$$small" >/dev/null 2>&1; then rm -r "$$small"; fi; \
+	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --keep $(KEEP)
+
+demo: setup
+	@$(prepare); \
+	$(lowkey) eval "$$small" --against "$$model" --text assets/evaluation.txt $(on); \
+	$(lowkey) bench "$$model" "$$small" --depth 0,512 $(on); \
+	if [ -t 0 ] && [ -t 1 ]; then \
+		exec $(target)/release/examples/chat "$$small" $(on); \
+	else \
+		$(lowkey) generate "$$small" -p 'What is the capital of France?' $(on); \
+	fi
+
+bench: setup
+	@$(prepare); \
+	$(lowkey) bench "$$model" "$$small" --depth $(DEPTHS) $(on)
+
+lint:
+	@sh assets/setup.sh build
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
+	cargo fmt --check
+	cargo clippy --all-features --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --all-features
+
+# No skipping here: a test that needs a GPU or a real model fails where it has none.
+test: lint setup
+	@cargo build --all-features --bin lowkey
+	@set -eu -o pipefail; \
+	model=$$($(target)/debug/lowkey pull smollm2-135m-instruct); \
+	LOWKEY_REQUIRE_GPU=1 LOWKEY_TEST_MODEL="$$model" cargo test --all-features --no-fail-fast 2>&1 | tee $(target)/test.log; \
+	awk '/^test result:/ { suites += 1; passed += $$4; failed += $$6; ignored += $$8 } \
+		END { print passed " passed, " failed + 0 " failed, " ignored + 0 " ignored, in " suites " suites" }' $(target)/test.log
