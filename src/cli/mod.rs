@@ -8,6 +8,7 @@ mod console;
 mod inspect;
 mod locate;
 mod progress;
+mod pull;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +43,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Pull(pull::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
 }
@@ -49,6 +51,7 @@ enum Command {
 impl Command {
     fn run(self, console: &Console) -> Result<()> {
         match self {
+            Command::Pull(args) => args.run(console),
             Command::Inspect(args) => args.run(console),
             Command::Bench(args) => args.run(console),
         }

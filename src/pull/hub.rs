@@ -1,7 +1,8 @@
 //! Models from the Hugging Face hub, by hf-hub, and what that leaves open: which files make up a model, resuming over several tries, checksums, and errors
 //! that say what to do.
 
-use super::{Progress, Store, failed, plain, sha256};
+use super::{Store, failed, plain, sha256};
+use crate::progress::{OnProgress, report};
 use crate::{Error, Result};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
@@ -52,7 +53,7 @@ impl Hub<'_> {
     }
 
     /// Makes the directory `model` out of a repository: its safetensors and what belongs to them, or the one GGUF `file`.
-    pub fn fetch(&self, repository: &str, file: Option<&str>, model: &Path, progress: &mut Progress) -> Result<()> {
+    pub fn fetch(&self, repository: &str, file: Option<&str>, model: &Path, progress: OnProgress) -> Result<()> {
         let newest = self.api.model(repository.into());
         let info = self.patiently(repository, progress, || newest.info())?;
         if !plain(&info.sha) {
@@ -72,7 +73,7 @@ impl Hub<'_> {
     }
 
     /// The files that hold the weights.
-    fn weights(&self, repo: &Repo, file: Option<&str>, there: &BTreeSet<&str>, model: &Path, progress: &mut Progress) -> Result<Vec<String>> {
+    fn weights(&self, repo: &Repo, file: Option<&str>, there: &BTreeSet<&str>, model: &Path, progress: OnProgress) -> Result<Vec<String>> {
         const INDEX: &str = "model.safetensors.index.json";
         let ggufs: Vec<&str> = there.iter().copied().filter(|file| file.ends_with(".gguf")).collect();
         let choice = || match ggufs[..] {
@@ -105,7 +106,7 @@ impl Hub<'_> {
     }
 
     /// Brings one file into the directory `model`, from wherever an earlier fetch left off, and checks it.
-    fn file(&self, repo: &Repo, file: &str, model: &Path, progress: &mut Progress) -> Result<PathBuf> {
+    fn file(&self, repo: &Repo, file: &str, model: &Path, progress: OnProgress) -> Result<PathBuf> {
         let remote = self.api.repo(repo.clone());
         let offered = self.patiently(file, progress, || self.api.metadata(&remote.url(file)))?;
         if !plain(offered.etag()) || !plain(offered.commit_hash()) {
@@ -137,7 +138,7 @@ impl Hub<'_> {
     }
 
     /// Downloads a file to `blob`, going on where hf-hub's `.part` file ends. True where some of it was there before, or came in several pieces.
-    fn download(&self, remote: &ApiRepo, file: &str, offered: &Metadata, blob: &Path, progress: &mut Progress) -> Result<bool> {
+    fn download(&self, remote: &ApiRepo, file: &str, offered: &Metadata, blob: &Path, progress: OnProgress) -> Result<bool> {
         let part = blob.with_extension("part");
         let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
         let (mut idle, mut resumed) = (0, blob.exists());
@@ -152,8 +153,8 @@ impl Hub<'_> {
                 remove(&part)?;
             }
             let mut stop = None;
-            let report = Report { progress: &mut *progress, stop: &mut stop, file: file.into(), done: 0, total: 0 };
-            let outcome = remote.download_with_progress(file, report);
+            let listener = Listener { progress: &mut *progress, stop: &mut stop, done: 0, total: 0 };
+            let outcome = remote.download_with_progress(file, listener);
             if let Some(stop) = stop {
                 return Err(stop);
             }
@@ -178,14 +179,13 @@ impl Hub<'_> {
     }
 
     /// Compares a file with what the hub said of it: its size, and its SHA-256 where the ETag is one (it is for everything large).
-    fn check(&self, path: &Path, file: &str, offered: &Metadata, progress: &mut Progress) -> Result<()> {
+    fn check(&self, path: &Path, file: &str, offered: &Metadata, progress: OnProgress) -> Result<()> {
         let mut content = File::open(path).map_err(Error::io("read", path))?;
         let (total, mut done) = (offered.size() as u64, 0);
-        let doing = format!("verifying {file}");
         let mut stop = None;
         let digest = sha256(&mut content, &mut |piece| {
             done += piece.len() as u64;
-            progress(&doing, done, Some(total)).map_err(|error| {
+            report(progress, "verify", done as usize, total as usize).map_err(|error| {
                 stop = Some(error);
                 std::io::Error::other("stopped")
             })
@@ -205,9 +205,9 @@ impl Hub<'_> {
     }
 
     /// A question to the hub, asked again where the line is bad.
-    fn patiently<T>(&self, what: &str, progress: &mut Progress, mut ask: impl FnMut() -> Result<T, ApiError>) -> Result<T> {
+    fn patiently<T>(&self, what: &str, progress: OnProgress, mut ask: impl FnMut() -> Result<T, ApiError>) -> Result<T> {
         for attempt in 1.. {
-            progress(&format!("asking the hub for {what}"), 0, None)?;
+            report(progress, "ask", 0, 0)?;
             match ask() {
                 Ok(answer) => return Ok(answer),
                 Err(error) if attempt == TRIES || final_word(&error) => return Err(self.refusal(what, error)),
@@ -261,23 +261,22 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Passes hf-hub's progress on. It cannot stop hf-hub, so it remembers that it should have.
-struct Report<'a, 'b> {
-    progress: &'a mut Progress<'b>,
+struct Listener<'a> {
+    progress: OnProgress<'a>,
     stop: &'a mut Option<Error>,
-    file: String,
-    done: u64,
-    total: u64,
+    done: usize,
+    total: usize,
 }
 
-impl hf_hub::api::Progress for Report<'_, '_> {
+impl hf_hub::api::Progress for Listener<'_> {
     fn init(&mut self, size: usize, _: &str) {
-        (self.done, self.total) = (0, size as u64);
+        (self.done, self.total) = (0, size);
     }
 
     fn update(&mut self, size: usize) {
-        self.done += size as u64;
+        self.done += size;
         if self.stop.is_none() {
-            *self.stop = (self.progress)(&self.file, self.done, Some(self.total)).err();
+            *self.stop = report(self.progress, "download", self.done, self.total).err();
         }
     }
 

