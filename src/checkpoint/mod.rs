@@ -8,12 +8,17 @@ mod encoding;
 mod factored;
 mod gguf;
 mod gguf_model;
+mod gguf_tokenizer;
 mod safetensors;
+mod template;
 mod tensors;
+mod tokenizer;
 mod weights;
 
 pub use config::{Architecture, Config, RopeScaling};
 pub use factored::{Factored, FactoredLayer, Group};
+pub use template::{ChatTemplate, Message};
+pub use tokenizer::{TextStream, Tokenizer};
 
 use crate::{Error, Result};
 use serde_json::Value;

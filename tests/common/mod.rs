@@ -5,6 +5,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub mod gguf;
+
 use half::{bf16, f16};
 use lowkey::checkpoint::Architecture;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
@@ -282,15 +284,26 @@ pub const BOS: u32 = 0;
 /// The token that ends an answer.
 pub const EOS: u32 = 2;
 
-/// A byte-level BPE tokenizer: three special tokens, the 256 bytes, a few merges; and a ChatML template.
-pub fn write_tokenizer(directory: &Path) {
-    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+/// ChatML.
+pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
+     {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
+/// The tokens of a byte-level BPE tokenizer, and its merges: three special tokens, the 256 bytes, a few words.
+pub fn vocabulary() -> (Vec<String>, Vec<String>) {
     let merges = ["t h", "th e", "i n", "e r", "a n", "an d", "o n", "Ġ a", "Ġ the", "Ġ and", "in g", "o r", "r e", "Ġ i"];
-    let mut vocabulary: Vec<String> = special.iter().map(|token| token.to_string()).collect();
-    vocabulary.extend((0..=255u8).map(|byte| byte_level(byte).to_string()));
-    vocabulary.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    let bytes = (0..=255u8).map(|byte| byte_level(byte).to_string());
+    let merged = merges.iter().map(|merge| merge.replace(' ', ""));
+    let tokens = SPECIAL.iter().map(|token| token.to_string()).chain(bytes).chain(merged).collect();
+    (tokens, merges.iter().map(|merge| merge.to_string()).collect())
+}
+
+/// Writes that tokenizer, with [`TEMPLATE`].
+pub fn write_tokenizer(directory: &Path) {
+    let (vocabulary, merges) = vocabulary();
     let ids: serde_json::Map<_, _> = vocabulary.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
-    let added = special.iter().enumerate().map(|(id, token)| {
+    let added = SPECIAL.iter().enumerate().map(|(id, token)| {
         json!({ "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true })
     });
     let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
@@ -308,9 +321,7 @@ pub fn write_tokenizer(directory: &Path) {
             "fuse_unk": false, "byte_fallback": false, "vocab": ids, "merges": merges,
         },
     });
-    let template = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}\
-                    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-    let config = json!({ "bos_token": special[0], "eos_token": special[2], "add_bos_token": false, "chat_template": template });
+    let config = json!({ "bos_token": SPECIAL[0], "eos_token": SPECIAL[2], "add_bos_token": false, "chat_template": TEMPLATE });
     std::fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     std::fs::write(directory.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
