@@ -244,3 +244,104 @@ fn tokenizer_config(config: &Value) -> Value {
         "model_max_length": config["max_position_embeddings"],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDTH: usize = 8;
+    const HEAD: usize = 4;
+    const VOCABULARY: usize = 263;
+
+    /// Two heads on one, one layer; every weight is its own place in the file, so that each can be told from all others. Tied, then or not.
+    fn file(tied: bool) -> Vec<u8> {
+        let vocabulary = if tied { VOCABULARY as i32 } else { -(VOCABULARY as i32) };
+        let mut bytes: Vec<u8> = [WIDTH as i32, 6, 1, 2, 1, vocabulary, 5].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let rope = 5 * HEAD;
+        let head = if tied { 0 } else { VOCABULARY * WIDTH };
+        let weights = VOCABULARY * WIDTH + WIDTH + 2 * WIDTH * WIDTH + 2 * HEAD * WIDTH + WIDTH + 3 * 6 * WIDTH + WIDTH + rope + head;
+        bytes.extend((0..weights).flat_map(|n| (n as f32).to_le_bytes()));
+        bytes.extend(2_i32.to_le_bytes());
+        let letters = [" ", "a", "b", "ab"].map(String::from);
+        let bytes_and_specials =
+            ["<unk>", "\n<s>\n", "\n</s>\n"].map(String::from).into_iter().chain((0..=255).map(|byte| char::from(byte).to_string()));
+        for (id, piece) in bytes_and_specials.chain(letters).enumerate() {
+            bytes.extend((-(id as f32)).to_le_bytes());
+            bytes.extend((piece.len() as i32).to_le_bytes());
+            bytes.extend(piece.as_bytes());
+        }
+        bytes
+    }
+
+    fn tensor<'a>(tensors: &'a [(String, Tensor)], name: &str) -> &'a Tensor {
+        &tensors.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("no {name}")).1
+    }
+
+    #[test]
+    fn tensors_are_cut_where_the_file_has_them() {
+        let (config, tensors, _) = read(&file(true)).unwrap();
+        assert_eq!((config["num_key_value_heads"].as_u64(), config["tie_word_embeddings"].as_bool()), (Some(1), Some(true)));
+        let norm = tensor(&tensors, "model.layers.0.input_layernorm.weight");
+        let first = VOCABULARY * WIDTH;
+        assert_eq!(norm.values, (first..first + WIDTH).map(|n| f16::from_f32(n as f32)).collect::<Vec<_>>());
+        assert_eq!(tensor(&tensors, "model.layers.0.mlp.down_proj.weight").shape, [WIDTH, 6]);
+        assert_eq!(tensor(&tensors, "model.layers.0.self_attn.v_proj.weight").shape, [HEAD, WIDTH]);
+        assert_eq!(tensors.len(), 11);
+        let (config, untied, _) = read(&file(false)).unwrap();
+        assert_eq!(
+            (tensor(&untied, "lm_head.weight").shape.as_slice(), config["tie_word_embeddings"].as_bool()),
+            ([VOCABULARY, WIDTH].as_slice(), Some(false))
+        );
+    }
+
+    /// Scores between a turned query and a turned key are the same in both conventions.
+    #[test]
+    fn reordered_heads_turn_alike() {
+        let matrix = |salt: f32| (0..HEAD * WIDTH).map(|i| f16::from_f32((i as f32 * 0.7 + salt).sin())).collect::<Vec<_>>();
+        let project = |rows: &[f16], salt: f32| -> Vec<f32> {
+            let x: Vec<f32> = (0..WIDTH).map(|i| (i as f32 + salt).cos()).collect();
+            rows.chunks(WIDTH).map(|row| row.iter().zip(&x).map(|(w, x)| w.to_f32() * x).sum()).collect()
+        };
+        let turn = |head: &[f32], position: f32, pair: &dyn Fn(usize) -> (usize, usize)| -> Vec<f32> {
+            let mut turned = head.to_vec();
+            for i in 0..HEAD / 2 {
+                let (sin, cos) = (position * 0.1_f32.powi(i as i32)).sin_cos();
+                let (a, b) = pair(i);
+                (turned[a], turned[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+            }
+            turned
+        };
+        let score = |q: &[f16], k: &[f16], pair: &dyn Fn(usize) -> (usize, usize)| -> f32 {
+            let (q, k) = (turn(&project(q, 0.3), 7.0, pair), turn(&project(k, 1.1), 2.0, pair));
+            q.iter().zip(&k).map(|(q, k)| q * k).sum()
+        };
+        let (q, k) = (matrix(0.0), matrix(5.0));
+        let neighbours = score(&q, &k, &|i| (2 * i, 2 * i + 1));
+        let halves = |q: &[f16], k: &[f16]| score(q, k, &|i| (i, i + HEAD / 2));
+        assert!((neighbours - halves(&half_split(&q, HEAD, WIDTH), &half_split(&k, HEAD, WIDTH))).abs() < 1e-5);
+        assert!((neighbours - halves(&q, &k)).abs() > 1e-2, "without reordering it differs");
+    }
+
+    #[test]
+    fn the_tokenizer_merges_and_falls_back_to_bytes() {
+        let (_, _, json) = read(&file(true)).unwrap();
+        assert_eq!(json["model"]["merges"], json!(["a b"]));
+        let tokenizer: tokenizers::Tokenizer = json.to_string().parse().unwrap();
+        let ids = |text: &str| tokenizer.encode(text, true).unwrap().get_ids().to_vec();
+        assert_eq!(ids("ab"), [1, 259, 262]); // <s>, ▁, ab
+        assert_eq!(ids("ba"), [1, 259, 261, 260]);
+        assert_eq!(ids("aé"), [1, 259, 260, 3 + 0xc3, 3 + 0xa9]);
+        assert_eq!(tokenizer.decode(&ids("a ébab"), true).unwrap(), "a ébab");
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        let file = file(true);
+        for length in (0..file.len()).step_by(97).chain([file.len() - 1]) {
+            assert!(read(&file[..length]).is_none(), "{length} of {} bytes", file.len());
+        }
+        let mut huge = file.clone();
+        huge[..4].copy_from_slice(&i32::MAX.to_le_bytes());
+        assert!(read(&huge).is_none());
+    }
+}
