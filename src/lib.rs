@@ -21,3 +21,4 @@ mod output;
 
 pub use error::{Error, Result};
 pub use model::{Device, Engine, LoadOptions, Model};
+pub use session::{Prompt, Sampling, Session, SessionOptions};

@@ -1,12 +1,13 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
 use crate::bench::{Cost, Roofline};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::sequence::Sequence;
+use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What a model is to run on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,11 +24,11 @@ pub enum Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// `auto`, `cpu`, or a part of an adapter's name.
+    /// `auto` (or `gpu`), `cpu`, or a part of an adapter's name.
     fn from_str(text: &str) -> Result<Device> {
         match text.trim() {
             "" => Err(Error::Argument { name: "device".into(), message: "give `auto`, `cpu`, or a part of an adapter's name".into() }),
-            "auto" => Ok(Device::Auto),
+            "auto" | "gpu" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             name => Ok(Device::Gpu(name.into())),
         }
@@ -102,7 +103,7 @@ impl Engine {
         let weights = match &self.0 {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load(&checkpoint)?)),
         };
-        Ok(Model { checkpoint, weights })
+        Ok(Model { checkpoint, weights, tokenizer: OnceLock::new() })
     }
 }
 
@@ -110,6 +111,8 @@ impl Engine {
 pub struct Model {
     checkpoint: Checkpoint,
     weights: Weights,
+    /// Read when it is first needed: measuring speed needs none.
+    tokenizer: OnceLock<Arc<Tokenizer>>,
 }
 
 enum Weights {
@@ -153,6 +156,30 @@ impl Model {
             Weights::Cpu(_) => 4,
         };
         Cost::of(self.checkpoint.config(), self.checkpoint.factored(), bytes_per_weight)
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where there is none that works.
+    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
+        match self.tokenizer.get() {
+            Some(tokenizer) => Ok(tokenizer.clone()),
+            None => {
+                let tokenizer = Arc::new(self.checkpoint.tokenizer()?);
+                Ok(self.tokenizer.get_or_init(|| tokenizer).clone())
+            }
+        }
+    }
+
+    /// A session with a sequence of its own.
+    ///
+    /// # Errors
+    /// Those of [`tokenizer`](Self::tokenizer), [`sequence`](Self::sequence) and [`Session::new`].
+    pub fn session(&self, options: SessionOptions) -> Result<Session> {
+        const MODERATE: usize = 4096;
+        let capacity = options.context.unwrap_or(self.checkpoint.config().max_position_embeddings.min(MODERATE));
+        Session::new(self.sequence(capacity)?, self.tokenizer()?, options)
     }
 
     /// An empty sequence with room for at least `capacity` tokens.

@@ -4,11 +4,15 @@
 //! [`Console`], as text or as one JSON object. Exit codes: 0 done, 1 failed, 2 used wrongly.
 
 mod bench;
+mod compress;
 mod console;
+mod eval;
+mod generate;
 mod inspect;
 mod locate;
 mod progress;
 mod pull;
+mod sampling;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +49,9 @@ struct Global {
 enum Command {
     Pull(pull::Args),
     Inspect(inspect::Args),
+    Compress(compress::Args),
+    Generate(generate::Args),
+    Eval(eval::Args),
     Bench(bench::Args),
 }
 
@@ -53,6 +60,9 @@ impl Command {
         match self {
             Command::Pull(args) => args.run(console),
             Command::Inspect(args) => args.run(console),
+            Command::Compress(args) => args.run(console),
+            Command::Generate(args) => args.run(console),
+            Command::Eval(args) => args.run(console),
             Command::Bench(args) => args.run(console),
         }
     }

@@ -44,6 +44,15 @@ impl Bar {
         Ok(())
     }
 
+    /// Takes it off the screen until it is shown again.
+    pub fn hide(&mut self) {
+        if !self.stage.is_empty() {
+            self.stage.clear();
+            self.bar.disable_steady_tick();
+            self.bar.finish_and_clear();
+        }
+    }
+
     /// As [`show`](Self::show), for what the library reports.
     pub fn report(&mut self, progress: Progress) -> ControlFlow<()> {
         match self.show(progress.stage, progress.done, Some(progress.total)) {

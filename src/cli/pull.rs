@@ -1,6 +1,7 @@
 //! `lowkey pull`: fetches a model, and says where it is.
 
 use super::console::Console;
+use super::table::table;
 use lowkey::Result;
 use lowkey::pull::{KNOWN, Known, Store};
 use serde::Serialize;
@@ -64,10 +65,14 @@ impl Args {
 }
 
 fn text(list: &List) -> String {
-    let entry = |Listed { known, path }: &Listed| {
-        let size = known.download_bytes.div_ceil(1_000_000);
-        let state = if path.is_some() { "fetched" } else { "not fetched" };
-        format!("{:<23} {size} MB, licence {}, {state}\n    {}\n", known.name, known.licence, known.about)
-    };
-    list.models.iter().map(entry).collect()
+    let rows: Vec<_> = list
+        .models
+        .iter()
+        .map(|Listed { known, path }| {
+            let size = format!("{} MB", known.download_bytes.div_ceil(1_000_000));
+            let place = path.as_ref().map_or("not fetched", |_| "fetched");
+            vec![known.name.into(), size, known.licence.into(), place.into(), known.about.into()]
+        })
+        .collect();
+    table(&["name", "download", "licence", "", "what it is"], &rows)
 }

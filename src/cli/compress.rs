@@ -1,0 +1,158 @@
+//! `lowkey compress`: calibrate, factor, write.
+
+use super::console::Console;
+use super::locate::{locate, read_text};
+use super::table::bytes;
+use clap::ValueEnum;
+use lowkey::calibrate::{self, Statistics};
+use lowkey::checkpoint::Checkpoint;
+use lowkey::compress::{self, Method, Plan};
+use lowkey::{Error, Result, cpu};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What calibrates where nothing else is given: a little of everything.
+const TEXT: &str = include_str!("../../assets/calibration.txt");
+
+/// Write a checkpoint with a smaller cache.
+///
+/// Text runs through the model once, on the processor, to see what its keys and values need; then they are factored. What is written stands alone.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Directory, .gguf file, or fetched name of a dense model.
+    model: String,
+    /// The directory to write. It must not exist.
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// The published system to compress with.
+    #[arg(long, default_value = "recalkv", value_parser = Method::ALL.map(|(name, _)| name))]
+    method: String,
+    /// The share of the cache to keep, above 0 and up to 1.
+    #[arg(long, default_value_t = 0.5, value_name = "F")]
+    keep: f64,
+    /// Key heads that share a row [default: 4, or all where there are fewer].
+    #[arg(long, value_name = "N")]
+    group_heads: Option<usize>,
+    /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    calibration: Vec<PathBuf>,
+    /// Use no more than about this many tokens of it.
+    #[arg(long, value_name = "N")]
+    calibration_tokens: Option<usize>,
+    /// Where calibration's result is kept: read where the file exists, written where it does not.
+    #[arg(long, value_name = "FILE")]
+    statistics: Option<PathBuf>,
+    /// How weights are written.
+    #[arg(long, default_value = "f16")]
+    weights: Float,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Float {
+    F16,
+    F32,
+}
+
+/// The report of [`compress::run`], with the time that came before it.
+#[derive(Serialize)]
+struct Report {
+    output: PathBuf,
+    method: &'static str,
+    keep: f64,
+    achieved_keep: f64,
+    kv_bytes_per_token: u64,
+    kv_bytes_per_token_dense: u64,
+    seconds: Seconds,
+    peak_rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Seconds {
+    /// Loading the model and running text through it, or reading its statistics.
+    calibrate: f64,
+    #[serde(flatten)]
+    compress: compress::Seconds,
+}
+
+impl Args {
+    pub fn run(self, console: &Console) -> Result<()> {
+        let path = locate(&self.model)?;
+        // Before calibration rather than after.
+        if self.output.symlink_metadata().is_ok() {
+            return Err(Error::Exists { path: self.output });
+        }
+        let checkpoint = Checkpoint::open(&path)?;
+        if checkpoint.factored().is_some() {
+            let message = format!("{} has been compressed already; give the checkpoint that it was made from", path.display());
+            return Err(Error::Argument { name: "MODEL".into(), message });
+        }
+        let heads = checkpoint.config().num_key_value_heads;
+        let plan = Plan::new(checkpoint.config(), Method::named(&self.method)?, self.keep, self.group_heads.unwrap_or(heads.min(4)))?;
+
+        let start = Instant::now();
+        let statistics = match &self.statistics {
+            Some(file) if file.exists() => Statistics::load(file)?,
+            file => {
+                let statistics = gather(&checkpoint, &self.calibration, self.calibration_tokens, console)?;
+                if let Some(file) = file {
+                    statistics.save(file)?;
+                }
+                statistics
+            }
+        };
+        let calibrate = start.elapsed().as_secs_f64();
+        let mut bar = console.bar();
+        let float = match self.weights {
+            Float::F16 => compress::Float::F16,
+            Float::F32 => compress::Float::F32,
+        };
+        let done = compress::run(&checkpoint, &plan, &statistics, float, &self.output, &mut |progress| bar.report(progress))?;
+        drop(bar);
+        let report = Report {
+            output: done.output,
+            method: done.method,
+            keep: done.keep,
+            achieved_keep: done.achieved_keep,
+            kv_bytes_per_token: done.kv_bytes_per_token,
+            kv_bytes_per_token_dense: done.kv_bytes_per_token_dense,
+            seconds: Seconds { calibrate, compress: done.seconds },
+            peak_rss_bytes: done.peak_rss_bytes,
+        };
+        console.result(&report, text)
+    }
+}
+
+/// Runs text through the model on the processor.
+fn gather(checkpoint: &Checkpoint, files: &[PathBuf], tokens: Option<usize>, console: &Console) -> Result<Statistics> {
+    let text = match files {
+        [] => TEXT.to_string(),
+        files => files.iter().map(|file: &PathBuf| read_text(Path::new(file))).collect::<Result<Vec<_>>>()?.join("\n\n"),
+    };
+    let encoded = checkpoint.tokenizer()?.encode(&text, true)?;
+    let mut bar = console.bar();
+    bar.show("load", 0, None)?;
+    let model = Arc::new(cpu::Model::load(checkpoint)?);
+    let window = calibrate::Options::default().window.min(checkpoint.config().max_position_embeddings);
+    let windows = tokens.map(|tokens| tokens.div_ceil(window));
+    let options = calibrate::Options { window, windows, ..calibrate::Options::default() };
+    let source = calibrate::source_digest(checkpoint)?;
+    calibrate::gather(&model, &encoded, source, calibrate::text_digest(&text), options, &mut |progress| bar.report(progress))
+}
+
+fn text(report: &Report) -> String {
+    let times = report.kv_bytes_per_token_dense as f64 / report.kv_bytes_per_token.max(1) as f64;
+    let Seconds { calibrate, compress } = &report.seconds;
+    let memory = report.peak_rss_bytes.map_or(String::new(), |peak| format!(", {} of memory", bytes(peak)));
+    format!(
+        "{}\n{}: {} bytes of cache per token, {times:.2} times smaller than {}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
+        report.output.display(),
+        report.method,
+        report.kv_bytes_per_token,
+        report.kv_bytes_per_token_dense,
+        calibrate + compress.check + compress.factor + compress.write,
+        compress.factor,
+        compress.write,
+    )
+}

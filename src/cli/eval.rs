@@ -1,0 +1,102 @@
+//! `lowkey eval`: what compression cost in quality.
+
+use super::console::Console;
+use super::locate::{locate, read_text};
+use super::table::{number, table};
+use lowkey::eval::{Row, Subject, Task, Windowing, run};
+use lowkey::{Model, Result};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Measure perplexity, and distance from the dense model, on a text.
+///
+/// The text is cut into windows, each read from an empty cache. A window of N tokens has N-1 predictions; --score-from leaves out the first ones.
+/// llama.cpp's perplexity of the same window is had with --score-from of half the window.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Directory, .gguf file, or fetched name; any number of them, with the same tokenizer.
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    /// The model to compare with, which is evaluated first [default: the first MODEL, if it is dense].
+    #[arg(long, value_name = "DENSE")]
+    against: Option<String>,
+    /// The text; `-` is stdin.
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens the model sees at once [default: 512, or the model's context where that is shorter].
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// Tokens from one window's start to the next's. Below the window, each prediction is scored once, with the longer past [default: the window].
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// The first position in a window whose prediction is scored.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    score_from: usize,
+    /// Use no more than this many tokens of the text.
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    rows: Vec<Row>,
+}
+
+impl Args {
+    pub fn run(self, console: &Console) -> Result<()> {
+        let names: Vec<&String> = self.against.iter().chain(&self.models).collect();
+        let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
+        let text = read_text(&self.text)?;
+        let engine = console.engine()?;
+        let mut bar = console.bar();
+        let mut models = Vec::new();
+        for path in &paths {
+            bar.show("load", 0, None)?;
+            models.push(engine.load(path)?);
+        }
+        let trained = models.iter().map(|model| model.checkpoint().config().max_position_embeddings).min().unwrap_or(0);
+        let window = self.window.unwrap_or(Windowing::default().window.min(trained));
+        if window > trained {
+            console.remark(&format!("windows of {window} tokens are longer than the {trained} that the model was trained for"));
+        }
+        let windowing = Windowing { window, stride: self.stride.unwrap_or(window), score_from: self.score_from, tokens: self.tokens };
+
+        let tokenizer = models[0].tokenizer()?;
+        let tokens = tokenizer.encode(&text, true)?;
+        // What the tokenizer puts before a text, if anything, stands before each window.
+        let bos = tokenizer.encode("", true)?.first().copied();
+        let first_is_reference = self.against.is_some() || models[0].method() == "dense";
+        let task = Task { text: &tokens, bos, windowing, first_is_reference };
+        let longest = windowing.cut(tokens.len())?.iter().map(|window| window.len()).max().unwrap_or(1);
+        let subject = |(name, model): (&&String, &Model)| -> Result<Subject> {
+            let (method, layout) = (model.method().into(), model.layout().into());
+            Ok(Subject { model: name.to_string(), method, layout, sequence: model.sequence(longest)? })
+        };
+        let mut subjects = names.iter().zip(&models).map(subject).collect::<Result<Vec<_>>>()?;
+        let rows = run(&task, &mut subjects, &mut |progress| bar.report(progress))?;
+        drop(bar);
+        console.result(&Report { rows }, text_table)
+    }
+}
+
+fn text_table(report: &Report) -> String {
+    let head = ["model", "method", "kv B/token", "fixed B", "tokens", "perplexity", "KL mean", "KL p99", "top-1"];
+    let rows: Vec<Vec<String>> = report
+        .rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.model.clone(),
+                row.method.clone(),
+                row.kv_bytes_per_token.to_string(),
+                row.kv_fixed_bytes.to_string(),
+                row.tokens.to_string(),
+                number(Some(row.perplexity)),
+                number(row.kl_mean),
+                number(row.kl_p99),
+                row.top1_agreement.map_or(number(None), |share| format!("{:.1} %", 100.0 * share)),
+            ]
+        })
+        .collect();
+    table(&head, &rows)
+}

@@ -1,0 +1,60 @@
+//! The options of generation, as `generate` and `examples/chat` take them.
+
+use lowkey::{Sampling, SessionOptions};
+
+/// How tokens are chosen, and when to stop.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Generation")]
+pub struct SamplingArgs {
+    /// Room for this many tokens, prompt and answer together [default: the model's, at most 4096].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// The longest answer.
+    #[arg(long, short = 'n', value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Text that ends the answer; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Divides the logits; 0 always takes the likeliest token.
+    #[arg(long, short, default_value_t = Sampling::default().temperature, value_name = "T")]
+    temperature: f32,
+    /// Choose among this many of the likeliest tokens; 0 for all.
+    #[arg(long, default_value_t = Sampling::default().top_k, value_name = "N")]
+    top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = Sampling::default().top_p, value_name = "P")]
+    top_p: f32,
+    /// Choose among tokens at least this many times as likely as the likeliest.
+    #[arg(long, default_value_t = Sampling::default().min_p, value_name = "P")]
+    min_p: f32,
+    /// Make tokens that occurred lately less likely; 1 does not.
+    #[arg(long, default_value_t = Sampling::default().repetition_penalty, value_name = "F")]
+    repetition_penalty: f32,
+    /// How many of the last tokens count as lately.
+    #[arg(long, default_value_t = Sampling::default().repetition_window, value_name = "N")]
+    repetition_window: usize,
+    /// Seed of all draws.
+    #[arg(long, default_value_t = Sampling::default().seed, value_name = "N")]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    /// The library's options.
+    pub fn resolve(self) -> SessionOptions {
+        SessionOptions {
+            context: self.context,
+            max_tokens: self.max_tokens,
+            stop: self.stop,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                repetition_window: self.repetition_window,
+                seed: self.seed,
+            },
+            ..SessionOptions::default()
+        }
+    }
+}
