@@ -180,6 +180,13 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
     let difference = statistics.attention_inputs[0].map(f64::from) - &expected;
     assert!(difference.norm() < 1e-6 * expected.norm(), "{}", difference.norm() / expected.norm());
 
+    // A text is its tokens and its digest.
+    let text = "the other and the inner, ".repeat(30);
+    let read = lowkey::calibrate::run(&checkpoint, &model, &text, options, &mut quietly).unwrap();
+    let tokens_of_text = checkpoint.tokenizer().unwrap().encode(&text, false).unwrap();
+    let source = source_digest(&checkpoint).unwrap();
+    assert_eq!(read, gather(&model, &tokens_of_text, source, text_digest(&text), options, &mut quietly).unwrap());
+
     let few = Options { windows: Some(1), ..options };
     assert_eq!(gather(&model, &tokens, "s".into(), "t".into(), few, &mut quietly).unwrap().tokens, 297);
     let short = gather(&model, &tokens[..50], "s".into(), "t".into(), options, &mut quietly).unwrap();
@@ -317,6 +324,8 @@ fn everything_but_attention_is_copied_bit_by_bit_and_the_config_says_what_was_do
     assert_eq!(factored.calibration_digest, text_digest("random"));
     assert_eq!((factored.keep, factored.kv_bytes_per_token), (0.5, report.kv_bytes_per_token));
     assert_eq!(written.config(), checkpoint.config());
+    let text = "the and in other <|im_end|>";
+    assert_eq!(written.tokenizer().unwrap().encode(text, true).unwrap(), checkpoint.tokenizer().unwrap().encode(text, true).unwrap());
     assert!(report.seconds.factor > 0.0 && report.seconds.write > 0.0);
     assert!(report.peak_rss_bytes.is_none_or(|bytes| bytes > 1 << 20));
 }

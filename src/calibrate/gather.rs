@@ -1,6 +1,7 @@
 //! Statistics from the decoder on the CPU.
 
-use super::Statistics;
+use super::{Statistics, source_digest, text_digest};
+use crate::checkpoint::Checkpoint;
 use crate::cpu::{Model, Observer, RowType};
 use crate::linalg;
 use crate::progress::{OnProgress, report};
@@ -25,6 +26,15 @@ impl Default for Options {
     fn default() -> Options {
         Options { window: 512, windows: None, skip: 4 }
     }
+}
+
+/// Tokenises `text` as it stands, without a token that starts it, and [gathers](gather) statistics of `model`, which was loaded from `checkpoint`.
+///
+/// # Errors
+/// As [`gather`], and those of the tokenizer.
+pub fn run(checkpoint: &Checkpoint, model: &Arc<Model>, text: &str, options: Options, on_progress: OnProgress<'_>) -> Result<Statistics> {
+    let tokens = checkpoint.tokenizer()?.encode(text, false)?;
+    gather(model, &tokens, source_digest(checkpoint)?, text_digest(text), options, on_progress)
 }
 
 /// Runs `tokens` through `model` in windows and sums up what enters attention. `source` and `text` are the digests to be recorded

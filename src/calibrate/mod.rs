@@ -9,5 +9,5 @@ mod gather;
 mod statistics;
 
 pub use digest::{source_digest, text_digest};
-pub use gather::{Options, gather};
+pub use gather::{Options, gather, run};
 pub use statistics::Statistics;

@@ -1,7 +1,7 @@
 //! Writes a factored checkpoint: a directory that stands alone, complete or not at all.
 //!
 //! `config.json` is the source's with one object more, `"lowkey"` ([`Factored`]); the weights are safetensors, in shards with an index above 4 GiB;
-//! Tensors are written one at a time: only the factors are held in memory, all others pass through.
+//! the tokenizer comes along. Tensors are written one at a time: only the factors are held in memory, all others pass through.
 
 use crate::checkpoint::{Checkpoint, Factored};
 use crate::progress::{OnProgress, report};
@@ -80,6 +80,7 @@ pub(super) fn write(
         write_json(&directory.path().join("model.safetensors.index.json"), &json!({ "metadata": { "total_size": total }, "weight_map": places }))?;
     }
     write_json(&directory.path().join("config.json"), &config(source, factored, float)?)?;
+    source.write_tokenizer(directory.path())?;
     output::publish_directory(directory, path)
 }
 
