@@ -77,10 +77,10 @@ pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Confi
         }
         _ => {}
     }
-    let embeddings = header.tensors.iter().find(|(name, _)| name == "token_embd.weight");
-    let vocab_size = match embeddings {
+    let embeddings = "token_embd.weight";
+    let vocab_size = match header.tensors.iter().find(|(name, _)| name == embeddings) {
         Some((_, stored)) => stored.shape.first().copied().unwrap_or(0),
-        None => fields.size(&key("vocab_size"))?,
+        None => return Err(Error::Tensor { path: path.into(), name: embeddings.into(), message: "missing".into() }),
     };
     let mut config = Config {
         architecture,
