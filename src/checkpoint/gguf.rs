@@ -19,6 +19,18 @@ pub(super) enum Value {
     Array(Vec<Value>),
 }
 
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Value::Integer(n) => write!(f, "{n}"),
+            Value::Float(x) => write!(f, "{x}"),
+            Value::Bool(flag) => write!(f, "{flag}"),
+            Value::String(text) => write!(f, "{text:?}"),
+            Value::Array(values) => write!(f, "a list of {}", values.len()),
+        }
+    }
+}
+
 /// All metadata by key.
 pub(super) type Metadata = BTreeMap<String, Value>;
 
@@ -74,7 +86,7 @@ pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
         None => DEFAULT_ALIGNMENT,
         Some(Value::Integer(n)) if *n > 0 && *n <= 1 << 20 && (*n as u64).is_power_of_two() => *n as u64,
         Some(other) => {
-            let message = format!("metadata general.alignment is {other:?}; a power of two is expected");
+            let message = format!("metadata general.alignment is {other}; a power of two is expected");
             return Err(Error::Checkpoint { path: path.into(), message });
         }
     };

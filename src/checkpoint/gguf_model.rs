@@ -136,7 +136,7 @@ fn linear_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
         (Some(Value::String(kind)), Some(factor)) if kind == "linear" => Ok(RopeScaling::Linear { factor }),
         (Some(Value::String(kind)), None) if kind == "linear" => Err(fields.error(&format!("{architecture}.rope.scaling.factor"), "is missing")),
         (Some(other), _) => {
-            let message = format!("metadata {kind} = {other:?} is not supported (supported: none, linear, and Llama 3's {ROPE_DIVISORS})");
+            let message = format!("metadata {kind} = {other} is not supported (supported: none, linear, and Llama 3's {ROPE_DIVISORS})");
             Err(Error::Unsupported { path: fields.path.into(), message })
         }
     }
