@@ -1,7 +1,7 @@
 //! `lowkey compress`: calibrate, factor, write.
 
-use super::console::Console;
-use super::locate::{locate, read_text};
+use super::console::{Console, read_text};
+use super::locate::locate;
 use super::table::bytes;
 use clap::ValueEnum;
 use lowkey::calibrate::{self, Statistics};
@@ -9,7 +9,7 @@ use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{self, Method, Plan};
 use lowkey::{Error, Result, cpu};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -128,17 +128,15 @@ impl Args {
 fn gather(checkpoint: &Checkpoint, files: &[PathBuf], tokens: Option<usize>, console: &Console) -> Result<Statistics> {
     let text = match files {
         [] => TEXT.to_string(),
-        files => files.iter().map(|file: &PathBuf| read_text(Path::new(file))).collect::<Result<Vec<_>>>()?.join("\n\n"),
+        files => files.iter().map(|file| read_text(file)).collect::<Result<Vec<_>>>()?.join("\n\n"),
     };
-    let encoded = checkpoint.tokenizer()?.encode(&text, true)?;
+    let window = calibrate::Options::default().window.min(checkpoint.config().max_position_embeddings);
+    let options = calibrate::Options { window, windows: tokens.map(|tokens| tokens.div_ceil(window)), ..calibrate::Options::default() };
+    console.remark(&format!("calibrating on the processor with {}", if files.is_empty() { "the built-in text" } else { "the given text" }));
     let mut bar = console.bar();
     bar.show("load", 0, None)?;
     let model = Arc::new(cpu::Model::load(checkpoint)?);
-    let window = calibrate::Options::default().window.min(checkpoint.config().max_position_embeddings);
-    let windows = tokens.map(|tokens| tokens.div_ceil(window));
-    let options = calibrate::Options { window, windows, ..calibrate::Options::default() };
-    let source = calibrate::source_digest(checkpoint)?;
-    calibrate::gather(&model, &encoded, source, calibrate::text_digest(&text), options, &mut |progress| bar.report(progress))
+    calibrate::run(checkpoint, &model, &text, options, &mut |progress| bar.report(progress))
 }
 
 fn text(report: &Report) -> String {

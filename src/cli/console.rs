@@ -1,4 +1,4 @@
-//! Where commands speak: results on stdout, everything else on stderr.
+//! Where commands speak and listen: results on stdout, everything else on stderr, texts from files or stdin.
 
 use super::Global;
 use super::progress::Bar;
@@ -91,6 +91,15 @@ impl Console {
     pub fn bar(&self) -> Bar {
         Bar::new(self.global.quiet, self.cancel.clone())
     }
+}
+
+/// A text file's content; `-` is stdin.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be read or is no UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let read = if path == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
+    read.map_err(|source| Error::Io { action: "read", path: path.into(), source })
 }
 
 fn stdout_error(source: std::io::Error) -> Error {

@@ -1,7 +1,7 @@
 //! `lowkey eval`: what compression cost in quality.
 
-use super::console::Console;
-use super::locate::{locate, read_text};
+use super::console::{Console, read_text};
+use super::locate::locate;
 use super::table::{number, table};
 use lowkey::eval::{Row, Subject, Task, Windowing, run};
 use lowkey::{Model, Result};

@@ -1,7 +1,7 @@
 //! `lowkey generate`: one answer, streamed.
 
-use super::console::Console;
-use super::locate::{locate, read_text};
+use super::console::{Console, read_text};
+use super::locate::locate;
 use super::sampling::SamplingArgs;
 use super::table::{bytes, number};
 use lowkey::checkpoint::{ChatTemplate, Message};

@@ -23,12 +23,3 @@ pub fn locate(model: &str) -> Result<PathBuf> {
         Error::Io { action: "read", path: path.into(), source: std::io::Error::new(ErrorKind::NotFound, reason) }
     })
 }
-
-/// A text file's content; `-` is stdin.
-///
-/// # Errors
-/// [`Error::Io`] where it cannot be read or is no UTF-8.
-pub fn read_text(path: &Path) -> Result<String> {
-    let read = if path == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
-    read.map_err(|source| Error::Io { action: "read", path: path.into(), source })
-}

@@ -79,7 +79,8 @@ impl Sequence for Toy {
         if let Some(left) = &mut self.fail_in {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                // Half-way: the tokens are in the cache, the answer is not to be had.
+                // Half-way: the tokens are in the cache, the answer is not to be had. It works again afterwards.
+                self.fail_in = None;
                 return Err(Error::DeviceLost { message: "the toy broke".into() });
             }
         }

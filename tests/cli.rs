@@ -1,0 +1,305 @@
+//! What the command line promises: its JSON keys, its exit codes, its words when something is wrong, and nothing half-written.
+
+mod common;
+
+use common::SyntheticModel;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+fn lowkey() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lowkey"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    lowkey().args(arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text:?}; stderr: {}", stderr(output)))
+}
+
+/// The object that a command prints, which must have succeeded.
+fn done(arguments: &[&str]) -> Value {
+    let output = run(&[arguments, &["--json", "--device", "cpu"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+    json(&output)
+}
+
+/// The kind and message of the error that a command prints as JSON, and its exit code.
+fn failed(arguments: &[&str]) -> (String, String, i32) {
+    let output = run(&[arguments, &["--json"]].concat());
+    let error = &json(&output)["error"];
+    let word = |key: &str| error[key].as_str().unwrap_or_else(|| panic!("no {key} in {error}")).to_string();
+    (word("kind"), word("message"), output.status.code().unwrap())
+}
+
+fn keys(object: &Value) -> Vec<&str> {
+    object.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// A small model and a text to run through it.
+struct Bench {
+    directory: TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        SyntheticModel::default().write(&directory.path().join("model"));
+        let text: String = (0..400).map(|i| format!("the {} and {} in a ring. ", i * 7 % 31, (i * i) % 17)).collect();
+        std::fs::write(directory.path().join("text"), text).unwrap();
+        Bench { directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().unwrap().into()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.directory.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn inspect_compress_eval_bench_and_generate_work_together() {
+    let bench = Bench::new();
+    let [model, small, text, statistics] = ["model", "small", "text", "statistics"].map(|name| bench.path(name));
+
+    let found = done(&["inspect", &model, "--context", "100"]);
+    // Two sides, three layers, three heads of 12, two bytes.
+    assert_eq!(found["kv_bytes_per_token"], 2 * 3 * 3 * 12 * 2);
+    assert_eq!(found["memory"]["kv_bytes"], 100 * 2 * 3 * 3 * 12 * 2);
+    assert_eq!((found["method"].as_str(), found["config"]["architecture"].as_str()), (Some("dense"), Some("llama")));
+
+    let compress = ["compress", &*model, "-o", &*small, "--keep", "0.5", "--calibration", &*text, "--statistics", &*statistics];
+    let made = done(&compress);
+    assert_eq!(
+        keys(&made),
+        ["output", "method", "keep", "achieved_keep", "kv_bytes_per_token", "kv_bytes_per_token_dense", "seconds", "peak_rss_bytes"]
+    );
+    assert_eq!(made["output"], small.as_str());
+    assert_eq!(keys(&made["seconds"]), ["calibrate", "check", "factor", "write"]);
+    assert!((number(&made["kv_bytes_per_token"]) / number(&made["kv_bytes_per_token_dense"]) - 0.5).abs() < 0.02);
+    assert!(Path::new(&statistics).is_file());
+    let found = done(&["inspect", &small]);
+    assert_eq!((found["method"].as_str(), &found["kv_bytes_per_token"]), (Some("recalkv"), &made["kv_bytes_per_token"]));
+
+    let evaluated = done(&["eval", &small, "--against", &model, "--text", &text, "--window", "64", "--tokens", "640"]);
+    let rows = evaluated["rows"].as_array().unwrap();
+    assert_eq!(
+        keys(&rows[0]),
+        ["model", "method", "layout", "tokens", "perplexity", "kl_mean", "kl_p99", "top1_agreement", "kv_bytes_per_token", "kv_fixed_bytes"]
+    );
+    assert_eq!((&rows[0]["method"], number(&rows[0]["kl_mean"]), number(&rows[0]["top1_agreement"])), (&"dense".into(), 0.0, 1.0));
+    assert_eq!((&rows[1]["method"], &rows[1]["tokens"]), (&"recalkv".into(), &630.into()));
+    assert!(number(&rows[1]["kl_mean"]) > 0.0 && number(&rows[1]["kl_p99"]) > number(&rows[1]["kl_mean"]));
+    assert!(rows.iter().all(|row| number(&row["perplexity"]).is_finite()));
+    assert_eq!(rows[1]["kv_bytes_per_token"], made["kv_bytes_per_token"]);
+
+    let measured = done(&["bench", &model, &small, "--depth", "0,40", "--prefill", "8", "--steps", "3", "--rounds", "2"]);
+    assert_eq!(keys(&measured), ["device", "driver", "tier", "roofline", "rows"]);
+    assert_eq!(keys(&measured["roofline"]), ["copy_gbps", "f32_gflops", "f16_gflops"]);
+    let rows = measured["rows"].as_array().unwrap();
+    assert_eq!(
+        keys(&rows[0]),
+        [
+            "model",
+            "method",
+            "layout",
+            "weights",
+            "depth",
+            "prefill_tps",
+            "decode_tps",
+            "decode_ms_p10",
+            "decode_ms_p50",
+            "decode_ms_p90",
+            "kv_bytes_per_token",
+            "bytes_per_step",
+            "flops_per_step",
+            "share_of_roofline",
+            "dispatches_per_step",
+            "submits_per_step",
+            "readback_bytes_per_step"
+        ]
+    );
+    assert_eq!(rows.iter().map(|row| row["depth"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 0, 40, 40]);
+    assert!(rows.iter().all(|row| number(&row["decode_tps"]) > 0.0 && number(&row["share_of_roofline"]) > 0.0));
+    assert!(
+        rows.iter().all(|row| row["kv_bytes_per_token"] == if row["method"] == "dense" { 432.into() } else { made["kv_bytes_per_token"].clone() })
+    );
+
+    let said = done(&["generate", &small, "-p", "the ring", "-n", "5", "--temperature", "0.7", "--seed", "3"]);
+    assert_eq!(keys(&said), ["text", "prompt_tokens", "tokens", "prefill_tps", "decode_tps", "kv_bytes", "finish"]);
+    assert!((1..=5).contains(&said["tokens"].as_u64().unwrap()));
+    assert_eq!(said["text"], done(&["generate", &small, "-p", "the ring", "-n", "5", "--temperature", "0.7", "--seed", "3"])["text"]);
+
+    // Statistics are read where they exist: no text is needed, and the result is the same.
+    let again = bench.path("again");
+    done(&["compress", &model, "-o", &again, "--statistics", &statistics]);
+    let weights = |directory: &str| std::fs::read(Path::new(directory).join("model.safetensors")).unwrap();
+    assert!(weights(&small) == weights(&again));
+}
+
+#[test]
+fn text_goes_to_stdout_and_remarks_to_stderr() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    let generate = ["generate", &*model, "-p", "the", "-n", "4", "--device", "cpu", "--raw"];
+    let output = run(&generate);
+    let text = done(&["generate", &model, "-p", "the", "-n", "4", "--raw"])["text"].as_str().unwrap().to_string();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), text + "\n");
+    assert!(stderr(&output).contains("per second"), "{}", stderr(&output));
+    assert_eq!(stderr(&run(&[&generate[..], &["--quiet"]].concat())), "");
+}
+
+#[test]
+fn the_calibration_text_that_ships_is_used_where_none_is_given() {
+    let bench = Bench::new();
+    let made =
+        done(&["compress", &bench.path("model"), "-o", &bench.path("small"), "--keep", "1", "--calibration-tokens", "1000", "--weights", "f32"]);
+    assert_eq!(made["kv_bytes_per_token"], made["kv_bytes_per_token_dense"]);
+    // At full rank nothing is lost but rounding.
+    let evaluated =
+        done(&["eval", &bench.path("small"), "--against", &bench.path("model"), "--text", &bench.path("text"), "--window", "100", "--tokens", "300"]);
+    assert!(number(&evaluated["rows"][1]["kl_mean"]) < 1e-5, "{evaluated}");
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    assert_eq!(run(&["generate", &model]).status.code(), Some(2));
+    assert_eq!(run(&["nonsense"]).status.code(), Some(2));
+    assert_eq!(run(&[]).status.code(), Some(2));
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+    assert_eq!(run(&["bench", "--version"]).status.code(), Some(2));
+    let (kind, message, code) = failed(&["generate", &model, "-p", "x", "--seed", "many"]);
+    assert_eq!((kind.as_str(), code), ("usage", 2));
+    assert!(message.contains("--seed") && !message.starts_with("error"), "{message}");
+    for (arguments, name) in [
+        (vec!["generate", &model, "-p", "x", "--temperature=-1", "--device", "cpu"], "temperature"),
+        (vec!["generate", &model, "-p", "x", "--context", "0", "--device", "cpu"], "context"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--keep", "1.5"], "keep"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--group-heads", "0"], "group-heads"),
+        (vec!["eval", &model, "--text", &bench.path("text"), "--window", "1", "--device", "cpu"], "window"),
+        (vec!["bench", &model, "--steps", "0", "--device", "cpu"], "steps"),
+        (vec!["bench", &model, "--depth", "18446744073709551615", "--device", "cpu"], "depth"),
+    ] {
+        let (kind, message, code) = failed(&arguments);
+        assert_eq!((kind.as_str(), code), ("argument", 2), "{arguments:?}: {message}");
+        assert!(message.contains(name), "{message}");
+    }
+}
+
+#[test]
+fn what_fails_says_on_what_and_exits_with_1() {
+    let bench = Bench::new();
+    let [model, text] = ["model", "text"].map(|name| bench.path(name));
+
+    let (kind, message, code) = failed(&["inspect", "/nowhere/at/all"]);
+    assert_eq!((kind.as_str(), code), ("io", 1));
+    assert!(message.contains("/nowhere/at/all") && message.contains("lowkey pull"), "{message}");
+    let empty = tempfile::tempdir().unwrap();
+    let unfetched = lowkey().env("LOWKEY_CACHE", empty.path()).args(["inspect", "stories15M", "--json"]).output().unwrap();
+    assert!(json(&unfetched)["error"]["message"].as_str().unwrap().contains("`lowkey pull stories15M`"));
+
+    let (kind, message, code) = failed(&["compress", &model, "-o", &text]);
+    assert_eq!((kind.as_str(), code), ("exists", 1));
+    assert!(message.contains(&text), "{message}");
+    assert!(std::fs::read_to_string(&text).unwrap().starts_with("the 0"));
+
+    let (kind, message, code) = failed(&["eval", &model, "--text", &bench.path("missing"), "--device", "cpu"]);
+    assert_eq!((kind.as_str(), code), ("io", 1));
+    assert!(message.contains("missing"), "{message}");
+
+    let (kind, message, code) = failed(&["generate", &model, "--prompt-file", &text, "--context", "64", "--raw", "--device", "cpu"]);
+    assert_eq!((kind.as_str(), code), ("context", 1), "{message}");
+    assert!(message.contains("64") && message.contains("--context"), "{message}");
+
+    std::fs::remove_file(Path::new(&model).join("tokenizer.json")).unwrap();
+    let (kind, message, code) = failed(&["generate", &model, "-p", "x", "--device", "cpu"]);
+    assert_eq!((kind.as_str(), code), ("tokenizer", 1));
+    assert!(message.contains("tokenizer.json"), "{message}");
+    let output = run(&["generate", &model, "-p", "x", "--device", "cpu"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
+    assert_eq!(bench.names(), ["model", "text"]);
+}
+
+#[test]
+fn without_an_adapter_both_ways_out_are_named() {
+    let bench = Bench::new();
+    let hidden = |arguments: &[&str]| {
+        let nowhere = "/nonexistent/driver.json";
+        lowkey().env("VK_DRIVER_FILES", nowhere).env("VK_ICD_FILENAMES", nowhere).env("WGPU_BACKEND", "vulkan").args(arguments).output().unwrap()
+    };
+    let model = bench.path("model");
+    let output = hidden(&["generate", &model, "-p", "x", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = &json(&output)["error"];
+    assert_eq!(error["kind"], "no_adapter");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("driver") && message.contains("--device cpu"), "{message}");
+    // The other way out is one.
+    assert_eq!(hidden(&["generate", &model, "-p", "x", "-n", "1", "--device", "cpu"]).status.code(), Some(0));
+}
+
+#[test]
+fn an_answer_ends_at_a_stop_string() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    let generate =
+        |more: &[&str]| done(&[&["generate", &*model, "-p", "ring ", "--raw", "-n", "40", "--temperature", "1.5", "--seed", "5"], more].concat());
+    let free = generate(&[]);
+    let text = free["text"].as_str().unwrap();
+    let middle = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
+    let stop: String = text[middle..].chars().take(2).collect();
+    let stopped = generate(&["--stop", &stop]);
+    assert_eq!((stopped["text"].as_str(), stopped["finish"].as_str()), (text.split(&stop).next(), Some("stop")));
+}
+
+#[test]
+fn a_closed_pipe_ends_it_quietly() {
+    let bench = Bench::new();
+    let arguments = ["generate", &*bench.path("model"), "-p", "the", "--raw", "--context", "512", "--device", "cpu", "--quiet"];
+    let mut child = lowkey().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_compression_leaves_nothing() {
+    use std::io::{BufRead, BufReader};
+    let bench = Bench::new();
+    let long: PathBuf = bench.directory.path().join("long");
+    std::fs::write(&long, std::fs::read_to_string(bench.path("text")).unwrap().repeat(200)).unwrap();
+    let arguments = ["compress", &bench.path("model"), "-o", &bench.path("small"), "--calibration", long.to_str().unwrap()];
+    let mut child = lowkey().args(arguments).args(["--statistics", &bench.path("statistics")]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert!(line.contains("calibrating"), "{line}");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: String = errors.lines().map(|line| line.unwrap()).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(rest.contains("interrupted"), "{rest}");
+    assert_eq!(bench.names(), ["long", "model", "text"]);
+}
