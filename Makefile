@@ -4,6 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint setup
 
+# A name that `lowkey pull` knows, a directory, or a .gguf file.
 MODEL ?= smollm2-135m-instruct
 METHOD ?= recalkv
 KEEP ?= 0.5
@@ -23,7 +24,7 @@ help:
 	@echo 'make lint    formatting, clippy and documentation, warnings denied'
 	@echo 'make setup   install a Vulkan driver if none is usable (Debian, Ubuntu)'
 	@echo
-	@echo 'demo and bench take MODEL=$(MODEL) METHOD=$(METHOD) KEEP=$(KEEP) DEVICE=cpu|gpu, bench DEPTHS=$(DEPTHS)'
+	@echo 'demo and bench take MODEL=$(MODEL) METHOD=$(METHOD) KEEP=$(KEEP) DEVICE=cpu or a part of a GPU'"'"'s name, bench DEPTHS=$(DEPTHS)'
 
 setup:
 	@sh assets/setup.sh $(driver)
@@ -32,15 +33,16 @@ setup:
 prepare = \
 	set -eu; \
 	cargo build --release --features hub --bin lowkey --example chat; \
-	model=$$($(lowkey) pull $(MODEL)); \
-	small=$${model%.gguf}-$(METHOD)-$(KEEP)-$$($(lowkey) --version | tr -d ' '); \
+	model=$(MODEL); \
+	[ -e "$$model" ] || model=$$($(lowkey) pull $(MODEL)); \
+	small=$${model%.gguf}; small=$${small%/}-$(METHOD)-$(KEEP)-$$($(lowkey) --version | tr -d ' '); \
 	if [ -e "$$small" ] && ! $(lowkey) inspect "$$small" >/dev/null 2>&1; then rm -r "$$small"; fi; \
 	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --keep $(KEEP)
 
 demo: setup
 	@$(prepare); \
-	$(lowkey) eval "$$small" --against "$$model" --text assets/evaluation.txt $(on); \
-	$(lowkey) bench "$$model" "$$small" --depth 0,512 $(on); \
+	$(lowkey) eval "$$small" --against $(MODEL) --text assets/evaluation.txt $(on); \
+	$(lowkey) bench $(MODEL) "$$small" --depth 0 --prefill 64 --rounds 2 $(on); \
 	if [ -t 0 ] && [ -t 1 ]; then \
 		exec $(target)/release/examples/chat "$$small" $(on); \
 	else \
@@ -49,7 +51,7 @@ demo: setup
 
 bench: setup
 	@$(prepare); \
-	$(lowkey) bench "$$model" "$$small" --depth $(DEPTHS) $(on)
+	$(lowkey) bench $(MODEL) "$$small" --depth $(DEPTHS) $(on)
 
 lint:
 	@sh assets/setup.sh build

@@ -22,3 +22,8 @@ mod output;
 pub use error::{Error, Result};
 pub use model::{Device, Engine, LoadOptions, Model};
 pub use session::{Prompt, Sampling, Session, SessionOptions};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
