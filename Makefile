@@ -12,7 +12,7 @@ DEPTHS ?= 0,512,2048
 # `make demo DEVICE=cpu` runs on the processor and wants no driver.
 DEVICE ?=
 
-on := $(if $(DEVICE),--device $(DEVICE))
+on := $(if $(DEVICE),--device '$(DEVICE)')
 target := $(or $(CARGO_TARGET_DIR),target)
 lowkey := $(target)/release/lowkey
 driver := $(if $(filter cpu,$(DEVICE)),build,)

@@ -68,7 +68,7 @@ as_root() {
 
 apt_get() {
     as_root apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 -o APT::Get::Assume-Yes=true "$@" >&2 ||
-        die "\`apt-get $*\` did not work; see above, and run it by hand where it needs more rights"
+        die "\`apt-get $*\` did not work; see above. Where it lacked the rights, run it as root; or do without a driver: make demo DEVICE=cpu"
 }
 
 # The configured archive that the running release comes from, whichever format its sources are written in. Wants `apt-get update` first.
