@@ -3,11 +3,15 @@
 #![deny(missing_docs)]
 
 pub mod bench;
+pub mod cache;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod compress;
 pub mod cpu;
+pub mod decoder;
 pub mod eval;
+pub mod gpu;
+pub mod kernels;
 pub mod linalg;
 pub mod progress;
 #[cfg(feature = "pull")]

@@ -1,0 +1,50 @@
+// The most likely token: the lowest index of the largest logit, or `count` where a logit is not a number.
+//
+// Grid: one workgroup. A vocabulary is 50,000 to 150,000 numbers that were just written: reading them once is not worth a second stage.
+
+struct Step {
+    count: u32,
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read_write> token: array<u32>; // [1]
+
+var<workgroup> values: array<f32, WORKGROUP>;
+var<workgroup> indices: array<u32, WORKGROUP>;
+
+const LOWEST = -3.4028234e38;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(local_invocation_index) local: u32) {
+    var best = LOWEST;
+    var index = step.count;
+    var bad = false;
+    for (var i = local; i < step.count; i += WORKGROUP) {
+        let bits = bitcast<u32>(logits[i]) & 0x7fffffffu;
+        bad = bad || bits > 0x7f800000u;
+        if logits[i] > best {
+            best = logits[i];
+            index = i;
+        }
+    }
+    if bad {
+        best = 3.4028234e38;
+        index = step.count;
+    }
+    values[local] = best;
+    indices[local] = index;
+    for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if local < width {
+            let other = values[local + width];
+            if other > values[local] || (other == values[local] && indices[local + width] < indices[local]) {
+                values[local] = other;
+                indices[local] = indices[local + width];
+            }
+        }
+    }
+    if local == 0u {
+        token[0] = indices[0];
+    }
+}

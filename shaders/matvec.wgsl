@@ -1,0 +1,146 @@
+// One token through one weight matrix: out[row] = Σ_k weights[row][k] · x[k], in f32.
+//
+// Grid: x·y = blocks of ROWS rows. Each team of lanes takes UNROLL rows at a time, its lanes striding along k, so that neighbouring lanes read neighbouring
+// weights and a vector of x is read once for UNROLL rows. A team is a subgroup, of whatever size the device forms; without subgroups it is TEAM lanes that
+// meet in workgroup memory.
+//
+// NORM      x is the residual stream: out = W·(x / rms(x) ⊙ gain). The scale does not depend on k and is applied to the sum.
+// GATED     rows come in pairs (gate, up): out[row / 2] = silu(gate) · up
+// RESIDUAL  out[row] += …, and BIAS adds bias[row]
+#include "lib/half.wgsl"
+
+struct Step {
+    first: u32,   // row of the whole matrix at which this part begins
+    rows: u32,    // rows of this part
+    width: u32,   // K / 4, a row's vectors
+    count: u32,   // numbers under the mean of squares: K without padding (NORM)
+    epsilon: f32, // (NORM)
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read> weights: array<half4>;  // [rows][width]
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [width]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [all rows] or [all rows / 2]
+#if NORM
+@group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>; // [width]
+#endif
+#if BIAS
+@group(0) @binding(3) var<storage, read> bias: array<f32>;       // [all rows]
+#endif
+
+#if !SUBGROUPS
+var<workgroup> partial: array<array<f32, UNROLL>, WORKGROUP>;
+#endif
+
+fn finish(row: u32, sums: array<f32, UNROLL>, scale: f32) {
+    var s = sums;
+#if GATED
+    for (var u = 0u; u < UNROLL; u += 2u) {
+        if row + u < step.rows {
+            let gate = s[u] * scale;
+            out[(step.first + row + u) / 2u] = gate / (1.0 + exp(-gate)) * (s[u + 1u] * scale);
+        }
+    }
+#else
+    for (var u = 0u; u < UNROLL; u++) {
+        if row + u < step.rows {
+            let i = step.first + row + u;
+            var y = s[u] * scale;
+#if BIAS
+            y += bias[i];
+#endif
+#if RESIDUAL
+            y += out[i];
+#endif
+            out[i] = y;
+        }
+    }
+#endif
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+#if SUBGROUPS
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) lanes: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(num_subgroups) teams: u32,
+#endif
+) {
+#if !SUBGROUPS
+    let lanes = TEAM;
+    let lane = local % TEAM;
+    let subgroup = local / TEAM;
+    let teams = WORKGROUP / TEAM;
+#endif
+    let block = (group.y * groups.x + group.x) * ROWS;
+
+    // Every team passes through the loop equally often: without subgroups there are barriers in it.
+    for (var pass_row = 0u; pass_row < ROWS; pass_row += teams * UNROLL) {
+        let offset = pass_row + subgroup * UNROLL;
+        let row = block + offset;
+        var sums: array<f32, UNROLL>;
+        var squares = 0.0;
+        if offset < ROWS && row < step.rows {
+            var base: array<u32, UNROLL>;
+            for (var u = 0u; u < UNROLL; u++) {
+                base[u] = min(row + u, step.rows - 1u) * step.width;
+            }
+            for (var k = lane; k < step.width; k += lanes) {
+                var v = x[k];
+#if NORM
+                squares += dot(v, v);
+                v *= gain[k];
+#endif
+                for (var u = 0u; u < UNROLL; u++) {
+                    sums[u] += dot(widen(weights[base[u] + k]), v);
+                }
+            }
+        }
+#if SUBGROUPS
+        for (var u = 0u; u < UNROLL; u++) {
+            sums[u] = subgroupAdd(sums[u]);
+        }
+        squares = subgroupAdd(squares);
+        if lane == 0u && offset < ROWS {
+#else
+        // TEAM is a power of two: a tree inside each team.
+        partial[local] = sums;
+#if NORM
+        squares_of[local] = squares;
+#endif
+        for (var half = TEAM / 2u; half > 0u; half /= 2u) {
+            workgroupBarrier();
+            if lane < half {
+                for (var u = 0u; u < UNROLL; u++) {
+                    partial[local][u] += partial[local + half][u];
+                }
+#if NORM
+                squares_of[local] += squares_of[local + half];
+#endif
+            }
+        }
+        sums = partial[local];
+#if NORM
+        squares = squares_of[local];
+#endif
+        workgroupBarrier();
+        if lane == 0u && offset < ROWS {
+#endif
+#if NORM
+            let scale = inverseSqrt(squares / f32(step.count) + step.epsilon);
+#else
+            let scale = 1.0;
+#endif
+            finish(row, sums, scale);
+        }
+    }
+}
+#if !SUBGROUPS
+#if NORM
+var<workgroup> squares_of: array<f32, WORKGROUP>;
+#endif
+#endif

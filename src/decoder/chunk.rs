@@ -1,0 +1,114 @@
+//! The plan of a chunk of tokens, as a prompt is read: the same attention, matrix products in place of matrix-vector products.
+
+use super::Model;
+use super::sequence::Buffers;
+use super::step::Attention;
+use crate::Result;
+use crate::cache::Cache;
+use crate::gpu::{Pass, pad};
+use crate::kernels::embed::Embed;
+use crate::kernels::matmul::Matmul;
+use crate::kernels::matvec::Around;
+use crate::kernels::norm::Norm;
+use std::ops::Range;
+
+struct LayerChunk {
+    attention_norm: Norm,
+    projection: Matmul,
+    attention: Attention,
+    output: Matmul,
+    mlp_norm: Norm,
+    gate_up: Matmul,
+    down: Matmul,
+}
+
+/// Many tokens through the model.
+pub(super) struct Chunk {
+    embed: Embed,
+    layers: Vec<LayerChunk>,
+    block: u32,
+    window: Option<usize>,
+}
+
+impl Chunk {
+    pub fn plan(model: &Model, cache: &Cache, b: &Buffers) -> Result<Chunk> {
+        let (device, c) = (&*model.device, &model.config);
+        let width = pad(c.hidden_size);
+        let norm = |gain| Norm::plan(device, &b.x, gain, &b.normed, c.hidden_size, c.rms_norm_eps);
+        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, cache)| {
+            let onto = |bias| Around { residual: true, bias, ..Default::default() };
+            let stride = layer.projection.rows as usize;
+            Ok(LayerChunk {
+                attention_norm: norm(&layer.attention_gain)?,
+                projection: Matmul::plan(device, &layer.projection, &b.normed, &b.projected, stride, Around::default())?,
+                attention: Attention::plan(model, layer, cache, b, true)?,
+                output: Matmul::plan(device, &layer.output, &b.attended, &b.x, width, onto(layer.output_bias.as_ref()))?,
+                mlp_norm: norm(&layer.mlp_gain)?,
+                gate_up: Matmul::plan(
+                    device,
+                    &layer.gate_up,
+                    &b.normed,
+                    &b.gated,
+                    pad(c.intermediate_size),
+                    Around { gated: true, ..Default::default() },
+                )?,
+                down: Matmul::plan(device, &layer.down, &b.gated, &b.x, width, onto(None))?,
+            })
+        });
+        Ok(Chunk {
+            embed: Embed::plan(device, &model.ends.embedding, &b.tokens, &b.x)?,
+            layers: layers.collect::<Result<_>>()?,
+            block: b.block as u32,
+            window: c.sliding_window,
+        })
+    }
+
+    /// The tokens in `tokens`, at positions `first`, …, through some of the layers; the first of them begins with the embedding.
+    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32, layers: Range<usize>) {
+        if layers.start == 0 {
+            self.embed.record(pass, tokens);
+        }
+        for layer in &self.layers[layers] {
+            layer.attention_norm.record(pass, tokens);
+            layer.projection.record(pass, tokens);
+            layer.attention.record(pass, first, tokens, self.block, self.window);
+            layer.output.record(pass, tokens);
+            layer.mlp_norm.record(pass, tokens);
+            layer.gate_up.record(pass, tokens);
+            layer.down.record(pass, tokens);
+        }
+    }
+}
+
+/// Logits after every token of a chunk: final norm and head. Planned the first time that they are asked for, since only evaluation does.
+pub(super) struct AllLogits {
+    norm: Norm,
+    head: Matmul,
+    /// `[tokens][vocab]` f32.
+    pub logits: wgpu::Buffer,
+    pub readback: wgpu::Buffer,
+    /// The most tokens that fit into one buffer.
+    pub tokens: usize,
+}
+
+impl AllLogits {
+    pub fn plan(model: &Model, b: &Buffers, tokens: usize) -> Result<AllLogits> {
+        let (device, c) = (&*model.device, &model.config);
+        let row = c.vocab_size as u64 * 4;
+        let tokens = tokens.min((device.max_binding() / row) as usize).max(1);
+        let logits = device.buffer("logits of a chunk", tokens as u64 * row)?;
+        let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
+        Ok(AllLogits {
+            norm: Norm::plan(device, &b.x, &model.ends.final_gain, &b.normed, c.hidden_size, c.rms_norm_eps)?,
+            head: Matmul::plan(device, head, &b.normed, &logits, c.vocab_size, Around::default())?,
+            readback: device.readback("logits of a chunk", tokens as u64 * row)?,
+            logits,
+            tokens,
+        })
+    }
+
+    pub fn record(&self, pass: &mut Pass, tokens: u32) {
+        self.norm.record(pass, tokens);
+        self.head.record(pass, tokens);
+    }
+}

@@ -1,0 +1,275 @@
+//! Choosing an adapter and a tier, and opening the device.
+
+use super::pipeline::Pipelines;
+use crate::{Error, Result};
+use std::sync::{Arc, Mutex};
+
+/// What a device's kernels may use, best first. The best that the adapter offers is taken unless one is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// 16-bit arithmetic types and subgroup reductions.
+    F16Subgroups,
+    /// 16-bit arithmetic types.
+    F16,
+    /// Neither: 16-bit numbers are unpacked from 32-bit words, reductions go through workgroup memory.
+    Baseline,
+}
+
+impl Tier {
+    /// All three, best first.
+    pub const ALL: [Tier; 3] = [Tier::F16Subgroups, Tier::F16, Tier::Baseline];
+
+    /// The name that `--tier` takes and `doctor` prints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::F16Subgroups => "f16-subgroups",
+            Tier::F16 => "f16",
+            Tier::Baseline => "baseline",
+        }
+    }
+
+    fn features(self) -> wgpu::Features {
+        match self {
+            Tier::F16Subgroups => wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP,
+            Tier::F16 => wgpu::Features::SHADER_F16,
+            Tier::Baseline => wgpu::Features::empty(),
+        }
+    }
+
+    /// The preprocessor's flags.
+    pub fn flags(self) -> &'static [&'static str] {
+        match self {
+            Tier::F16Subgroups => &["F16", "SUBGROUPS"],
+            Tier::F16 => &["F16"],
+            Tier::Baseline => &[],
+        }
+    }
+}
+
+impl std::str::FromStr for Tier {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Tier> {
+        Tier::ALL
+            .into_iter()
+            .find(|t| t.name() == s)
+            .ok_or_else(|| Error::Argument { name: "--tier".into(), message: format!("{s:?} is none of {}", Tier::ALL.map(Tier::name).join(", ")) })
+    }
+}
+
+/// Which device to open, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Part of the adapter's name, in any case; `None` takes the first that is no software renderer, else the first.
+    pub adapter: Option<String>,
+    /// The tier; `None` takes the best.
+    pub tier: Option<Tier>,
+    /// Caps the size of one binding below the adapter's own limit, in bytes.
+    pub max_binding: Option<u64>,
+}
+
+/// What `doctor` says of one adapter.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct AdapterReport {
+    /// The adapter's name.
+    pub name: String,
+    /// Vulkan, Metal, Dx12 or Gl.
+    pub backend: String,
+    /// Discrete, integrated, virtual, a processor's software renderer, or other.
+    pub kind: String,
+    /// The driver's name and version.
+    pub driver: String,
+    /// The best tier; `None` where it cannot be used at all.
+    pub tier: Option<Tier>,
+    /// Why it cannot be used.
+    pub unusable: Option<String>,
+    /// Smallest and largest subgroup.
+    pub subgroup_sizes: [u32; 2],
+    /// Largest storage binding, bytes.
+    pub max_storage_binding: u64,
+    /// Largest buffer, bytes.
+    pub max_buffer: u64,
+    /// Workgroup memory, bytes.
+    pub max_workgroup_storage: u32,
+    /// Whether this is the one that is taken when none is named.
+    pub default: bool,
+}
+
+/// An open device: everything that kernels are made with.
+pub struct Device {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) pipelines: Pipelines,
+    info: wgpu::AdapterInfo,
+    tier: Tier,
+    max_binding: u64,
+    lost: Arc<Mutex<Option<String>>>,
+}
+
+/// Bytes of immediates a kernel may take.
+pub(super) const IMMEDIATE_BYTES: u32 = 64;
+
+fn instance() -> wgpu::Instance {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle_from_env() })
+}
+
+/// All adapters of Vulkan, Metal and DX12, each backend's in the system's order, real GPUs before software renderers.
+fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
+    adapters.sort_by_key(|a| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+/// Why an adapter cannot run the kernels, or the best tier that it can.
+fn judge(adapter: &wgpu::Adapter) -> std::result::Result<Tier, String> {
+    let (features, limits) = (adapter.features(), adapter.limits());
+    if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < IMMEDIATE_BYTES {
+        return Err("it has no immediates (push constants)".into());
+    }
+    if !adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32) {
+        return Err("it cannot unpack 16-bit numbers".into());
+    }
+    if limits.max_compute_invocations_per_workgroup < 256
+        || limits.max_compute_workgroup_storage_size < 16 << 10
+        || limits.max_storage_buffers_per_shader_stage < 8
+    {
+        return Err("it lacks WebGPU's default limits (256 invocations, 16 KiB workgroup memory, 8 storage buffers)".into());
+    }
+    Ok(Tier::ALL.into_iter().find(|t| features.contains(t.features())).unwrap_or(Tier::Baseline))
+}
+
+/// Every adapter that the system offers, for `doctor`.
+pub fn adapters() -> Vec<AdapterReport> {
+    let mut default = true;
+    enumerate(&instance())
+        .iter()
+        .map(|adapter| {
+            let (info, limits, verdict) = (adapter.get_info(), adapter.limits(), judge(adapter));
+            let usable = verdict.is_ok();
+            AdapterReport {
+                name: info.name,
+                backend: format!("{:?}", info.backend),
+                kind: format!("{:?}", info.device_type),
+                driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+                tier: verdict.as_ref().ok().copied(),
+                unusable: verdict.err(),
+                subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
+                max_storage_binding: limits.max_storage_buffer_binding_size,
+                max_buffer: limits.max_buffer_size,
+                max_workgroup_storage: limits.max_compute_workgroup_storage_size,
+                default: usable && std::mem::take(&mut default),
+            }
+        })
+        .collect()
+}
+
+impl Device {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where none is there, none is usable or none has the name; [`Error::Gpu`] where the driver refuses.
+    pub fn open(options: &Options) -> Result<Arc<Device>> {
+        let adapters = enumerate(&instance());
+        let found = || adapters.iter().map(|a| a.get_info().name).collect::<Vec<_>>().join(", ");
+        let mut reason = if adapters.is_empty() { "no adapter was found".to_owned() } else { format!("none of these can be used: {}", found()) };
+        let mut chosen = None;
+        for adapter in &adapters {
+            let name = adapter.get_info().name;
+            if options.adapter.as_ref().is_some_and(|wanted| !name.to_lowercase().contains(&wanted.to_lowercase())) {
+                continue;
+            }
+            match judge(adapter) {
+                Ok(best) => {
+                    chosen = Some((adapter, best));
+                    break;
+                }
+                Err(why) => reason = format!("{name} cannot be used: {why}"),
+            }
+        }
+        let Some((adapter, best)) = chosen else {
+            if let Some(wanted) = &options.adapter
+                && !adapters.iter().any(|a| a.get_info().name.to_lowercase().contains(&wanted.to_lowercase()))
+            {
+                reason = format!("no adapter is called {wanted:?} (found: {})", if adapters.is_empty() { "none".into() } else { found() });
+            }
+            return Err(Error::NoAdapter { reason });
+        };
+        let tier = options.tier.unwrap_or(best);
+        if !adapter.features().contains(tier.features()) {
+            return Err(Error::Argument { name: "--tier".into(), message: format!("{} offers {} at best", adapter.get_info().name, best.name()) });
+        }
+
+        let mut limits = wgpu::Limits::default().or_better_values_from(&adapter.limits());
+        // A large value here only makes DX12 reserve descriptor heaps.
+        limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(1 << 16);
+        let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("lowkey"),
+            required_features: tier.features() | wgpu::Features::IMMEDIATES | timestamps,
+            required_limits: limits.clone(),
+            ..Default::default()
+        }))
+        .map_err(|e| Error::Gpu { what: format!("opening {}", adapter.get_info().name), message: e.to_string() })?;
+
+        let lost = Arc::new(Mutex::new(None));
+        let note = lost.clone();
+        device.set_device_lost_callback(move |_, message| {
+            if let Ok(mut lost) = note.lock() {
+                lost.get_or_insert(message);
+            }
+        });
+        // Without this wgpu panics. Errors that matter are caught by scopes; the rest must not bring the program down.
+        device.on_uncaptured_error(Arc::new(|error| log::error!("GPU: {error}")));
+
+        let max_binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(options.max_binding.unwrap_or(u64::MAX));
+        let info = adapter.get_info();
+        let pipelines = Pipelines::new(tier);
+        Ok(Arc::new(Device { device, queue, pipelines, info, tier, max_binding, lost }))
+    }
+
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.info.name
+    }
+
+    /// The driver's name and version.
+    pub fn driver(&self) -> String {
+        format!("{} {}", self.info.driver, self.info.driver_info).trim().to_owned()
+    }
+
+    /// The tier that the kernels are made for.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Whether this is a software renderer on the processor.
+    pub fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// The largest storage binding, bytes.
+    pub fn max_binding(&self) -> u64 {
+        self.max_binding
+    }
+
+    /// The smallest subgroup that the adapter forms. Grids that give rows to subgroups are sized by it.
+    pub fn min_subgroup(&self) -> u32 {
+        self.info.subgroup_min_size.max(1)
+    }
+
+    /// [`Error::DeviceLost`] once the driver has said so.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &*self.lost.lock().unwrap_or_else(|e| e.into_inner()) {
+            Some(message) => Err(Error::DeviceLost { message: message.clone() }),
+            None => Ok(()),
+        }
+    }
+}

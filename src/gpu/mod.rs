@@ -1,0 +1,16 @@
+//! The device and what is made on it: limits and tier, buffers, shaders and pipelines, readback. Everything above speaks of kernels; only this speaks wgpu's language of
+//! adapters, error scopes and mapped ranges.
+
+mod buffer;
+mod device;
+mod matrix;
+mod pipeline;
+mod roofline;
+mod shader;
+
+pub use device::{AdapterReport, Device, Options, Tier, adapters};
+pub use matrix::{Matrix, Part, pad};
+pub use pipeline::{Access, Kernel, Pass, Spec};
+pub(crate) use roofline::variants as roofline_variants;
+pub use roofline::{Roofline, roofline};
+pub use shader::{SOURCES, preprocess};

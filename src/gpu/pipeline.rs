@@ -1,0 +1,173 @@
+//! Pipelines, each made once per device and variant, and the bind groups that are planned with them.
+
+use super::device::IMMEDIATE_BYTES;
+use super::{Device, Tier, shader};
+use crate::{Error, Result};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+
+/// What a kernel does with a binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `var<storage, read>`.
+    Read,
+    /// `var<storage, read_write>`.
+    Write,
+}
+
+/// One variant of one shader: the key of the pipeline cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// The file under `shaders/`.
+    pub shader: &'static str,
+    /// Preprocessor flags beside the tier's.
+    pub flags: Vec<&'static str>,
+    /// Constants written before the file.
+    pub constants: BTreeMap<&'static str, u32>,
+    /// The bindings of group 0: number and access. Numbers may have gaps, where a flag leaves one out.
+    pub bindings: Vec<(u32, Access)>,
+}
+
+impl Spec {
+    /// The variant's text for a tier.
+    ///
+    /// # Errors
+    /// As [`shader::preprocess`].
+    pub fn source(&self, tier: Tier) -> std::result::Result<String, String> {
+        let flags: Vec<&str> = tier.flags().iter().copied().chain(self.flags.iter().copied()).collect();
+        shader::preprocess(self.shader, &flags, &self.constants)
+    }
+}
+
+/// A pipeline with its bind group: ready to be recorded any number of times.
+#[derive(Clone)]
+pub struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+}
+
+impl Kernel {
+    /// Records one dispatch. Allocates nothing. `immediates` are the kernel's parameters of this step, `grid` its workgroups.
+    pub fn record(&self, pass: &mut Pass<'_>, immediates: &impl bytemuck::NoUninit, grid: [u32; 3]) {
+        pass.inner.set_pipeline(&self.pipeline);
+        pass.inner.set_bind_group(0, &self.bind_group, &[]);
+        pass.inner.set_immediates(0, bytemuck::bytes_of(immediates));
+        pass.inner.dispatch_workgroups(grid[0], grid[1], grid[2]);
+        pass.dispatches += 1;
+    }
+}
+
+/// A compute pass that counts its dispatches.
+pub struct Pass<'a> {
+    /// wgpu's.
+    pub inner: wgpu::ComputePass<'a>,
+    /// Dispatches recorded so far.
+    pub dispatches: u32,
+}
+
+struct Made {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+pub(crate) struct Pipelines {
+    tier: Tier,
+    made: Mutex<HashMap<Spec, Made>>,
+}
+
+impl Pipelines {
+    pub(super) fn new(tier: Tier) -> Pipelines {
+        Pipelines { tier, made: Mutex::new(HashMap::new()) }
+    }
+}
+
+impl Device {
+    /// A kernel: the variant's pipeline (compiled the first time it is asked for) bound to `buffers`.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with the driver's words where it refuses the shader or a binding.
+    pub(crate) fn kernel(&self, spec: Spec, buffers: &[&wgpu::Buffer]) -> Result<Kernel> {
+        assert_eq!(spec.bindings.len(), buffers.len(), "{}: bindings", spec.shader);
+        let what = |verb: &str| format!("{verb} {} {:?} {:?}", spec.shader, spec.flags, spec.constants);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let mut made = self.pipelines.made.lock().unwrap_or_else(|e| e.into_inner());
+        if !made.contains_key(&spec) {
+            let new = self.compile(&spec).map_err(|message| Error::Gpu { what: what("preparing"), message })?;
+            made.insert(spec.clone(), new);
+        }
+        let Made { pipeline, layout } = &made[&spec];
+        let entries: Vec<_> = spec
+            .bindings
+            .iter()
+            .zip(buffers)
+            .map(|((binding, _), b)| wgpu::BindGroupEntry { binding: *binding, resource: b.as_entire_binding() })
+            .collect();
+        let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(spec.shader), layout, entries: &entries });
+        let kernel = Kernel { pipeline: pipeline.clone(), bind_group };
+        match pollster::block_on(scope.pop()) {
+            Some(e) => {
+                made.remove(&spec);
+                Err(Error::Gpu { what: what("making"), message: e.to_string() })
+            }
+            None => Ok(kernel),
+        }
+    }
+
+    fn compile(&self, spec: &Spec) -> std::result::Result<Made, String> {
+        let source = spec.source(self.pipelines.tier)?;
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(spec.shader), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let module = if cfg!(debug_assertions) {
+            self.device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: these are our own shaders; the tests run every one of them with the checks on, on odd sizes, and their loops end.
+            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let entries: Vec<_> = spec
+            .bindings
+            .iter()
+            .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+                binding: *binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(spec.shader), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(spec.shader),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: IMMEDIATE_BYTES,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(spec.shader),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            // Every kernel writes workgroup memory before it reads it.
+            compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() },
+            cache: None,
+        });
+        Ok(Made { pipeline, layout })
+    }
+
+    /// Records a compute pass and returns the commands with the number of dispatches.
+    pub(crate) fn encode(
+        &self,
+        label: &str,
+        record: impl FnOnce(&mut Pass),
+        after: impl FnOnce(&mut wgpu::CommandEncoder),
+    ) -> (wgpu::CommandBuffer, u32) {
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+        let mut pass =
+            Pass { inner: encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }), dispatches: 0 };
+        record(&mut pass);
+        let dispatches = pass.dispatches;
+        drop(pass);
+        after(&mut encoder);
+        (encoder.finish(), dispatches)
+    }
+}

@@ -1,0 +1,61 @@
+//! `matmul.wgsl`: many tokens through a weight matrix.
+
+use super::matvec::Around;
+use super::spec;
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    first: u32,
+    rows: u32,
+    width: u32,
+    tokens: u32,
+    stride: u32,
+}
+
+/// A workgroup's tokens and rows, its step along k, and a lane's share of either.
+const BM: u32 = 64;
+const BN: u32 = 64;
+const BK: u32 = 16;
+const TM: u32 = 8;
+const TN: u32 = 4;
+
+/// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is around it.
+pub struct Matmul {
+    parts: Vec<(Kernel, Step)>,
+}
+
+fn variant(flags: &[&'static str]) -> Spec {
+    let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
+    if flags.contains(&"BIAS") {
+        bindings.push((3, Access::Read));
+    }
+    spec("matmul.wgsl", flags, &[("BM", BM), ("BN", BN), ("BK", BK), ("TM", TM), ("TN", TN)], &bindings)
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    [&[][..], &["GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags)).collect()
+}
+
+impl Matmul {
+    /// `x`: `[n][weights.stride]` f32, padding zero; `out`: `[n][stride]`. [`Around::norm`] does not apply.
+    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, stride: usize, around: Around) -> Result<Matmul> {
+        let flags = around.flags();
+        let parts = weights.parts.iter().map(|part| {
+            let mut buffers = vec![&part.buffer, x, out];
+            buffers.extend(around.bias);
+            let step = Step { first: part.first, rows: part.rows, width: weights.stride / 4, tokens: 0, stride: stride as u32 };
+            Ok((device.kernel(variant(&flags), &buffers)?, step))
+        });
+        Ok(Matmul { parts: parts.collect::<Result<_>>()? })
+    }
+
+    /// One dispatch per part of the matrix.
+    pub fn record(&self, pass: &mut Pass, tokens: u32) {
+        for (kernel, step) in &self.parts {
+            kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(BN), tokens.div_ceil(BM), 1]);
+        }
+    }
+}
