@@ -334,3 +334,15 @@ fn byte_level(byte: u8) -> char {
         false => char::from_u32(256 + (0..byte).filter(|b| !printable(b)).count() as u32).unwrap(),
     }
 }
+
+/// `Σ(a−b)² / Σb²`.
+pub fn nmse(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    a.iter().zip(b).map(|(a, b)| square(a - b)).sum::<f64>() / b.iter().map(|&b| square(b)).sum::<f64>()
+}
+
+/// The device of a test. There is no skipping: `make test` installs a driver where there is none.
+pub fn device(options: lowkey::gpu::Options) -> std::sync::Arc<lowkey::gpu::Device> {
+    lowkey::gpu::Device::open(&options).unwrap()
+}

@@ -1,0 +1,87 @@
+//! Every variant of every shader, in every tier, is valid WGSL and translates to SPIR-V, HLSL and MSL: what has not been translated is not cross-vendor.
+
+use lowkey::gpu::Tier;
+use lowkey::kernels::variants;
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+fn capabilities(tier: Tier) -> Capabilities {
+    let base = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    match tier {
+        Tier::F16Subgroups => base | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP,
+        Tier::F16 => base | Capabilities::SHADER_FLOAT16,
+        Tier::Baseline => base,
+    }
+}
+
+fn to_spirv(module: &naga::Module, info: &ModuleInfo) -> Result<usize, String> {
+    spv::write_vec(module, info, &spv::Options { lang_version: (1, 3), ..Default::default() }, None)
+        .map(|words| words.len())
+        .map_err(|e| e.to_string())
+}
+
+fn to_hlsl(module: &naga::Module, info: &ModuleInfo) -> Result<usize, String> {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        fake_missing_bindings: true,
+        immediates_target: Some(hlsl::BindTarget {
+            space: 1,
+            register: 0,
+            binding_array_size: None,
+            dynamic_storage_buffer_offsets_index: None,
+            restrict_indexing: false,
+        }),
+        ..Default::default()
+    };
+    let mut text = String::new();
+    let pipeline = hlsl::PipelineOptions::default();
+    hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None).map_err(|e| e.to_string())?;
+    Ok(text.len())
+}
+
+fn to_msl(module: &naga::Module, info: &ModuleInfo) -> Result<usize, String> {
+    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    msl::write_string(module, info, &options, &msl::PipelineOptions::default()).map(|(text, _)| text.len()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn every_variant_translates() {
+    let variants = variants();
+    let files: std::collections::BTreeSet<_> = variants.iter().map(|v| v.shader).collect();
+    let kernels = lowkey::gpu::SOURCES.iter().filter(|(name, _)| !name.starts_with("lib/")).count();
+    assert_eq!(files.len(), kernels, "every shader has variants");
+    for tier in Tier::ALL {
+        for variant in &variants {
+            if tier == Tier::Baseline && variant.flags.contains(&"HALVES") {
+                continue; // the one shader that exists to measure f16
+            }
+            let name = format!("{} {:?} {:?} in {tier:?}", variant.shader, variant.flags, variant.constants);
+            let source = variant.source(tier).unwrap();
+            let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+            let info = Validator::new(ValidationFlags::all(), capabilities(tier)).validate(&module).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+            for (target, translated) in [("SPIR-V", to_spirv(&module, &info)), ("HLSL", to_hlsl(&module, &info)), ("MSL", to_msl(&module, &info))] {
+                assert!(translated.unwrap_or_else(|e| panic!("{name} to {target}: {e}")) > 100, "{name} to {target}");
+            }
+            limits(&module, &name);
+        }
+    }
+}
+
+/// What the least of devices offers: eight storage buffers, 16 KiB of workgroup memory, 256 lanes, and 64 bytes of immediates.
+fn limits(module: &naga::Module, name: &str) {
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let mut workgroup = 0;
+    let mut storage = 0;
+    for (_, variable) in module.global_variables.iter() {
+        match variable.space {
+            naga::AddressSpace::WorkGroup => workgroup += layouter[variable.ty].size,
+            naga::AddressSpace::Storage { .. } => storage += 1,
+            naga::AddressSpace::Immediate => assert!(layouter[variable.ty].size <= 64, "{name}: immediates"),
+            _ => {}
+        }
+    }
+    assert!(workgroup <= 16 << 10, "{name}: {workgroup} bytes of workgroup memory");
+    assert!(storage <= 8, "{name}: {storage} storage buffers");
+    assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256, "{name}: lanes");
+}
