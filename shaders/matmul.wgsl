@@ -76,7 +76,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = 0u; i < TM; i++) {
                 let a = xs[v * BM + down + i * DOWN];
                 for (var j = 0u; j < TN; j++) {
-                    sums[i][j] += dot(a, w[j]);
+                    sums[i][j] = dot_add(a, w[j], sums[i][j]);
                 }
             }
         }

@@ -92,11 +92,11 @@ fn main(
             for (var k = lane; k < step.width; k += lanes) {
                 var v = x[k];
 #if NORM
-                squares += dot(v, v);
+                squares = dot_add(v, v, squares);
                 v *= gain[k];
 #endif
                 for (var u = 0u; u < UNROLL; u++) {
-                    sums[u] += dot(widen(weights[base[u] + k]), v);
+                    sums[u] = dot_add(widen(weights[base[u] + k]), v, sums[u]);
                 }
             }
         }

@@ -71,7 +71,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
             let c = local + o * WORKGROUP;
             if c < HEAD {
                 for (var i = 0u; i < vectors; i++) {
-                    result[o] += dot(widen(up[head.up + c * head.width + slab + i]), u[i]);
+                    result[o] = dot_add(widen(up[head.up + c * head.width + slab + i]), u[i], result[o]);
                 }
             }
         }

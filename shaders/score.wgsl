@@ -73,8 +73,8 @@ fn rebuild(kv: u32, first_key: u32, keys_end: u32, local: u32) {
             let b = widen(up[info.z + v * HEAD + pair + PAIRS]);
             for (var t = 0u; t < STRETCH; t++) {
                 let z = widen(keys[base[t] + v]);
-                low[t] += dot(z, a);
-                high[t] += dot(z, b);
+                low[t] = dot_add(z, a, low[t]);
+                high[t] = dot_add(z, b, high[t]);
             }
         }
         for (var t = 0u; t < STRETCH; t++) {
@@ -145,7 +145,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var c = 0u; c < PADDED / 4u; c++) {
             let k = vec4<f32>(tile[4u * c * TILE + t], tile[(4u * c + 1u) * TILE + t], tile[(4u * c + 2u) * TILE + t], tile[(4u * c + 3u) * TILE + t]);
             for (var r = 0u; r < ROWS; r++) {
-                sums[r] += dot(k, queries[base[r] + c]);
+                sums[r] = dot_add(k, queries[base[r] + c], sums[r]);
             }
         }
         if key < keys_end {

@@ -21,3 +21,8 @@ fn narrow(v: vec4<f32>) -> half4 {
     return half4(pack2x16float(v.xy), pack2x16float(v.zw));
 }
 #endif
+
+// c + a · b as a chain of fused multiply-adds, which `dot` is not everywhere.
+fn dot_add(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, c))));
+}
