@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (path, question) = arguments.next().zip(arguments.next()).ok_or("usage: embed MODEL QUESTION [DEVICE]")?;
     let device = arguments.next().as_deref().unwrap_or("auto").parse()?;
 
-    let model = Model::load(path, LoadOptions { device })?;
+    let model = Model::load(path, LoadOptions { device, ..LoadOptions::default() })?;
     let mut session = model.session(SessionOptions { max_tokens: Some(200), ..SessionOptions::default() })?;
     let prompt = model.checkpoint().chat_template()?.render(&[Message::new("user", question)], true)?;
     let mut answer = session.generate(Prompt::Rendered(&prompt))?;

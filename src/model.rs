@@ -1,10 +1,11 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
-use crate::bench::{Cost, Roofline};
+use crate::bench::{self, Cost, Roofline};
 use crate::checkpoint::{Checkpoint, Tokenizer};
+use crate::gpu::Tier;
 use crate::sequence::Sequence;
 use crate::session::{Session, SessionOptions};
-use crate::{Error, Result, cpu};
+use crate::{Error, Result, cpu, decoder, gpu};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
@@ -40,6 +41,8 @@ impl FromStr for Device {
 pub struct LoadOptions {
     /// What to run it on.
     pub device: Device,
+    /// What a GPU's kernels may use; `None` for the best that it offers.
+    pub tier: Option<Tier>,
 }
 
 /// An opened device, on which any number of models can be loaded.
@@ -49,17 +52,30 @@ pub struct Engine(Kind);
 #[derive(Clone)]
 enum Kind {
     Cpu,
+    Gpu(Arc<gpu::Device>),
 }
 
 impl Engine {
     /// Opens what `options` ask for.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] where there is no usable graphics adapter of that name, or none at all.
+    /// [`Error::NoAdapter`] where there is no usable graphics adapter of that name, or none at all; [`Error::Argument`] for a tier that it does not offer;
+    /// [`Error::Gpu`] where the driver refuses.
     pub fn open(options: &LoadOptions) -> Result<Engine> {
-        match &options.device {
-            Device::Cpu => Ok(Engine(Kind::Cpu)),
-            Device::Auto | Device::Gpu(_) => Err(Error::NoAdapter { reason: "this build has none".into() }),
+        let adapter = match &options.device {
+            Device::Cpu => return Ok(Engine(Kind::Cpu)),
+            Device::Auto => None,
+            Device::Gpu(name) => Some(name.clone()),
+        };
+        let options = gpu::Options { adapter, tier: options.tier, ..gpu::Options::default() };
+        Ok(Engine(Kind::Gpu(gpu::Device::open(&options)?)))
+    }
+
+    /// Whether this is a graphics driver that does everything on the processor.
+    pub fn is_software(&self) -> bool {
+        match &self.0 {
+            Kind::Cpu => false,
+            Kind::Gpu(device) => device.is_software(),
         }
     }
 
@@ -67,6 +83,7 @@ impl Engine {
     pub fn name(&self) -> String {
         match &self.0 {
             Kind::Cpu => format!("processor, {} threads", rayon::current_num_threads()),
+            Kind::Gpu(device) => device.name().into(),
         }
     }
 
@@ -74,6 +91,7 @@ impl Engine {
     pub fn driver(&self) -> String {
         match &self.0 {
             Kind::Cpu => concat!("lowkey ", env!("CARGO_PKG_VERSION")).into(),
+            Kind::Gpu(device) => device.driver(),
         }
     }
 
@@ -81,6 +99,7 @@ impl Engine {
     pub fn tier(&self) -> &'static str {
         match &self.0 {
             Kind::Cpu => "cpu",
+            Kind::Gpu(device) => device.tier().name(),
         }
     }
 
@@ -90,7 +109,8 @@ impl Engine {
     /// The device's.
     pub fn roofline(&self) -> Result<Roofline> {
         match &self.0 {
-            Kind::Cpu => Ok(Roofline::of_processor()),
+            Kind::Cpu => Ok(bench::processor_roofline()),
+            Kind::Gpu(device) => gpu::roofline(device),
         }
     }
 
@@ -102,6 +122,7 @@ impl Engine {
         let checkpoint = Checkpoint::open(path)?;
         let weights = match &self.0 {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load(&checkpoint)?)),
+            Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load(&checkpoint, device.clone())?)),
         };
         Ok(Model { checkpoint, weights, tokenizer: OnceLock::new() })
     }
@@ -117,6 +138,7 @@ pub struct Model {
 
 enum Weights {
     Cpu(Arc<cpu::Model>),
+    Gpu(Arc<decoder::Model>),
 }
 
 impl Model {
@@ -147,6 +169,7 @@ impl Model {
     pub fn weight_type(&self) -> &'static str {
         match &self.weights {
             Weights::Cpu(_) => "f32",
+            Weights::Gpu(_) => "f16",
         }
     }
 
@@ -154,6 +177,7 @@ impl Model {
     pub fn cost(&self) -> Cost {
         let bytes_per_weight = match &self.weights {
             Weights::Cpu(_) => 4,
+            Weights::Gpu(_) => 2,
         };
         Cost::of(self.checkpoint.config(), self.checkpoint.factored(), bytes_per_weight)
     }
@@ -189,6 +213,7 @@ impl Model {
     pub fn sequence(&self, capacity: usize) -> Result<Box<dyn Sequence>> {
         match &self.weights {
             Weights::Cpu(model) => Ok(Box::new(model.sequence(capacity, cpu::RowType::F16)?)),
+            Weights::Gpu(model) => Ok(Box::new(model.sequence(capacity)?)),
         }
     }
 }

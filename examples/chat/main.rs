@@ -11,6 +11,7 @@ mod sampling;
 
 use chat::Chat;
 use clap::Parser;
+use lowkey::gpu::Tier;
 use lowkey::session::Cancel;
 use lowkey::{Device, Engine, LoadOptions, Result};
 use questions::Questions;
@@ -32,6 +33,9 @@ struct Args {
     /// What to run on: `auto` for the best GPU, `cpu` for the processor, or a part of a GPU's name.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Device,
+    /// What a GPU's kernels may use: `f16-subgroups`, `f16` or `baseline` [default: the best there is].
+    #[arg(long, value_name = "TIER")]
+    tier: Option<Tier>,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -49,7 +53,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let path = locate::locate(&args.model)?;
     eprintln!("loading {} …", path.display());
-    let engine = Engine::open(&LoadOptions { device: args.device })?;
+    let engine = Engine::open(&LoadOptions { device: args.device, tier: args.tier })?;
     let model = engine.load(&path)?;
     let cancel = Cancel::default();
     // While a question is being typed, Ctrl-C is the line editor's; while an answer runs, it stops that.

@@ -6,8 +6,9 @@
 mod cost;
 mod roofline;
 
+pub use crate::gpu::Roofline;
 pub use cost::Cost;
-pub use roofline::Roofline;
+pub use roofline::processor_roofline;
 
 use crate::progress::{OnProgress, report};
 use crate::sequence::{Logits, Sequence, StepCounters};

@@ -1,28 +1,18 @@
-//! What the device could do at best, measured in the same run as everything that is compared with it.
+//! What the device could do at best, measured in the same run as everything that is compared with it. Here the processor; GPUs in [`crate::gpu::roofline`].
 
+use crate::gpu::Roofline;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Measured ceilings.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Roofline {
-    /// Bytes read plus bytes written per second by a plain copy, in 10⁹.
-    pub copy_gbps: f64,
-    /// f32 operations per second, in 10⁹; a multiplication and an addition are two.
-    pub f32_gflops: f64,
-    /// The same in f16; absent where the device does not compute in it.
-    pub f16_gflops: Option<f64>,
+/// Measures this machine's processor, all cores at once, in about a second: the copy on 64 MiB blocks, far beyond the caches, and multiplications and
+/// additions as products of matrices that stay inside them. The best of several passes counts: everything else is disturbance.
+pub fn processor_roofline() -> Roofline {
+    Roofline { copy_gbps: copy_gbps(), f32_gflops: f32_gflops(), f16_gflops: None }
 }
 
 impl Roofline {
-    /// Measures this machine's processor, all cores at once, in about a second: the copy on 64 MiB blocks, far beyond the caches, and multiplications and
-    /// additions as products of matrices that stay inside them. The best of several passes counts: everything else is disturbance.
-    pub fn of_processor() -> Roofline {
-        Roofline { copy_gbps: copy_gbps(), f32_gflops: f32_gflops(), f16_gflops: None }
-    }
-
     /// The least time, in seconds, that a step with this traffic and these operations can take.
     pub fn least_seconds(&self, bytes: u64, flops: u64) -> f64 {
         (bytes as f64 / (self.copy_gbps * 1e9)).max(flops as f64 / (self.f32_gflops * 1e9))
@@ -69,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_processor_has_finite_ceilings() {
-        let roofline = Roofline::of_processor();
+        let roofline = processor_roofline();
         // Any machine that can run the tests is within these.
         assert!((0.1..100_000.0).contains(&roofline.copy_gbps), "{roofline:?}");
         assert!((0.1..1_000_000.0).contains(&roofline.f32_gflops), "{roofline:?}");

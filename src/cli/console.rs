@@ -3,7 +3,7 @@
 use super::Global;
 use super::progress::Bar;
 use lowkey::session::Cancel;
-use lowkey::{Engine, Error, LoadOptions, Result};
+use lowkey::{Device, Engine, Error, LoadOptions, Result};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -82,9 +82,18 @@ impl Console {
         drop(written);
     }
 
-    /// Opens the device that the user asked for.
+    /// Opens the device that the user asked for. A software renderer is not what most want: it says so.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::open(&LoadOptions { device: self.global.device.clone() })
+        let engine = Engine::open(&self.load_options())?;
+        if engine.is_software() && self.global.device == Device::Auto {
+            self.remark(&format!("no GPU: running on {}, a graphics driver on the processor; --device cpu may be faster", engine.name()));
+        }
+        Ok(engine)
+    }
+
+    /// The device that the user asked for.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions { device: self.global.device.clone(), tier: self.global.tier }
     }
 
     /// A progress bar on stderr, where that is a terminal.

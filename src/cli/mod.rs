@@ -6,6 +6,7 @@
 mod bench;
 mod compress;
 mod console;
+mod doctor;
 mod eval;
 mod generate;
 mod inspect;
@@ -17,6 +18,7 @@ mod table;
 
 use clap::{Parser, Subcommand};
 use console::Console;
+use lowkey::gpu::Tier;
 use lowkey::{Device, Error, Result};
 use std::process::ExitCode;
 
@@ -40,6 +42,9 @@ struct Global {
     /// What to run on: `auto` for the best GPU, `cpu` for the processor, or a part of a GPU's name.
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto", help_heading = "Everywhere")]
     device: Device,
+    /// What a GPU's kernels may use: `f16-subgroups`, `f16` or `baseline` [default: the best there is].
+    #[arg(long, global = true, value_name = "TIER", help_heading = "Everywhere")]
+    tier: Option<Tier>,
     /// No progress bars and no remarks on stderr.
     #[arg(long, short, global = true, help_heading = "Everywhere")]
     quiet: bool,
@@ -53,6 +58,7 @@ enum Command {
     Generate(generate::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
 }
 
 impl Command {
@@ -64,13 +70,14 @@ impl Command {
             Command::Generate(args) => args.run(console),
             Command::Eval(args) => args.run(console),
             Command::Bench(args) => args.run(console),
+            Command::Doctor(args) => args.run(console),
         }
     }
 }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error")).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("error,wgpu_hal=off")).init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => return refuse(&usage),
@@ -92,7 +99,7 @@ fn refuse(usage: &clap::Error) -> ExitCode {
     let json = usage.use_stderr() && std::env::args_os().any(|argument| argument == "--json");
     if json {
         let message = usage.render().to_string();
-        Console::new(Global { json: true, quiet: true, device: Device::Auto })
+        Console::new(Global { json: true, quiet: true, device: Device::Auto, tier: None })
             .error("usage", message.trim_end().strip_prefix("error: ").unwrap_or(message.trim_end()));
     } else {
         // Nothing is left to do where even this cannot be written.
