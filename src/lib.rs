@@ -1,4 +1,26 @@
 //! lowkey runs large language models with a compressed key/value cache on any GPU.
+//!
+//! A model that generates text keeps, for every token it has seen, a key and a value in every layer. lowkey factors the projections that make them, once
+//! and on the processor ([`compress`], weighed by what [`calibrate`] found), and caches the shorter rows that come out. The decoder works on these rows as
+//! they are: on Vulkan, Metal and DX12 through wgpu ([`decoder`]), and once more in plain Rust ([`cpu`]), which is the specification and what the tests
+//! hold the kernels against.
+//!
+//! ```no_run
+//! use lowkey::{LoadOptions, Model, SessionOptions};
+//!
+//! fn main() -> lowkey::Result<()> {
+//!     let model = Model::load("path/to/model", LoadOptions::default())?;
+//!     let mut session = model.session(SessionOptions { max_tokens: Some(100), ..SessionOptions::default() })?;
+//!     let mut answer = session.generate("Once upon a time")?;
+//!     let text = answer.by_ref().map(|token| token.map(|token| token.text)).collect::<lowkey::Result<String>>()?;
+//!     println!("{text}: {:.1} tokens per second", answer.summary().decode_tps);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! From the bottom up: [`checkpoint`] reads models; [`linalg`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
+//! [`decoder`] stand on each other; [`sequence`] is what both decoders offer; [`session`], [`eval`] and [`mod@bench`] stand on that alone. [`Model`] puts it
+//! together. Nothing here prints, ends the process or keeps global state.
 
 #![deny(missing_docs)]
 

@@ -275,6 +275,34 @@ fn an_answer_ends_at_a_stop_string() {
 }
 
 #[test]
+fn the_gpu_says_what_the_processor_says_in_every_tier() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    let generate = ["generate", &*model, "-p", "the ring", "--raw", "-n", "24"];
+    let expected = done(&generate)["text"].clone();
+    for tier in ["f16-subgroups", "f16", "baseline"] {
+        let output = run(&[&generate[..], &["--tier", tier, "--json"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(json(&output)["text"], expected, "tier {tier}");
+    }
+    let (kind, message, code) = failed(&["generate", &model, "-p", "x", "--device", "no such adapter"]);
+    assert_eq!((kind.as_str(), code), ("no_adapter", 1));
+    assert!(message.contains("no such adapter"), "{message}");
+
+    let output = run(&["bench", &model, "--prefill", "4", "--steps", "3", "--rounds", "1", "--json"]);
+    let row = &json(&output)["rows"][0];
+    assert_eq!((row["submits_per_step"].as_u64(), row["readback_bytes_per_step"].as_u64()), (Some(1), Some(4)));
+    let dispatches = row["dispatches_per_step"].as_u64().unwrap();
+    // Three layers of at most eight, and embedding, final norm, head and argmax.
+    assert!((1..=3 * 8 + 6).contains(&dispatches), "{dispatches} dispatches");
+    assert_eq!((row["weights"].as_str(), row["kv_bytes_per_token"].as_u64()), (Some("f16"), Some(432)));
+
+    let doctor = json(&run(&["doctor", "--json"]));
+    assert_eq!(keys(&doctor), ["version", "adapters", "processor_threads", "would_run", "problem"]);
+    assert!(doctor["would_run"]["tier"].is_string() && doctor["problem"].is_null(), "{doctor}");
+}
+
+#[test]
 fn a_closed_pipe_ends_it_quietly() {
     let bench = Bench::new();
     let arguments = ["generate", &*bench.path("model"), "-p", "the", "--raw", "--context", "512", "--device", "cpu", "--quiet"];

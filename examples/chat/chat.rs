@@ -26,6 +26,10 @@ pub struct Chat {
 }
 
 impl Chat {
+    /// A conversation that begins.
+    ///
+    /// # Errors
+    /// Those of [`Model::session`].
     pub fn new(model: &Model, system: Option<String>, options: SessionOptions, cancel: Cancel) -> Result<Chat> {
         let template = model.checkpoint().chat_template();
         if let Err(error) = &template {
@@ -55,18 +59,18 @@ impl Chat {
         match word {
             "" => {}
             "/quit" | "/exit" => return Ok(false),
-            "/help" => println!("{HELP}"),
-            "/stats" => self.stats(),
+            "/help" => say(&format!("{HELP}\n"))?,
+            "/stats" => self.stats()?,
             "/reset" => {
                 self.reset();
-                println!("(forgotten)");
+                say("(forgotten)\n")?;
             }
-            "/save" if rest.is_empty() => println!("(/save FILE)"),
+            "/save" if rest.is_empty() => say("(/save FILE)\n")?,
             "/save" => match self.save(Path::new(rest)) {
-                Ok(()) => println!("(saved)"),
-                Err(error) => println!("(cannot write {rest}: {error})"),
+                Ok(()) => say("(saved)\n")?,
+                Err(error) => say(&format!("(cannot write {rest}: {error})\n"))?,
             },
-            _ if word.starts_with('/') => println!("(there is no {word}; {HELP})"),
+            _ if word.starts_with('/') => say(&format!("(there is no {word}; {HELP})\n"))?,
             _ => self.ask(line)?,
         }
         Ok(true)
@@ -84,7 +88,7 @@ impl Chat {
         let mut generation = match self.session.generate(prompt) {
             Err(Error::Context { needed, capacity }) => {
                 self.messages.pop();
-                println!("(the conversation would have {needed} tokens, the context has room for {capacity}: /reset starts a new one)");
+                say(&format!("(the conversation would have {needed} tokens, the context has room for {capacity}: /reset starts a new one)\n"))?;
                 return Ok(());
             }
             generation => generation?,
@@ -92,23 +96,22 @@ impl Chat {
         let mut answer = String::new();
         for token in generation.by_ref() {
             let token = token?;
-            print!("{token}");
-            flush()?;
+            say(&token.text)?;
             answer += &token.text;
         }
         let summary = generation.summary();
         if summary.tokens == 0 {
             // Stopped before the first word: it is as if nothing had been asked.
             self.messages.pop();
-            println!("(stopped)");
+            say("(stopped)\n")?;
             return Ok(());
         }
-        println!();
+        say("\n")?;
         self.messages.push(Message::new("assistant", answer));
         self.count(&summary);
-        println!("{}", self.line(&summary));
+        say(&format!("{}\n", self.line(&summary)))?;
         if summary.finish == Some(Finish::Length) && self.session.position() >= self.session.capacity() {
-            println!("(the context is full: /reset starts a new conversation)");
+            say("(the context is full: /reset starts a new conversation)\n")?;
         }
         Ok(())
     }
@@ -148,17 +151,18 @@ impl Chat {
         )
     }
 
-    fn stats(&self) {
+    fn stats(&self) -> Result<()> {
         let memory = self.session.memory();
         let rate = if self.seconds > 0.0 { self.steps as f64 / self.seconds } else { 0.0 };
-        println!("{} answers, {} tokens, {rate:.1} per second", self.answers, self.tokens);
-        println!("{}", self.memory());
-        println!(
-            "{} bytes of cache per token (dense {}), {} allocated",
+        say(&format!(
+            "{} answers, {} tokens, {rate:.1} per second\n{}\n{} bytes of cache per token (dense {}), {} allocated\n",
+            self.answers,
+            self.tokens,
+            self.memory(),
             memory.kv_bytes_per_token,
             self.dense_bytes_per_token,
             mebibytes(memory.allocated_bytes)
-        );
+        ))
     }
 
     fn reset(&mut self) {
@@ -177,6 +181,9 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
 }
 
-fn flush() -> Result<()> {
-    std::io::stdout().flush().map_err(|source| Error::Io { action: "write", path: "<stdout>".into(), source })
+/// Writes to stdout, at once.
+pub fn say(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|source| Error::Io { action: "write", path: "<stdout>".into(), source })
 }

@@ -13,7 +13,7 @@ use chat::Chat;
 use clap::Parser;
 use lowkey::gpu::Tier;
 use lowkey::session::Cancel;
-use lowkey::{Device, Engine, LoadOptions, Result};
+use lowkey::{Device, Engine, Error, LoadOptions, Result};
 use questions::Questions;
 use sampling::SamplingArgs;
 use std::process::ExitCode;
@@ -43,6 +43,8 @@ struct Args {
 fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has had enough of it.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -63,12 +65,12 @@ fn run(args: Args) -> Result<()> {
     }
     let mut chat = Chat::new(&model, args.system, args.sampling.resolve(), cancel)?;
     if let Some(question) = args.question {
-        println!("> {question}");
+        chat::say(&format!("> {question}\n"))?;
         return chat.ask(&question);
     }
     let mut questions = Questions::new();
     if questions.interactive() {
-        println!("{} on {}. {}", args.model, engine.name(), chat::HELP);
+        chat::say(&format!("{} on {}. {}\n", args.model, engine.name(), chat::HELP))?;
     }
     while let Some(line) = questions.next() {
         if !chat.hear(line.trim())? {

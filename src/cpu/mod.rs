@@ -1,6 +1,6 @@
 //! The decoder in plain Rust: the specification of what the GPU computes, the oracle of its tests, the engine of calibration, and `--device cpu`.
 //!
-//! It reads top to bottom as the model does: [`Model::forward`] is embedding, layers, final norm and head; `layer.rs` is attention and MLP on the residual
+//! It reads top to bottom as the model does: `Model::forward` is embedding, layers, final norm and head; `layer.rs` is attention and MLP on the residual
 //! stream; `attention.rs` is the one attention over cached rows that serves dense and factored checkpoints alike. All of it is column-major: a token is
 //! a column, so an activation is `[width, tokens]`, and a weight `[out, in]` of a checkpoint is, read in place, the matrix `[in, out]` that is applied as
 //! `Wᵀx`. Weights and arithmetic are f32; the cached rows are f16, as on a GPU, or f32 for calibration and the strictest tests.
