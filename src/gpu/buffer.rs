@@ -74,18 +74,20 @@ impl Device {
         from.map_async(wgpu::MapMode::Read, 0..bytes, move |mapped| {
             let _ = send.send(mapped);
         });
-        self.wait(Some(index))?;
-        match receive.try_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(self.failed("reading back", e)),
-            Err(e) => return Err(self.failed("reading back", e)),
+        let waited = self.wait(Some(index));
+        if let Ok(Err(e)) = receive.try_recv() {
+            return waited.and(Err(self.failed("reading back", e)));
         }
-        {
+        let read = || {
+            waited?;
             let view = from.get_mapped_range(0..bytes).map_err(|e| self.failed("reading back", e))?;
             bytemuck::cast_slice_mut::<T, u8>(out).copy_from_slice(&view);
-        }
+            Ok(())
+        };
+        let done = read();
+        // Also after a failure: a buffer that stays mapped cannot be copied to again.
         from.unmap();
-        Ok(())
+        done
     }
 
     /// Waits until a submission, or everything submitted, is done.
@@ -103,5 +105,40 @@ impl Device {
             Err(lost) => lost,
             Ok(()) => Error::Gpu { what: what.to_owned(), message: e.to_string() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Options, roofline_variants};
+
+    #[test]
+    fn a_refused_submission_is_an_error_and_the_next_one_works() {
+        let device = Device::open(&Options::default()).unwrap();
+        let numbers: Vec<f32> = (0..64).map(|n| n as f32).collect();
+        let from = device.upload("from", &numbers).unwrap();
+        let (to, back) = (device.buffer("to", 256).unwrap(), device.readback("back", 256).unwrap());
+        let copy = roofline_variants().into_iter().find(|v| v.flags == ["COPY"]).unwrap();
+        let kernel = device.kernel(copy, &[&from, &to]).unwrap();
+        let run = |workgroups: u32| {
+            let mut out = vec![0f32; 64];
+            let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&to, 0, &back, 0, 256);
+            let (commands, _) = device.encode("copy", |pass| kernel.record(pass, &[0u32, 16], [workgroups, 1, 1]), copy);
+            device.submit_and_read(commands, &back, &mut out).map(|()| out)
+        };
+        let refused = run(u32::MAX).unwrap_err();
+        assert!(matches!(&refused, Error::Gpu { message, .. } if message.contains("4294967295")), "{refused}");
+        assert_eq!(run(1).unwrap(), numbers);
+    }
+
+    #[test]
+    fn a_buffer_larger_than_a_binding_is_refused_by_name() {
+        let device = Device::open(&Options { max_binding: Some(1 << 10), ..Default::default() }).unwrap();
+        for bytes in [(1 << 10) + 1, u64::MAX] {
+            let refused = device.buffer("a large one", bytes).unwrap_err();
+            assert!(matches!(&refused, Error::OutOfMemory { what, bytes: b } if what == "a large one" && *b == bytes), "{refused}");
+        }
+        assert_eq!(device.buffer("one that fits", 1 << 10).unwrap().size(), 1 << 10);
     }
 }

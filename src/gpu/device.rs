@@ -104,6 +104,7 @@ pub struct Device {
     tier: Tier,
     max_binding: u64,
     lost: Arc<Mutex<Option<String>>>,
+    refused: Arc<Mutex<Option<String>>>,
 }
 
 /// Bytes of immediates a kernel may take.
@@ -226,13 +227,22 @@ impl Device {
                 lost.get_or_insert(message);
             }
         });
-        // Without this wgpu panics. Errors that matter are caught by scopes; the rest must not bring the program down.
-        device.on_uncaptured_error(Arc::new(|error| log::error!("GPU: {error}")));
+        // Without this wgpu panics. What no scope caught, a refused submission say, is returned by the next check: the one that follows each wait.
+        let refused = Arc::new(Mutex::new(None));
+        let note = refused.clone();
+        device.on_uncaptured_error(Arc::new(move |error| {
+            log::error!("GPU: {error}");
+            if let Ok(mut refused) = note.lock() {
+                refused.get_or_insert(error.to_string());
+            }
+        }));
 
-        let max_binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(options.max_binding.unwrap_or(u64::MAX));
+        // Kernels count in 32 bits, and so do bounds checks in MSL: below 4 GiB no index into a binding overflows.
+        let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u32::MAX as u64);
+        let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
         let pipelines = Pipelines::new(tier);
-        Ok(Arc::new(Device { device, queue, pipelines, info, tier, max_binding, lost }))
+        Ok(Arc::new(Device { device, queue, pipelines, info, tier, max_binding, lost, refused }))
     }
 
     /// The adapter's name.
@@ -265,10 +275,13 @@ impl Device {
         self.info.subgroup_min_size.max(1)
     }
 
-    /// [`Error::DeviceLost`] once the driver has said so.
+    /// [`Error::DeviceLost`] once the driver has said so; [`Error::Gpu`], once, where it refused something since the last check.
     pub(crate) fn check(&self) -> Result<()> {
-        match &*self.lost.lock().unwrap_or_else(|e| e.into_inner()) {
-            Some(message) => Err(Error::DeviceLost { message: message.clone() }),
+        if let Some(message) = &*self.lost.lock().unwrap_or_else(|e| e.into_inner()) {
+            return Err(Error::DeviceLost { message: message.clone() });
+        }
+        match self.refused.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            Some(message) => Err(Error::Gpu { what: "running commands".into(), message }),
             None => Ok(()),
         }
     }
