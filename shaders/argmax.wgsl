@@ -1,4 +1,4 @@
-// The most likely token: the lowest index of the largest logit, or `count` where a logit is not a number.
+// The most likely token: the lowest index of the largest logit, or `count` where a logit is not finite.
 //
 // Grid: one workgroup. A vocabulary is 50,000 to 150,000 numbers that were just written: reading them once is not worth a second stage.
 
@@ -21,9 +21,10 @@ fn main(@builtin(local_invocation_index) local: u32) {
     var index = step.count;
     var bad = false;
     for (var i = local; i < step.count; i += WORKGROUP) {
-        let bits = bitcast<u32>(logits[i]) & 0x7fffffffu;
-        bad = bad || bits > 0x7f800000u;
-        if logits[i] > best {
+        // By its bits: compilers may assume that no number is infinite or none at all.
+        let finite = (bitcast<u32>(logits[i]) & 0x7f800000u) != 0x7f800000u;
+        bad = bad || !finite;
+        if finite && logits[i] > best {
             best = logits[i];
             index = i;
         }

@@ -65,12 +65,15 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 #if SUBGROUPS
     @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_size) lanes: u32,
+    @builtin(subgroup_size) size: u32,
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(num_subgroups) teams: u32,
 #endif
 ) {
-#if !SUBGROUPS
+#if SUBGROUPS
+    // A subgroup may be wider than the workgroup; the lanes beyond it do not run.
+    let lanes = min(size, WORKGROUP);
+#else
     let lanes = TEAM;
     let lane = local % TEAM;
     let subgroup = local / TEAM;

@@ -50,7 +50,7 @@ const TEAMS = WORKGROUP / TILE; // lanes that share a key
 var<workgroup> tile: array<f32, PADDED * TILE>; // [PADDED][TILE]
 
 #if REBUILT
-const STRETCH = 8u; // keys that a lane rebuilds at a time
+const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
 #if QK_NORM
 var<workgroup> squares: array<f32, PAIRS * TILE>; // [PAIRS][TILE]
 #endif

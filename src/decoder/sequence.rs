@@ -5,6 +5,7 @@ use super::chunk::{AllLogits, Chunk};
 use super::step::Step;
 use crate::cache::Cache;
 use crate::gpu::pad;
+use crate::kernels::score::most_keys;
 use crate::kernels::values::SPLITS;
 use crate::sequence::{KvMemory, Logits, Sequence, StepCounters};
 use crate::{Error, Result};
@@ -102,8 +103,9 @@ pub struct GpuSequence {
 
 impl GpuSequence {
     pub(super) fn new(model: Arc<Model>, capacity: usize) -> Result<GpuSequence> {
-        if capacity == 0 || capacity > 1 << 24 {
-            return Err(Error::Argument { name: "--context".into(), message: format!("{capacity} tokens; between 1 and {} are possible", 1 << 24) });
+        let most = most_keys(model.config.head_dim);
+        if capacity == 0 || capacity > most {
+            return Err(Error::Argument { name: "--context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") });
         }
         let device = model.device.clone();
         let cache = Cache::new(&device, &model.layouts(), capacity)?;

@@ -68,9 +68,14 @@ pub struct Score {
     stride: u32,
 }
 
-/// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has.
+/// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has. QK-norm of rebuilt keys takes half as much again.
 fn tile(head_dim: usize) -> u32 {
-    [32, 16, 8].into_iter().find(|t| head_dim * t * 4 <= 8 << 10).unwrap_or(8) as u32
+    [32, 16, 8].into_iter().find(|t| head_dim * t * 4 <= 8 << 10).unwrap_or(4) as u32
+}
+
+/// The most keys that one dispatch scores: a grid has at most 65,535 tiles on the least of devices.
+pub(crate) fn most_keys(head_dim: usize) -> usize {
+    u16::MAX as usize * tile(head_dim) as usize
 }
 
 fn variant(config: &Config, layout: &Layout, bias: bool, rows: u32) -> Spec {
@@ -126,9 +131,13 @@ pub(super) fn shapes() -> Vec<(Config, Layout)> {
         eos_token_ids: Vec::new(),
     };
     let mut shapes = Vec::new();
-    for config in
-        [config(false, None, 9, 3, 64), config(true, Some(100), 6, 3, 12), config(true, None, 32, 8, 128), config(false, Some(4096), 32, 32, 128)]
-    {
+    for config in [
+        config(false, None, 9, 3, 64),
+        config(true, Some(100), 6, 3, 12),
+        config(true, None, 32, 8, 128),
+        config(false, Some(4096), 32, 32, 128),
+        config(true, None, 8, 2, 512),
+    ] {
         shapes.push((config.clone(), Layout::new(&config, None)));
         for fused in [true, false] {
             let groups = vec![Group { kv_heads: config.num_key_value_heads, rank: config.num_key_value_heads * config.head_dim / 2 }];
