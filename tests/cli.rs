@@ -195,6 +195,8 @@ fn wrong_usage_exits_with_2() {
     for (arguments, name) in [
         (vec!["generate", &model, "-p", "x", "--temperature=-1", "--device", "cpu"], "temperature"),
         (vec!["generate", &model, "-p", "x", "--context", "0", "--device", "cpu"], "context"),
+        (vec!["generate", &model, "-p", "x", "--context", "1000000000000000", "--device", "cpu"], "context"),
+        (vec!["generate", &model, "-p", "x", "--context", "1000000000000000"], "context"),
         (vec!["compress", &model, "-o", "/tmp/never", "--keep", "1.5"], "keep"),
         (vec!["compress", &model, "-o", "/tmp/never", "--group-heads", "0"], "group-heads"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--window", "1", "--device", "cpu"], "window"),

@@ -123,7 +123,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, on_progre
     let mut depths = task.depths.clone();
     depths.sort_unstable();
     depths.dedup();
-    let total = depths.len() * task.rounds * subjects.len();
+    let total = depths.len().saturating_mul(task.rounds).saturating_mul(subjects.len());
     let mut done = 0;
     let mut random = Random::new(task.seed);
     let mut rows = Vec::new();
@@ -203,7 +203,7 @@ fn row(task: &Task, subject: &Subject, depth: usize, mut measured: Measured, roo
     // A clock too coarse to see a step must not make its speed infinite.
     let seconds = |times: &[f64]| times.iter().sum::<f64>().max(1e-9);
     let step_seconds = seconds(&measured.step_seconds) / measured.step_seconds.len() as f64;
-    let prefill_tps = (task.prefill * task.rounds) as f64 / seconds(&measured.prefill_seconds);
+    let prefill_tps = (task.prefill * measured.prefill_seconds.len()) as f64 / seconds(&measured.prefill_seconds);
     measured.step_seconds.sort_unstable_by(f64::total_cmp);
     let milliseconds = |percent| percentile(&measured.step_seconds, percent) * 1e3;
 

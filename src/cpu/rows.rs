@@ -14,6 +14,16 @@ pub enum RowType {
     F32,
 }
 
+impl RowType {
+    /// Bytes of a number.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            RowType::F16 => 2,
+            RowType::F32 => 4,
+        }
+    }
+}
+
 /// A row for each of `capacity` tokens, allocated at once.
 pub(super) struct Rows {
     width: usize,

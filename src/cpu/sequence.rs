@@ -27,11 +27,13 @@ impl CpuSequence {
         if capacity == 0 {
             return Err(refuse("no room for any token; ask for at least one"));
         }
-        let widest = model.layers.iter().map(|layer| layer.attention.row_width()).max().unwrap_or(1);
+        let bytes_per_token = model.layers.iter().map(|layer| layer.attention.row_width()).sum::<usize>() * row_type.bytes();
+        // Tried out first: an allocation that fails would end the process.
+        let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
         let capacity = capacity
             .checked_next_multiple_of(Self::BLOCK)
-            .filter(|capacity| capacity.checked_mul(4 * widest).is_some_and(|bytes| isize::try_from(bytes).is_ok()))
-            .ok_or_else(|| refuse("more tokens than memory has addresses for"))?;
+            .filter(|capacity| capacity.checked_mul(bytes_per_token).is_some_and(fits))
+            .ok_or_else(|| refuse("more tokens than memory has room for; ask for fewer"))?;
         let cache = model.layers.iter().map(|layer| layer.attention.rows(capacity, row_type)).collect();
         Ok(CpuSequence { cache, rope: Rope::new(&model.config), position: 0, capacity, model })
     }
