@@ -42,3 +42,26 @@ impl Embed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{devices, halves, run};
+
+    #[test]
+    fn rows_come_from_whichever_part_holds_them() {
+        let (rows, cols, stride) = (301, 10, 12);
+        let table = halves(1, rows * cols);
+        let tokens = [300u32, 0, 127, 128, 255, 256, 0];
+        let row = |t: &u32| table[*t as usize * cols..][..cols].iter().map(|x| x.to_f32()).chain([0.0; 2]).collect::<Vec<_>>();
+        let expected = tokens.iter().flat_map(row).collect::<Vec<f32>>();
+        for device in devices(Some(4096)) {
+            let matrix = Matrix::upload(&device, "table", &table, rows, cols, 128).unwrap();
+            assert_eq!(matrix.parts.len(), 3);
+            let out = device.buffer("out", (tokens.len() * stride * 4) as u64).unwrap();
+            let embed = Embed::plan(&device, &matrix, &device.upload("tokens", &tokens).unwrap(), &out).unwrap();
+            let got = run::<f32>(&device, &out, expected.len(), |pass| embed.record(pass, tokens.len() as u32));
+            assert_eq!(got, expected, "{:?}", device.tier());
+        }
+    }
+}

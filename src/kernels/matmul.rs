@@ -59,3 +59,28 @@ impl Matmul {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::matvec::tests::{BINDING, CASES};
+    use crate::kernels::oracle::{assert_close, devices, run};
+
+    #[test]
+    fn many_tokens_by_every_variant() {
+        for device in devices(Some(BINDING)) {
+            for case in CASES.iter().filter(|case| !case.norm).chain([&crate::kernels::matvec::tests::Case { norm: false, ..CASES[2] }]) {
+                for tokens in [1, 3, 65] {
+                    let n = case.numbers(tokens);
+                    let weights = Matrix::upload(&device, "weights", &n.weights, case.rows, case.cols, 128).unwrap();
+                    let [x, bias, out] = [&n.x, &n.bias, &n.before].map(|v| device.upload("numbers", v).unwrap());
+                    let around = Around { gated: case.gated, residual: case.residual, bias: case.bias.then_some(&bias), ..Default::default() };
+                    let matmul = Matmul::plan(&device, &weights, &x, &out, case.stride(), around).unwrap();
+                    let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matmul.record(pass, tokens as u32));
+                    let what = format!("{} for {tokens}, {:?}", case.name, device.tier());
+                    assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
+                }
+            }
+        }
+    }
+}

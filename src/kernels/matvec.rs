@@ -89,3 +89,96 @@ impl Matvec {
         }
     }
 }
+
+/// The oracle of both projection kernels, in f64 and in the order of the definition.
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::gpu::pad;
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use half::f16;
+
+    /// A product and what is around it, on plain numbers.
+    pub struct Case {
+        pub name: &'static str,
+        pub rows: usize,
+        pub cols: usize,
+        pub norm: bool,
+        pub gated: bool,
+        pub residual: bool,
+        pub bias: bool,
+    }
+
+    /// What a case multiplies: `x` is `[tokens][pad(cols)]` with zero padding, `before` what `out` holds.
+    pub struct Numbers {
+        pub weights: Vec<f16>,
+        pub x: Vec<f32>,
+        pub gain: Vec<f32>,
+        pub bias: Vec<f32>,
+        pub before: Vec<f32>,
+    }
+
+    impl Case {
+        /// Numbers to one token's output.
+        pub fn stride(&self) -> usize {
+            if self.gated { self.rows / 2 } else { self.rows }
+        }
+
+        pub fn numbers(&self, tokens: usize) -> Numbers {
+            let stride = pad(self.cols);
+            let padded = |seed, rows: usize| {
+                numbers(seed, rows * stride).into_iter().enumerate().map(|(i, x)| if i % stride < self.cols { x } else { 0.0 }).collect::<Vec<_>>()
+            };
+            let weights = halves(1, self.rows * self.cols);
+            Numbers { weights, x: padded(2, tokens), gain: padded(3, 1), bias: numbers(4, self.rows), before: numbers(5, tokens * self.stride()) }
+        }
+
+        pub fn expected(&self, n: &Numbers) -> Vec<f64> {
+            let token = |(t, x): (usize, &[f32])| {
+                let square: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
+                let scale = if self.norm { 1.0 / (square / self.cols as f64 + 1e-3f32 as f64).sqrt() } else { 1.0 };
+                let input = |k: usize| x[k] as f64 * scale * if self.norm { n.gain[k] as f64 } else { 1.0 };
+                let product = |r: usize| (0..self.cols).map(|k| n.weights[r * self.cols + k].to_f64() * input(k)).sum::<f64>();
+                let out = |i: usize| match self.gated {
+                    true => product(2 * i) / (1.0 + (-product(2 * i)).exp()) * product(2 * i + 1),
+                    false => product(i) + if self.bias { n.bias[i] as f64 } else { 0.0 },
+                };
+                let before = |i: usize| if self.residual { n.before[t * self.stride() + i] as f64 } else { 0.0 };
+                (0..self.stride()).map(|i| out(i) + before(i)).collect::<Vec<_>>()
+            };
+            n.x.chunks_exact(pad(self.cols)).enumerate().flat_map(token).collect()
+        }
+    }
+
+    /// In two parts on a device whose bindings hold [`BINDING`] bytes, the second one small; and smaller than anything.
+    pub const CASES: [Case; 6] = [
+        Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false },
+        Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false },
+        Case { name: "norm, gated", rows: 142, cols: 301, norm: true, gated: true, residual: false, bias: false },
+        Case { name: "residual", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: false },
+        Case { name: "residual, bias", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: true },
+        Case { name: "small", rows: 5, cols: 3, norm: false, gated: false, residual: false, bias: false },
+    ];
+    pub const BINDING: u64 = 96 << 10;
+
+    #[test]
+    fn one_token_by_every_variant() {
+        for device in devices(Some(BINDING)) {
+            for case in &CASES {
+                let n = case.numbers(1);
+                let weights = Matrix::upload(&device, "weights", &n.weights, case.rows, case.cols, 128).unwrap();
+                assert_eq!(weights.parts.len(), if case.rows > 128 { 2 } else { 1 });
+                let [x, gain, bias, out] = [&n.x, &n.gain, &n.bias, &n.before].map(|v| device.upload("vector", v).unwrap());
+                let around = Around {
+                    norm: case.norm.then_some((&gain, 1e-3, case.cols)),
+                    gated: case.gated,
+                    residual: case.residual,
+                    bias: case.bias.then_some(&bias),
+                };
+                let matvec = Matvec::plan(&device, &weights, &x, &out, around).unwrap();
+                let got = run::<f32>(&device, &out, case.stride(), |pass| matvec.record(pass));
+                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}", case.name, device.tier()));
+            }
+        }
+    }
+}

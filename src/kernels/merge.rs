@@ -111,3 +111,85 @@ impl Merge {
         self.kernel.record(pass, &step, [self.heads, block.tokens, 1]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::LayerCache;
+    use crate::checkpoint::{FactoredLayer, Group};
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::score::config;
+    use crate::kernels::values::{Values, groups};
+
+    /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one token) and once in a single pass (the same token twice): both are
+    /// the definition, and each other. Values are whole heads, or latent rows of uneven groups: one wider than a block of the sum and a slab of the merge.
+    #[test]
+    fn splits_equal_one_pass_and_the_definition() {
+        let group = |kv_heads, rank| Group { kv_heads, rank };
+        let factors = |fused| FactoredLayer { key_groups: vec![group(3, 4)], value_groups: vec![group(2, 1030), group(1, 9)], fused };
+        let (start, keys, capacity) = (7, 5000, 5011);
+        for factors in [None, Some(factors(true)), Some(factors(false))] {
+            let c = config(false, None, 6, 3, 14);
+            let layout = Layout::new(&c, factors.as_ref());
+            let (heads, row, vectors) = (c.num_attention_heads, layout.values.row, up_vectors(&layout.values, &c));
+            // Scores far apart, so that splits differ in what they add.
+            let scores: Vec<f32> = numbers(1, heads * capacity).into_iter().map(|x| 12.0 * x).collect();
+            let rows = halves(2, (start + keys) * row);
+            let up = halves(3, layout.values.slices.iter().map(|s| s.kv_heads * s.width * c.head_dim).sum());
+            let bias = numbers(4, c.num_key_value_heads * c.head_dim);
+
+            let head = |h: usize| {
+                let (kv, line) = (h / c.group_size(), &scores[h * capacity..][..keys]);
+                let slice = layout.values.of_head(kv);
+                let total: f64 = line.iter().map(|s| (*s as f64).exp()).sum();
+                let mut sum = vec![0.0; slice.width];
+                for (k, s) in line.iter().enumerate() {
+                    let p = (*s as f64).exp() / total;
+                    let value = &rows[(start + k) * row + slice.at..][..slice.width];
+                    sum.iter_mut().zip(value).for_each(|(u, v)| *u += p * v.to_f64());
+                }
+                if !layout.up {
+                    return sum;
+                }
+                let at = |dim: usize, i: usize| up[4 * vectors[kv] + dim * slice.width + i].to_f64();
+                (0..c.head_dim).map(|d| bias[kv * c.head_dim + d] as f64 + sum.iter().enumerate().map(|(i, u)| u * at(d, i)).sum::<f64>()).collect()
+            };
+            let expected: Vec<f64> = (0..heads).flat_map(head).collect();
+
+            for device in devices(None) {
+                let scores = device.upload("scores", &[&scores[..], &scores].concat()).unwrap();
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap() };
+                let table = device.upload("slices", &groups(&c, &layout)).unwrap();
+                let sums = device.buffer("sums", SPLITS as u64 * layout.sums(&c).1 as u64 * 4).unwrap();
+                let weights = device.buffer("weights", SPLITS as u64 * heads as u64 * 8).unwrap();
+                let values = Values::plan(&device, &c, &layout, &scores, capacity, &cache, &table, &sums, &weights).unwrap();
+                let (table, up, bias) = (
+                    device.upload("heads", &super::heads(&c, &layout)).unwrap(),
+                    device.upload("up", &up).unwrap(),
+                    device.upload("bias", &bias).unwrap(),
+                );
+                let out = device.buffer("out", 3 * pad(expected.len()) as u64 * 4).unwrap();
+                let up = layout.up.then_some(Up { up: &up, bias: Some(&bias) });
+                let merge = Merge::plan(&device, &c, &layout, &sums, &weights, &table, &out, up).unwrap();
+                let attend = |tokens: u32, at: u32| {
+                    let block = Block { first: (start + keys) as u32 - tokens, tokens, at, start: start as u32 };
+                    assert_eq!(splits(block).0, if tokens == 1 { 20 } else { 1 });
+                    let got = run::<f32>(&device, &out, 3 * pad(expected.len()), |pass| {
+                        values.record(pass, block);
+                        merge.record(pass, block);
+                    });
+                    got.chunks_exact(pad(expected.len()))
+                        .skip(at as usize)
+                        .take(tokens as usize)
+                        .flat_map(|t| t[..expected.len()].to_vec())
+                        .map(f64::from)
+                        .collect::<Vec<_>>()
+                };
+                let what = |way: &str| format!("{way}, {:?} of {} numbers, {:?}", layout.up, layout.sums(&c).1, device.tier());
+                let once = attend(1, 2);
+                assert_close(once.iter().copied(), &expected, 1e-10, &what("splits"));
+                assert_close(attend(2, 0), &[&once[..], &once].concat(), 1e-10, &what("one pass"));
+            }
+        }
+    }
+}

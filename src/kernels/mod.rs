@@ -41,3 +41,70 @@ pub fn variants() -> Vec<Spec> {
     ]
     .concat()
 }
+
+/// What the kernels' tests share: devices of every tier, numbers, running and reading back.
+#[cfg(test)]
+mod oracle {
+    use crate::checkpoint::Config;
+    use crate::gpu::{Device, Options, Pass, Tier};
+    use half::f16;
+    use std::sync::Arc;
+
+    /// One device of every tier.
+    pub fn devices(max_binding: Option<u64>) -> [Arc<Device>; 3] {
+        Tier::ALL.map(|tier| Device::open(&Options { tier: Some(tier), max_binding, ..Default::default() }).unwrap())
+    }
+
+    /// Numbers between -1 and 1, from a seed.
+    pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    pub fn halves(seed: u64, count: usize) -> Vec<f16> {
+        numbers(seed, count).into_iter().map(f16::from_f32).collect()
+    }
+
+    /// Records, submits, and reads the first `count` elements of `from`.
+    pub fn run<T: bytemuck::Pod>(device: &Device, from: &wgpu::Buffer, count: usize, record: impl FnOnce(&mut Pass)) -> Vec<T> {
+        let mut out = vec![T::zeroed(); count];
+        let bytes = std::mem::size_of_val(&out[..]) as u64;
+        let back = device.readback("read back", bytes).unwrap();
+        let (commands, _) = device.encode("test", record, |encoder| encoder.copy_buffer_to_buffer(from, 0, &back, 0, bytes));
+        device.submit_and_read(commands, &back, &mut out).unwrap();
+        out
+    }
+
+    /// Normalised mean square error below `most`, or the test fails with `what`.
+    pub fn assert_close(got: impl IntoIterator<Item = f64>, expected: &[f64], most: f64, what: &str) {
+        let got: Vec<f64> = got.into_iter().collect();
+        assert_eq!(got.len(), expected.len(), "{what}");
+        let error: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / expected.iter().map(|b| b * b).sum::<f64>();
+        assert!(error < most, "{what}: {error}");
+    }
+
+    /// RoPE's tables as the decoder makes them.
+    pub fn turns(config: &Config, positions: usize) -> Vec<f32> {
+        let rows = (0..64).chain((0..positions.div_ceil(64)).map(|i| 64 * i));
+        let angles = rows.flat_map(|p| config.rope_frequencies().into_iter().map(move |f| p as f64 * f));
+        angles.flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect()
+    }
+
+    /// A head as attention sees it: normalised and multiplied by `gain` where there is one, then turned to its position.
+    pub fn turned(config: &Config, head: &[f64], gain: Option<&[f32]>, position: usize) -> Vec<f64> {
+        let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f64>() / head.len() as f64 + config.rms_norm_eps as f64).sqrt();
+        let x: Vec<f64> = head.iter().enumerate().map(|(i, x)| gain.map_or(*x, |g| x * scale * g[i] as f64)).collect();
+        let (half, frequencies) = (head.len() / 2, config.rope_frequencies());
+        let turn = |i: usize| {
+            let (sin, cos) = (position as f64 * frequencies[i % half]).sin_cos();
+            if i < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
+        };
+        (0..head.len()).map(turn).collect()
+    }
+}

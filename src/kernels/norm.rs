@@ -38,3 +38,31 @@ impl Norm {
         self.kernel.record(pass, &self.step, [tokens, 1, 1]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{assert_close, devices, numbers, run};
+
+    #[test]
+    fn every_row_by_its_own_root_mean_square() {
+        for device in devices(None) {
+            for (width, tokens) in [(301, 3), (3, 2)] {
+                let stride = pad(width);
+                let padded = |seed, rows| numbers(seed, rows * stride).into_iter().enumerate().map(|(i, x)| if i % stride < width { x } else { 0.0 });
+                let (x, gain): (Vec<f32>, Vec<f32>) = (padded(1, tokens).collect(), padded(2, 1).collect());
+                let row = |row: &[f32]| {
+                    let square: f64 = row.iter().map(|x| (*x as f64).powi(2)).sum();
+                    let scale = 1.0 / (square / width as f64 + 1e-3f32 as f64).sqrt();
+                    row.iter().zip(&gain).map(|(x, g)| *x as f64 * scale * *g as f64).collect::<Vec<_>>()
+                };
+                let expected: Vec<f64> = x.chunks_exact(stride).flat_map(row).collect();
+                let (from, gain) = (device.upload("x", &x).unwrap(), device.upload("gain", &gain).unwrap());
+                let out = device.buffer("out", x.len() as u64 * 4).unwrap();
+                let norm = Norm::plan(&device, &from, &gain, &out, width, 1e-3).unwrap();
+                let got = run::<f32>(&device, &out, x.len(), |pass| norm.record(pass, tokens as u32));
+                assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{width} wide, {:?}", device.tier()));
+            }
+        }
+    }
+}

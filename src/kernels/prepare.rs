@@ -84,3 +84,63 @@ impl Prepare {
         self.kernel.record(pass, &Step { first, ..self.step }, [self.units, tokens, 1]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{FactoredLayer, Group};
+    use crate::kernels::oracle::{assert_close, devices, numbers, run, turned, turns};
+    use crate::kernels::score::config;
+    use half::f16;
+
+    /// Queries and rows of three tokens around position 64, where RoPE's tables meet: whole keys with everything, and latent ones without a norm.
+    #[test]
+    fn queries_are_turned_and_rows_appended() {
+        let group = |kv_heads, rank| Group { kv_heads, rank };
+        let factors = FactoredLayer { key_groups: vec![group(2, 9), group(1, 301)], value_groups: vec![group(3, 270)], fused: true };
+        for (qk_norm, factors) in [(true, None), (false, Some(&factors))] {
+            let c = config(qk_norm, None, 6, 3, 14);
+            let layout = Layout::new(&c, factors);
+            let (first, tokens, heads) = (63, 3, c.num_attention_heads);
+            let (query, keys, values) = (pad(c.head_dim), layout.keys.row, layout.values.row);
+            let stride = heads * query + keys + values;
+            let (projected, bias, gains) = (numbers(1, tokens * stride), numbers(2, stride), numbers(3, 2 * c.head_dim));
+
+            let input =
+                |t: usize, at: usize, width: usize| (at..at + width).map(|i| projected[t * stride + i] as f64 + bias[i] as f64).collect::<Vec<_>>();
+            let head = |t: usize, at: usize, gain: &[f32]| {
+                let mut head = turned(&c, &input(t, at, c.head_dim), qk_norm.then_some(gain), first + t);
+                head.resize(query, 0.0);
+                head
+            };
+            let (query_gain, key_gain) = gains.split_at(c.head_dim);
+            let queries: Vec<f64> =
+                (0..tokens).flat_map(|t| (0..heads).flat_map(move |h| [(t, h)])).flat_map(|(t, h)| head(t, h * query, query_gain)).collect();
+            let key_row = |t: usize| match layout.direct {
+                true => (0..3).flat_map(|h| head(t, (heads + h) * query, key_gain)).collect(),
+                false => input(t, heads * query, keys),
+            };
+            let key_rows: Vec<f64> = (0..tokens).flat_map(key_row).collect();
+            let value_rows: Vec<f64> = (0..tokens).flat_map(|t| input(t, heads * query + keys, values)).collect();
+
+            for device in devices(None) {
+                let [projected, bias, gains, turns] = [&projected, &bias, &gains, &turns(&c, 70)].map(|v| device.upload("numbers", v).unwrap());
+                let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
+                let rows = |row: usize| device.buffer("rows", 70 * row as u64 * 2).unwrap();
+                let cache = LayerCache { keys: rows(keys), values: rows(values) };
+                let gains = qk_norm.then_some(&gains);
+                let prepare = Prepare::plan(&device, &c, &layout, &projected, &turns, &out, &cache, Some(&bias), gains).unwrap();
+                let what = |side: &str| format!("{side}, direct: {}, {:?}", layout.direct, device.tier());
+                let got = run::<f32>(&device, &out, queries.len(), |pass| prepare.record(pass, first as u32, tokens as u32));
+                assert_close(got.into_iter().map(f64::from), &queries, 1e-10, &what("queries"));
+                for (side, buffer, row, expected) in [("keys", &cache.keys, keys, &key_rows), ("values", &cache.values, values, &value_rows)] {
+                    let got = run::<f16>(&device, buffer, 70 * row, |_| ());
+                    let (before, rest) = got.split_at(first * row);
+                    let (written, after) = rest.split_at(tokens * row);
+                    assert!(before.iter().chain(after).all(|x| *x == f16::ZERO), "{}: other rows", what(side));
+                    assert_close(written.iter().map(|x| x.to_f64()), expected, 1e-6, &what(side));
+                }
+            }
+        }
+    }
+}

@@ -108,9 +108,9 @@ fn variant(config: &Config, layout: &Layout, bias: bool, rows: u32) -> Spec {
     spec("score.wgsl", &flags, &constants, &bindings)
 }
 
-/// Shapes as they occur: direct and rebuilt, with and without norm and window.
-pub(super) fn shapes() -> Vec<(Config, Layout)> {
-    let config = |qk_norm, sliding_window, heads, kv_heads, head_dim| Config {
+/// A model's geometry, as far as attention knows it.
+pub(super) fn config(qk_norm: bool, sliding_window: Option<usize>, heads: usize, kv_heads: usize, head_dim: usize) -> Config {
+    Config {
         architecture: Architecture::Llama,
         hidden_size: heads * head_dim,
         intermediate_size: 1536,
@@ -129,7 +129,11 @@ pub(super) fn shapes() -> Vec<(Config, Layout)> {
         sliding_window,
         bos_token_id: None,
         eos_token_ids: Vec::new(),
-    };
+    }
+}
+
+/// Shapes as they occur: direct and rebuilt, with and without norm and window.
+pub(super) fn shapes() -> Vec<(Config, Layout)> {
     let mut shapes = Vec::new();
     for config in [
         config(false, None, 9, 3, 64),
@@ -208,5 +212,83 @@ impl Score {
             epsilon: self.epsilon,
         };
         self.kernel.record(pass, &step, [block.keys().div_ceil(self.tile), self.kv_heads, rows.div_ceil(span)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::pad;
+    use crate::kernels::merge::up_vectors;
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, turned, turns};
+
+    /// Blocks of one token and of several, from the beginning and from within, against keys that are stored whole or rebuilt with all that a family adds.
+    #[test]
+    fn every_key_answers_every_query() {
+        let group = |kv_heads, rank| Group { kv_heads, rank };
+        let factors = |key_groups| FactoredLayer { key_groups, value_groups: vec![group(1, 4)], fused: true };
+        let uneven = factors(vec![group(2, 21), group(2, 9), group(1, 13)]);
+        let wide = factors(vec![group(1, 33)]);
+        let block = |first, tokens, at, start| Block { first, tokens, at, start };
+        let cases = [
+            (config(false, Some(40), 10, 5, 14), None, vec![block(101, 1, 0, 62), block(90, 5, 2, 51)]),
+            (config(true, Some(40), 10, 5, 14), Some(&uneven), vec![block(101, 1, 0, 62), block(90, 5, 2, 51), block(0, 37, 0, 0)]),
+            (config(true, None, 3, 1, 512), Some(&wide), vec![block(18, 1, 0, 0)]),
+        ];
+        for device in devices(None) {
+            for (c, factors, blocks) in &cases {
+                let layout = Layout::new(c, *factors);
+                let (head, query, heads, capacity) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, 110);
+                let queries: Vec<f32> =
+                    numbers(1, 40 * heads * query).into_iter().enumerate().map(|(i, x)| if i % query < head { x } else { 0.0 }).collect();
+                let rows = halves(2, capacity * layout.keys.row);
+                let (vectors, bias, gain) = (up_vectors(&layout.keys, c), numbers(4, c.num_key_value_heads * head), numbers(5, head));
+                let up = halves(3, layout.keys.slices.iter().map(|s| s.kv_heads * s.width * head).sum::<usize>().max(4));
+                let slice = |kv: usize| [layout.keys.of_head(kv).at / 4, layout.keys.of_head(kv).width / 4, vectors[kv], 0].map(|n| n as u32);
+                let table: Vec<u32> = (0..c.num_key_value_heads).flat_map(slice).collect();
+                let key = |kv: usize, position: usize| {
+                    let s = layout.keys.of_head(kv);
+                    let row = &rows[position * layout.keys.row + s.at..][..s.width];
+                    if layout.direct {
+                        return row[..head].iter().map(|x| x.to_f64()).collect();
+                    }
+                    let at = |dim: usize, i: usize| up[4 * (vectors[kv] + i / 4 * head + dim) + i % 4].to_f64();
+                    let dim = |d: usize| bias[kv * head + d] as f64 + row.iter().enumerate().map(|(i, z)| z.to_f64() * at(d, i)).sum::<f64>();
+                    turned(c, &(0..head).map(dim).collect::<Vec<_>>(), Some(&gain), position)
+                };
+                let keys: Vec<Vec<Vec<f64>>> = (0..c.num_key_value_heads).map(|kv| (0..capacity).map(|p| key(kv, p)).collect()).collect();
+
+                let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap() };
+                let [from, bias, gain, turns] = [&queries, &bias, &gain, &turns(c, capacity)].map(|v| device.upload("numbers", v).unwrap());
+                let (table, up) = (device.upload("slices", &table).unwrap(), device.upload("up", &up).unwrap());
+                let up = Up { turns: &turns, heads: &table, up: &up, bias: Some(&bias), gain: Some(&gain) };
+                for b in blocks {
+                    let (tokens, count) = (b.tokens as usize, b.keys() as usize);
+                    let out = device.buffer("scores", (tokens * heads * capacity * 4) as u64).unwrap();
+                    let up = (!layout.direct).then_some(up);
+                    let score = Score::plan(&device, c, &layout, &from, &cache, &out, capacity, up, tokens > 1).unwrap();
+                    let got = run::<f32>(&device, &out, tokens * heads * capacity, |pass| score.record(pass, *b));
+                    let (mut seen, mut expected) = (Vec::new(), Vec::new());
+                    for (line, got) in got.chunks_exact(capacity).enumerate() {
+                        let (t, h) = (line / heads, line % heads);
+                        let position = b.first as usize + t;
+                        let q = &queries[((b.at as usize + t) * heads + h) * query..][..head];
+                        for (column, got) in got.iter().enumerate() {
+                            let key = b.start as usize + column;
+                            if column >= count {
+                                assert_eq!(*got, 0.0, "{b:?}: nothing is written past the keys");
+                            } else if key > position || c.sliding_window.is_some_and(|w| key + w <= position) {
+                                assert!(*got < -3e38, "{b:?}: token {t} may not see key {key}: {got}");
+                            } else {
+                                seen.push(*got as f64);
+                                let dot: f64 = q.iter().zip(&keys[h / c.group_size()][key]).map(|(q, k)| *q as f64 * k).sum();
+                                expected.push(dot / (head as f64).sqrt());
+                            }
+                        }
+                    }
+                    assert_close(seen, &expected, 1e-10, &format!("{b:?}, direct: {}, {:?}", layout.direct, device.tier()));
+                }
+            }
+        }
     }
 }

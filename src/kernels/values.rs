@@ -113,3 +113,51 @@ impl Values {
         self.kernel.record(pass, &step, [splits, self.groups * self.blocks, (block.tokens * self.heads).div_ceil(self.rows)]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::score::config;
+
+    /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in three splits, and two tokens in one, the last keys of the first masked.
+    #[test]
+    fn every_split_is_the_sum_of_its_keys() {
+        let c = config(false, None, 9, 3, 14);
+        let layout = Layout::new(&c, None);
+        let (heads, row, width, capacity) = (c.num_attention_heads, layout.values.row, 16, 310);
+        let rows = halves(2, capacity * row);
+        for (tokens, start, keys) in [(1, 9, 300), (2, 0, 131)] {
+            let block = Block { first: (start + keys - tokens) as u32, tokens: tokens as u32, at: 0, start: start as u32 };
+            let mut scores: Vec<f32> = numbers(1, tokens * heads * capacity).into_iter().map(|x| 5.0 * x).collect();
+            for h in 0..heads {
+                scores[h * capacity + keys - (tokens - 1)..h * capacity + keys].fill(-3.4028234e38);
+            }
+            let (count, length) = splits(block);
+            let (mut sums, mut weights) = (Vec::new(), Vec::new());
+            for (t, s) in (0..tokens).flat_map(|t| (0..count as usize).map(move |s| (t, s))) {
+                for h in 0..heads {
+                    let within = s * length as usize..keys.min((s + 1) * length as usize);
+                    let line = &scores[(t * heads + h) * capacity..][..keys];
+                    let largest = line[within.clone()].iter().copied().fold(f32::MIN, f32::max) as f64;
+                    let p: Vec<f64> = within.clone().map(|k| (line[k] as f64 - largest).exp()).collect();
+                    let value = |k: usize, i: usize| rows[(start + k) * row + h / 3 * width + i].to_f64();
+                    sums.extend((0..width).map(|i| within.clone().zip(&p).map(|(k, p)| p * value(k, i)).sum::<f64>()));
+                    weights.extend([largest, p.iter().sum()]);
+                }
+            }
+            for device in devices(None) {
+                let from = device.upload("scores", &scores).unwrap();
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap() };
+                let table = device.upload("slices", &groups(&c, &layout)).unwrap();
+                let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
+                let values = Values::plan(&device, &c, &layout, &from, capacity, &cache, &table, &out, &shares).unwrap();
+                let what = format!("{tokens} tokens, {:?}", device.tier());
+                let got = run::<f32>(&device, &out, sums.len(), |pass| values.record(pass, block));
+                assert_close(got.into_iter().map(f64::from), &sums, 1e-10, &what);
+                let got = run::<f32>(&device, &shares, weights.len(), |_| ());
+                assert_close(got.into_iter().map(f64::from), &weights, 1e-10, &what);
+            }
+        }
+    }
+}
