@@ -1,0 +1,137 @@
+//! What a step may cost and a cache may hold, and how the GPU decoder refuses what it cannot do: errors that name the thing, and a sequence that goes on working.
+
+mod common;
+
+use common::{Random, SyntheticModel};
+use lowkey::checkpoint::Checkpoint;
+use lowkey::compress::{Float, Method, Plan};
+use lowkey::decoder::{GpuSequence, Model};
+use lowkey::gpu::{Device, Options, Tier, adapters};
+use lowkey::sequence::{Logits, Sequence};
+use lowkey::{Error, calibrate, compress, cpu};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Everything in one part, 4 key/value heads of 16.
+fn synthetic() -> SyntheticModel {
+    SyntheticModel { heads: 8, kv_heads: 4, head_dim: 16, hidden: 64, ..SyntheticModel::default() }
+}
+
+fn compressed(checkpoint: &Checkpoint, output: &Path) -> (Checkpoint, u64) {
+    let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
+    let tokens = Random(7).tokens(192, model.config().vocab_size);
+    let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest("random"));
+    let options = calibrate::Options { window: 96, ..Default::default() };
+    let statistics = calibrate::gather(&model, &tokens, source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let plan = Plan::new(checkpoint.config(), Method::ReCalKv, 0.5, 4).unwrap();
+    compress::run(checkpoint, &plan, &statistics, Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
+    (Checkpoint::open(output).unwrap(), plan.kv_bytes_per_token())
+}
+
+fn sequence(checkpoint: &Checkpoint, options: Options, capacity: usize) -> Result<GpuSequence, Error> {
+    Arc::new(Model::load(checkpoint, common::device(options))?).sequence(capacity)
+}
+
+/// Greedy steps: one submit, four bytes back, at most eight dispatches a layer and those of embedding, head and argmax.
+fn assert_lean(sequence: &mut GpuSequence, layers: u32, ends: u32) {
+    let mut token = 1;
+    for _ in 0..3 {
+        token = sequence.step(token).unwrap();
+        let counters = sequence.counters();
+        assert_eq!((counters.submits, counters.readback_bytes), (1, 4));
+        assert!(counters.dispatches <= 8 * layers + ends, "{counters:?}");
+    }
+}
+
+#[test]
+fn a_step_is_one_submit_and_a_cache_is_what_it_says() {
+    let directory = synthetic().write_temporary();
+    let dense = Checkpoint::open(directory.path()).unwrap();
+    let output = tempfile::tempdir().unwrap();
+    let (factored, planned) = compressed(&dense, &output.path().join("factored"));
+    let capacity = 144;
+
+    let mut whole = sequence(&dense, Options::default(), capacity).unwrap();
+    assert_lean(&mut whole, 3, 3);
+    let memory = whole.memory();
+    assert_eq!(memory.kv_bytes_per_token, 3 * 2 * 4 * 16 * 2, "layers, keys and values, heads, numbers, bytes");
+    assert_eq!(memory.kv_bytes_per_token * capacity as u64, memory.allocated_bytes);
+    assert_eq!(memory.kv_bytes_per_token, dense.config().dense_kv_bytes_per_token());
+
+    let mut half = sequence(&factored, Options::default(), capacity).unwrap();
+    assert_lean(&mut half, 3, 3);
+    let kept = half.memory();
+    assert_eq!(kept.kv_bytes_per_token * capacity as u64, kept.allocated_bytes);
+    assert_eq!(kept.kv_bytes_per_token, planned);
+    let share = kept.kv_bytes_per_token as f64 / memory.kv_bytes_per_token as f64;
+    assert!((share - 0.5).abs() < 0.02, "{share}");
+}
+
+#[test]
+fn matrices_are_split_to_fit_a_binding_and_a_cache_that_cannot_be_is_refused_by_layer() {
+    let directory = SyntheticModel { vocab: 1500, ..synthetic() }.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let options = Options { max_binding: Some(128 << 10), ..Default::default() };
+    // The table of 1500 rows of 64 numbers is two parts, embedding and head alike, and so is no other matrix.
+    let mut split = sequence(&checkpoint, options.clone(), 32).unwrap();
+    assert_lean(&mut split, 3, 2 + 2 + 1);
+    // A row of keys is 128 bytes.
+    let refused = sequence(&checkpoint, options.clone(), 1025).err().unwrap();
+    assert!(matches!(&refused, Error::OutOfMemory { what, .. } if what.contains("layer 0") && what.contains("1025")), "{refused}");
+    // Not even 128 rows of a matrix.
+    let refused = sequence(&checkpoint, Options { max_binding: Some(8 << 10), ..Default::default() }, 8).err().unwrap();
+    assert!(matches!(&refused, Error::OutOfMemory { what, .. } if what.contains("128 rows")), "{refused}");
+}
+
+#[test]
+fn a_context_of_nothing_and_one_beyond_the_kernels_are_refused() {
+    let directory = synthetic().write_temporary();
+    let model = Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap(), common::device(Options::default())).unwrap());
+    for capacity in [0, 1 << 30, usize::MAX] {
+        let refused = model.sequence(capacity).err().unwrap();
+        assert!(matches!(&refused, Error::Argument { name, message } if name == "--context" && message.contains(&capacity.to_string())), "{refused}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_leaves_a_sequence_as_it_was() {
+    let directory = synthetic().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokens = Random(3).tokens(10, 300);
+    let mut sequence = sequence(&checkpoint, Options::default(), 10).unwrap();
+    sequence.forward(&tokens[..7], Logits::None).unwrap();
+    let expected = sequence.forward(&tokens[7..8], Logits::Last).unwrap();
+    sequence.truncate(7);
+
+    let refused = sequence.forward(&tokens[..4], Logits::Last).unwrap_err();
+    assert!(matches!(refused, Error::Context { needed: 11, capacity: 10 }), "{refused}");
+    for outside in [515, u32::MAX] {
+        for refused in [sequence.forward(&[1, outside], Logits::All).unwrap_err(), sequence.step(outside).unwrap_err()] {
+            assert!(matches!(&refused, Error::Argument { name, message } if name == "token" && message.contains(&outside.to_string())), "{refused}");
+        }
+    }
+    assert_eq!(sequence.position(), 7);
+    assert_eq!(sequence.forward(&tokens[7..8], Logits::Last).unwrap(), expected, "the cache is what it was");
+
+    sequence.forward(&tokens[8..], Logits::None).unwrap();
+    let refused = sequence.step(1).unwrap_err();
+    assert!(matches!(refused, Error::Context { needed: 11, capacity: 10 }), "{refused}");
+    assert_eq!(sequence.position(), 10);
+}
+
+#[test]
+fn adapters_and_tiers_that_are_not_there_are_refused() {
+    let options = Options { adapter: Some("no such card".into()), ..Default::default() };
+    let refused = Device::open(&options).err().unwrap();
+    assert!(matches!(&refused, Error::NoAdapter { reason } if reason.contains("no such card")), "{refused}");
+    let refused = "f64".parse::<Tier>().unwrap_err();
+    assert!(matches!(&refused, Error::Argument { name, message } if name == "--tier" && message.contains("baseline")), "{refused}");
+    for tier in Tier::ALL {
+        assert_eq!(tier.name().parse::<Tier>().unwrap(), tier);
+    }
+    // By any part of its name, in any case.
+    let first = adapters().into_iter().find(|a| a.default).unwrap();
+    let by_name = Options { adapter: Some(first.name.to_uppercase()), ..Default::default() };
+    assert_eq!(Device::open(&by_name).unwrap().name(), first.name);
+}
