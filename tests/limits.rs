@@ -121,6 +121,26 @@ fn what_does_not_fit_leaves_a_sequence_as_it_was() {
 }
 
 #[test]
+fn what_fails_on_the_way_leaves_a_position_as_it_was() {
+    // Every weight is finite, and every logit beyond what f32 holds.
+    let model = synthetic();
+    let directory = model.write_temporary();
+    let mut tensors = model.tensors();
+    tensors.get_mut("model.norm.weight").unwrap().numbers.fill(f32::MAX);
+    common::write_tensors(&directory.path().join("model.safetensors"), &tensors, safetensors::Dtype::F32);
+    let mut sequence = sequence(&Checkpoint::open(directory.path()).unwrap(), Options::default(), 10).unwrap();
+    sequence.forward(&[1, 2], Logits::None).unwrap();
+    for refused in [
+        sequence.forward(&[3, 4, 5], Logits::Last).unwrap_err(),
+        sequence.forward(&[3, 4, 5], Logits::All).unwrap_err(),
+        sequence.step(3).unwrap_err(),
+    ] {
+        assert!(matches!(refused, Error::Numeric { .. }), "{refused}");
+    }
+    assert_eq!(sequence.position(), 2);
+}
+
+#[test]
 fn adapters_and_tiers_that_are_not_there_are_refused() {
     let options = Options { adapter: Some("no such card".into()), ..Default::default() };
     let refused = Device::open(&options).err().unwrap();

@@ -53,7 +53,8 @@ impl Buffers {
         let widest = |f: &dyn Fn(&super::weights::Layer) -> usize| model.layers.iter().map(f).max().unwrap_or(0);
         let heads = c.num_attention_heads;
         let sums = widest(&|l| l.layout.sums(c).1);
-        let line = (heads * capacity * 4) as u64;
+        // What a token of a block takes, in the larger of its two tables.
+        let line = (heads * capacity).max(sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
         // One token's attention is split, a block's is not.
         let parts = block.max(SPLITS as usize);
@@ -188,6 +189,42 @@ impl GpuSequence {
         Ok(())
     }
 
+    /// A call from its counters on; where it fails the position is what it was, so that the same tokens can be given again.
+    fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence) -> Result<T>) -> Result<T> {
+        let position = self.position;
+        self.counters = StepCounters::default();
+        call(self).inspect_err(|_| self.position = position)
+    }
+
+    /// Tokens chunk by chunk, and the logits that are asked for.
+    fn run(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        // The last token is a step of its own: its plan ends in logits.
+        let (many, last) = match (logits, tokens.split_last()) {
+            (Logits::Last, Some((last, many))) => (many, Some(*last)),
+            _ => (tokens, None),
+        };
+        let mut out = Vec::new();
+        let mut longest = usize::MAX;
+        if logits == Logits::All {
+            if self.all.is_none() {
+                self.all = Some(AllLogits::plan(&self.model, &self.buffers, CHUNK)?);
+            }
+            longest = self.all.as_ref().map_or(1, |a| a.tokens);
+            out.reserve_exact(tokens.len() * self.model.config.vocab_size);
+        }
+        let mut rest = many;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.tokens_per_chunk.min(longest).min(rest.len()));
+            self.run_chunk(now, (logits == Logits::All).then_some(&mut out))?;
+            rest = later;
+        }
+        if let Some(last) = last {
+            out = vec![0.0; self.model.config.vocab_size];
+            self.run_step(last, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
+        }
+        finite(out)
+    }
+
     /// Sizes the next submits by how long a layer takes a whole chunk.
     fn adapt(&mut self, layer_seconds: f64) {
         self.layers_per_submit = ((SUBMIT_SECONDS / layer_seconds) as usize).clamp(1, self.model.layers.len().max(1));
@@ -222,40 +259,16 @@ impl Sequence for GpuSequence {
 
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
         self.check(tokens)?;
-        self.counters = StepCounters::default();
-        // The last token is a step of its own: its plan ends in logits.
-        let (many, last) = match (logits, tokens.split_last()) {
-            (Logits::Last, Some((last, many))) => (many, Some(*last)),
-            _ => (tokens, None),
-        };
-        let mut out = Vec::new();
-        let mut longest = usize::MAX;
-        if logits == Logits::All {
-            if self.all.is_none() {
-                self.all = Some(AllLogits::plan(&self.model, &self.buffers, CHUNK)?);
-            }
-            longest = self.all.as_ref().map_or(1, |a| a.tokens);
-            out.reserve_exact(tokens.len() * self.model.config.vocab_size);
-        }
-        let mut rest = many;
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(self.tokens_per_chunk.min(longest).min(rest.len()));
-            self.run_chunk(now, (logits == Logits::All).then_some(&mut out))?;
-            rest = later;
-        }
-        if let Some(last) = last {
-            out = vec![0.0; self.model.config.vocab_size];
-            self.run_step(last, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
-        }
-        finite(out)
+        self.whole(|sequence| sequence.run(tokens, logits))
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
         self.check(&[token])?;
-        self.counters = StepCounters::default();
-        let mut next = [0u32];
-        self.run_step(token, |s| (&s.buffers.token, &s.token_back), &mut next)?;
-        if (next[0] as usize) < self.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }
+        self.whole(|sequence| {
+            let mut next = [0u32];
+            sequence.run_step(token, |s| (&s.buffers.token, &s.token_back), &mut next)?;
+            if (next[0] as usize) < sequence.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }
+        })
     }
 
     fn truncate(&mut self, position: usize) {

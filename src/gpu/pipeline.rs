@@ -109,7 +109,8 @@ impl Device {
                 made.remove(&spec);
                 Err(Error::Gpu { what: what("making"), message: e.to_string() })
             }
-            None => Ok(kernel),
+            // What is no fault of the shader's, a driver out of memory say, reaches the device's own handler.
+            None => self.check().map(|()| kernel).inspect_err(|_| drop(made.remove(&spec))),
         }
     }
 
