@@ -161,22 +161,21 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
     let model = load(&checkpoint);
     // The first layer's input is the embedding, normalised: known without running anything.
     let tokens = Random(80).tokens(700, synthetic.vocab);
-    let options = Options { window: 300, windows: None, skip: 3 };
+    let options = Options { window: 300, windows: None, sinks: 3 };
     let statistics = gather(&model, &tokens, "s".into(), "t".into(), options, &mut quietly).unwrap();
-    assert_eq!((statistics.tokens, statistics.window, statistics.skip), (2 * 297, 300, 3));
+    assert_eq!((statistics.tokens, statistics.window, statistics.sinks), (600, 300, 3));
     let hidden = synthetic.hidden;
     let table = checkpoint.f32("model.embed_tokens.weight", &[synthetic.vocab, hidden]).unwrap();
     let weight = checkpoint.f32("model.layers.0.input_layernorm.weight", &[hidden]).unwrap();
     let mut expected = nalgebra::DMatrix::<f64>::zeros(hidden, hidden);
     for (at, &token) in tokens[..600].iter().enumerate() {
-        if at % 300 >= 3 {
-            let x = nalgebra::DVector::from_column_slice(&table[token as usize * hidden..][..hidden]).map(f64::from);
-            let rms = (x.norm_squared() / hidden as f64 + 1e-5).sqrt();
-            let x = x.zip_map(&nalgebra::DVector::from_column_slice(&weight), |x, w| x / rms * f64::from(w));
-            expected += &x * x.transpose();
-        }
+        // Six first tokens in all, and 594 others: either kind makes up one half.
+        let share = if at % 300 < 3 { 0.5 / 6.0 } else { 0.5 / 594.0 };
+        let x = nalgebra::DVector::from_column_slice(&table[token as usize * hidden..][..hidden]).map(f64::from);
+        let rms = (x.norm_squared() / hidden as f64 + 1e-5).sqrt();
+        let x = x.zip_map(&nalgebra::DVector::from_column_slice(&weight), |x, w| x / rms * f64::from(w));
+        expected += share * &x * x.transpose();
     }
-    expected /= statistics.tokens as f64;
     let difference = statistics.attention_inputs[0].map(f64::from) - &expected;
     assert!(difference.norm() < 1e-6 * expected.norm(), "{}", difference.norm() / expected.norm());
 
@@ -188,9 +187,9 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
     assert_eq!(read, gather(&model, &tokens_of_text, source, text_digest(&text), options, &mut quietly).unwrap());
 
     let few = Options { windows: Some(1), ..options };
-    assert_eq!(gather(&model, &tokens, "s".into(), "t".into(), few, &mut quietly).unwrap().tokens, 297);
+    assert_eq!(gather(&model, &tokens, "s".into(), "t".into(), few, &mut quietly).unwrap().tokens, 300);
     let short = gather(&model, &tokens[..50], "s".into(), "t".into(), options, &mut quietly).unwrap();
-    assert_eq!((short.tokens, short.window), (47, 50));
+    assert_eq!((short.tokens, short.window), (50, 50));
     for (tokens, options) in [
         (&tokens[..3], options),
         (&tokens[..0], options),

@@ -18,9 +18,9 @@ pub struct Statistics {
     pub tokens: usize,
     /// Tokens that were run together.
     pub window: usize,
-    /// Positions at the start of each window that were not counted.
-    pub skip: usize,
-    /// By layer: `C = Σ xᵀx / n`, `[D, D]`, symmetric, of what enters attention after its RMSNorm.
+    /// Positions at the start of each window that together count as much as all others.
+    pub sinks: usize,
+    /// By layer: `C`, the weighted mean of `xᵀx`, `[D, D]`, symmetric, of what enters attention after its RMSNorm.
     pub attention_inputs: Vec<DMatrix<f32>>,
 }
 
@@ -41,7 +41,7 @@ impl Statistics {
                 ("text", self.text.clone()),
                 ("tokens", self.tokens.to_string()),
                 ("window", self.window.to_string()),
-                ("skip", self.skip.to_string()),
+                ("sinks", self.sinks.to_string()),
             ]
             .map(|(key, value)| (key.to_string(), value)),
         );
@@ -82,7 +82,7 @@ impl Statistics {
             text: word("text")?,
             tokens: number("tokens")?,
             window: number("window")?,
-            skip: number("skip")?,
+            sinks: number("sinks")?,
             attention_inputs,
         })
     }
