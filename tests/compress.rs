@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, SyntheticModel, families};
+use common::{Random, SyntheticModel, families, nmse};
 use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Float, Method, Plan, Report, run};
@@ -39,13 +39,6 @@ fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_h
 fn logits(model: &Arc<Model>, row_type: RowType) -> Vec<f32> {
     let tokens = Random(78).tokens(150, model.config().vocab_size);
     model.sequence(tokens.len(), row_type).unwrap().forward(&tokens, Logits::All).unwrap()
-}
-
-/// `Σ(a−b)² / Σb²`.
-fn nmse(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    a.iter().zip(b).map(|(a, b)| square(a - b)).sum::<f64>() / b.iter().map(|&b| square(b)).sum::<f64>()
 }
 
 /// Runs `check` on a checkpoint of every family, in f32 so that copying it rounds nothing, and its statistics.

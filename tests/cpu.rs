@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, SyntheticModel, families};
+use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::cpu::{CpuSequence, Model, RowType};
 use lowkey::sequence::{Logits, Sequence};
@@ -13,13 +13,6 @@ use std::sync::Arc;
 fn load(model: &SyntheticModel) -> Arc<Model> {
     let directory = model.write_temporary();
     Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap()).unwrap())
-}
-
-/// `Σ(a−b)² / Σb²`.
-fn nmse(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    a.iter().zip(b).map(|(a, b)| square(a - b)).sum::<f64>() / b.iter().map(|&b| square(b)).sum::<f64>()
 }
 
 /// The model once more, number by number in f64, straight from the tensors as they are stored: `[tokens][vocab]`.

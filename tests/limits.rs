@@ -2,31 +2,17 @@
 
 mod common;
 
-use common::{Random, SyntheticModel};
+use common::{Random, SyntheticModel, compressed};
+use lowkey::Error;
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{Float, Method, Plan};
 use lowkey::decoder::{GpuSequence, Model};
 use lowkey::gpu::{Device, Options, Tier, adapters};
 use lowkey::sequence::{Logits, Sequence};
-use lowkey::{Error, calibrate, compress, cpu};
-use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Everything in one part, 4 key/value heads of 16.
 fn synthetic() -> SyntheticModel {
     SyntheticModel { heads: 8, kv_heads: 4, head_dim: 16, hidden: 64, ..SyntheticModel::default() }
-}
-
-fn compressed(checkpoint: &Checkpoint, output: &Path) -> (Checkpoint, u64) {
-    let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
-    let tokens = Random(7).tokens(192, model.config().vocab_size);
-    let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest("random"));
-    let options = calibrate::Options { window: 96, ..Default::default() };
-    let statistics = calibrate::gather(&model, &tokens, source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let plan = Plan::new(checkpoint.config(), Method::ReCalKv, 0.5, 4).unwrap();
-    compress::run(checkpoint, &plan, &statistics, Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
-    (Checkpoint::open(output).unwrap(), plan.kv_bytes_per_token())
 }
 
 fn sequence(checkpoint: &Checkpoint, options: Options, capacity: usize) -> Result<GpuSequence, Error> {
@@ -49,7 +35,8 @@ fn a_step_is_one_submit_and_a_cache_is_what_it_says() {
     let directory = synthetic().write_temporary();
     let dense = Checkpoint::open(directory.path()).unwrap();
     let output = tempfile::tempdir().unwrap();
-    let (factored, planned) = compressed(&dense, &output.path().join("factored"));
+    let factored = compressed(&dense, 0.5, 4, &output.path().join("factored"));
+    let planned = factored.factored().unwrap().kv_bytes_per_token;
     let capacity = 144;
 
     let mut whole = sequence(&dense, Options::default(), capacity).unwrap();

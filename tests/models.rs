@@ -2,32 +2,17 @@
 
 mod common;
 
-use common::{Random, SyntheticModel, families, nmse};
+use common::{Random, SyntheticModel, compressed, families, nmse};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{Float, Method, Plan};
 use lowkey::cpu::{self, RowType};
 use lowkey::decoder;
 use lowkey::gpu::{Device, Options, Tier};
 use lowkey::sequence::{Logits, Sequence};
-use lowkey::{calibrate, compress};
-use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Longer than one chunk, than several score tiles, and no multiple of anything.
 const TOKENS: usize = 161;
 const MOST: f64 = 1e-5;
-
-fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Path) -> Checkpoint {
-    let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
-    let tokens = Random(7).tokens(320, model.config().vocab_size);
-    let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest("random"));
-    let options = calibrate::Options { window: 160, ..Default::default() };
-    let statistics = calibrate::gather(&model, &tokens, source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let plan = Plan::new(checkpoint.config(), Method::ReCalKv, keep, heads).unwrap();
-    compress::run(checkpoint, &plan, &statistics, Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
-    Checkpoint::open(output).unwrap()
-}
 
 /// One checkpoint through both decoders: all logits of a chunked prompt, then single steps, then a shorter text again.
 fn compare(name: &str, checkpoint: &Checkpoint, device: &Arc<Device>) {

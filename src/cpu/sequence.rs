@@ -59,6 +59,7 @@ impl CpuSequence {
             return Err(Error::Argument { name: "tokens".into(), message: "no token was given, so there are no logits after the last".into() });
         }
         self.rope.reach(needed);
+        let begin = self.position;
         let mut wanted = Vec::new();
         let chunks = tokens.len().div_ceil(Self::CHUNK);
         for (index, chunk) in tokens.chunks(Self::CHUNK).enumerate() {
@@ -71,10 +72,11 @@ impl CpuSequence {
             let found = self.model.forward(chunk, self.position, &mut self.cache, &self.rope, here, observer);
             self.position += chunk.len();
             if let Some(at) = found.iter().position(|logit| !logit.is_finite()) {
-                return Err(Error::Numeric {
-                    what: format!("the logits after position {}", self.position - found.ncols() + at / vocab),
-                    message: format!("that of token {} is {}: the weights or the cached rows overflow", at % vocab, found[at]),
-                });
+                let what = format!("the logits after position {}", self.position - found.ncols() + at / vocab);
+                let message = format!("that of token {} is {}: the weights or the cached rows overflow", at % vocab, found[at]);
+                // Nothing is appended by a call that fails.
+                self.position = begin;
+                return Err(Error::Numeric { what, message });
             }
             wanted.extend_from_slice(found.as_slice());
         }

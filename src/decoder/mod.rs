@@ -48,15 +48,6 @@ impl Model {
         &self.device
     }
 
-    /// Bytes of weights on the device that one decoded token reads: everything but the embedding table, of which it reads a row, unless that is the head too.
-    pub fn weight_bytes_per_step(&self) -> u64 {
-        let layer = |l: &Layer| {
-            let up = l.key_up.as_ref().map_or(0, |u| u.up.size()) + l.value_up.as_ref().map_or(0, |u| u.up.size());
-            [&l.projection, &l.output, &l.gate_up, &l.down].map(|m| m.bytes()).iter().sum::<u64>() + up
-        };
-        self.layers.iter().map(layer).sum::<u64>() + self.ends.head.as_ref().unwrap_or(&self.ends.embedding).bytes()
-    }
-
     /// The layers' rows.
     pub fn layouts(&self) -> Vec<Layout> {
         self.layers.iter().map(|l| l.layout.clone()).collect()

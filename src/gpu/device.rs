@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 /// What a device's kernels may use, best first. The best that the adapter offers is taken unless one is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Tier {
     /// 16-bit arithmetic types and subgroup reductions.
     F16Subgroups,

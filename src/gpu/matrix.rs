@@ -56,9 +56,4 @@ impl Matrix {
         }
         Ok(Matrix { parts, rows: rows as u32, stride: stride as u32 })
     }
-
-    /// Bytes on the device.
-    pub fn bytes(&self) -> u64 {
-        self.rows as u64 * self.stride as u64 * 2
-    }
 }

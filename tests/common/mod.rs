@@ -8,11 +8,14 @@
 pub mod gguf;
 
 use half::{bf16, f16};
-use lowkey::checkpoint::Architecture;
+use lowkey::checkpoint::{Architecture, Checkpoint};
+use lowkey::{calibrate, compress, cpu};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A small deterministic generator (splitmix64).
 pub struct Random(pub u64);
@@ -345,4 +348,16 @@ pub fn nmse(a: &[f32], b: &[f32]) -> f64 {
 /// The device of a test. There is no skipping: `make test` installs a driver where there is none.
 pub fn device(options: lowkey::gpu::Options) -> std::sync::Arc<lowkey::gpu::Device> {
     lowkey::gpu::Device::open(&options).unwrap()
+}
+
+/// `checkpoint` compressed with ReCalKV in groups of `heads`, calibrated on a few hundred random tokens, written to `output` in f16.
+pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Path) -> Checkpoint {
+    let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
+    let tokens = Random(7).tokens(320, model.config().vocab_size);
+    let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest("random"));
+    let options = calibrate::Options { window: 160, ..Default::default() };
+    let statistics = calibrate::gather(&model, &tokens, source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let plan = compress::Plan::new(checkpoint.config(), compress::Method::ReCalKv, keep, heads).unwrap();
+    compress::run(checkpoint, &plan, &statistics, compress::Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
+    Checkpoint::open(output).unwrap()
 }
