@@ -2,6 +2,8 @@
 //
 // Grid: one workgroup. A vocabulary is 50,000 to 150,000 numbers that were just written: reading them once is not worth a second stage.
 
+#include "lib/lowest.wgsl"
+
 struct Step {
     count: u32,
 }
@@ -12,8 +14,6 @@ var<immediate> step: Step;
 
 var<workgroup> values: array<f32, WORKGROUP>;
 var<workgroup> indices: array<u32, WORKGROUP>;
-
-const LOWEST = -3.4028234e38;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) local: u32) {
@@ -30,7 +30,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         }
     }
     if bad {
-        best = 3.4028234e38;
+        best = -LOWEST;
         index = step.count;
     }
     values[local] = best;

@@ -5,6 +5,7 @@
 // UP    u is a sum of latent rows: out = B·u + bias, head_dim wide. (Without it u is the head's output as it is, or what a fused output projection takes.)
 // BIAS  (UP) the value projection's bias; attention's weights add up to one, so it is added once
 #include "lib/half.wgsl"
+#include "lib/lowest.wgsl"
 
 struct Step {
     splits: u32, // at most SPLITS
@@ -39,7 +40,7 @@ var<workgroup> u: array<vec4<f32>, SLAB>;
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let head = heads[id.x];
     let splits = id.y * step.splits;
-    var largest = -3.4028234e38;
+    var largest = LOWEST;
     for (var s = 0u; s < step.splits; s++) {
         largest = max(largest, weights[(splits + s) * HEADS + id.x].x);
     }

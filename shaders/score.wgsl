@@ -10,6 +10,7 @@
 // BIAS      (REBUILT) the key projection's bias
 // WINDOW    keys `window` or more before the query are masked
 #include "lib/half.wgsl"
+#include "lib/lowest.wgsl"
 #if REBUILT
 #include "lib/rope.wgsl"
 #endif
@@ -44,7 +45,6 @@ var<immediate> step: Step;
 
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
-const MASKED = -3.4028234e38;
 const TEAMS = WORKGROUP / TILE; // lanes that share a key
 
 var<workgroup> tile: array<f32, PADDED * TILE>; // [PADDED][TILE]
@@ -155,11 +155,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     let position = step.first + q / GROUP;
                     var s = sums[r] * scale;
                     if key > position {
-                        s = MASKED;
+                        s = LOWEST;
                     }
 #if WINDOW
                     if key + step.window <= position {
-                        s = MASKED;
+                        s = LOWEST;
                     }
 #endif
                     scores[((q / GROUP) * KV_HEADS * GROUP + kv * GROUP + q % GROUP) * step.stride + key - step.start] = s;

@@ -4,6 +4,7 @@
 // value rows. Rows are summed as they are stored: nothing is rebuilt, whatever they are (a head's values, or latent rows that several heads share).
 // Lanes: DIMS vectors of the slice × the keys; the latter are added up at the end.
 #include "lib/half.wgsl"
+#include "lib/lowest.wgsl"
 
 struct Step {
     keys: u32,      // keys scored: columns of scores in use
@@ -30,7 +31,6 @@ struct Group {
 
 const PER_ROW = WORKGROUP / ROWS;   // lanes that look after one row's weights
 const ALONG = WORKGROUP / DIMS;     // lanes that share a dimension
-const MASKED = -3.4028234e38;
 
 var<workgroup> p: array<f32, ROWS * KEYS>;
 var<workgroup> row_max: array<f32, ROWS>;
@@ -62,7 +62,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let line = (token * HEADS + head) * step.stride;
 
-    var largest = MASKED;
+    var largest = LOWEST;
     if weighs {
         for (var k = begin + lane; k < end; k += PER_ROW) {
             largest = max(largest, scores[line + k]);

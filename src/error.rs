@@ -111,7 +111,7 @@ pub enum Error {
     },
 
     /// The device went away: a driver reset, a time-out, an unplugged card.
-    #[error("the GPU was lost: {message}. The sequence on it is gone; start again, with a smaller --chunk if the driver stopped a long computation")]
+    #[error("the GPU was lost: {message}. The sequence on it is gone; start again")]
     DeviceLost {
         /// The driver's words.
         message: String,

@@ -202,7 +202,6 @@ fn both_kinds_of_file_give_the_same_tokens() {
     assert_eq!(a.bos(), Some(common::BOS));
     // The config names the end of a turn, the vocabulary the end of a text.
     assert_eq!((a.eos_ids(), b.eos_ids()), (&[2, 0][..], &[2, 0][..]));
-    assert_eq!(a.id("<|im_end|>"), Some(common::EOS));
 }
 
 /// A SentencePiece vocabulary: special tokens, bytes, characters and words with falling scores.

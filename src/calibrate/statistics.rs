@@ -5,6 +5,7 @@ use crate::{Error, Result, output};
 use nalgebra::DMatrix;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
 /// Sums over calibration tokens, independent of any plan.
@@ -33,7 +34,7 @@ impl Statistics {
     /// # Errors
     /// [`Error::Exists`] where there already is such a file, [`Error::Io`] where it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let file = output::file(path)?;
+        let mut file = output::file(path)?;
         let metadata = HashMap::from(
             [
                 ("lowkey_statistics", Self::FORMAT.to_string()),
@@ -51,8 +52,9 @@ impl Statistics {
                 .map_err(|e| Error::Numeric { what: format!("the statistics of layer {layer}"), message: e.to_string() })?;
             tensors.push((tensor_name(layer), view));
         }
-        safetensors::serialize_to_file(tensors, Some(metadata), file.path())
-            .map_err(|e| Error::io("write", path)(std::io::Error::other(e.to_string())))?;
+        // Through the file's own handle: `serialize_to_file` would put another file in its place.
+        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::io("write", path)(std::io::Error::other(e.to_string())))?;
+        file.write_all(&bytes).map_err(Error::io("write", path))?;
         output::publish_file(file, path)
     }
 

@@ -79,7 +79,9 @@ impl Checkpoint {
             for file in FILES {
                 let (from, to) = (self.path.join(file), directory.join(file));
                 if from.is_file() {
-                    std::fs::copy(&from, &to).map_err(Error::io("write", &to))?;
+                    // Not `copy`, which takes a file's permissions along.
+                    let contents = std::fs::read(&from).map_err(Error::io("read", &from))?;
+                    std::fs::write(&to, contents).map_err(Error::io("write", &to))?;
                 }
             }
             return Ok(());
@@ -147,11 +149,6 @@ impl Tokenizer {
     /// A token as it stands in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
-    }
-
-    /// The id of a token as it stands in the vocabulary.
-    pub fn id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
     }
 
     fn error(&self, message: String) -> Error {

@@ -79,6 +79,8 @@ pub fn run(
     }
     let config = checkpoint.config();
     plan.check(config)?;
+    // What is written stands alone: it needs a tokenizer that works.
+    checkpoint.tokenizer()?;
     let source = source_digest(checkpoint)?;
     statistics.check(checkpoint, &source)?;
     seconds.check = lap();

@@ -67,7 +67,7 @@ impl Model {
         &self.config
     }
 
-    /// A new sequence with room for `capacity` tokens, rounded up to whole blocks of [`CpuSequence::BLOCK`].
+    /// A new sequence with room for `capacity` tokens.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] where `capacity` is zero or too large to be counted.

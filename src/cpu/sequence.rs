@@ -17,23 +17,20 @@ pub struct CpuSequence {
 }
 
 impl CpuSequence {
-    /// Capacities are multiples of this many tokens.
-    pub const BLOCK: usize = 64;
     /// Tokens that go through the model together: enough for matrix products to run at full speed.
     const CHUNK: usize = 256;
 
     pub(super) fn new(model: Arc<Model>, capacity: usize, row_type: RowType) -> Result<CpuSequence> {
-        let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
+        let refuse = |message: &str| Error::Argument { name: "--context".into(), message: message.into() };
         if capacity == 0 {
             return Err(refuse("no room for any token; ask for at least one"));
         }
         let bytes_per_token = model.layers.iter().map(|layer| layer.attention.row_width()).sum::<usize>() * row_type.bytes();
         // Tried out first: an allocation that fails would end the process.
         let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
-        let capacity = capacity
-            .checked_next_multiple_of(Self::BLOCK)
-            .filter(|capacity| capacity.checked_mul(bytes_per_token).is_some_and(fits))
-            .ok_or_else(|| refuse("more tokens than memory has room for; ask for fewer"))?;
+        if !capacity.checked_mul(bytes_per_token).is_some_and(fits) {
+            return Err(refuse("more tokens than memory has room for; ask for fewer"));
+        }
         let cache = model.layers.iter().map(|layer| layer.attention.rows(capacity, row_type)).collect();
         Ok(CpuSequence { cache, rope: Rope::new(&model.config), position: 0, capacity, model })
     }

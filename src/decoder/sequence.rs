@@ -6,6 +6,7 @@ use super::step::Step;
 use crate::cache::Cache;
 use crate::gpu::pad;
 use crate::kernels::score::most_keys;
+use crate::kernels::turns;
 use crate::kernels::values::SPLITS;
 use crate::sequence::{KvMemory, Logits, Sequence, StepCounters};
 use crate::{Error, Result};
@@ -38,7 +39,7 @@ pub(super) struct Buffers {
     /// After one token: `[vocab]`, and the largest's index, u32.
     pub logits: wgpu::Buffer,
     pub token: wgpu::Buffer,
-    /// RoPE's tables: `(cos, sin)` of positions 0 to 63, then of multiples of 64.
+    /// RoPE's [`turns`].
     pub turns: wgpu::Buffer,
     /// Columns of scores: the capacity.
     pub columns: usize,
@@ -76,13 +77,6 @@ impl Buffers {
             block,
         })
     }
-}
-
-/// `(cos, sin)` as `[64 + ceil(capacity / 64)][pairs]`, from angles in f64.
-fn turns(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
-    let positions = (0..64).chain((0..capacity.div_ceil(64)).map(|i| 64 * i));
-    let row = |p: usize| frequencies.iter().map(move |f| ((p as f64 * f).cos() as f32, (p as f64 * f).sin() as f32));
-    positions.flat_map(row).map(|(cos, sin)| [cos, sin]).collect()
 }
 
 /// One sequence on the device.

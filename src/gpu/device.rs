@@ -211,10 +211,9 @@ impl Device {
         let mut limits = wgpu::Limits::default().or_better_values_from(&adapter.limits());
         // A large value here only makes DX12 reserve descriptor heaps.
         limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(1 << 16);
-        let timestamps = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("lowkey"),
-            required_features: tier.features() | wgpu::Features::IMMEDIATES | timestamps,
+            required_features: tier.features() | wgpu::Features::IMMEDIATES,
             required_limits: limits.clone(),
             ..Default::default()
         }))

@@ -18,6 +18,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("score.wgsl", include_str!("../../shaders/score.wgsl")),
     ("values.wgsl", include_str!("../../shaders/values.wgsl")),
     ("lib/half.wgsl", include_str!("../../shaders/lib/half.wgsl")),
+    ("lib/lowest.wgsl", include_str!("../../shaders/lib/lowest.wgsl")),
     ("lib/reduce.wgsl", include_str!("../../shaders/lib/reduce.wgsl")),
     ("lib/rope.wgsl", include_str!("../../shaders/lib/rope.wgsl")),
 ];

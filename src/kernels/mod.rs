@@ -21,6 +21,18 @@ use std::collections::BTreeMap;
 /// Lanes of a workgroup in every kernel but the reductions over whole rows. Two subgroups on NVIDIA, one or two on AMD, eight on a software renderer.
 pub(crate) const WORKGROUP: u32 = 64;
 
+/// Positions of RoPE's first table: see [`turns`].
+const NEAR: u32 = 64;
+
+/// RoPE's tables, `(cos, sin)` as `[NEAR + ceil(capacity / NEAR)][frequencies]`: the positions below `NEAR`, then its multiples, from angles in f64. A shader turns
+/// by the sum of two angles.
+pub(crate) fn turns(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
+    let near = NEAR as usize;
+    let positions = (0..near).chain((0..capacity.div_ceil(near)).map(|i| near * i));
+    let row = |p: usize| frequencies.iter().map(move |f| [(p as f64 * f).cos() as f32, (p as f64 * f).sin() as f32]);
+    positions.flat_map(row).collect()
+}
+
 fn spec(shader: &'static str, flags: &[&'static str], constants: &[(&'static str, u32)], bindings: &[(u32, Access)]) -> Spec {
     Spec { shader, flags: flags.to_vec(), constants: BTreeMap::from_iter(constants.iter().copied()), bindings: bindings.to_vec() }
 }
@@ -87,13 +99,6 @@ mod oracle {
         assert_eq!(got.len(), expected.len(), "{what}");
         let error: f64 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / expected.iter().map(|b| b * b).sum::<f64>();
         assert!(error < most, "{what}: {error}");
-    }
-
-    /// RoPE's tables as the decoder makes them.
-    pub fn turns(config: &Config, positions: usize) -> Vec<f32> {
-        let rows = (0..64).chain((0..positions.div_ceil(64)).map(|i| 64 * i));
-        let angles = rows.flat_map(|p| config.rope_frequencies().into_iter().map(move |f| p as f64 * f));
-        angles.flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect()
     }
 
     /// A head as attention sees it: normalised and multiplied by `gain` where there is one, then turned to its position.

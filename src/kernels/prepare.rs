@@ -1,6 +1,6 @@
 //! `prepare.wgsl`: bias, QK-norm and RoPE, and the append of new rows to the cache.
 
-use super::{WORKGROUP, spec};
+use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, Layout};
 use crate::checkpoint::Config;
@@ -42,6 +42,7 @@ fn variant(config: &Config, layout: &Layout, bias: bool) -> (Spec, u32) {
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("PAIRS", (config.head_dim / 2) as u32),
+        ("NEAR", NEAR),
         ("QUERY_HEADS", config.num_attention_heads as u32),
         ("KEY_UNITS", key_units as u32),
         ("KEY_ROW", layout.keys.row as u32),
@@ -89,8 +90,9 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::checkpoint::{FactoredLayer, Group};
-    use crate::kernels::oracle::{assert_close, devices, numbers, run, turned, turns};
+    use crate::kernels::oracle::{assert_close, devices, numbers, run, turned};
     use crate::kernels::score::config;
+    use crate::kernels::turns;
     use half::f16;
 
     /// Queries and rows of three tokens around position 64, where RoPE's tables meet: whole keys with everything, and latent ones without a norm.
@@ -124,7 +126,8 @@ mod tests {
             let value_rows: Vec<f64> = (0..tokens).flat_map(|t| input(t, heads * query + keys, values)).collect();
 
             for device in devices(None) {
-                let [projected, bias, gains, turns] = [&projected, &bias, &gains, &turns(&c, 70)].map(|v| device.upload("numbers", v).unwrap());
+                let [projected, bias, gains, turns] =
+                    [&projected, &bias, &gains, turns(&c.rope_frequencies(), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                 let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
                 let rows = |row: usize| device.buffer("rows", 70 * row as u64 * 2).unwrap();
                 let cache = LayerCache { keys: rows(keys), values: rows(values) };

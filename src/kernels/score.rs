@@ -1,6 +1,6 @@
 //! `score.wgsl`: how well every cached key answers every query, from keys that are stored whole or rebuilt tile by tile.
 
-use super::{WORKGROUP, spec};
+use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, Layout};
 use crate::checkpoint::{Architecture, Config, FactoredLayer, Group, RopeScaling};
@@ -99,6 +99,7 @@ fn variant(config: &Config, layout: &Layout, bias: bool, rows: u32) -> Spec {
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("PAIRS", pairs),
+        ("NEAR", NEAR),
         ("TILE", tile(config.head_dim)),
         ("ROWS", rows),
         ("KV_HEADS", config.num_key_value_heads as u32),
@@ -220,7 +221,8 @@ mod tests {
     use super::*;
     use crate::gpu::pad;
     use crate::kernels::merge::up_vectors;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, turned, turns};
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, turned};
+    use crate::kernels::turns;
 
     /// Blocks of one token and of several, from the beginning and from within, against keys that are stored whole or rebuilt with all that a family adds.
     #[test]
@@ -259,7 +261,8 @@ mod tests {
                 let keys: Vec<Vec<Vec<f64>>> = (0..c.num_key_value_heads).map(|kv| (0..capacity).map(|p| key(kv, p)).collect()).collect();
 
                 let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap() };
-                let [from, bias, gain, turns] = [&queries, &bias, &gain, &turns(c, capacity)].map(|v| device.upload("numbers", v).unwrap());
+                let [from, bias, gain, turns] =
+                    [&queries, &bias, &gain, turns(&c.rope_frequencies(), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                 let (table, up) = (device.upload("slices", &table).unwrap(), device.upload("up", &up).unwrap());
                 let up = Up { turns: &turns, heads: &table, up: &up, bias: Some(&bias), gain: Some(&gain) };
                 for b in blocks {
