@@ -154,6 +154,49 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     done(&["compress", &model, "-o", &again, "--statistics", &statistics]);
     let weights = |directory: &str| std::fs::read(Path::new(directory).join("model.safetensors")).unwrap();
     assert!(weights(&small) == weights(&again));
+
+    // But never in place of another text that is given.
+    let other = bench.path("other");
+    std::fs::write(&other, "another text").unwrap();
+    let compress = ["compress", &*model, "-o", &bench.path("never"), "--statistics", &*statistics, "--calibration"];
+    let (kind, message, code) = failed(&[&compress[..], &[&other]].concat());
+    assert_eq!((kind.as_str(), code), ("argument", 2), "{message}");
+    assert!(message.contains("statistics") && message.contains("--calibration"), "{message}");
+    let output = run(&[&compress[..], &[&text]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&format!("using statistics from {statistics}")), "{}", stderr(&output));
+
+    // What is compressed itself is no reference.
+    let (kind, message, code) = failed(&["eval", &again, "--against", &small, "--text", &text, "--device", "cpu"]);
+    assert_eq!((kind.as_str(), code), ("argument", 2), "{message}");
+    assert!(message.contains("against") && message.contains(&small), "{message}");
+}
+
+#[test]
+fn models_with_different_tokens_are_not_compared() {
+    let bench = Bench::new();
+    let [model, larger, odd, text] = ["model", "larger", "odd", "text"].map(|name| bench.path(name));
+    let dense = SyntheticModel::default();
+    SyntheticModel { vocab: dense.vocab + 3, ..SyntheticModel::default() }.write(Path::new(&larger));
+    dense.write(Path::new(&odd));
+    let tokenizer = Path::new(&odd).join("tokenizer.json");
+    let mut rules: Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    rules["model"]["merges"] = Value::Array(Vec::new());
+    std::fs::write(&tokenizer, rules.to_string()).unwrap();
+    for (other, reason) in [(&larger, "vocabulary"), (&odd, "other tokens")] {
+        let (kind, message, code) = failed(&["eval", other, "--against", &model, "--text", &text, "--device", "cpu"]);
+        assert_eq!((kind.as_str(), code), ("argument", 2), "{message}");
+        assert!(message.contains(reason) && message.contains(other.as_str()), "{message}");
+    }
+}
+
+#[test]
+fn a_context_beyond_the_trained_one_is_remarked_on() {
+    let bench = Bench::new();
+    let context = (SyntheticModel::default().context + 1).to_string();
+    let generate = ["generate", &*bench.path("model"), "-p", "the", "-n", "1", "--device", "cpu", "--context"];
+    assert!(stderr(&run(&[&generate[..], &[&context]].concat())).contains(&format!("{context} tokens are beyond")));
+    assert!(!stderr(&run(&[&generate[..], &["64"]].concat())).contains("beyond"));
 }
 
 #[test]
@@ -192,7 +235,21 @@ fn wrong_usage_exits_with_2() {
     let (kind, message, code) = failed(&["generate", &model, "-p", "x", "--seed", "many"]);
     assert_eq!((kind.as_str(), code), ("usage", 2));
     assert!(message.contains("--seed") && !message.starts_with("error"), "{message}");
+    for (arguments, option) in [
+        (vec!["inspect", &model, "--context", "0"], "--context"),
+        (vec!["inspect", &model, "--context", "99999999999"], "--context"),
+        (vec!["generate", &model, "-p", "x", "-n", "0"], "--max-tokens"),
+        (vec!["doctor", "--tier", "fast"], "f16-subgroups"),
+    ] {
+        let (kind, message, code) = failed(&arguments);
+        assert_eq!((kind.as_str(), code), ("usage", 2), "{arguments:?}: {message}");
+        assert!(message.contains(option), "{message}");
+    }
     for (arguments, name) in [
+        (vec!["generate", &model, "-p", "x", "--tier", "f16", "--device", "cpu"], "tier"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--calibration-tokens", "0"], "calibration-tokens"),
+        (vec!["eval", &model, "--text", &bench.path("text"), "--tokens", "0", "--device", "cpu"], "tokens:"),
+        (vec!["bench", &model, "--depth", "1000000000000", "--device", "cpu"], "depth:"),
         (vec!["generate", &model, "-p", "x", "--temperature=-1", "--device", "cpu"], "temperature"),
         (vec!["generate", &model, "-p", "x", "--context", "0", "--device", "cpu"], "context"),
         (vec!["generate", &model, "-p", "x", "--context", "1000000000000000", "--device", "cpu"], "context"),
@@ -225,6 +282,19 @@ fn what_fails_says_on_what_and_exits_with_1() {
     assert_eq!((kind.as_str(), code), ("exists", 1));
     assert!(message.contains(&text), "{message}");
     assert!(std::fs::read_to_string(&text).unwrap().starts_with("the 0"));
+
+    // Before an hour's work rather than after it.
+    let nowhere = bench.path("nowhere/file");
+    for option in ["-o", "--statistics"] {
+        let mut compress = vec!["compress", &*model, option, &nowhere];
+        let small = bench.path("small");
+        if option != "-o" {
+            compress.extend(["-o", &small]);
+        }
+        let output = run(&compress);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).starts_with(&format!("error: cannot create {nowhere}")), "{}", stderr(&output));
+    }
 
     let (kind, message, code) = failed(&["eval", &model, "--text", &bench.path("missing"), "--device", "cpu"]);
     assert_eq!((kind.as_str(), code), ("io", 1));

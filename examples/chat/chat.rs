@@ -100,6 +100,7 @@ impl Chat {
             answer += &token.text;
         }
         let summary = generation.summary();
+        self.cancel.clear();
         if summary.tokens == 0 {
             // Stopped before the first word: it is as if nothing had been asked.
             self.messages.pop();

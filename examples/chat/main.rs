@@ -3,6 +3,8 @@
 //! `cargo run --release --example chat -- MODEL`. Where stdin is no terminal, each of its lines is a question.
 
 mod chat;
+#[path = "../../src/cli/device.rs"]
+mod device;
 #[path = "../../src/cli/locate.rs"]
 mod locate;
 mod questions;
@@ -11,9 +13,9 @@ mod sampling;
 
 use chat::Chat;
 use clap::Parser;
-use lowkey::gpu::Tier;
+use device::{DeviceArgs, untrained};
 use lowkey::session::Cancel;
-use lowkey::{Device, Engine, Error, LoadOptions, Result};
+use lowkey::{Error, Result};
 use questions::Questions;
 use sampling::SamplingArgs;
 use std::process::ExitCode;
@@ -30,12 +32,8 @@ struct Args {
     /// Ask this, and end.
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
-    /// What to run on: `auto` for the best GPU, `cpu` for the processor, or a part of a GPU's name.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: Device,
-    /// What a GPU's kernels may use: `f16-subgroups`, `f16` or `baseline` [default: the best there is].
-    #[arg(long, value_name = "TIER")]
-    tier: Option<Tier>,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -55,15 +53,24 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     let path = locate::locate(&args.model)?;
     eprintln!("loading {} …", path.display());
-    let engine = Engine::open(&LoadOptions { device: args.device, tier: args.tier })?;
+    let engine = args.device.open()?;
     let model = engine.load(&path)?;
+    let options = args.sampling.resolve();
+    let beyond = options.context.and_then(|context| untrained(&args.model, model.checkpoint().config(), context));
+    args.device.remark(&engine).iter().chain(&beyond).for_each(|remark| eprintln!("{remark}"));
     let cancel = Cancel::default();
-    // While a question is being typed, Ctrl-C is the line editor's; while an answer runs, it stops that.
+    // While a question is being typed, Ctrl-C is the line editor's; while an answer runs, it stops that, and a second one ends the program.
     let on_interrupt = cancel.clone();
-    if let Err(error) = ctrlc::set_handler(move || on_interrupt.set()) {
+    let handler = move || {
+        if on_interrupt.is_set() {
+            std::process::exit(1);
+        }
+        on_interrupt.set();
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
         eprintln!("Ctrl-C will end the program: {error}");
     }
-    let mut chat = Chat::new(&model, args.system, args.sampling.resolve(), cancel)?;
+    let mut chat = Chat::new(&model, args.system, options, cancel.clone())?;
     if let Some(question) = args.question {
         chat::say(&format!("> {question}\n"))?;
         return chat.ask(&question);
@@ -72,10 +79,14 @@ fn run(args: Args) -> Result<()> {
     if questions.interactive() {
         chat::say(&format!("{} on {}. {}\n", args.model, engine.name(), chat::HELP))?;
     }
-    while let Some(line) = questions.next() {
-        if !chat.hear(line.trim())? {
-            break;
+    loop {
+        // Without a line editor nothing runs that Ctrl-C could stop but the program.
+        if !questions.interactive() {
+            cancel.set();
+        }
+        match questions.next()? {
+            Some(line) if chat.hear(line.trim())? => {}
+            _ => return Ok(()),
         }
     }
-    Ok(())
 }

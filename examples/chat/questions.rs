@@ -1,5 +1,6 @@
 //! Where questions come from: a line editor with a history on a terminal, plain lines otherwise.
 
+use lowkey::{Error, Result};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use std::io::{BufRead, IsTerminal};
@@ -28,12 +29,16 @@ impl Questions {
         self.editor.is_some()
     }
 
-    /// The next line; `None` at the end of all input. Ctrl-C drops the line that is being typed.
-    pub fn next(&mut self) -> Option<String> {
+    /// The next line; `None` at the end of all input. Ctrl-C drops the line that is being typed. Bytes that are no UTF-8 become `U+FFFD`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where stdin cannot be read.
+    pub fn next(&mut self) -> Result<Option<String>> {
         let Some(editor) = &mut self.editor else {
-            let mut line = String::new();
-            let read = std::io::stdin().lock().read_line(&mut line).unwrap_or(0);
-            return (read > 0).then_some(line);
+            let mut line = Vec::new();
+            let read = std::io::stdin().lock().read_until(b'\n', &mut line);
+            let read = read.map_err(|source| Error::Io { action: "read", path: "<stdin>".into(), source })?;
+            return Ok((read > 0).then(|| String::from_utf8_lossy(&line).into_owned()));
         };
         loop {
             match editor.readline("> ") {
@@ -41,10 +46,10 @@ impl Questions {
                     if !line.trim().is_empty() {
                         let _ = editor.add_history_entry(line.trim());
                     }
-                    return Some(line);
+                    return Ok(Some(line));
                 }
                 Err(ReadlineError::Interrupted) => println!("(/quit or Ctrl-D ends the chat)"),
-                Err(_) => return None,
+                Err(_) => return Ok(None),
             }
         }
     }

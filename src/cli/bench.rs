@@ -1,6 +1,7 @@
 //! `lowkey bench`: prefill and decode speed by depth, and the device's measured roofline beside it.
 
 use super::console::Console;
+use super::device::untrained;
 use super::locate::locate;
 use super::table::{bytes, number, table};
 use lowkey::bench::{Roofline, Row, Subject, Task, run};
@@ -53,11 +54,8 @@ impl Args {
         for (model, path) in self.models.iter().zip(&paths) {
             bar.show("load", 0, None)?;
             let loaded = engine.load(path)?;
-            let context = loaded.checkpoint().config().max_position_embeddings;
-            if capacity > context {
-                console.remark(&format!(
-                    "{model}: a depth of {capacity} is beyond the {context} tokens it was trained for; the speed is true, its text would not be"
-                ));
+            if let Some(remark) = untrained(model, loaded.checkpoint().config(), capacity) {
+                console.remark(&format!("{remark}, though the speed is true"));
             }
             subjects.push(Subject {
                 model: model.clone(),
@@ -66,7 +64,7 @@ impl Args {
                 weights: loaded.weight_type().into(),
                 vocab: loaded.checkpoint().config().vocab_size,
                 cost: loaded.cost(),
-                sequence: loaded.sequence(capacity)?,
+                sequence: loaded.sequence(capacity).map_err(name_depth)?,
             });
         }
         bar.show("roofline", 0, None)?;
@@ -75,6 +73,14 @@ impl Args {
         drop(bar);
         let report = Report { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, rows };
         console.result(&report, text)
+    }
+}
+
+/// A context that cannot be is here one that a depth asked for.
+fn name_depth(error: Error) -> Error {
+    match error {
+        Error::Argument { name, message } if name.trim_start_matches('-') == "context" => Error::Argument { name: "depth".into(), message },
+        error => error,
     }
 }
 

@@ -4,12 +4,12 @@ use super::console::{Console, read_text};
 use super::locate::locate;
 use super::table::bytes;
 use clap::ValueEnum;
-use lowkey::calibrate::{self, Statistics};
+use lowkey::calibrate::{self, Statistics, text_digest};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{self, Method, Plan};
 use lowkey::{Error, Result, cpu};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,7 +38,7 @@ pub struct Args {
     /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
-    /// Use no more than about this many tokens of it.
+    /// Use no more than this many tokens of it, rounded up to whole windows of 512.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
@@ -83,6 +83,14 @@ impl Args {
         if self.output.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: self.output });
         }
+        parent_exists(&self.output)?;
+        let known = self.statistics.as_ref().is_some_and(|file| file.exists());
+        if let Some(file) = self.statistics.as_ref().filter(|_| !known) {
+            parent_exists(file)?;
+        }
+        if self.calibration_tokens == Some(0) {
+            return Err(Error::Argument { name: "calibration-tokens".into(), message: "none is too few; ask for at least one".into() });
+        }
         let checkpoint = Checkpoint::open(&path)?;
         if checkpoint.factored().is_some() {
             let message = format!("{} has been compressed already; give the checkpoint that it was made from", path.display());
@@ -93,7 +101,7 @@ impl Args {
 
         let start = Instant::now();
         let statistics = match &self.statistics {
-            Some(file) if file.exists() => Statistics::load(file)?,
+            Some(file) if known => reuse(file, &self.calibration, console)?,
             file => {
                 let statistics = gather(&checkpoint, &self.calibration, self.calibration_tokens, console)?;
                 if let Some(file) = file {
@@ -124,12 +132,36 @@ impl Args {
     }
 }
 
+/// Refuses a file that could not be made for want of its directory.
+fn parent_exists(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") && !parent.is_dir() => {
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, format!("there is no directory {}", parent.display()));
+            Err(Error::Io { action: "create", path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The files' texts as one.
+fn join(files: &[PathBuf]) -> Result<String> {
+    Ok(files.iter().map(|file| read_text(file)).collect::<Result<Vec<_>>>()?.join("\n\n"))
+}
+
+/// Reads statistics, which must be of the given text, if one is given.
+fn reuse(file: &Path, texts: &[PathBuf], console: &Console) -> Result<Statistics> {
+    let statistics = Statistics::load(file)?;
+    if !texts.is_empty() && text_digest(&join(texts)?) != statistics.text {
+        let message = format!("{} was gathered from another text than --calibration gives; leave that out, or name a new file", file.display());
+        return Err(Error::Argument { name: "statistics".into(), message });
+    }
+    console.remark(&format!("using statistics from {}", file.display()));
+    Ok(statistics)
+}
+
 /// Runs text through the model on the processor.
 fn gather(checkpoint: &Checkpoint, files: &[PathBuf], tokens: Option<usize>, console: &Console) -> Result<Statistics> {
-    let text = match files {
-        [] => TEXT.to_string(),
-        files => files.iter().map(|file| read_text(file)).collect::<Result<Vec<_>>>()?.join("\n\n"),
-    };
+    let text = if files.is_empty() { TEXT.to_string() } else { join(files)? };
     let window = calibrate::Options::default().window.min(checkpoint.config().max_position_embeddings);
     let options = calibrate::Options { window, windows: tokens.map(|tokens| tokens.div_ceil(window)), ..calibrate::Options::default() };
     console.remark(&format!("calibrating on the processor with {}", if files.is_empty() { "the built-in text" } else { "the given text" }));

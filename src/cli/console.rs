@@ -1,9 +1,10 @@
 //! Where commands speak and listen: results on stdout, everything else on stderr, texts from files or stdin.
 
 use super::Global;
+use super::device::DeviceArgs;
 use super::progress::Bar;
 use lowkey::session::Cancel;
-use lowkey::{Device, Engine, Error, LoadOptions, Result};
+use lowkey::{Engine, Error, Result};
 use serde::Serialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -84,16 +85,16 @@ impl Console {
 
     /// Opens the device that the user asked for. A software renderer is not what most want: it says so.
     pub fn engine(&self) -> Result<Engine> {
-        let engine = Engine::open(&self.load_options())?;
-        if engine.is_software() && self.global.device == Device::Auto {
-            self.remark(&format!("no GPU: running on {}, a graphics driver on the processor; --device cpu may be faster", engine.name()));
+        let engine = self.device().open()?;
+        if let Some(remark) = self.device().remark(&engine) {
+            self.remark(&remark);
         }
         Ok(engine)
     }
 
     /// The device that the user asked for.
-    pub fn load_options(&self) -> LoadOptions {
-        LoadOptions { device: self.global.device.clone(), tier: self.global.tier }
+    pub fn device(&self) -> &DeviceArgs {
+        &self.global.device
     }
 
     /// A progress bar on stderr, where that is a terminal.

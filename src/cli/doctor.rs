@@ -31,7 +31,7 @@ struct Choice {
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
-        let opened = Engine::open(&console.load_options());
+        let opened = console.device().open();
         let choose = |engine: &Engine| Choice { device: engine.name(), driver: engine.driver(), tier: engine.tier(), software: engine.is_software() };
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),

@@ -1,10 +1,12 @@
 //! `lowkey eval`: what compression cost in quality.
 
 use super::console::{Console, read_text};
+use super::device::untrained;
 use super::locate::locate;
 use super::table::{number, table};
+use lowkey::checkpoint::Checkpoint;
 use lowkey::eval::{Row, Subject, Task, Windowing, run};
-use lowkey::{Model, Result};
+use lowkey::{Error, Model, Result};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -46,7 +48,14 @@ impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let names: Vec<&String> = self.against.iter().chain(&self.models).collect();
         let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
+        // Before any weight is read: whether these can be compared.
+        let checkpoints = paths.iter().map(|path| Checkpoint::open(path)).collect::<Result<Vec<_>>>()?;
+        if self.against.is_some() && checkpoints[0].factored().is_some() {
+            let message = format!("{} has been compressed itself; give the dense model that it was made from", names[0]);
+            return Err(Error::Argument { name: "against".into(), message });
+        }
         let text = read_text(&self.text)?;
+        let tokens = shared_tokens(&names, &checkpoints, &text)?;
         let engine = console.engine()?;
         let mut bar = console.bar();
         let mut models = Vec::new();
@@ -54,17 +63,17 @@ impl Args {
             bar.show("load", 0, None)?;
             models.push(engine.load(path)?);
         }
-        let trained = models.iter().map(|model| model.checkpoint().config().max_position_embeddings).min().unwrap_or(0);
+        let trained = checkpoints.iter().map(|checkpoint| checkpoint.config().max_position_embeddings).min().unwrap_or(0);
         let window = self.window.unwrap_or(Windowing::default().window.min(trained));
-        if window > trained {
-            console.remark(&format!("windows of {window} tokens are longer than the {trained} that the model was trained for"));
+        for (name, checkpoint) in names.iter().zip(&checkpoints) {
+            if let Some(remark) = untrained(name, checkpoint.config(), window) {
+                console.remark(&remark);
+            }
         }
         let windowing = Windowing { window, stride: self.stride.unwrap_or(window), score_from: self.score_from, tokens: self.tokens };
 
-        let tokenizer = models[0].tokenizer()?;
-        let tokens = tokenizer.encode(&text, true)?;
         // What the tokenizer puts before a text, if anything, stands before each window.
-        let bos = tokenizer.encode("", true)?.first().copied();
+        let bos = models[0].tokenizer()?.encode("", true)?.first().copied();
         let first_is_reference = self.against.is_some() || models[0].method() == "dense";
         let task = Task { text: &tokens, bos, windowing, first_is_reference };
         let longest = windowing.cut(tokens.len())?.iter().map(|window| window.len()).max().unwrap_or(1);
@@ -77,6 +86,25 @@ impl Args {
         drop(bar);
         console.result(&Report { rows }, text_table)
     }
+}
+
+/// The text's tokens, which are the same for all models: numbers about different ones could not be compared.
+fn shared_tokens(names: &[&String], checkpoints: &[Checkpoint], text: &str) -> Result<Vec<u32>> {
+    let tokens = checkpoints[0].tokenizer()?.encode(text, true)?;
+    let first = checkpoints[0].config().vocab_size;
+    for (name, checkpoint) in names.iter().zip(checkpoints).skip(1) {
+        let vocabulary = checkpoint.config().vocab_size;
+        let difference = if vocabulary != first {
+            format!("has a vocabulary of {vocabulary} tokens, {} one of {first}", names[0])
+        } else if checkpoint.tokenizer()?.encode(text, true)? != tokens {
+            format!("makes other tokens of the text than {}", names[0])
+        } else {
+            continue;
+        };
+        let message = format!("{name} {difference}; only models with the same tokenizer can be compared");
+        return Err(Error::Argument { name: "MODEL".into(), message });
+    }
+    Ok(tokens)
 }
 
 fn text_table(report: &Report) -> String {

@@ -1,6 +1,7 @@
 //! `lowkey generate`: one answer, streamed.
 
 use super::console::{Console, read_text};
+use super::device::untrained;
 use super::locate::locate;
 use super::sampling::SamplingArgs;
 use super::table::{bytes, number};
@@ -55,7 +56,11 @@ impl Args {
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
         let model = console.engine()?.load(&path)?;
-        let mut session = model.session(self.sampling.resolve())?;
+        let options = self.sampling.resolve();
+        if let Some(remark) = options.context.and_then(|context| untrained(&self.model, model.checkpoint().config(), context)) {
+            console.remark(&remark);
+        }
+        let mut session = model.session(options)?;
         session.set_cancel(console.cancel().clone());
 
         let template = if self.raw { None } else { template(&model, console) };

@@ -3,6 +3,7 @@
 use super::console::Console;
 use super::locate::locate;
 use super::table::{bytes, table};
+use clap::builder::RangedU64ValueParser;
 use lowkey::Result;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
 use lowkey::compress::{Method, Plan};
@@ -15,7 +16,7 @@ pub struct Args {
     /// Directory, .gguf file, or fetched name.
     model: String,
     /// Show what this many tokens of context take in memory.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
     context: Option<usize>,
 }
 

@@ -6,6 +6,7 @@
 mod bench;
 mod compress;
 mod console;
+mod device;
 mod doctor;
 mod eval;
 mod generate;
@@ -18,8 +19,8 @@ mod table;
 
 use clap::{Parser, Subcommand};
 use console::Console;
-use lowkey::gpu::Tier;
-use lowkey::{Device, Error, Result};
+use device::DeviceArgs;
+use lowkey::{Error, Result};
 use std::process::ExitCode;
 
 /// Run large language models with a compressed key/value cache on any GPU.
@@ -39,12 +40,8 @@ struct Global {
     /// Print one JSON object on stdout instead of text.
     #[arg(long, global = true, help_heading = "Everywhere")]
     json: bool,
-    /// What to run on: `auto` for the best GPU, `cpu` for the processor, or a part of a GPU's name.
-    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto", help_heading = "Everywhere")]
-    device: Device,
-    /// What a GPU's kernels may use: `f16-subgroups`, `f16` or `baseline` [default: the best there is].
-    #[arg(long, global = true, value_name = "TIER", help_heading = "Everywhere")]
-    tier: Option<Tier>,
+    #[command(flatten, next_help_heading = "Everywhere")]
+    device: DeviceArgs,
     /// No progress bars and no remarks on stderr.
     #[arg(long, short, global = true, help_heading = "Everywhere")]
     quiet: bool,
@@ -99,7 +96,7 @@ fn refuse(usage: &clap::Error) -> ExitCode {
     let json = usage.use_stderr() && std::env::args_os().any(|argument| argument == "--json");
     if json {
         let message = usage.render().to_string();
-        Console::new(Global { json: true, quiet: true, device: Device::Auto, tier: None })
+        Console::new(Global { json: true, quiet: true, device: DeviceArgs::default() })
             .error("usage", message.trim_end().strip_prefix("error: ").unwrap_or(message.trim_end()));
     } else {
         // Nothing is left to do where even this cannot be written.

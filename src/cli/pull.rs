@@ -74,5 +74,5 @@ fn text(list: &List) -> String {
             vec![known.name.into(), size, known.licence.into(), place.into(), known.about.into()]
         })
         .collect();
-    table(&["name", "download", "licence", "", "what it is"], &rows)
+    table(&["name", "download", "licence", "state", "what it is"], &rows)
 }

@@ -1,5 +1,6 @@
 //! The options of generation, as `generate` and `examples/chat` take them.
 
+use clap::builder::RangedU64ValueParser;
 use lowkey::{Sampling, SessionOptions};
 
 /// How tokens are chosen, and when to stop.
@@ -10,7 +11,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// The longest answer.
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
     /// Text that ends the answer; may be given several times.
     #[arg(long, value_name = "TEXT")]

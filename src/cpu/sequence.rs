@@ -21,7 +21,7 @@ impl CpuSequence {
     const CHUNK: usize = 256;
 
     pub(super) fn new(model: Arc<Model>, capacity: usize, row_type: RowType) -> Result<CpuSequence> {
-        let refuse = |message: &str| Error::Argument { name: "--context".into(), message: message.into() };
+        let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
         if capacity == 0 {
             return Err(refuse("no room for any token; ask for at least one"));
         }

@@ -100,7 +100,7 @@ impl GpuSequence {
     pub(super) fn new(model: Arc<Model>, capacity: usize) -> Result<GpuSequence> {
         let most = most_keys(model.config.head_dim);
         if capacity == 0 || capacity > most {
-            return Err(Error::Argument { name: "--context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") });
+            return Err(Error::Argument { name: "context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") });
         }
         let device = model.device.clone();
         let cache = Cache::new(&device, &model.layouts(), capacity)?;

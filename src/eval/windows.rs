@@ -72,6 +72,9 @@ impl Windowing {
         if self.stride == 0 {
             return refuse("stride", "0 would never reach the end of the text".into());
         }
+        if let Some(tokens @ ..2) = self.tokens {
+            return refuse("tokens", format!("{tokens} hold no prediction; at least 2 are needed"));
+        }
         let length = length.min(self.tokens.unwrap_or(length));
         if length < 2 {
             return refuse("text", format!("{length} tokens hold no prediction; at least 2 are needed"));
@@ -140,6 +143,7 @@ mod tests {
         assert_eq!(name(Windowing { score_from: 511, ..Windowing::default() }, 1000), "score-from");
         assert_eq!(name(Windowing { score_from: 99, ..Windowing::default() }, 100), "score-from");
         assert_eq!(name(Windowing::default(), 1), "text");
+        assert_eq!(name(Windowing { tokens: Some(0), ..Windowing::default() }, 100), "tokens");
         assert_eq!(name(Windowing { score_from: 510, ..Windowing::default() }, 1000), "accepted");
     }
 }

@@ -53,7 +53,7 @@ impl std::str::FromStr for Tier {
         Tier::ALL
             .into_iter()
             .find(|t| t.name() == s)
-            .ok_or_else(|| Error::Argument { name: "--tier".into(), message: format!("{s:?} is none of {}", Tier::ALL.map(Tier::name).join(", ")) })
+            .ok_or_else(|| Error::Argument { name: "tier".into(), message: format!("{s:?} is none of {}", Tier::ALL.map(Tier::name).join(", ")) })
     }
 }
 
@@ -205,7 +205,7 @@ impl Device {
         };
         let tier = options.tier.unwrap_or(best);
         if !adapter.features().contains(tier.features()) {
-            return Err(Error::Argument { name: "--tier".into(), message: format!("{} offers {} at best", adapter.get_info().name, best.name()) });
+            return Err(Error::Argument { name: "tier".into(), message: format!("{} offers {} at best", adapter.get_info().name, best.name()) });
         }
 
         let mut limits = wgpu::Limits::default().or_better_values_from(&adapter.limits());

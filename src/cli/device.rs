@@ -1,0 +1,44 @@
+//! Which device, as `lowkey` and `examples/chat` are told, and remarks on choices that work but that few would want.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lowkey::checkpoint::Config;
+use lowkey::gpu::Tier;
+use lowkey::{Device, Engine, Error, LoadOptions, Result};
+
+/// What to run on.
+#[derive(clap::Args, Default)]
+pub struct DeviceArgs {
+    /// What to run on: `auto` for the best GPU, `cpu` for the processor, or a part of a GPU's name.
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    device: Device,
+    /// What a GPU's kernels may use [default: the best there is].
+    #[arg(long, global = true, value_name = "TIER", value_parser = PossibleValuesParser::new(Tier::ALL.map(Tier::name)).try_map(|name| name.parse::<Tier>()))]
+    tier: Option<Tier>,
+}
+
+impl DeviceArgs {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a tier of the processor, and those of [`Engine::open`].
+    pub fn open(&self) -> Result<Engine> {
+        if let (Device::Cpu, Some(tier)) = (&self.device, self.tier) {
+            let message = format!("{} is for a GPU; the processor (--device cpu) has no tiers", tier.name());
+            return Err(Error::Argument { name: "tier".into(), message });
+        }
+        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier })
+    }
+
+    /// What to say where `engine` is a software renderer that nobody asked for.
+    pub fn remark(&self, engine: &Engine) -> Option<String> {
+        let unasked = engine.is_software() && self.device == Device::Auto;
+        unasked.then(|| format!("no GPU: running on {}, a graphics driver on the processor; --device cpu may be faster", engine.name()))
+    }
+}
+
+/// What to say where `tokens` are more than `model` was trained for.
+pub fn untrained(model: &str, config: &Config, tokens: usize) -> Option<String> {
+    let trained = config.max_position_embeddings;
+    (tokens > trained)
+        .then(|| format!("{model}: {tokens} tokens are beyond the {trained} that it was trained for; text out there makes little sense"))
+}
