@@ -77,7 +77,7 @@ fn a_context_of_nothing_and_one_beyond_the_kernels_are_refused() {
     let model = Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap(), common::device(Options::default())).unwrap());
     for capacity in [0, 1 << 30, usize::MAX] {
         let refused = model.sequence(capacity).err().unwrap();
-        assert!(matches!(&refused, Error::Argument { name, message } if name == "--context" && message.contains(&capacity.to_string())), "{refused}");
+        assert!(matches!(&refused, Error::Argument { name, message } if name == "context" && message.contains(&capacity.to_string())), "{refused}");
     }
 }
 
@@ -133,7 +133,7 @@ fn adapters_and_tiers_that_are_not_there_are_refused() {
     let refused = Device::open(&options).err().unwrap();
     assert!(matches!(&refused, Error::NoAdapter { reason } if reason.contains("no such card")), "{refused}");
     let refused = "f64".parse::<Tier>().unwrap_err();
-    assert!(matches!(&refused, Error::Argument { name, message } if name == "--tier" && message.contains("baseline")), "{refused}");
+    assert!(matches!(&refused, Error::Argument { name, message } if name == "tier" && message.contains("baseline")), "{refused}");
     for tier in Tier::ALL {
         assert_eq!(tier.name().parse::<Tier>().unwrap(), tier);
     }
