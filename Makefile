@@ -29,20 +29,26 @@ help:
 setup:
 	@sh assets/setup.sh $(driver)
 
-# The model, and its compressed twin beside it in the cache directory, made again only where it is not there or no longer opens.
+# The model, and its compressed twin: beside it in the cache directory where it was fetched, else below the build's. It is made again where it no longer opens,
+# or where the model's path or the program is another one.
 prepare = \
 	set -eu; \
 	cargo build --release --features hub --bin lowkey --example chat; \
-	model=$(MODEL); \
-	[ -e "$$model" ] || model=$$($(lowkey) pull $(MODEL)); \
-	small=$${model%.gguf}; small=$${small%/}-$(METHOD)-$(KEEP)-$$($(lowkey) --version | tr -d ' '); \
+	model="$(MODEL)"; \
+	if [ -e "$$model" ]; then \
+		model=$$(cd "$$(dirname "$$model")" && pwd)/$$(basename "$$model"); \
+		mkdir -p "$(target)/demo"; small="$(target)/demo/$$(basename "$$model" .gguf)"; \
+	else \
+		model=$$($(lowkey) pull "$$model"); small=$${model%.gguf}; \
+	fi; \
+	small="$$small-$(METHOD)-$(KEEP)-$$({ echo "$$model"; cat "$(lowkey)"; } | cksum | cut -d ' ' -f 1)"; \
 	if [ -e "$$small" ] && ! $(lowkey) inspect "$$small" >/dev/null 2>&1; then rm -r "$$small"; fi; \
 	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --keep $(KEEP)
 
 demo: setup
 	@$(prepare); \
-	$(lowkey) eval "$$small" --against $(MODEL) --text assets/evaluation.txt $(on); \
-	$(lowkey) bench $(MODEL) "$$small" --depth 0 --prefill 64 --rounds 2 $(on); \
+	$(lowkey) eval "$$small" --against "$(MODEL)" --text assets/evaluation.txt $(on); \
+	$(lowkey) bench "$(MODEL)" "$$small" --depth 0 --prefill 64 --rounds 2 $(on); \
 	if [ -t 0 ] && [ -t 1 ]; then \
 		exec $(target)/release/examples/chat "$$small" $(on); \
 	else \
@@ -51,7 +57,7 @@ demo: setup
 
 bench: setup
 	@$(prepare); \
-	$(lowkey) bench $(MODEL) "$$small" --depth $(DEPTHS) $(on)
+	$(lowkey) bench "$(MODEL)" "$$small" --depth "$(DEPTHS)" $(on)
 
 lint:
 	@sh assets/setup.sh build
