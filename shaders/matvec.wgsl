@@ -30,6 +30,9 @@ var<immediate> step: Step;
 
 #if !SUBGROUPS
 var<workgroup> partial: array<array<f32, UNROLL>, WORKGROUP>;
+#if NORM
+var<workgroup> squares_of: array<f32, WORKGROUP>;
+#endif
 #endif
 
 fn finish(row: u32, sums: array<f32, UNROLL>, scale: f32) {
@@ -110,26 +113,22 @@ fn main(
         squares = subgroupAdd(squares);
         if lane == 0u && offset < ROWS {
 #else
-        // TEAM is a power of two: a tree inside each team.
+        // One lane adds up its team's: a tree would take a barrier for every level, and those are what costs here.
         partial[local] = sums;
 #if NORM
         squares_of[local] = squares;
 #endif
-        for (var half = TEAM / 2u; half > 0u; half /= 2u) {
-            workgroupBarrier();
-            if lane < half {
+        workgroupBarrier();
+        if lane == 0u {
+            for (var i = 1u; i < TEAM; i++) {
                 for (var u = 0u; u < UNROLL; u++) {
-                    partial[local][u] += partial[local + half][u];
+                    sums[u] += partial[local + i][u];
                 }
 #if NORM
-                squares_of[local] += squares_of[local + half];
+                squares += squares_of[local + i];
 #endif
             }
         }
-        sums = partial[local];
-#if NORM
-        squares = squares_of[local];
-#endif
         workgroupBarrier();
         if lane == 0u && offset < ROWS {
 #endif
@@ -142,8 +141,3 @@ fn main(
         }
     }
 }
-#if !SUBGROUPS
-#if NORM
-var<workgroup> squares_of: array<f32, WORKGROUP>;
-#endif
-#endif
