@@ -72,6 +72,27 @@ fn gpu_equals_cpu_in_the_baseline_tier() {
 }
 
 #[test]
+fn at_full_rank_a_factored_model_is_the_dense_one() {
+    let logits = |checkpoint: &Checkpoint, device: &Arc<Device>| {
+        let tokens = Random(9).tokens(70, checkpoint.config().vocab_size);
+        let mut sequence = Arc::new(decoder::Model::load(checkpoint, device.clone()).unwrap()).sequence(80).unwrap();
+        let mut logits = sequence.forward(&tokens[..66], Logits::All).unwrap();
+        tokens[66..].iter().for_each(|token| logits.extend(sequence.forward(&[*token], Logits::Last).unwrap()));
+        logits
+    };
+    for (family, synthetic) in families().into_iter().filter(|(family, _)| ["llama", "qwen2", "qwen3"].contains(family)) {
+        let (directory, outputs) = (synthetic.write_temporary(), tempfile::tempdir().unwrap());
+        let dense = Checkpoint::open(directory.path()).unwrap();
+        let factored = compressed(&dense, 1.0, 2, &outputs.path().join("factored"));
+        for tier in Tier::ALL {
+            let device = common::device(Options { tier: Some(tier), ..Default::default() });
+            let error = nmse(&logits(&factored, &device), &logits(&dense, &device));
+            assert!(error < MOST, "{family}, {tier:?}: {error}");
+        }
+    }
+}
+
+#[test]
 fn a_table_larger_than_a_binding_is_split() {
     let synthetic = SyntheticModel { vocab: 1999, ..SyntheticModel::default() };
     let directory = synthetic.write_temporary();
