@@ -79,7 +79,7 @@ impl Args {
 /// A context that cannot be is here one that a depth asked for.
 fn name_depth(error: Error) -> Error {
     match error {
-        Error::Argument { name, message } if name.trim_start_matches('-') == "context" => Error::Argument { name: "depth".into(), message },
+        Error::Argument { name, message } if name == "context" => Error::Argument { name: "depth".into(), message },
         error => error,
     }
 }
