@@ -14,7 +14,8 @@
 //! What differs from the paper and its released code, and why: the permutation of heads is absorbed into the weights (queries, keys, values, their biases
 //! and the rows of `W_O` move together), so nothing is reordered at run time, and a key bias moves with its head, which the code forgets. `C` is divided by the number
 //! of tokens and everything is solved in f64; the code squares unnormalised sums in f16. CKA is taken of the outputs, not of the rows of a whitened weight
-//! around their mean, which depends on the square root of `C` that one happens to pick. The calibrated inputs are the dense model's. Ranks follow the budget
+//! around their mean, which depends on the square root of `C` that one happens to pick. The calibrated inputs are the dense model's, and `C` weighs the first
+//! positions of a text as they are attended to ([`crate::calibrate::Options::sinks`]). Ranks follow the budget
 //! uniformly, not the Fisher information.
 
 use super::low_rank::{LowRank, output_moment, principal};
