@@ -38,6 +38,7 @@ pub mod linalg;
 pub mod progress;
 #[cfg(feature = "pull")]
 pub mod pull;
+pub mod rows;
 pub mod sequence;
 pub mod session;
 

@@ -1,0 +1,342 @@
+//! How a row's coordinates are packed into words.
+//!
+//! Coordinates come in runs of 16, sorted so that their precision falls: a [`Band`] is the runs of one width. A row is, in words of 32 bits:
+//!
+//! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step and below it
+//!   (in the upper half) the least value;
+//! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8, 4 and 2 bits codes from the lowest bits up; a band of 3 bits is the lower two bits of all its runs, then
+//!   the highest bit of two runs to a word.
+
+use super::codebook::{EIGHT_BITS, levels, nearest};
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+/// Coordinates that stand together.
+pub const RUN: usize = 16;
+
+/// The runs of a row that share a width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Band {
+    /// Bits of a coordinate: 16, 8, 4, 3 or 2.
+    pub bits: u8,
+    /// How many runs of 16 coordinates.
+    pub runs: usize,
+}
+
+/// What a row's codes are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scale {
+    /// One: the scale of every dimension is in the basis.
+    Fixed,
+    /// One number for each row and band: the band's root mean square, to an eighth of an octave.
+    Band,
+    /// Equal steps between the row's least and largest coordinate. One band, of 4 or 8 bits.
+    Affine,
+}
+
+/// How a row's coordinates are packed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// Widest first, each width once.
+    pub bands: Vec<Band>,
+    /// Their scales.
+    pub scale: Scale,
+}
+
+/// Where one run's codes stand in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The word at which they begin.
+    pub word: usize,
+    /// Their width.
+    pub bits: u8,
+    /// At 3 bits: twice the word of the highest bits, plus one for the upper half.
+    pub high: usize,
+    /// What multiplies them.
+    pub scale: ScaleSource,
+}
+
+/// What multiplies a run's codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleSource {
+    /// Nothing.
+    One,
+    /// That byte of the header.
+    Byte(usize),
+    /// The header's two halves, step and least value; codes count steps.
+    Affine,
+}
+
+impl Format {
+    /// `runs` runs of f16.
+    pub fn half(runs: usize) -> Format {
+        Format { bands: vec![Band { bits: 16, runs }], scale: Scale::Fixed }
+    }
+
+    /// Whether this can be packed at all.
+    ///
+    /// # Errors
+    /// What is wrong, as the end of a sentence about the row.
+    pub fn check(&self) -> Result<(), String> {
+        if self.bands.is_empty() || self.bands.iter().any(|band| band.runs == 0 || band.runs > 1 << 16) {
+            return Err("has no bands, an empty one or an endless one".into());
+        }
+        if let Some(band) = self.bands.iter().find(|band| ![2, 3, 4, 8, 16].contains(&band.bits)) {
+            return Err(format!("has a band of {} bits; 2, 3, 4, 8 and 16 can be read", band.bits));
+        }
+        if !self.bands.is_sorted_by(|a, b| a.bits > b.bits) {
+            return Err("has bands that are not sorted by width".into());
+        }
+        if self.scale == Scale::Affine && !(self.bands.len() == 1 && [4, 8].contains(&self.bands[0].bits)) {
+            return Err("has affine scales, which take one band of 4 or 8 bits".into());
+        }
+        Ok(())
+    }
+
+    /// Coordinates: a multiple of [`RUN`].
+    pub fn rank(&self) -> usize {
+        RUN * self.bands.iter().map(|band| band.runs).sum::<usize>()
+    }
+
+    /// Words of a row's header: 0 or 1.
+    pub fn header(&self) -> usize {
+        match self.scale {
+            Scale::Fixed => 0,
+            Scale::Band => usize::from(self.bands.iter().any(|band| band.bits < 16)),
+            Scale::Affine => 1,
+        }
+    }
+
+    /// Words of a row.
+    pub fn words(&self) -> usize {
+        self.header() + self.bands.iter().map(|band| (band.runs * band.bits as usize).div_ceil(2)).sum::<usize>()
+    }
+
+    /// Where the runs stand, in the order of the coordinates.
+    pub fn runs(&self) -> Vec<Run> {
+        let (mut runs, mut word, mut byte) = (Vec::new(), self.header(), 0);
+        for band in &self.bands {
+            let scale = match self.scale {
+                Scale::Band if band.bits < 16 => ScaleSource::Byte(byte),
+                Scale::Affine => ScaleSource::Affine,
+                _ => ScaleSource::One,
+            };
+            byte += usize::from(band.bits < 16);
+            let each = if band.bits == 3 { 1 } else { band.bits as usize / 2 };
+            let high = 2 * (word + band.runs);
+            runs.extend((0..band.runs).map(|i| Run {
+                word: word + i * each,
+                bits: band.bits,
+                high: if band.bits == 3 { high + i } else { 0 },
+                scale,
+            }));
+            word += (band.runs * band.bits as usize).div_ceil(2);
+        }
+        runs
+    }
+
+    /// Packs the coordinates `z: [rank]` into `words: [words]`.
+    pub fn encode(&self, z: &[f32], words: &mut [u32]) {
+        words.fill(0);
+        let (mut least, mut step) = (0.0, 1.0);
+        if self.scale == Scale::Affine {
+            (least, step) = affine(z, self.bands[0].bits);
+            words[0] = u32::from(f16::from_f32(step).to_bits()) | u32::from(f16::from_f32(least).to_bits()) << 16;
+        }
+        let runs = self.runs();
+        let (mut first, mut byte) = (0, 0);
+        for band in &self.bands {
+            let here = first..first + band.runs;
+            first = here.end;
+            let coordinates = &z[here.start * RUN..here.end * RUN];
+            let mut scale = 1.0;
+            if self.scale == Scale::Band && band.bits < 16 {
+                let code = scale_code(coordinates);
+                words[0] |= code << (8 * byte);
+                byte += 1;
+                scale = scale_value(code);
+            }
+            for (run, z) in runs[here].iter().zip(coordinates.chunks_exact(RUN)) {
+                for (i, &z) in z.iter().enumerate() {
+                    let code = match (band.bits, self.scale) {
+                        (16, _) => u32::from(f16::from_f32(z).to_bits()),
+                        (bits, Scale::Affine) => ((z - least) / step).round().clamp(0.0, ((1u32 << bits) - 1) as f32) as u32,
+                        (8, _) => ((z / scale - EIGHT_BITS.0) / EIGHT_BITS.1).round().clamp(0.0, 255.0) as u32,
+                        (bits, _) => nearest(levels(bits), z / scale),
+                    };
+                    run.put(words, i, code);
+                }
+            }
+        }
+    }
+
+    /// Unpacks `words: [words]` into coordinates `z: [rank]`.
+    pub fn decode(&self, words: &[u32], z: &mut [f32]) {
+        for (run, z) in self.runs().iter().zip(z.chunks_exact_mut(RUN)) {
+            let halves = [words[0], words[0] >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
+            for (i, z) in z.iter_mut().enumerate() {
+                let code = run.take(words, i);
+                *z = match (run.bits, run.scale) {
+                    (16, _) => f16::from_bits(code as u16).to_f32(),
+                    (_, ScaleSource::Affine) => halves[1] + halves[0] * code as f32,
+                    (bits, scale) => {
+                        let value = if bits == 8 { EIGHT_BITS.0 + EIGHT_BITS.1 * code as f32 } else { levels(bits)[code as usize] };
+                        match scale {
+                            ScaleSource::Byte(byte) => value * scale_value(words[0] >> (8 * byte) & 0xff),
+                            _ => value,
+                        }
+                    }
+                };
+            }
+        }
+    }
+}
+
+impl Run {
+    fn put(&self, words: &mut [u32], i: usize, code: u32) {
+        let bits = usize::from(self.bits);
+        if bits == 3 {
+            words[self.word] |= (code & 3) << (2 * i);
+            words[self.high / 2] |= (code >> 2) << (RUN * (self.high % 2) + i);
+        } else {
+            words[self.word + i * bits / 32] |= code << (i * bits % 32);
+        }
+    }
+
+    fn take(&self, words: &[u32], i: usize) -> u32 {
+        let bits = usize::from(self.bits);
+        if bits == 3 {
+            let high = words[self.high / 2] >> (RUN * (self.high % 2) + i) & 1;
+            (words[self.word] >> (2 * i) & 3) | high << 2
+        } else {
+            words[self.word + i * bits / 32] >> (i * bits % 32) & ((1u64 << bits) - 1) as u32
+        }
+    }
+}
+
+/// A band's root mean square in eighths of an octave, 128 for one.
+fn scale_code(z: &[f32]) -> u32 {
+    let square = z.iter().map(|z| z * z).sum::<f32>() / z.len() as f32;
+    (128.0 + (4.0 * square.max(1e-12).log2()).round()).clamp(1.0, 255.0) as u32
+}
+
+fn scale_value(code: u32) -> f32 {
+    ((code as f32 - 128.0) / 8.0).exp2()
+}
+
+/// The least coordinate and the step of codes, both as f16 will hold them.
+fn affine(z: &[f32], bits: u8) -> (f32, f32) {
+    let (low, high) = z.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &z| (low.min(z), high.max(z)));
+    let half = |x: f32| f16::from_f32(x).to_f32();
+    let least = half(low);
+    (least, half((high - least) / ((1u32 << bits) - 1) as f32).max(f16::MIN_POSITIVE.to_f32()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + 13) as f32 * 0.37).sin() * 2.0).collect()
+    }
+
+    fn formats() -> Vec<Format> {
+        let band = |bits, runs| Band { bits, runs };
+        let all = [band(16, 1), band(8, 2), band(4, 3), band(3, 3), band(2, 5)];
+        let mut formats = vec![Format { bands: all.to_vec(), scale: Scale::Fixed }, Format { bands: all.to_vec(), scale: Scale::Band }];
+        formats.extend(all.map(|band| Format { bands: vec![band], scale: Scale::Band }));
+        formats.extend([band(4, 4), band(8, 1)].map(|band| Format { bands: vec![band], scale: Scale::Affine }));
+        formats
+    }
+
+    /// Every run is where `runs` says, none overlap, and together with the header they fill the row.
+    #[test]
+    fn runs_tile_the_row() {
+        for format in formats() {
+            format.check().unwrap();
+            let mut used = vec![0u32; format.words()];
+            for run in format.runs() {
+                for i in 0..RUN {
+                    let mut alone = vec![0u32; format.words()];
+                    run.put(&mut alone, i, if run.bits == 16 { 0xffff } else { (1 << run.bits) - 1 });
+                    used.iter_mut().zip(&alone).for_each(|(used, alone)| {
+                        assert_eq!(*used & alone, 0, "{format:?}");
+                        *used |= alone;
+                    });
+                }
+            }
+            let whole = used.iter().skip(format.header()).filter(|&&word| word == u32::MAX).count();
+            // A band of three bits with an odd number of runs leaves half a word.
+            assert!(whole + 1 >= format.words() - format.header(), "{format:?}: {used:x?}");
+            assert_eq!(used.iter().take(format.header()).sum::<u32>(), 0);
+        }
+    }
+
+    /// What comes out is the nearest level of what went in, times the scale: within half the widest step.
+    #[test]
+    fn codes_come_back_as_their_nearest_level() {
+        for format in formats() {
+            let z = numbers(format.rank());
+            let (mut words, mut back) = (vec![0; format.words()], vec![0.0; format.rank()]);
+            format.encode(&z, &mut words);
+            format.decode(&words, &mut back);
+            for (run, (z, back)) in format.runs().iter().zip(z.chunks(RUN).zip(back.chunks(RUN))) {
+                let most = match (run.bits, format.scale) {
+                    (16, _) => 2e-3,
+                    (bits, Scale::Affine) => 2.1 / ((1 << bits) - 1) as f32,
+                    (8, _) => 0.05,
+                    (4, _) => 0.45,
+                    (3, _) => 0.7,
+                    _ => 1.0,
+                };
+                for (z, back) in z.iter().zip(back) {
+                    assert!((z - back).abs() < most, "{format:?}: {z} came back as {back}");
+                }
+            }
+            // To code what came back changes nothing but, at times, the scale.
+            if format.scale == Scale::Fixed {
+                let (mut again, first) = (vec![0; format.words()], words.clone());
+                format.encode(&back, &mut again);
+                assert_eq!(again, first, "{format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_row_is_the_sum_of_its_bits() {
+        let format = Format { bands: vec![Band { bits: 8, runs: 2 }, Band { bits: 4, runs: 3 }, Band { bits: 3, runs: 2 }], scale: Scale::Band };
+        assert_eq!((format.rank(), format.words()), (112, 1 + (2 * 16 * 8 + 3 * 16 * 4 + 2 * 16 * 3) / 32));
+        assert_eq!(Format::half(6).words(), 48);
+    }
+
+    #[test]
+    fn what_cannot_be_packed_is_said() {
+        let band = |bits, runs| Band { bits, runs };
+        for (bands, scale, word) in [
+            (vec![], Scale::Fixed, "no bands"),
+            (vec![band(5, 1)], Scale::Fixed, "5 bits"),
+            (vec![band(2, 1), band(4, 1)], Scale::Band, "sorted"),
+            (vec![band(4, 1), band(4, 1)], Scale::Band, "sorted"),
+            (vec![band(3, 1)], Scale::Affine, "affine"),
+            (vec![band(4, 0)], Scale::Fixed, "empty"),
+        ] {
+            assert!(Format { bands, scale }.check().unwrap_err().contains(word));
+        }
+    }
+
+    #[test]
+    fn extreme_rows_stay_finite() {
+        for format in formats() {
+            for z in [0.0, 1e-30, 1e30, -6e4] {
+                let (mut words, mut back) = (vec![0; format.words()], vec![0.0; format.rank()]);
+                format.encode(
+                    &vec![if format.bands[0].bits == 16 || format.scale == Scale::Affine { f32::clamp(z, -6e4, 6e4) } else { z }; format.rank()],
+                    &mut words,
+                );
+                format.decode(&words, &mut back);
+                assert!(back.iter().all(|x| x.is_finite()), "{format:?} {z}");
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Coded rows: how what a token leaves in the cache is written in few bits. Rank and precision are one decision.
+//!
+//! A row begins as a vector `y` that the model computes for a token: keys, values, or both side by side, of some heads in one layer or in several consecutive ones
+//! ([`RowSpec`]). An offline basis takes it to coordinates `z = (y − μ)·A` that are uncorrelated and sorted by what they matter ([`Coder`]); these fall into
+//! [`Band`]s of equal precision, those after the last band are dropped, and the codes of one row are packed into words ([`Format`]). To read a row is to look
+//! its codes up: `ŷ = ẑ·B + μ`. Neither direction needs more: a low-rank row in f16 is one band of 16 bits, a 4-bit cache one band of 4 with a rotation for its basis.
+//!
+//! Beside the coded rows a sequence keeps its first and its newest tokens exactly; which query reads which is [`Exact`]'s to say. This module knows no GPU: it is what
+//! `compress` plans with, what `cpu` decodes by, and what the kernels are tested against.
+
+mod codebook;
+mod coder;
+mod exact;
+mod format;
+mod spec;
+
+pub use codebook::{EIGHT_BITS, distortion, levels};
+pub use coder::Coder;
+pub use exact::{Exact, Reach};
+pub use format::{Band, Format, RUN, Run, Scale, ScaleSource};
+pub use spec::{Holds, RowSet, RowSpec, Side, Source};

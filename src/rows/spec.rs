@@ -1,0 +1,159 @@
+//! Which vectors share a row, and how all rows of a model cover its keys and values.
+
+use super::{Coder, Exact, Format};
+use crate::checkpoint::Config;
+use serde::{Deserialize, Serialize};
+
+/// What a row is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holds {
+    /// Keys after bias and QK-norm, before RoPE: a reader rebuilds the key and turns it.
+    Keys,
+    /// Keys after RoPE: a reader takes its query to the row's coordinates instead and rebuilds nothing.
+    TurnedKeys,
+    /// Values with their bias.
+    Values,
+    /// Keys before RoPE, then values.
+    Both,
+}
+
+/// One coded row for each token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSpec {
+    /// Its layers are this one and those after it.
+    pub first_layer: usize,
+    /// How many.
+    pub layers: usize,
+    /// What of them.
+    pub holds: Holds,
+    /// Its key/value heads are this one and those after it.
+    pub first_head: usize,
+    /// How many.
+    pub kv_heads: usize,
+    /// How it is packed.
+    pub format: Format,
+}
+
+/// A side of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+}
+
+impl RowSpec {
+    /// The width `w` of the vector `y`: layer by layer, keys of all its heads and then values of all its heads, as far as it holds them.
+    pub fn width(&self, head_dim: usize) -> usize {
+        self.layers * self.stride(head_dim)
+    }
+
+    /// What one layer takes of it.
+    fn stride(&self, head_dim: usize) -> usize {
+        self.kv_heads * head_dim * if self.holds == Holds::Both { 2 } else { 1 }
+    }
+
+    /// Where in `y` the first head of one side of `layer` begins; `None` where the row does not hold it.
+    pub fn offset(&self, layer: usize, side: Side, head_dim: usize) -> Option<usize> {
+        let within = layer.checked_sub(self.first_layer).filter(|&within| within < self.layers)?;
+        let start = within * self.stride(head_dim);
+        match (self.holds, side) {
+            (Holds::Both, Side::Values) => Some(start + self.kv_heads * head_dim),
+            (Holds::Both | Holds::Keys | Holds::TurnedKeys, Side::Keys) | (Holds::Values, Side::Values) => Some(start),
+            _ => None,
+        }
+    }
+
+    /// The last of its layers.
+    pub fn last_layer(&self) -> usize {
+        self.first_layer + self.layers - 1
+    }
+}
+
+/// The part of a row that one side of one layer reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Which row.
+    pub row: usize,
+    /// Where the side begins in its `y`.
+    pub offset: usize,
+    /// Its first key/value head, and how many.
+    pub first_head: usize,
+    /// See [`first_head`](Self::first_head).
+    pub kv_heads: usize,
+}
+
+/// All coded rows of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowSet {
+    /// What they hold and how they are packed.
+    pub specs: Vec<RowSpec>,
+    /// Their bases, in the same order.
+    pub coders: Vec<Coder>,
+    /// What stays exact beside them.
+    pub exact: Exact,
+}
+
+impl RowSet {
+    /// Bytes that a token's rows take, over the whole model.
+    pub fn bytes_per_token(specs: &[RowSpec]) -> u64 {
+        specs.iter().map(|spec| 4 * spec.format.words() as u64).sum()
+    }
+
+    /// Whether any row belongs to several layers.
+    pub fn spans(&self) -> bool {
+        self.specs.iter().any(|spec| spec.layers > 1)
+    }
+
+    /// What one side of `layer` reads, in the order of the heads.
+    pub fn sources(specs: &[RowSpec], layer: usize, side: Side, head_dim: usize) -> Vec<Source> {
+        let mut sources: Vec<Source> = specs
+            .iter()
+            .enumerate()
+            .filter_map(|(row, spec)| {
+                let offset = spec.offset(layer, side, head_dim)?;
+                Some(Source { row, offset, first_head: spec.first_head, kv_heads: spec.kv_heads })
+            })
+            .collect();
+        sources.sort_by_key(|source| source.first_head);
+        sources
+    }
+
+    /// Whether every key and value of the model is in exactly one row, and every row can be packed.
+    ///
+    /// # Errors
+    /// What is wrong, as a sentence.
+    pub fn check(specs: &[RowSpec], config: &Config) -> Result<(), String> {
+        let (layers, heads) = (config.num_hidden_layers, config.num_key_value_heads);
+        for (index, spec) in specs.iter().enumerate() {
+            spec.format.check().map_err(|message| format!("row {index} {message}"))?;
+            let ends = [(spec.first_layer, spec.layers, layers, "layers"), (spec.first_head, spec.kv_heads, heads, "heads")];
+            for (first, count, all, what) in ends {
+                if count == 0 || first.checked_add(count).is_none_or(|end| end > all) {
+                    return Err(format!("row {index} takes {count} {what} from {first} on, of {all}"));
+                }
+            }
+            let width = spec.width(config.head_dim);
+            if spec.format.rank() >= width + super::RUN {
+                return Err(format!("row {index} has {} coordinates of a vector of {width}", spec.format.rank()));
+            }
+        }
+        for layer in 0..layers {
+            for (side, what) in [(Side::Keys, "keys"), (Side::Values, "values")] {
+                let mut next = 0;
+                for source in RowSet::sources(specs, layer, side, config.head_dim) {
+                    if source.first_head != next {
+                        return Err(format!("the {what} of layer {layer}, head {} are in no row or in two", next.min(source.first_head)));
+                    }
+                    next += source.kv_heads;
+                }
+                if next != heads {
+                    return Err(format!("the {what} of layer {layer}, head {next} are in no row"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
