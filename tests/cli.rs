@@ -104,13 +104,40 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     let rows = evaluated["rows"].as_array().unwrap();
     assert_eq!(
         keys(&rows[0]),
-        ["model", "method", "layout", "tokens", "perplexity", "kl_mean", "kl_p99", "top1_agreement", "kv_bytes_per_token", "kv_fixed_bytes"]
+        [
+            "model",
+            "method",
+            "layout",
+            "text",
+            "tokens",
+            "perplexity",
+            "kl_mean",
+            "kl_stderr",
+            "kl_p99",
+            "top1_agreement",
+            "kv_bytes_per_token",
+            "kv_fixed_bytes"
+        ]
     );
     assert_eq!((&rows[0]["method"], number(&rows[0]["kl_mean"]), number(&rows[0]["top1_agreement"])), (&"dense".into(), 0.0, 1.0));
     assert_eq!((&rows[1]["method"], &rows[1]["tokens"]), (&"recalkv".into(), &630.into()));
     assert!(number(&rows[1]["kl_mean"]) > 0.0 && number(&rows[1]["kl_p99"]) > number(&rows[1]["kl_mean"]));
     assert!(rows.iter().all(|row| number(&row["perplexity"]).is_finite()));
     assert_eq!(rows[1]["kv_bytes_per_token"], made["kv_bytes_per_token"]);
+    assert!((0.0..number(&rows[1]["kl_mean"])).contains(&number(&rows[1]["kl_stderr"])));
+
+    // Two texts, with a prompt before each window's scored part.
+    let second = bench.path("second");
+    std::fs::write(&second, "and the other ring in an order. ".repeat(60)).unwrap();
+    let prefilled = ["eval", &*model, &*small, "--text", &*text, "--text", &*second, "--prefill", "40", "--chunk", "7", "--tokens", "200"];
+    let evaluated = done(&[&prefilled[..], &["--window", "100"]].concat());
+    let rows = evaluated["rows"].as_array().unwrap();
+    let labels: Vec<_> = rows.iter().map(|row| (row["text"].as_str().unwrap(), row["model"].as_str().unwrap())).collect();
+    assert_eq!(labels, [(&*text, &*model), (&*text, &*small), (&*second, &*model), (&*second, &*small)]);
+    // Of 100 tokens 40 are prompt, and the last predicts nothing.
+    assert!(rows.iter().all(|row| row["tokens"] == 2 * 59));
+    let shown = run(&[&prefilled[..], &["--window", "100", "--device", "cpu"]].concat());
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(&*second), "{}", stderr(&shown));
 
     let measured = done(&["bench", &model, &small, "--depth", "0,40", "--prefill", "8", "--steps", "3", "--rounds", "2"]);
     assert_eq!(keys(&measured), ["device", "driver", "tier", "roofline", "rows"]);
@@ -257,6 +284,8 @@ fn wrong_usage_exits_with_2() {
         (vec!["compress", &model, "-o", "/tmp/never", "--keep", "1.5"], "keep"),
         (vec!["compress", &model, "-o", "/tmp/never", "--group-heads", "0"], "group-heads"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--window", "1", "--device", "cpu"], "window"),
+        (vec!["eval", &model, "--text", &bench.path("text"), "--prefill", "18446744073709551615", "--device", "cpu"], "prefill"),
+        (vec!["eval", &model, "--text", &bench.path("text"), "--chunk", "0", "--device", "cpu"], "chunk"),
         (vec!["bench", &model, "--steps", "0", "--device", "cpu"], "steps"),
         (vec!["bench", &model, "--depth", "18446744073709551615", "--device", "cpu"], "depth"),
     ] {

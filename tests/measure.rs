@@ -14,8 +14,8 @@ fn subject(name: &str, toy: Toy) -> eval::Subject {
     eval::Subject { model: name.into(), method: "dense".into(), layout: "f16".into(), sequence: Box::new(toy) }
 }
 
-fn text(length: usize) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * i + 3 * i) % 11).collect()
+fn text(length: usize) -> [eval::Text; 1] {
+    [eval::Text { name: "text".into(), tokens: (0..length as u32).map(|i| (i * i + 3 * i) % 11).collect() }]
 }
 
 /// `ln p(id)` under a softmax, the plain way.
@@ -31,32 +31,75 @@ fn quiet(_: Progress) -> ControlFlow<()> {
 fn eval_equals_the_definition_for_every_windowing() {
     let text = text(50);
     let tilted = || Toy { tilt: 0.3, chunk: 5, ..Toy::new(11, 64) };
-    for (window, stride, score_from, bos) in [(8, 8, 0, None), (8, 8, 4, Some(10)), (10, 4, 0, Some(2)), (64, 64, 3, None)] {
-        let windowing = Windowing { window, stride, score_from, tokens: None };
-        let (mut surprise, mut kl, mut agreed, mut count) = (0.0, 0.0, 0.0, 0.0);
-        for window in windowing.cut(text.len()).unwrap() {
-            let mut seen = text[window.tokens.clone()].to_vec();
+    let plain = Windowing { window: 8, stride: 8, ..Windowing::default() };
+    for (windowing, bos) in [
+        (plain, None),
+        (Windowing { score_from: 4, ..plain }, Some(10)),
+        (Windowing { window: 10, stride: 4, ..plain }, Some(2)),
+        (Windowing { window: 64, stride: 64, score_from: 3, ..plain }, None),
+        (Windowing { prefill: 5, chunk: Some(1), ..plain }, None),
+        (Windowing { window: 20, stride: 10, prefill: 6, score_from: 7, chunk: Some(3), ..plain }, Some(1)),
+    ] {
+        let (mut surprise, mut kl, mut agreed, mut count) = (0.0, Vec::new(), 0.0, 0.0);
+        for window in windowing.cut(text[0].tokens.len()).unwrap() {
+            assert!(window.score_from >= windowing.prefill);
+            let mut seen = text[0].tokens[window.tokens.clone()].to_vec();
             let targets = seen.clone();
             seen[0] = bos.unwrap_or(seen[0]);
+            let mut in_window = 0.0;
             for position in window.score_from..window.len() - 1 {
                 let p = Toy::new(11, 64).logits(&seen[..=position]);
                 let q = tilted().logits(&seen[..=position]);
                 surprise -= log_p(&q, targets[position + 1] as usize);
-                kl += (0..11).map(|id| log_p(&p, id).exp() * (log_p(&p, id) - log_p(&q, id))).sum::<f64>();
+                in_window += (0..11).map(|id| log_p(&p, id).exp() * (log_p(&p, id) - log_p(&q, id))).sum::<f64>();
                 agreed += f64::from(lowkey::session::argmax(&p).unwrap() == lowkey::session::argmax(&q).unwrap());
                 count += 1.0;
             }
+            kl.push((in_window, window.scored() as f64));
         }
+        let mean = kl.iter().map(|(kl, _)| kl).sum::<f64>() / count;
+        let windows = kl.len() as f64;
+        let squares: f64 = kl.iter().map(|(kl, n)| ((kl - n * mean) / count).powi(2)).sum();
         let mut subjects = [subject("exact", Toy::new(11, 64)), subject("tilted", tilted())];
-        let task = eval::Task { text: &text, bos, windowing, first_is_reference: true };
+        let task = eval::Task { texts: &text, bos, windowing, first_is_reference: true };
         let rows = eval::run(&task, &mut subjects, &mut quiet).unwrap();
         assert_eq!(rows[1].tokens, count as usize);
-        assert!((rows[1].perplexity - (surprise / count).exp()).abs() < 1e-9 * rows[1].perplexity, "{} windows of {window}", rows[1].perplexity);
-        assert!((rows[1].kl_mean.unwrap() - kl / count).abs() < 1e-9);
+        assert!((rows[1].perplexity - (surprise / count).exp()).abs() < 1e-6 * rows[1].perplexity, "{} in {windowing:?}", rows[1].perplexity);
+        assert!((rows[1].kl_mean.unwrap() - mean).abs() < 1e-6);
+        match rows[1].kl_stderr {
+            Some(found) => assert!((found - (windows / (windows - 1.0) * squares).sqrt()).abs() < 1e-6, "{found} in {windowing:?}"),
+            None => assert_eq!(windows, 1.0),
+        }
         assert!((rows[1].top1_agreement.unwrap() - agreed / count).abs() < 1e-12);
         assert_eq!((rows[0].kl_mean, rows[0].kl_p99, rows[0].top1_agreement), (Some(0.0), Some(0.0), Some(1.0)));
         assert_eq!((rows[0].kv_bytes_per_token, rows[0].kv_fixed_bytes), (24, 8));
     }
+}
+
+#[test]
+fn each_text_has_a_row_per_model_and_is_evaluated_on_its_own() {
+    let named = |name: &str, length| eval::Text { name: name.into(), ..text(length).into_iter().next().unwrap() };
+    let texts = [named("short", 12), named("long", 40)];
+    let windowing = Windowing { window: 8, stride: 8, ..Windowing::default() };
+    let rows_of = |texts: &[eval::Text]| {
+        let mut subjects = [subject("exact", Toy::new(11, 8)), subject("tilted", Toy { tilt: 0.3, ..Toy::new(11, 8) })];
+        eval::run(&eval::Task { texts, bos: None, windowing, first_is_reference: true }, &mut subjects, &mut quiet).unwrap()
+    };
+    let rows = rows_of(&texts);
+    let labels: Vec<_> = rows.iter().map(|row| (&*row.text, &*row.model, row.tokens)).collect();
+    assert_eq!(labels, [("short", "exact", 7), ("short", "tilted", 7), ("long", "exact", 35), ("long", "tilted", 35)]);
+    assert_eq!(rows[2..], rows_of(&texts[1..]));
+    assert_eq!((rows[1].kl_stderr, rows[3].kl_stderr.is_some()), (None, true));
+}
+
+#[test]
+fn the_prompt_of_a_window_is_run_in_one_go() {
+    let text = text(20);
+    let toy = Toy::new(11, 20);
+    let calls = toy.calls.clone();
+    let windowing = Windowing { window: 20, stride: 20, prefill: 9, chunk: Some(3), ..Windowing::default() };
+    eval::run(&eval::Task { texts: &text, bos: None, windowing, first_is_reference: false }, &mut [subject("toy", toy)], &mut quiet).unwrap();
+    assert_eq!(*calls.lock().unwrap(), [9, 3, 3, 3, 1]);
 }
 
 #[test]
@@ -65,7 +108,7 @@ fn eval_runs_no_token_whose_logits_nobody_needs() {
     let toy = Toy::new(11, 16);
     let run = toy.run.clone();
     let task =
-        eval::Task { text: &text, bos: None, windowing: Windowing { window: 16, stride: 16, ..Windowing::default() }, first_is_reference: false };
+        eval::Task { texts: &text, bos: None, windowing: Windowing { window: 16, stride: 16, ..Windowing::default() }, first_is_reference: false };
     let mut heard = Vec::new();
     let mut listen = |progress: Progress| {
         heard.push((progress.done, progress.total));
@@ -82,7 +125,7 @@ fn eval_runs_no_token_whose_logits_nobody_needs() {
 fn eval_stops_when_told_and_refuses_a_small_context() {
     let text = text(40);
     let windowing = Windowing { window: 16, stride: 16, ..Windowing::default() };
-    let task = eval::Task { text: &text, bos: None, windowing, first_is_reference: true };
+    let task = eval::Task { texts: &text, bos: None, windowing, first_is_reference: true };
     let stopped = eval::run(&task, &mut [subject("a", Toy::new(11, 16))], &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Interrupted)));
     let small = eval::run(&task, &mut [subject("a", Toy::new(11, 16)), subject("b", Toy::new(11, 15))], &mut quiet);

@@ -4,8 +4,8 @@ use super::console::{Console, read_text};
 use super::device::untrained;
 use super::locate::locate;
 use super::table::{number, table};
-use lowkey::checkpoint::Checkpoint;
-use lowkey::eval::{Row, Subject, Task, Windowing, run};
+use lowkey::checkpoint::{Checkpoint, Tokenizer};
+use lowkey::eval::{Row, Subject, Task, Text, Windowing, run};
 use lowkey::{Error, Model, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -22,10 +22,10 @@ pub struct Args {
     /// The model to compare with, which is evaluated first [default: the first MODEL, if it is dense].
     #[arg(long, value_name = "DENSE")]
     against: Option<String>,
-    /// The text; `-` is stdin.
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
-    /// Tokens the model sees at once [default: 512, or the model's context where that is shorter].
+    /// A text; `-` is stdin. May be given several times: each text has a row per model.
+    #[arg(long, value_name = "FILE", required = true)]
+    text: Vec<PathBuf>,
+    /// Tokens the model sees at once [default: 512 and the prompt, or the model's context where that is shorter].
     #[arg(long, value_name = "N")]
     window: Option<usize>,
     /// Tokens from one window's start to the next's. Below the window, each prediction is scored once, with the longer past [default: the window].
@@ -34,7 +34,13 @@ pub struct Args {
     /// The first position in a window whose prediction is scored.
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_from: usize,
-    /// Use no more than this many tokens of the text.
+    /// Read the first tokens of each window in one go, as a prompt, and score only what comes after them.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prefill: usize,
+    /// Run no more than this many tokens at once after the prompt [default: as many as suit the models].
+    #[arg(long, value_name = "N")]
+    chunk: Option<usize>,
+    /// Use no more than this many tokens of each text.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
 }
@@ -54,8 +60,12 @@ impl Args {
             let message = format!("{} has been compressed itself; give the dense model that it was made from", names[0]);
             return Err(Error::Argument { name: "against".into(), message });
         }
-        let text = read_text(&self.text)?;
-        let tokens = shared_tokens(&names, &checkpoints, &text)?;
+        let tokenizers = checkpoints.iter().map(Checkpoint::tokenizer).collect::<Result<Vec<_>>>()?;
+        let texts = self.text.iter().map(|path| {
+            let tokens = shared_tokens(&names, &checkpoints, &tokenizers, &read_text(path)?)?;
+            Ok(Text { name: path.display().to_string(), tokens })
+        });
+        let texts = texts.collect::<Result<Vec<_>>>()?;
         let engine = console.engine()?;
         let mut bar = console.bar();
         let mut models = Vec::new();
@@ -64,19 +74,27 @@ impl Args {
             models.push(engine.load(path)?);
         }
         let trained = checkpoints.iter().map(|checkpoint| checkpoint.config().max_position_embeddings).min().unwrap_or(0);
-        let window = self.window.unwrap_or(Windowing::default().window.min(trained));
+        let window = self.window.unwrap_or(Windowing::default().window.saturating_add(self.prefill).min(trained));
         for (name, checkpoint) in names.iter().zip(&checkpoints) {
             if let Some(remark) = untrained(name, checkpoint.config(), window) {
                 console.remark(&remark);
             }
         }
-        let windowing = Windowing { window, stride: self.stride.unwrap_or(window), score_from: self.score_from, tokens: self.tokens };
+        let windowing = Windowing {
+            window,
+            stride: self.stride.unwrap_or(window),
+            score_from: self.score_from,
+            prefill: self.prefill,
+            chunk: self.chunk,
+            tokens: self.tokens,
+        };
 
         // What the tokenizer puts before a text, if anything, stands before each window.
-        let bos = models[0].tokenizer()?.encode("", true)?.first().copied();
+        let bos = tokenizers[0].encode("", true)?.first().copied();
         let first_is_reference = self.against.is_some() || models[0].method() == "dense";
-        let task = Task { text: &tokens, bos, windowing, first_is_reference };
-        let longest = windowing.cut(tokens.len())?.iter().map(|window| window.len()).max().unwrap_or(1);
+        let task = Task { texts: &texts, bos, windowing, first_is_reference };
+        let windows = texts.iter().map(|text| windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
+        let longest = windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1);
         let subject = |(name, model): (&&String, &Model)| -> Result<Subject> {
             let (method, layout) = (model.method().into(), model.layout().into());
             Ok(Subject { model: name.to_string(), method, layout, sequence: model.sequence(longest)? })
@@ -89,14 +107,14 @@ impl Args {
 }
 
 /// The text's tokens, which are the same for all models: numbers about different ones could not be compared.
-fn shared_tokens(names: &[&String], checkpoints: &[Checkpoint], text: &str) -> Result<Vec<u32>> {
-    let tokens = checkpoints[0].tokenizer()?.encode(text, true)?;
+fn shared_tokens(names: &[&String], checkpoints: &[Checkpoint], tokenizers: &[Tokenizer], text: &str) -> Result<Vec<u32>> {
+    let tokens = tokenizers[0].encode(text, true)?;
     let first = checkpoints[0].config().vocab_size;
-    for (name, checkpoint) in names.iter().zip(checkpoints).skip(1) {
+    for ((name, checkpoint), tokenizer) in names.iter().zip(checkpoints).zip(tokenizers).skip(1) {
         let vocabulary = checkpoint.config().vocab_size;
         let difference = if vocabulary != first {
             format!("has a vocabulary of {vocabulary} tokens, {} one of {first}", names[0])
-        } else if checkpoint.tokenizer()?.encode(text, true)? != tokens {
+        } else if tokenizer.encode(text, true)? != tokens {
             format!("makes other tokens of the text than {}", names[0])
         } else {
             continue;
@@ -108,23 +126,26 @@ fn shared_tokens(names: &[&String], checkpoints: &[Checkpoint], text: &str) -> R
 }
 
 fn text_table(report: &Report) -> String {
-    let head = ["model", "method", "kv B/token", "fixed B", "tokens", "perplexity", "KL mean", "KL p99", "top-1"];
-    let rows: Vec<Vec<String>> = report
-        .rows
-        .iter()
-        .map(|row| {
-            vec![
-                row.model.clone(),
-                row.method.clone(),
-                row.kv_bytes_per_token.to_string(),
-                row.kv_fixed_bytes.to_string(),
-                row.tokens.to_string(),
-                number(Some(row.perplexity)),
-                number(row.kl_mean),
-                number(row.kl_p99),
-                row.top1_agreement.map_or(number(None), |share| format!("{:.1} %", 100.0 * share)),
-            ]
-        })
-        .collect();
-    table(&head, &rows)
+    let texts = report.rows.iter().any(|row| row.text != report.rows[0].text);
+    let head = ["model", "method", "text", "kv B/token", "fixed B", "tokens", "perplexity", "KL mean", "±", "KL p99", "top-1"];
+    let rows = report.rows.iter().map(|row| {
+        vec![
+            row.model.clone(),
+            row.method.clone(),
+            row.text.clone(),
+            row.kv_bytes_per_token.to_string(),
+            row.kv_fixed_bytes.to_string(),
+            row.tokens.to_string(),
+            number(Some(row.perplexity)),
+            number(row.kl_mean),
+            number(row.kl_stderr),
+            number(row.kl_p99),
+            row.top1_agreement.map_or(number(None), |share| format!("{:.1} %", 100.0 * share)),
+        ]
+    });
+    // One text needs no column.
+    let shown = |column: &usize| texts || head[*column] != "text";
+    let pick = |row: Vec<String>| row.into_iter().enumerate().filter(|(column, _)| shown(column)).map(|(_, cell)| cell).collect();
+    let head: Vec<&str> = (0..head.len()).filter(shown).map(|column| head[column]).collect();
+    table(&head, &rows.map(pick).collect::<Vec<_>>())
 }

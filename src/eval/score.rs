@@ -1,19 +1,63 @@
 //! What one prediction is worth: its surprise at the token that came, and its distance from what another model predicted.
 //!
-//! All of it in f64 from f32 logits: `log p(t) = x[t] - m - ln Σ exp(x[i] - m)` with `m` the largest logit.
+//! `log p(t) = x[t] - m - ln Σ exp(x[i] - m)` with `m` the largest logit.
 
+use super::exponential::{exp, sum};
 use crate::session::argmax;
 use crate::{Error, Result};
 use rayon::prelude::*;
 
-/// A prediction's normaliser, `ln Σ exp(x[i])`.
-///
-/// # Errors
-/// [`Error::Numeric`] where a logit is no number.
-fn log_sum_exp(logits: &[f32]) -> Result<f64> {
-    let largest = logits[argmax(logits)? as usize] as f64;
-    let sum: f64 = logits.iter().map(|&x| (x as f64 - largest).exp()).sum();
-    Ok(largest + sum.ln())
+/// What one model predicts after consecutive tokens.
+pub struct Predictions {
+    /// `[predictions][vocab]`.
+    logits: Vec<f32>,
+    vocab: usize,
+    norms: Vec<Norm>,
+}
+
+/// What makes probabilities of one prediction's logits.
+#[derive(Clone, Copy)]
+struct Norm {
+    best: u32,
+    largest: f32,
+    /// `Σ exp(x[i] - largest)`.
+    sum: f64,
+}
+
+impl Predictions {
+    /// Of `count` predictions; `logits` is `[count][vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::Numeric`] where a logit is no number.
+    pub fn new(logits: Vec<f32>, count: usize) -> Result<Predictions> {
+        let vocab = logits.len().checked_div(count).unwrap_or(0);
+        let norm = |row: &[f32]| {
+            let best = argmax(row)?;
+            let largest = row[best as usize];
+            Ok(Norm { best, largest, sum: sum(row, row, |x, _| exp(x - largest)) })
+        };
+        let norms = logits.par_chunks_exact(vocab.max(1)).map(norm).collect::<Result<_>>()?;
+        Ok(Predictions { logits, vocab, norms })
+    }
+
+    /// `-ln p(target)` for each prediction's own target, nats.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a target outside of the vocabulary.
+    pub fn surprise(&self, targets: &[u32]) -> Result<Vec<f64>> {
+        let of = |((logits, norm), &target): ((&[f32], &Norm), &u32)| {
+            let logit = logits.get(target as usize).ok_or_else(|| Error::Argument {
+                name: "text".into(),
+                message: format!("token {target} is outside of a vocabulary of {}; was the text tokenised for another model?", self.vocab),
+            })?;
+            Ok(norm.sum.ln() - (logit - norm.largest) as f64)
+        };
+        self.rows().zip(targets).map(of).collect()
+    }
+
+    fn rows(&self) -> impl ExactSizeIterator<Item = (&[f32], &Norm)> {
+        self.logits.chunks_exact(self.vocab.max(1)).zip(&self.norms)
+    }
 }
 
 /// How two predictions for the same place differ.
@@ -25,33 +69,22 @@ pub struct Divergence {
     pub agree: bool,
 }
 
-/// `-ln p(target)`.
-fn surprise(logits: &[f32], target: u32) -> Result<f64> {
-    let logit = logits.get(target as usize).ok_or_else(|| Error::Argument {
-        name: "text".into(),
-        message: format!("token {target} is outside of a vocabulary of {}; was the text tokenised for another model?", logits.len()),
-    })?;
-    Ok(log_sum_exp(logits)? - *logit as f64)
-}
-
-fn divergence(reference: &[f32], logits: &[f32]) -> Result<Divergence> {
-    let (reference_norm, norm) = (log_sum_exp(reference)?, log_sum_exp(logits)?);
-    let kl: f64 = reference
-        .iter()
-        .zip(logits)
-        .map(|(&r, &x)| {
-            let log_p = r as f64 - reference_norm;
-            let p = log_p.exp();
+impl Divergence {
+    fn of((reference, p): (&[f32], &Norm), (logits, q): (&[f32], &Norm)) -> Result<Divergence> {
+        let weighted = sum(reference, logits, |r, x| {
+            let log_p = r - p.largest;
+            let weight = exp(log_p);
             // A probability that is nothing adds nothing, whatever the other model thinks of it.
-            if p == 0.0 { 0.0 } else { p * (log_p - (x as f64 - norm)) }
-        })
-        .sum();
-    if !kl.is_finite() {
-        let message = "one model finds impossible what the other does not".to_string();
-        return Err(Error::Numeric { what: "KL divergence".into(), message });
+            if weight > 0.0 { weight * (log_p - (x - q.largest)) } else { 0.0 }
+        });
+        let kl = weighted / p.sum - (p.sum.ln() - q.sum.ln());
+        if !kl.is_finite() {
+            let message = "one model finds impossible what the other does not".to_string();
+            return Err(Error::Numeric { what: "KL divergence".into(), message });
+        }
+        // It is never negative but for rounding.
+        Ok(Divergence { kl: kl.max(0.0), agree: p.best == q.best })
     }
-    // It is never negative but for rounding.
-    Ok(Divergence { kl: kl.max(0.0), agree: argmax(reference)? == argmax(logits)? })
 }
 
 /// All scores of one model on a text, in the text's order.
@@ -59,27 +92,32 @@ fn divergence(reference: &[f32], logits: &[f32]) -> Result<Divergence> {
 pub struct Scores {
     surprise: Vec<f64>,
     divergence: Vec<Divergence>,
+    /// Where in both each window ends.
+    ends: Vec<usize>,
 }
 
 impl Scores {
-    /// Scores consecutive predictions. `logits` is `[targets][vocab]`, and so is the `reference`'s.
+    /// Scores consecutive predictions, one for each target.
     ///
     /// # Errors
-    /// [`Error::Numeric`] for logits that are no numbers, [`Error::Argument`] for vocabularies that differ or a target outside of them.
-    pub fn add(&mut self, logits: &[f32], targets: &[u32], reference: Option<&[f32]>) -> Result<()> {
-        let Some(vocab) = logits.len().checked_div(targets.len()).filter(|&vocab| vocab > 0) else { return Ok(()) };
-        let rows = || logits.par_chunks_exact(vocab);
-        let scored: Vec<f64> = rows().zip(targets).map(|(row, &target)| surprise(row, target)).collect::<Result<_>>()?;
-        self.surprise.extend(scored);
+    /// [`Error::Argument`] for vocabularies that differ or a target outside of them, [`Error::Numeric`] where there is no divergence.
+    pub fn add(&mut self, predictions: &Predictions, targets: &[u32], reference: Option<&Predictions>) -> Result<()> {
+        self.surprise.extend(predictions.surprise(targets)?);
         if let Some(reference) = reference {
-            if reference.len() != logits.len() {
-                let message = format!("its vocabulary of {} is not that of the model, {vocab}", reference.len() / targets.len());
+            if reference.vocab != predictions.vocab {
+                let message = format!("its vocabulary of {} is not that of the model, {}", reference.vocab, predictions.vocab);
                 return Err(Error::Argument { name: "against".into(), message });
             }
-            let compared: Vec<_> = reference.par_chunks_exact(vocab).zip(rows()).map(|(r, x)| divergence(r, x)).collect::<Result<_>>()?;
+            let pairs: Vec<_> = reference.rows().zip(predictions.rows()).collect();
+            let compared: Vec<_> = pairs.into_par_iter().map(|(p, q)| Divergence::of(p, q)).collect::<Result<_>>()?;
             self.divergence.extend(compared);
         }
         Ok(())
+    }
+
+    /// Ends a window: what is added later belongs to the next.
+    pub fn end_window(&mut self) {
+        self.ends.push(self.surprise.len());
     }
 
     /// Predictions scored.
@@ -95,6 +133,22 @@ impl Scores {
     /// Mean KL divergence from the reference, nats per token.
     pub fn kl_mean(&self) -> Option<f64> {
         (!self.divergence.is_empty()).then(|| mean(self.divergence.iter().map(|d| d.kl)))
+    }
+
+    /// The standard error of [`kl_mean`](Self::kl_mean), from how much the windows' own means `m_w` of `n_w` predictions differ (those within a window depend
+    /// on each other): `√(W/(W-1) · Σ (n_w/n)² (m_w - m)²)` over `W` windows. `None` for fewer than two.
+    pub fn kl_stderr(&self) -> Option<f64> {
+        let all = self.kl_mean()?;
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let windows = starts.zip(&self.ends).filter_map(|(start, &end)| self.divergence.get(start..end).filter(|w| !w.is_empty()));
+        let squares: Vec<f64> = windows
+            .map(|window| {
+                let deviation = mean(window.iter().map(|d| d.kl)) - all;
+                (window.len() as f64 / self.divergence.len() as f64 * deviation).powi(2)
+            })
+            .collect();
+        let count = squares.len() as f64;
+        (count >= 2.0).then(|| (count / (count - 1.0) * squares.iter().sum::<f64>()).sqrt())
     }
 
     /// The KL divergence that 99 % of the predictions do not exceed (nearest rank).
@@ -119,18 +173,23 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 mod tests {
     use super::*;
 
-    fn logs(p: &[f64]) -> Vec<f32> {
+    fn predictions(rows: &[[f64; 3]]) -> Predictions {
         // Any constant may be added to logits.
-        p.iter().map(|p| p.ln() as f32 + 2.5).collect()
+        let logits = rows.iter().flatten().map(|p| p.ln() as f32 + 2.5).collect();
+        Predictions::new(logits, rows.len()).unwrap()
+    }
+
+    fn diverging(kl: impl IntoIterator<Item = f64>, ends: &[usize]) -> Scores {
+        let divergence: Vec<_> = kl.into_iter().map(|kl| Divergence { kl, agree: true }).collect();
+        Scores { surprise: vec![0.0; divergence.len()], divergence, ends: ends.into() }
     }
 
     #[test]
     fn perplexity_and_divergence_have_their_closed_forms() {
         let p = [[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]];
         let q = [[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]];
-        let flat = |rows: &[[f64; 3]]| rows.iter().flat_map(|row| logs(row)).collect::<Vec<f32>>();
         let mut scores = Scores::default();
-        scores.add(&flat(&q), &[1, 0], Some(&flat(&p))).unwrap();
+        scores.add(&predictions(&q), &[1, 0], Some(&predictions(&p))).unwrap();
         assert_eq!(scores.tokens(), 2);
         // Surprises -ln 0.5 and -ln 0.1.
         assert!((scores.perplexity() - (20f64).sqrt()).abs() < 1e-5, "{}", scores.perplexity());
@@ -142,31 +201,60 @@ mod tests {
     }
 
     #[test]
+    fn a_small_divergence_between_confident_models_is_not_lost() {
+        // p and q = p (1 ± ε) over a vocabulary of which one token has nearly everything: KL ≈ Σ p ε² / 2.
+        let (vocab, epsilon) = (49_152, 3e-3);
+        let p: Vec<f64> = (0..vocab).map(|i| if i == 7 { 0.9 } else { 0.1 / (vocab - 1) as f64 }).collect();
+        let q: Vec<f64> = p.iter().enumerate().map(|(i, p)| p * if i % 2 == 0 { 1.0 + epsilon } else { 1.0 - epsilon }).collect();
+        let total: f64 = q.iter().sum();
+        let exact: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / (q / total)).ln()).sum();
+        let make = |p: &[f64], shift: f32| Predictions::new(p.iter().map(|p| p.ln() as f32 + shift).collect(), 1).unwrap();
+        let mut scores = Scores::default();
+        scores.add(&make(&q, 11.0), &[7], Some(&make(&p, -3.0))).unwrap();
+        let found = scores.kl_mean().unwrap();
+        assert!(exact < 1e-6 && (found - exact).abs() < 0.02 * exact, "{found} for {exact}");
+    }
+
+    #[test]
     fn a_model_is_at_no_distance_from_itself() {
         let logits: Vec<f32> = (0..4000).map(|i| ((i * 7919) % 101) as f32 / 7.0).collect();
+        let itself = Predictions::new(logits, 4).unwrap();
         let mut scores = Scores::default();
-        scores.add(&logits, &[1, 2, 3, 4], Some(&logits)).unwrap();
+        scores.add(&itself, &[1, 2, 3, 4], Some(&itself)).unwrap();
         assert_eq!((scores.kl_mean(), scores.kl_p99(), scores.top1_agreement()), (Some(0.0), Some(0.0), Some(1.0)));
         let mut alone = Scores::default();
-        alone.add(&logits, &[1, 2, 3, 4], None).unwrap();
-        assert_eq!((alone.kl_mean(), alone.kl_p99(), alone.top1_agreement()), (None, None, None));
+        alone.add(&itself, &[1, 2, 3, 4], None).unwrap();
+        assert_eq!((alone.kl_mean(), alone.kl_stderr(), alone.kl_p99(), alone.top1_agreement()), (None, None, None, None));
         assert_eq!(alone.perplexity(), scores.perplexity());
     }
 
     #[test]
     fn the_99th_percentile_is_the_nearest_rank() {
-        let divergence = |kl| Divergence { kl, agree: true };
-        let scores = Scores { surprise: vec![], divergence: (1..=200).rev().map(|i| divergence(i as f64)).collect() };
-        assert_eq!(scores.kl_p99(), Some(198.0));
-        let few = Scores { surprise: vec![], divergence: vec![divergence(3.0), divergence(1.0)] };
-        assert_eq!(few.kl_p99(), Some(3.0));
+        assert_eq!(diverging((1..=200).rev().map(f64::from), &[]).kl_p99(), Some(198.0));
+        assert_eq!(diverging([3.0, 1.0], &[]).kl_p99(), Some(3.0));
+    }
+
+    #[test]
+    fn the_standard_error_is_that_of_the_windows_means() {
+        // Means 2, 5, 5: their deviation is √3, and the standard error that over √3.
+        let scores = diverging([1.0, 3.0, 5.0, 5.0, 4.0, 6.0], &[2, 4, 6]);
+        assert!((scores.kl_stderr().unwrap() - 1.0).abs() < 1e-12);
+        // Windows count by what was scored in them: three quarters at 0, one quarter at 4.
+        let uneven = diverging([0.0, 0.0, 0.0, 4.0], &[3, 4]);
+        assert!((uneven.kl_stderr().unwrap() - (2.0 * (0.75f64 * 1.0).powi(2) + 2.0 * (0.25f64 * 3.0).powi(2)).sqrt()).abs() < 1e-12);
+        assert_eq!(diverging([1.0, 3.0], &[2]).kl_stderr(), None);
     }
 
     #[test]
     fn what_cannot_be_compared_is_an_error() {
+        let flat = |vocab: usize| Predictions::new(vec![0.0; 2 * vocab], 2).unwrap();
         let mut scores = Scores::default();
-        assert!(scores.add(&[0.0; 6], &[0, 3], None).unwrap_err().to_string().contains("token 3"));
-        assert!(scores.add(&[0.0; 6], &[0, 1], Some(&[0.0; 8])).unwrap_err().to_string().contains("vocabulary of 4"));
-        assert!(scores.add(&[0.0, f32::NAN, 0.0], &[0], None).is_err());
+        assert!(scores.add(&flat(3), &[0, 3], None).unwrap_err().to_string().contains("token 3"));
+        assert!(scores.add(&flat(3), &[0, 1], Some(&flat(4))).unwrap_err().to_string().contains("vocabulary of 4"));
+        assert!(Predictions::new(vec![0.0, f32::NAN, 0.0], 1).is_err());
+        let impossible = Predictions::new(vec![0.0, f32::NEG_INFINITY, 0.0], 1).unwrap();
+        let possible = Predictions::new(vec![0.0; 3], 1).unwrap();
+        assert!(scores.add(&impossible, &[0], Some(&possible)).unwrap_err().to_string().contains("impossible"));
+        assert!(scores.add(&possible, &[0], Some(&impossible)).is_ok());
     }
 }

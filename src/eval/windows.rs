@@ -9,6 +9,9 @@
 //! - llama.cpp's `perplexity` scores the second half of each window only, at positions `n/2..n-1`: `score_from = n/2`. Where the model's tokenizer starts
 //!   texts with a BOS token, it also puts that in place of each window's first token; [`crate::eval::run`] does so whenever it is given one.
 //!
+//! - With a `prefill`, the first tokens of each window are a prompt: they are run in one go, as a long prompt is before it is answered, and nothing is scored there.
+//!   The rest is run in pieces of at most `chunk` tokens, so that a cache that shrinks what it holds after each call is seen at work.
+//!
 //! What is left at the end of the text and is shorter than a window is dropped; a text that is shorter than one window is that window.
 
 use crate::{Error, Result};
@@ -23,13 +26,17 @@ pub struct Windowing {
     pub stride: usize,
     /// The first position of a window whose prediction is scored.
     pub score_from: usize,
+    /// Tokens at the start of a window that are its prompt; the first position that is scored is at or after its end.
+    pub prefill: usize,
+    /// The most tokens after the prompt that are run together; `None` for as many as suit the models.
+    pub chunk: Option<usize>,
     /// How many tokens of the text to use; `None` for all.
     pub tokens: Option<usize>,
 }
 
 impl Default for Windowing {
     fn default() -> Self {
-        Windowing { window: 512, stride: 512, score_from: 0, tokens: None }
+        Windowing { window: 512, stride: 512, score_from: 0, prefill: 0, chunk: None, tokens: None }
     }
 }
 
@@ -38,8 +45,19 @@ impl Default for Windowing {
 pub struct Window {
     /// Its tokens, as a range of the text's.
     pub tokens: Range<usize>,
+    /// How many of them, from the first, are the prompt.
+    pub prefill: usize,
     /// The position, within the window, of the first prediction that is scored.
     pub score_from: usize,
+}
+
+/// Consecutive tokens of a window, run together, that either all make predictions that are scored, or none does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Their positions within the window.
+    pub range: Range<usize>,
+    /// Whether their predictions are scored.
+    pub scored: bool,
 }
 
 impl Window {
@@ -57,6 +75,19 @@ impl Window {
     pub fn scored(&self) -> usize {
         self.len() - 1 - self.score_from
     }
+
+    /// Cuts the window into its prompt, if it has one, and pieces of at most `size` tokens. The last token predicts nothing that could be scored, and is left out.
+    pub fn pieces(&self, size: usize) -> impl Iterator<Item = Piece> {
+        let (prefill, score_from, end) = (self.prefill, self.score_from, self.len() - 1);
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let start = next;
+            let scored = start >= score_from;
+            let limit = if scored { end } else { score_from };
+            next = if start < prefill { prefill } else { limit.min(start.saturating_add(size.max(1))) };
+            (start < end).then_some(Piece { range: start..next, scored })
+        })
+    }
 }
 
 impl Windowing {
@@ -72,6 +103,9 @@ impl Windowing {
         if self.stride == 0 {
             return refuse("stride", "0 would never reach the end of the text".into());
         }
+        if self.chunk == Some(0) {
+            return refuse("chunk", "0 tokens at a time would never reach the end of a window".into());
+        }
         if let Some(tokens @ ..2) = self.tokens {
             return refuse("tokens", format!("{tokens} hold no prediction; at least 2 are needed"));
         }
@@ -83,12 +117,17 @@ impl Windowing {
         if self.score_from >= window - 1 {
             return refuse("score-from", format!("no prediction is made at position {} of a window of {window} tokens", self.score_from));
         }
+        if self.prefill >= window - 1 {
+            return refuse("prefill", format!("after {} tokens of prompt, a window of {window} has no prediction left", self.prefill));
+        }
+        let score_from = self.score_from.max(self.prefill);
         let overlap = self.window.saturating_sub(self.stride);
         Ok((0..=length - window)
             .step_by(self.stride)
             .map(|start| Window {
                 tokens: start..start + window,
-                score_from: if start == 0 { self.score_from } else { self.score_from.max(overlap.saturating_sub(1)) },
+                prefill: self.prefill,
+                score_from: if start == 0 { score_from } else { score_from.max(overlap.saturating_sub(1)) },
             })
             .collect())
     }
@@ -133,6 +172,20 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_is_one_piece_and_the_rest_is_cut() {
+        let pieces = |windowing: Windowing, size| {
+            let windows = Windowing { window: 12, stride: 12, ..windowing }.cut(12).unwrap();
+            windows[0].pieces(size).map(|piece| (piece.range.start, piece.range.end, piece.scored)).collect::<Vec<_>>()
+        };
+        let plain = Windowing::default();
+        assert_eq!(pieces(plain, 5), [(0, 5, true), (5, 10, true), (10, 11, true)]);
+        assert_eq!(pieces(Windowing { score_from: 7, ..plain }, 5), [(0, 5, false), (5, 7, false), (7, 11, true)]);
+        assert_eq!(pieces(Windowing { prefill: 7, ..plain }, 3), [(0, 7, false), (7, 10, true), (10, 11, true)]);
+        assert_eq!(pieces(Windowing { prefill: 7, score_from: 9, ..plain }, 3), [(0, 7, false), (7, 9, false), (9, 11, true)]);
+        assert_eq!(pieces(Windowing { prefill: 7, score_from: 2, ..plain }, usize::MAX), [(0, 7, false), (7, 11, true)]);
+    }
+
+    #[test]
     fn what_scores_nothing_is_refused_by_name() {
         let name = |windowing: Windowing, length| match windowing.cut(length) {
             Err(Error::Argument { name, .. }) => name,
@@ -144,6 +197,10 @@ mod tests {
         assert_eq!(name(Windowing { score_from: 99, ..Windowing::default() }, 100), "score-from");
         assert_eq!(name(Windowing::default(), 1), "text");
         assert_eq!(name(Windowing { tokens: Some(0), ..Windowing::default() }, 100), "tokens");
+        assert_eq!(name(Windowing { prefill: 511, ..Windowing::default() }, 1000), "prefill");
+        assert_eq!(name(Windowing { prefill: 99, ..Windowing::default() }, 100), "prefill");
+        assert_eq!(name(Windowing { chunk: Some(0), ..Windowing::default() }, 100), "chunk");
+        assert_eq!(name(Windowing { prefill: 510, ..Windowing::default() }, 1000), "accepted");
         assert_eq!(name(Windowing { score_from: 510, ..Windowing::default() }, 1000), "accepted");
     }
 }

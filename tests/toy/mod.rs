@@ -5,8 +5,8 @@
 
 use lowkey::sequence::{KvMemory, Logits, Sequence, StepCounters};
 use lowkey::{Error, Result};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Logits are a pseudo-random function of the whole prefix, so a cache that is off by one token gives itself away.
 pub struct Toy {
@@ -17,6 +17,8 @@ pub struct Toy {
     pub tilt: f32,
     /// Tokens run through the model, by all calls.
     pub run: Arc<AtomicUsize>,
+    /// How many tokens each call of `forward` was given.
+    pub calls: Arc<Mutex<Vec<usize>>>,
     /// Calls of `forward` that fail, counted down: the last one does.
     pub fail_in: Option<usize>,
     /// What the cache holds.
@@ -25,7 +27,7 @@ pub struct Toy {
 
 impl Toy {
     pub fn new(vocab: usize, capacity: usize) -> Toy {
-        Toy { vocab, capacity, chunk: 4, tilt: 0.0, run: Arc::default(), fail_in: None, tokens: Vec::new() }
+        Toy { vocab, capacity, chunk: 4, tilt: 0.0, run: Arc::default(), calls: Arc::default(), fail_in: None, tokens: Vec::new() }
     }
 
     /// What the model predicts after `prefix`, by definition.
@@ -68,6 +70,7 @@ impl Sequence for Toy {
         if needed > self.capacity {
             return Err(Error::Context { needed, capacity: self.capacity });
         }
+        self.calls.lock().unwrap().push(tokens.len());
         self.run.fetch_add(tokens.len(), Ordering::Relaxed);
         let mut all = Vec::new();
         for (index, &token) in tokens.iter().enumerate() {
