@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, SyntheticModel, families, nmse};
-use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest};
+use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Float, Method, Plan, Report, run};
 use lowkey::cpu::{Model, RowType};
@@ -28,7 +28,7 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
     let model = load(checkpoint);
     let tokens = Random(77).tokens(640, model.config().vocab_size);
     let options = Options { window: 160, ..Options::default() };
-    gather(&model, &tokens, source_digest(checkpoint).unwrap(), text_digest("random"), options, &mut quietly).unwrap()
+    gather(&model, &tokens, source_digest(checkpoint).unwrap(), text_digest("random"), options, &mut quietly).unwrap().0
 }
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_heads: usize, float: Float, output: &Path) -> Result<Report> {
@@ -154,8 +154,8 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
     let model = load(&checkpoint);
     // The first layer's input is the embedding, normalised: known without running anything.
     let tokens = Random(80).tokens(700, synthetic.vocab);
-    let options = Options { window: 300, windows: None, sinks: 3 };
-    let statistics = gather(&model, &tokens, "s".into(), "t".into(), options, &mut quietly).unwrap();
+    let options = Options { window: 300, sinks: 3, ..Options::default() };
+    let (statistics, _) = gather(&model, &tokens, "s".into(), "t".into(), options, &mut quietly).unwrap();
     assert_eq!((statistics.tokens, statistics.window, statistics.sinks), (600, 300, 3));
     let hidden = synthetic.hidden;
     let table = checkpoint.f32("model.embed_tokens.weight", &[synthetic.vocab, hidden]).unwrap();
@@ -174,19 +174,21 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
 
     // A text is its tokens and its digest.
     let text = "the other and the inner, ".repeat(30);
-    let read = lowkey::calibrate::run(&checkpoint, &model, &text, options, &mut quietly).unwrap();
+    let (read, _) = lowkey::calibrate::run(&checkpoint, &model, &text, options, &mut quietly).unwrap();
     let tokens_of_text = checkpoint.tokenizer().unwrap().encode(&text, false).unwrap();
     let source = source_digest(&checkpoint).unwrap();
-    assert_eq!(read, gather(&model, &tokens_of_text, source, text_digest(&text), options, &mut quietly).unwrap());
+    assert_eq!(read, gather(&model, &tokens_of_text, source, text_digest(&text), options, &mut quietly).unwrap().0);
 
     let few = Options { windows: Some(1), ..options };
-    assert_eq!(gather(&model, &tokens, "s".into(), "t".into(), few, &mut quietly).unwrap().tokens, 300);
-    let short = gather(&model, &tokens[..50], "s".into(), "t".into(), options, &mut quietly).unwrap();
+    assert_eq!(gather(&model, &tokens, "s".into(), "t".into(), few, &mut quietly).unwrap().0.tokens, 300);
+    let (short, _) = gather(&model, &tokens[..50], "s".into(), "t".into(), options, &mut quietly).unwrap();
     assert_eq!((short.tokens, short.window), (50, 50));
     for (tokens, options) in [
-        (&tokens[..3], options),
+        (&tokens[..40], options),
         (&tokens[..0], options),
-        (&tokens[..], Options { window: 3, ..options }),
+        (&tokens[..], Options { window: 40, ..options }),
+        (&tokens[..], Options { window: 32, sensitivity: SensitivityKind::None, ..options }),
+        (&tokens[..], Options { span: 3, ..options }),
         (&tokens[..], Options { windows: Some(0), ..options }),
     ] {
         assert!(matches!(gather(&model, tokens, "s".into(), "t".into(), options, &mut quietly), Err(Error::Argument { .. })));
@@ -225,7 +227,7 @@ fn statistics_come_back_as_they_were_saved_and_nothing_else_is_taken_for_them() 
         let at = whole.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
         [&whole[..at], to.as_bytes(), &whole[at + to.len()..]].concat()
     };
-    refused(&replace("\"lowkey_statistics\":\"1\"", "\"lowkey_statistics\":\"7\""), "version 7");
+    refused(&replace("\"lowkey_statistics\":\"2\"", "\"lowkey_statistics\":\"7\""), "version 7");
     refused(&replace("\"window\":\"160\"", "\"window\":\"1x0\""), "window");
     refused(&replace("layers.1.", "layers.8."), "layers.1.attention_input");
     refused(&std::fs::read(directory.path().join("model.safetensors")).unwrap(), "not a statistics file");

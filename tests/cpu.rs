@@ -4,9 +4,10 @@ mod common;
 
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::cpu::{Model, RowType};
+use lowkey::cpu::{Exact, Heads, LayerGradients, Model, Observer, Residuals, RowType};
 use lowkey::sequence::{Logits, Sequence};
 use lowkey::{Error, Result};
+use nalgebra::DMatrix;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,8 +16,25 @@ fn load(model: &SyntheticModel) -> Arc<Model> {
     Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap()).unwrap())
 }
 
+/// A key or value of one token, moved in one dimension by `amount`, for the queries that do not see it exactly.
+struct Disturbance {
+    layer: usize,
+    side: Side,
+    token: usize,
+    dimension: usize,
+    amount: f64,
+    exact: Exact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Side {
+    Keys,
+    TurnedKeys,
+    Values,
+}
+
 /// The model once more, number by number in f64, straight from the tensors as they are stored: `[tokens][vocab]`.
-fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32]) -> Vec<f32> {
+fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32], disturbance: Option<&Disturbance>) -> Vec<f64> {
     let config = checkpoint.config();
     let stored = tensors_in_f64(checkpoint);
     let linear = |name: &str, x: &[f64]| -> Vec<f64> {
@@ -31,19 +49,26 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32]) ->
     let d = model.head_dim;
     let frequencies = config.rope_frequencies();
     // The heads of a query or key, each normalised where the family does, then turned to its position.
-    let heads = |layer: &str, side: &str, x: &[f64], position: usize| -> Vec<Vec<f64>> {
+    let heads = |layer: &str, side: &str, x: &[f64], position: usize, moved: Option<&Disturbance>| -> Vec<Vec<f64>> {
         let mut heads: Vec<Vec<f64>> = linear(&format!("{layer}.{side}_proj"), x).chunks(d).map(<[f64]>::to_vec).collect();
-        for head in &mut heads {
+        for (index, head) in heads.iter_mut().enumerate() {
+            let shift = |head: &mut Vec<f64>, side: Side| {
+                if let Some(moved) = moved.filter(|moved| moved.side == side && moved.dimension / d == index) {
+                    head[moved.dimension % d] += moved.amount;
+                }
+            };
             let weight = format!("{layer}.{side}_norm.weight");
             if stored.contains_key(&weight) {
                 *head = norm(&weight, head);
             }
+            shift(head, Side::Keys);
             let old = head.clone();
             for i in 0..d / 2 {
                 let (sine, cosine) = (position as f64 * frequencies[i]).sin_cos();
                 head[i] = old[i] * cosine - old[i + d / 2] * sine;
                 head[i + d / 2] = old[i + d / 2] * cosine + old[i] * sine;
             }
+            shift(head, Side::TurnedKeys);
         }
         heads
     };
@@ -54,17 +79,27 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32]) ->
         let name = format!("model.layers.{layer}");
         let attention = format!("{name}.self_attn");
         let inputs: Vec<_> = stream.iter().map(|x| norm(&format!("{name}.input_layernorm.weight"), x)).collect();
-        let keys: Vec<_> = inputs.iter().enumerate().map(|(position, x)| heads(&attention, "k", x, position)).collect();
+        let keys: Vec<_> = inputs.iter().enumerate().map(|(position, x)| heads(&attention, "k", x, position, None)).collect();
         let values: Vec<_> = inputs.iter().map(|x| linear(&format!("{attention}.v_proj"), x)).collect();
+        let moved = disturbance.filter(|moved| moved.layer == layer);
+        let moved_key = moved.map(|moved| heads(&attention, "k", &inputs[moved.token], moved.token, Some(moved)));
+        let moved_value = moved.filter(|moved| moved.side == Side::Values).map(|moved| {
+            let mut value = values[moved.token].clone();
+            value[moved.dimension] += moved.amount;
+            value
+        });
         for (position, x) in inputs.iter().enumerate() {
+            let sees = |t: usize| moved.is_some_and(|moved| t == moved.token && t >= moved.exact.sinks && position - t >= moved.exact.recent);
+            let key = |t: usize| moved_key.as_ref().filter(|_| sees(t)).unwrap_or(&keys[t]);
+            let value = |t: usize| moved_value.as_ref().filter(|_| sees(t)).unwrap_or(&values[t]);
             let mut sums = Vec::new();
-            for (head, query) in heads(&attention, "q", x, position).iter().enumerate() {
+            for (head, query) in heads(&attention, "q", x, position, None).iter().enumerate() {
                 let kv_head = head * model.kv_heads / model.heads;
                 let first = model.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window));
                 let score = |key: &Vec<f64>| (query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt()).exp();
-                let weights: Vec<f64> = (first..=position).map(|t| score(&keys[t][kv_head])).collect();
+                let weights: Vec<f64> = (first..=position).map(|t| score(&key(t)[kv_head])).collect();
                 let total: f64 = weights.iter().sum();
-                sums.extend((0..d).map(|i| (first..=position).map(|t| weights[t - first] * values[t][kv_head * d + i]).sum::<f64>() / total));
+                sums.extend((0..d).map(|i| (first..=position).map(|t| weights[t - first] * value(t)[kv_head * d + i]).sum::<f64>() / total));
             }
             add(&mut stream[position], linear(&format!("{attention}.o_proj"), &sums));
         }
@@ -77,7 +112,7 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32]) ->
         }
     }
     let head = if model.tied { "model.embed_tokens" } else { "lm_head" };
-    stream.iter().flat_map(|x| linear(head, &norm("model.norm.weight", x))).map(|logit| logit as f32).collect()
+    stream.iter().flat_map(|x| linear(head, &norm("model.norm.weight", x))).collect()
 }
 
 fn tensors_in_f64(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<f64>> {
@@ -93,8 +128,88 @@ fn logits_are_those_of_the_formulas_number_by_number() {
         let tokens = Random(8).tokens(37, synthetic.vocab);
         let model = Arc::new(Model::load(&checkpoint).unwrap());
         let logits = model.sequence(64, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap();
-        let error = nmse(&logits, &reference(&synthetic, &checkpoint, &tokens));
+        let expected: Vec<f32> = reference(&synthetic, &checkpoint, &tokens, None).into_iter().map(|logit| logit as f32).collect();
+        let error = nmse(&logits, &expected);
         assert!(error < 1e-10, "{family}: {error}");
+    }
+}
+
+/// Keeps the residual stream.
+struct Keep(Residuals);
+
+impl Observer for Keep {
+    fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
+        self.0.keep(state, position, x);
+    }
+    fn heads(&mut self, _: usize, _: usize, _: &Heads) {}
+    fn attention_input(&mut self, _: usize, _: usize, _: &DMatrix<f32>) {}
+}
+
+/// Gradients of `−log p(label)`, summed over the positions from `first` on, by layer.
+fn gradients(model: &Arc<Model>, tokens: &[u32], labels: &[u32], first: usize, exact: Exact) -> Vec<LayerGradients> {
+    let mut kept = Keep(Residuals::new(model.config(), tokens.len()));
+    model.sequence(tokens.len(), RowType::F32).unwrap().observe(tokens, Logits::None, &mut kept).unwrap();
+    let loss = |position: usize, logits: &mut [f32]| {
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f32 = logits.iter().map(|logit| (logit - highest).exp()).sum();
+        logits.iter_mut().for_each(|logit| *logit = (*logit - highest).exp() / total);
+        logits[labels[position] as usize] -= 1.0;
+    };
+    let mut found = Vec::new();
+    let mut visit = |layer, gradients| {
+        found.insert(0, gradients);
+        assert_eq!(layer + found.len(), model.config().num_hidden_layers);
+        Ok(())
+    };
+    model.backward(&kept.0, first, &loss, exact, &mut visit).unwrap();
+    found
+}
+
+#[test]
+fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
+    let (length, first) = (47, 21);
+    for (family, synthetic) in families() {
+        let directory = synthetic.write_temporary();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let mut random = Random(16);
+        let [tokens, labels] = [0; 2].map(|_| random.tokens(length, synthetic.vocab));
+        let model = Arc::new(Model::load(&checkpoint).unwrap());
+        let loss = |disturbance: &Disturbance| -> f64 {
+            let logits = reference(&synthetic, &checkpoint, &tokens, Some(disturbance));
+            let losses = logits.chunks(synthetic.vocab).zip(&labels).map(|(logits, &label)| {
+                let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                highest + logits.iter().map(|logit| (logit - highest).exp()).sum::<f64>().ln() - logits[label as usize]
+            });
+            losses.skip(first).sum()
+        };
+        for exact in [Exact::default(), Exact { sinks: 3, recent: 9 }] {
+            let found = gradients(&model, &tokens, &labels, first, exact);
+            for side in [Side::Keys, Side::TurnedKeys, Side::Values] {
+                for (layer, gradients) in found.iter().enumerate() {
+                    let matrix = match side {
+                        Side::Keys => &gradients.keys,
+                        Side::TurnedKeys => &gradients.turned_keys,
+                        Side::Values => &gradients.values,
+                    };
+                    let typical = matrix.norm() / (matrix.len() as f32).sqrt();
+                    assert!(typical > 1e-4, "{family}: {side:?} of layer {layer} hardly matter: {typical}");
+                    // An exact sink, the first that is not, one whose only far queries are the last, one whose queries are all near, one at random.
+                    for token in [2, 3, length - 10, length - 9, 4 + random.below(30)] {
+                        let dimension = random.below(matrix.nrows());
+                        let mut disturbance = Disturbance { layer, side, token, dimension, amount: 1e-4, exact };
+                        let above = loss(&disturbance);
+                        disturbance.amount = -1e-4;
+                        let difference = (above - loss(&disturbance)) / 2e-4;
+                        let gradient = matrix[(dimension, token)];
+                        let what = format!("{family}, {exact:?}, {side:?} of layer {layer}, token {token}, dimension {dimension}");
+                        assert!((f64::from(gradient) - difference).abs() < 1e-3 * f64::from(typical), "{what}: {gradient} against {difference}");
+                        if token < exact.sinks || token + exact.recent >= length {
+                            assert_eq!(gradient, 0.0, "{what}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 

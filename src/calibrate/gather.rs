@@ -1,60 +1,105 @@
 //! Statistics from the decoder on the CPU.
 
-use super::{Statistics, source_digest, text_digest};
+use super::moments::{Forward, Gathered};
+use super::sensitivity::Backward;
+use super::{LayerStatistics, Statistics, source_digest, text_digest};
 use crate::checkpoint::Checkpoint;
-use crate::cpu::{Model, Observer, RowType};
-use crate::linalg;
+use crate::cpu::{Model, RowType};
 use crate::progress::{OnProgress, report};
 use crate::sequence::{Logits, Sequence};
 use crate::{Error, Result};
-use nalgebra::DMatrix;
 use std::sync::Arc;
+use std::time::Instant;
 
-/// How text is run.
+/// How text is run, and what is asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Tokens that are run together, each such window from an empty cache.
     pub window: usize,
     /// At most this many windows, spread evenly over the text; `None` for all.
     pub windows: Option<usize>,
-    /// Positions at the start of each window that together count as much as all others. The first tokens attract about half of all attention whatever they say
-    /// ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any other's: counted as one token in a hundred, their keys and values are
-    /// what a low-rank basis gives up first, and what the model misses most. (SmolLM2-135M, ReCalKV at kept fraction 0.5, 4,096 tokens, KL divergence on
-    /// WikiText-2: 0.68 where they are left out, 0.38 so.)
+    /// Positions at the start of each window that are left out of all sums: caches keep them exactly. The first tokens attract about half of all attention
+    /// whatever they say ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any other's. In
+    /// [`Statistics::attention_inputs`] alone they count, together, as much as all others.
     pub sinks: usize,
+    /// Caches keep the rows of so many newest tokens exactly: gradients reach a key or value only from queries at least this far behind it.
+    pub recent: usize,
+    /// Consecutive layers whose keys and values are correlated with each other: 1, 2 or 4.
+    pub span: usize,
+    /// How it is found out what a disturbance of keys and values does to the output.
+    pub sensitivity: SensitivityKind,
+    /// The first position whose prediction counts for sensitivity: before it, hardly any key or value is not exact.
+    pub loss_from: usize,
+    /// The seed of the labels that are drawn.
+    pub seed: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { window: 512, windows: None, sinks: 4 }
+        Options { window: 512, windows: None, sinks: 4, recent: 32, span: 1, sensitivity: SensitivityKind::Full, loss_from: 40, seed: 0 }
     }
+}
+
+/// Strengths of sensitivity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SensitivityKind {
+    /// None.
+    None,
+    /// [`LayerStatistics::sensitivity`] and [`LayerStatistics::fisher`], from a backward pass for every window.
+    Full,
+}
+
+/// Wall-clock seconds by stage.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+pub struct Seconds {
+    /// Running the model.
+    pub forward: f64,
+    /// Running the loss back through it.
+    pub backward: f64,
+    /// Summing up what both find.
+    pub moments: f64,
 }
 
 /// Tokenises `text` as it stands, without a token that starts it, and [gathers](gather) statistics of `model`, which was loaded from `checkpoint`.
 ///
 /// # Errors
 /// As [`gather`], and those of the tokenizer.
-pub fn run(checkpoint: &Checkpoint, model: &Arc<Model>, text: &str, options: Options, on_progress: OnProgress<'_>) -> Result<Statistics> {
+pub fn run(checkpoint: &Checkpoint, model: &Arc<Model>, text: &str, options: Options, on_progress: OnProgress<'_>) -> Result<(Statistics, Seconds)> {
     let tokens = checkpoint.tokenizer()?.encode(text, false)?;
     gather(model, &tokens, source_digest(checkpoint)?, text_digest(text), options, on_progress)
 }
 
-/// Runs `tokens` through `model` in windows and sums up what enters attention. `source` and `text` are the digests to be recorded
+/// Runs `tokens` through `model` in windows and sums up what enters attention, and how the loss depends on it. `source` and `text` are the digests to be recorded
 /// ([`source_digest`](super::source_digest), [`text_digest`](super::text_digest)).
 ///
-/// Products are summed in f32 within a chunk of the decoder, and in f64 from chunk to chunk. A text shorter than a window is one window; the remainder after
-/// the last whole window is left out.
+/// A text shorter than a window is one window; the remainder after the last whole window is left out.
 ///
 /// # Errors
-/// [`Error::Argument`] where the text is too short or the options contradict each other, [`Error::Interrupted`] where `on_progress` says so, and the decoder's.
-pub fn gather(model: &Arc<Model>, tokens: &[u32], source: String, text: String, options: Options, on_progress: OnProgress<'_>) -> Result<Statistics> {
+/// [`Error::Argument`] where the text is too short, the options contradict each other, or the model is factored; [`Error::Interrupted`] where `on_progress` says
+/// so; [`Error::Numeric`] where something is not finite; and the decoder's.
+pub fn gather(
+    model: &Arc<Model>,
+    tokens: &[u32],
+    source: String,
+    text: String,
+    options: Options,
+    on_progress: OnProgress<'_>,
+) -> Result<(Statistics, Seconds)> {
     let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
-    let window = options.window.min(tokens.len());
-    if options.window <= options.sinks {
-        return refuse("window", format!("windows of {} tokens hold nothing but the first {}", options.window, options.sinks));
+    if !model.is_dense() {
+        return refuse("model", "is factored; gather the statistics of the checkpoint that it was made from".into());
     }
-    if window <= options.sinks {
-        return refuse("calibration", format!("the text has {} tokens; at least {} are needed", tokens.len(), options.sinks + 1));
+    if ![1, 2, 4].contains(&options.span) {
+        return refuse("span", format!("{} layers is not 1, 2 or 4", options.span));
+    }
+    let full = options.sensitivity == SensitivityKind::Full;
+    let window = options.window.min(tokens.len());
+    let least = 1 + options.sinks.max(options.recent).max(if full { options.loss_from } else { 0 });
+    if options.window < least {
+        return refuse("window", format!("windows of {} tokens are too short; at least {least} are needed", options.window));
+    }
+    if window < least {
+        return refuse("calibration", format!("the text has {} tokens; at least {least} are needed", tokens.len()));
     }
     let whole = tokens.len() / window;
     let windows = options.windows.unwrap_or(whole).min(whole);
@@ -62,47 +107,47 @@ pub fn gather(model: &Arc<Model>, tokens: &[u32], source: String, text: String, 
         return refuse("windows", "none is too few; ask for at least one".into());
     }
 
+    let config = model.config();
     let mut sequence = model.sequence(window, RowType::F32)?;
-    let (layers, hidden) = (model.config().num_hidden_layers, model.config().hidden_size);
-    // Either kind's weight makes its total one half, or one where it is alone.
-    let share = if options.sinks > 0 { 0.5 } else { 1.0 };
-    let mut sums = Sums {
-        sinks: options.sinks,
-        sink_weight: 0.5 / (windows * options.sinks).max(1) as f64,
-        weight: share / (windows * (window - options.sinks)) as f64,
-        moments: vec![DMatrix::zeros(hidden, hidden); layers],
-    };
+    let mut forward = Forward::new(config, &options, windows, window, full);
+    let mut backward = full.then(|| Backward::new(config, &options));
+    let mut seconds = Seconds::default();
     report(on_progress, "calibrate", 0, windows * window)?;
     for index in 0..windows {
-        let start = index * whole / windows * window;
+        let first = index * whole / windows * window;
+        let start = Instant::now();
         sequence.truncate(0);
-        sequence.observe(&tokens[start..start + window], Logits::None, &mut sums)?;
+        sequence.observe(&tokens[first..first + window], Logits::None, &mut forward)?;
+        seconds.forward += start.elapsed().as_secs_f64();
+        if let (Some(backward), Some(residuals)) = (&mut backward, &forward.residuals) {
+            let start = Instant::now();
+            backward.add(model, residuals, window)?;
+            seconds.backward += start.elapsed().as_secs_f64();
+        }
         report(on_progress, "calibrate", (index + 1) * window, windows * window)?;
     }
+    let summing = backward.as_ref().map_or(0.0, |backward| backward.seconds);
+    seconds.forward -= forward.seconds;
+    seconds.backward -= summing;
+    seconds.moments = forward.seconds + summing;
 
-    let moments = sums.moments.into_iter().map(|sum| sum.map(|x| x as f32)).collect::<Vec<_>>();
-    for (layer, moment) in moments.iter().enumerate() {
-        linalg::check_finite(&format!("the second moment of what enters layer {layer}'s attention"), moment)?;
-    }
-    Ok(Statistics { source, text, tokens: windows * window, window, sinks: options.sinks, attention_inputs: moments })
-}
-
-/// Weighted sums of `xxᵀ` by layer.
-struct Sums {
-    sinks: usize,
-    sink_weight: f64,
-    weight: f64,
-    moments: Vec<DMatrix<f64>>,
-}
-
-impl Observer for Sums {
-    fn attention_input(&mut self, layer: usize, position: usize, input: &DMatrix<f32>) {
-        let sinks = self.sinks.saturating_sub(position).min(input.ncols());
-        for (first, count, weight) in [(0, sinks, self.sink_weight), (sinks, input.ncols() - sinks, self.weight)] {
-            if count > 0 {
-                let sum = linalg::gram(&input.columns(first, count).into_owned());
-                self.moments[layer].zip_apply(&sum, |moment, x| *moment += weight * f64::from(x));
-            }
-        }
-    }
+    let Gathered { moments, turned_keys, queries, attention_inputs } = forward.finish()?;
+    let mut found = backward.map(Backward::finish).transpose()?.map(Vec::into_iter);
+    let layers = turned_keys.into_iter().zip(queries).map(|(turned_keys, queries)| {
+        let (sensitivity, fisher) = found.as_mut().and_then(Iterator::next).unzip();
+        LayerStatistics { turned_keys, queries, scalar: None, fisher, sensitivity }
+    });
+    let statistics = Statistics {
+        source,
+        text,
+        tokens: windows * window,
+        window,
+        sinks: options.sinks,
+        recent: options.recent,
+        span: options.span,
+        moments,
+        layers: layers.collect(),
+        attention_inputs,
+    };
+    Ok((statistics, seconds))
 }

@@ -1,13 +1,21 @@
 //! Runs text through a decoder and gathers what the methods of compression need to know about activations.
 //!
-//! What is gathered depends on the model and the text, never on a plan: it is saved once and serves every method and budget. So far it is, for each
-//! layer, the second moment of what enters attention: `C`, the mean of `xᵀx` (the first tokens weighted as they are attended to: [`Options::sinks`]), `[D, D]`, of the residual stream after its RMSNorm. From it follow the second
-//! moments of everything linear in `x`, keys and values above all: `WᵀCW`.
+//! What is gathered depends on the model and the text, never on a plan: it is saved once and serves every method and budget. In a layer with `H_kv` heads of
+//! width `d`, `n = H_kv·d`, a token's keys `k: [n]` (with bias, after QK-norm, before RoPE) and values `v: [n]` make up its row `y = [k ; v]`, `[2n]`. There are
+//!
+//! - the mean of `y` and of `yyᵀ`, by layer or over a span of consecutive layers;
+//! - the same of keys after RoPE ("turned keys"), and the mean of `qqᵀ` for the queries that meet them;
+//! - the *sensitivity*: how much the output moves when keys or values are disturbed (`sensitivity.rs`), and the Fisher information of their projections, by
+//!   which Palu (Chang et al., arXiv 2407.21118) deals out ranks.
+//!
+//! The first positions of every window are in none of it: caches keep them exactly.
 
 mod digest;
 mod gather;
+mod moments;
+mod sensitivity;
 mod statistics;
 
 pub use digest::{source_digest, text_digest};
-pub use gather::{Options, gather, run};
-pub use statistics::Statistics;
+pub use gather::{Options, Seconds, SensitivityKind, gather, run};
+pub use statistics::{LayerStatistics, Moments, Sensitivity, Statistics};

@@ -2,34 +2,114 @@
 
 use crate::checkpoint::{Checkpoint, Config};
 use crate::{Error, Result, output};
-use nalgebra::DMatrix;
+use nalgebra::{DMatrix, DVector};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
-/// Sums over calibration tokens, independent of any plan.
+/// Sums over calibration tokens, independent of any plan. The [module](super) says what `y`, `n`, `d` are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// SHA-256 of the source checkpoint's weights.
     pub source: String,
     /// SHA-256 of the text.
     pub text: String,
-    /// Tokens counted.
+    /// Tokens that were run.
     pub tokens: usize,
     /// Tokens that were run together.
     pub window: usize,
-    /// Positions at the start of each window that together count as much as all others.
+    /// Positions at the start of each window that are left out of all sums.
     pub sinks: usize,
-    /// By layer: `C`, the weighted mean of `xᵀx`, `[D, D]`, symmetric, of what enters attention after its RMSNorm.
+    /// Gradients reach a key or value only from queries at least this far behind it.
+    pub recent: usize,
+    /// Consecutive layers whose rows `y` are moments together; the last group may be smaller.
+    pub span: usize,
+    /// By group of `span` layers: moments of its layers' rows `y`, one under the other.
+    pub moments: Vec<Moments>,
+    /// What is known of each layer by itself.
+    pub layers: Vec<LayerStatistics>,
+    /// By layer: the weighted mean of `xᵀx`, `[D, D]`, symmetric, of what enters attention after its RMSNorm; here the first `sinks` positions count, together, as
+    /// much as all others.
     pub attention_inputs: Vec<DMatrix<f32>>,
+}
+
+/// Mean and second moment of something.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    /// `E[y]`, `[w]`.
+    pub mean: DVector<f32>,
+    /// `E[y yᵀ]`, `[w, w]`, around zero, symmetric.
+    pub second: DMatrix<f32>,
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerStatistics {
+    /// Keys after RoPE, `[n]`.
+    pub turned_keys: Moments,
+    /// By key/value head, `[d, d]`: the mean over tokens (from position `recent` on) of `Σ q qᵀ` over the head's queries, after RoPE.
+    pub queries: Vec<DMatrix<f32>>,
+    /// Of keys and of values: the mean diagonal entry of their sensitivity, estimated from forward passes alone.
+    pub scalar: Option<[f32; 2]>,
+    /// Of keys and of values: the mean over the entries of their projection's weight of the root, over windows, mean square of the loss's gradient.
+    pub fisher: Option<[f32; 2]>,
+    /// The sensitivity in full.
+    pub sensitivity: Option<Sensitivity>,
+}
+
+/// Sums over tokens of `g gᵀ`, for each position whose loss counted: `[n, n]`, symmetric. `g` is the gradient of the loss of all positions in a window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sensitivity {
+    /// With respect to keys before RoPE.
+    pub keys: DMatrix<f32>,
+    /// With respect to values.
+    pub values: DMatrix<f32>,
+    /// With respect to keys after RoPE.
+    pub turned_keys: DMatrix<f32>,
+}
+
+impl Moments {
+    /// Those of the numbers in `range` alone.
+    ///
+    /// # Panics
+    /// Where there are fewer numbers.
+    pub fn part(&self, range: Range<usize>) -> Moments {
+        Moments {
+            mean: self.mean.rows_range(range.clone()).into_owned(),
+            second: self.second.view((range.start, range.start), (range.len(), range.len())).into_owned(),
+        }
+    }
 }
 
 impl Statistics {
     /// The version of the file's layout.
-    const FORMAT: &str = "1";
+    const FORMAT: &str = "2";
 
-    /// Writes one safetensors file: `layers.{l}.attention_input`, f32, and all else as metadata. It appears under its name only when it is complete.
+    /// Moments of the rows `y` of consecutive `layers`, one under the other, whatever the span they were gathered over.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where these layers were not correlated with each other, or do not exist.
+    pub fn rows(&self, layers: Range<usize>) -> Result<Moments> {
+        let group = layers.start / self.span;
+        let first = group * self.span;
+        let end = (first + self.span).min(self.layers.len());
+        if layers.is_empty() || layers.end > end {
+            let message = format!(
+                "the statistics, over spans of {}, do not relate layers {} to {} to each other; gather them anew over a longer span",
+                self.span,
+                layers.start,
+                layers.end.saturating_sub(1)
+            );
+            return Err(Error::Argument { name: "span".into(), message });
+        }
+        let moments = &self.moments[group];
+        let width = moments.mean.len() / (end - first);
+        Ok(moments.part((layers.start - first) * width..(layers.end - first) * width))
+    }
+
+    /// Writes one safetensors file, matrices in f32 and all else as metadata. It appears under its name only when it is complete.
     ///
     /// # Errors
     /// [`Error::Exists`] where there already is such a file, [`Error::Io`] where it cannot be written.
@@ -43,26 +123,51 @@ impl Statistics {
                 ("tokens", self.tokens.to_string()),
                 ("window", self.window.to_string()),
                 ("sinks", self.sinks.to_string()),
+                ("recent", self.recent.to_string()),
+                ("span", self.span.to_string()),
+                ("layers", self.layers.len().to_string()),
             ]
             .map(|(key, value)| (key.to_string(), value)),
         );
-        let mut tensors = Vec::new();
-        for (layer, gram) in self.attention_inputs.iter().enumerate() {
-            let view = TensorView::new(Dtype::F32, vec![gram.nrows(), gram.ncols()], bytemuck::cast_slice(gram.as_slice()))
-                .map_err(|e| Error::Numeric { what: format!("the statistics of layer {layer}"), message: e.to_string() })?;
-            tensors.push((tensor_name(layer), view));
-        }
+        let tensors = self.tensors().into_iter().map(|Named { name, shape, numbers }| {
+            TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(numbers))
+                .map(|view| (name.clone(), view))
+                .map_err(|e| Error::Numeric { what: format!("{name} of the statistics"), message: e.to_string() })
+        });
+        let tensors = tensors.collect::<Result<Vec<_>>>()?;
         // Through the file's own handle: `serialize_to_file` would put another file in its place.
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::io("write", path)(std::io::Error::other(e.to_string())))?;
         file.write_all(&bytes).map_err(Error::io("write", path))?;
         output::publish_file(file, path)
     }
 
+    /// All that is saved as a tensor.
+    fn tensors(&self) -> Vec<Named<'_>> {
+        let mut all = Vec::new();
+        for (group, moments) in self.moments.iter().enumerate() {
+            all.extend(Named::moments(&format!("groups.{group}"), moments));
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            let name = |part: &str| format!("layers.{index}.{part}");
+            all.extend(Named::moments(&name("turned_keys"), &layer.turned_keys));
+            all.extend(layer.queries.iter().enumerate().map(|(head, queries)| Named::matrix(name(&format!("queries.{head}")), queries)));
+            all.extend(layer.scalar.iter().map(|numbers| Named::line(name("scalar"), numbers)));
+            all.extend(layer.fisher.iter().map(|numbers| Named::line(name("fisher"), numbers)));
+            if let Some(Sensitivity { keys, values, turned_keys }) = &layer.sensitivity {
+                for (part, matrix) in [("keys", keys), ("values", values), ("turned_keys", turned_keys)] {
+                    all.push(Named::matrix(name(&format!("sensitivity.{part}")), matrix));
+                }
+            }
+        }
+        all.extend(self.attention_inputs.iter().enumerate().map(|(layer, moment)| Named::matrix(format!("layers.{layer}.attention_input"), moment)));
+        all
+    }
+
     /// Reads what [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where the file is damaged, of another version or not a statistics file; [`Error::Tensor`] where a matrix is missing, not square
-    /// and symmetric, or not finite.
+    /// [`Error::Checkpoint`] where the file is damaged, of another version or not a statistics file; [`Error::Tensor`] where a tensor is missing, of another
+    /// shape than the others ask for, not symmetric, or not finite.
     pub fn load(path: &Path) -> Result<Statistics> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let damaged = |message: String| Error::Checkpoint { path: path.into(), message };
@@ -75,17 +180,43 @@ impl Statistics {
         if format != Self::FORMAT {
             return Err(damaged(format!("is of version {format}; this release reads version {}. Gather the statistics anew", Self::FORMAT)));
         }
-        if file.is_empty() {
-            return Err(damaged("holds no layers".into()));
+        let (span, layers) = (number("span")?, number("layers")?);
+        if ![1, 2, 4].contains(&span) || layers == 0 {
+            return Err(damaged(format!("its metadata tells of {layers} layers in spans of {span}")));
         }
-        let attention_inputs = (0..file.len()).map(|layer| matrix(path, &file, layer)).collect::<Result<Vec<_>>>()?;
+        let read = Reader { path, file: &file };
+        let first = read.shape("layers.0.queries.0")?[0];
+        let keys = read.shape("layers.0.turned_keys.mean")?[0];
+        let hidden = read.shape("layers.0.attention_input")?[0];
+        if first == 0 || keys == 0 || keys % first != 0 {
+            return Err(damaged(format!("keys of {keys} numbers are not made of heads of {first}")));
+        }
+        let moments = |group: usize| read.moments(&format!("groups.{group}"), span.min(layers - group * span) * 2 * keys);
+        let layer = |index: usize| {
+            let name = |part: &str| format!("layers.{index}.{part}");
+            let square = |part: &str| read.square(&name(&format!("sensitivity.{part}")), keys);
+            Ok(LayerStatistics {
+                turned_keys: read.moments(&name("turned_keys"), keys)?,
+                queries: (0..keys / first).map(|head| read.square(&name(&format!("queries.{head}")), first)).collect::<Result<_>>()?,
+                scalar: read.pair("scalar", index)?,
+                fisher: read.pair("fisher", index)?,
+                sensitivity: match read.has("layers.0.sensitivity.keys") {
+                    true => Some(Sensitivity { keys: square("keys")?, values: square("values")?, turned_keys: square("turned_keys")? }),
+                    false => None,
+                },
+            })
+        };
         Ok(Statistics {
             source: word("source")?,
             text: word("text")?,
             tokens: number("tokens")?,
             window: number("window")?,
             sinks: number("sinks")?,
-            attention_inputs,
+            recent: number("recent")?,
+            span,
+            moments: (0..layers.div_ceil(span)).map(moments).collect::<Result<_>>()?,
+            layers: (0..layers).map(layer).collect::<Result<_>>()?,
+            attention_inputs: (0..layers).map(|layer| read.square(&format!("layers.{layer}.attention_input"), hidden)).collect::<Result<_>>()?,
         })
     }
 
@@ -94,8 +225,12 @@ impl Statistics {
     /// # Errors
     /// [`Error::Argument`] where they are another model's.
     pub fn check(&self, checkpoint: &Checkpoint, source: &str) -> Result<()> {
-        let Config { num_hidden_layers: layers, hidden_size: hidden, .. } = *checkpoint.config();
-        let message = if self.attention_inputs.len() != layers || self.attention_inputs.iter().any(|gram| gram.shape() != (hidden, hidden)) {
+        let Config { num_hidden_layers: layers, hidden_size: hidden, num_key_value_heads: heads, head_dim: d, .. } = *checkpoint.config();
+        let alike = self.layers.len() == layers
+            && self.layers.iter().all(|layer| layer.queries.len() == heads && layer.turned_keys.mean.len() == heads * d)
+            && self.attention_inputs.len() == layers
+            && self.attention_inputs.iter().all(|moment| moment.nrows() == hidden);
+        let message = if !alike {
             format!("were gathered from a model of another shape than {} ({layers} layers, {hidden} wide)", checkpoint.path().display())
         } else if self.source != source {
             format!("were gathered from other weights than those of {}", checkpoint.path().display())
@@ -106,23 +241,81 @@ impl Statistics {
     }
 }
 
-fn tensor_name(layer: usize) -> String {
-    format!("layers.{layer}.attention_input")
+/// A tensor to be written. Symmetric matrices are the same row by row and column by column.
+struct Named<'a> {
+    name: String,
+    shape: Vec<usize>,
+    numbers: &'a [f32],
 }
 
-fn matrix(path: &Path, file: &SafeTensors<'_>, layer: usize) -> Result<DMatrix<f32>> {
-    let name = tensor_name(layer);
-    let fail = |message: String| Error::Tensor { path: path.into(), name: name.clone(), message };
-    let tensor = file.tensor(&name).map_err(|_| fail(format!("missing, in a file of {} tensors", file.len())))?;
-    let &[rows, columns] = tensor.shape() else { return Err(fail(format!("has shape {:?}, not that of a matrix", tensor.shape()))) };
-    if tensor.dtype() != Dtype::F32 || rows != columns {
-        return Err(fail(format!("is {:?} of {rows} by {columns}; a square matrix of F32 belongs here", tensor.dtype())));
+impl<'a> Named<'a> {
+    fn line(name: String, numbers: &'a [f32]) -> Named<'a> {
+        Named { name, shape: vec![numbers.len()], numbers }
     }
-    let numbers: Vec<f32> = tensor.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
-    let gram = DMatrix::from_vec(rows, columns, numbers);
-    match gram.iter().find(|x| !x.is_finite()) {
-        Some(x) => Err(fail(format!("holds {x}, which is not finite"))),
-        None if gram != gram.transpose() => Err(fail("is not symmetric".into())),
-        None => Ok(gram),
+
+    fn matrix(name: String, matrix: &'a DMatrix<f32>) -> Named<'a> {
+        Named { name, shape: vec![matrix.nrows(), matrix.ncols()], numbers: matrix.as_slice() }
+    }
+
+    fn moments(name: &str, moments: &'a Moments) -> [Named<'a>; 2] {
+        [Named::line(format!("{name}.mean"), moments.mean.as_slice()), Named::matrix(format!("{name}.second"), &moments.second)]
+    }
+}
+
+/// Tensors as they are expected.
+struct Reader<'a> {
+    path: &'a Path,
+    file: &'a SafeTensors<'a>,
+}
+
+impl Reader<'_> {
+    fn fail<T>(&self, name: &str, message: String) -> Result<T> {
+        Err(Error::Tensor { path: self.path.into(), name: name.into(), message })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_ok()
+    }
+
+    /// The shape of a tensor that is no number by itself.
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match self.file.tensor(name) {
+            Ok(tensor) if !tensor.shape().is_empty() => Ok(tensor.shape().to_vec()),
+            Ok(_) => self.fail(name, "is a single number".into()),
+            Err(_) => self.fail(name, format!("missing, in a file of {} tensors", self.file.len())),
+        }
+    }
+
+    fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let Ok(tensor) = self.file.tensor(name) else { return self.fail(name, format!("missing, in a file of {} tensors", self.file.len())) };
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
+            return self.fail(name, format!("is {:?} of shape {:?}; F32 of shape {shape:?} belongs here", tensor.dtype(), tensor.shape()));
+        }
+        let numbers: Vec<f32> = tensor.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+        match numbers.iter().find(|x| !x.is_finite()) {
+            Some(x) => self.fail(name, format!("holds {x}, which is not finite")),
+            None => Ok(numbers),
+        }
+    }
+
+    fn square(&self, name: &str, width: usize) -> Result<DMatrix<f32>> {
+        let matrix = DMatrix::from_vec(width, width, self.numbers(name, &[width, width])?);
+        if matrix != matrix.transpose() {
+            return self.fail(name, "is not symmetric".into());
+        }
+        Ok(matrix)
+    }
+
+    fn moments(&self, name: &str, width: usize) -> Result<Moments> {
+        let mean = DVector::from_vec(self.numbers(&format!("{name}.mean"), &[width])?);
+        Ok(Moments { mean, second: self.square(&format!("{name}.second"), width)? })
+    }
+
+    /// What the first layer has, every layer has.
+    fn pair(&self, part: &str, layer: usize) -> Result<Option<[f32; 2]>> {
+        if !self.has(&format!("layers.0.{part}")) {
+            return Ok(None);
+        }
+        Ok(self.numbers(&format!("layers.{layer}.{part}"), &[2])?.try_into().ok())
     }
 }

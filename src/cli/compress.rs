@@ -4,7 +4,7 @@ use super::console::{Console, read_text};
 use super::locate::locate;
 use super::table::bytes;
 use clap::ValueEnum;
-use lowkey::calibrate::{self, Statistics, text_digest};
+use lowkey::calibrate::{self, SensitivityKind, Statistics, text_digest};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{self, Method, Plan};
 use lowkey::{Error, Result, cpu};
@@ -41,12 +41,26 @@ pub struct Args {
     /// Use no more than this many tokens of it, rounded up to whole windows of 512.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
+    /// How it is found out what a disturbance of keys and values does to the output.
+    #[arg(long, default_value = "full")]
+    sensitivity: Sensitivity,
+    /// Consecutive layers that are correlated with each other, for methods whose rows span them: 1, 2 or 4.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    span: usize,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
     /// How weights are written.
     #[arg(long, default_value = "f16")]
     weights: Float,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Sensitivity {
+    /// Not at all.
+    None,
+    /// From the gradient of the loss, which takes about three times as long as no answer.
+    Full,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -72,6 +86,8 @@ struct Report {
 struct Seconds {
     /// Loading the model and running text through it, or reading its statistics.
     calibrate: f64,
+    #[serde(flatten)]
+    stages: Option<calibrate::Seconds>,
     #[serde(flatten)]
     compress: compress::Seconds,
 }
@@ -100,14 +116,14 @@ impl Args {
         let plan = Plan::new(checkpoint.config(), Method::named(&self.method)?, self.keep, self.group_heads.unwrap_or(heads.min(4)))?;
 
         let start = Instant::now();
-        let statistics = match &self.statistics {
-            Some(file) if known => reuse(file, &self.calibration, console)?,
+        let (statistics, stages) = match &self.statistics {
+            Some(file) if known => (reuse(file, &self.calibration, console)?, None),
             file => {
-                let statistics = gather(&checkpoint, &self.calibration, self.calibration_tokens, console)?;
+                let (statistics, seconds) = self.gather(&checkpoint, console)?;
                 if let Some(file) = file {
                     statistics.save(file)?;
                 }
-                statistics
+                (statistics, Some(seconds))
             }
         };
         let calibrate = start.elapsed().as_secs_f64();
@@ -125,10 +141,33 @@ impl Args {
             achieved_keep: done.achieved_keep,
             kv_bytes_per_token: done.kv_bytes_per_token,
             kv_bytes_per_token_dense: done.kv_bytes_per_token_dense,
-            seconds: Seconds { calibrate, compress: done.seconds },
+            seconds: Seconds { calibrate, stages, compress: done.seconds },
             peak_rss_bytes: done.peak_rss_bytes,
         };
         console.result(&report, text)
+    }
+
+    /// Runs text through the model on the processor.
+    fn gather(&self, checkpoint: &Checkpoint, console: &Console) -> Result<(Statistics, calibrate::Seconds)> {
+        let built_in = self.calibration.is_empty();
+        let text = if built_in { TEXT.to_string() } else { join(&self.calibration)? };
+        let default = calibrate::Options::default();
+        let window = default.window.min(checkpoint.config().max_position_embeddings);
+        let options = calibrate::Options {
+            window,
+            windows: self.calibration_tokens.map(|tokens| tokens.div_ceil(window)),
+            span: self.span,
+            sensitivity: match self.sensitivity {
+                Sensitivity::None => SensitivityKind::None,
+                Sensitivity::Full => SensitivityKind::Full,
+            },
+            ..default
+        };
+        console.remark(&format!("calibrating on the processor with {}", if built_in { "the built-in text" } else { "the given text" }));
+        let mut bar = console.bar();
+        bar.show("load", 0, None)?;
+        let model = Arc::new(cpu::Model::load(checkpoint)?);
+        calibrate::run(checkpoint, &model, &text, options, &mut |progress| bar.report(progress))
     }
 }
 
@@ -159,21 +198,9 @@ fn reuse(file: &Path, texts: &[PathBuf], console: &Console) -> Result<Statistics
     Ok(statistics)
 }
 
-/// Runs text through the model on the processor.
-fn gather(checkpoint: &Checkpoint, files: &[PathBuf], tokens: Option<usize>, console: &Console) -> Result<Statistics> {
-    let text = if files.is_empty() { TEXT.to_string() } else { join(files)? };
-    let window = calibrate::Options::default().window.min(checkpoint.config().max_position_embeddings);
-    let options = calibrate::Options { window, windows: tokens.map(|tokens| tokens.div_ceil(window)), ..calibrate::Options::default() };
-    console.remark(&format!("calibrating on the processor with {}", if files.is_empty() { "the built-in text" } else { "the given text" }));
-    let mut bar = console.bar();
-    bar.show("load", 0, None)?;
-    let model = Arc::new(cpu::Model::load(checkpoint)?);
-    calibrate::run(checkpoint, &model, &text, options, &mut |progress| bar.report(progress))
-}
-
 fn text(report: &Report) -> String {
     let times = report.kv_bytes_per_token_dense as f64 / report.kv_bytes_per_token.max(1) as f64;
-    let Seconds { calibrate, compress } = &report.seconds;
+    let Seconds { calibrate, compress, .. } = &report.seconds;
     let memory = report.peak_rss_bytes.map_or(String::new(), |peak| format!(", {} of memory", bytes(peak)));
     format!(
         "{}\n{}: {} bytes of cache per token, {times:.2} times smaller than {}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",

@@ -23,23 +23,23 @@ use std::ops::Range;
 /// Grouped-query attention with its projections.
 pub(super) struct Attention {
     /// `d`.
-    head_dim: usize,
+    pub(super) head_dim: usize,
     /// Query heads for each key/value head, `g`.
-    group_size: usize,
+    pub(super) group_size: usize,
     /// Keys at this distance or further back are not attended to.
-    window: usize,
-    query: Linear,
-    query_norm: Option<RmsNorm>,
-    key: Linear,
-    key_norm: Option<RmsNorm>,
+    pub(super) window: usize,
+    pub(super) query: Linear,
+    pub(super) query_norm: Option<RmsNorm>,
+    pub(super) key: Linear,
+    pub(super) key_norm: Option<RmsNorm>,
     /// How a key is rebuilt from its row; `None` where the row is the key.
     key_up: Option<Up>,
-    value: Linear,
+    pub(super) value: Linear,
     /// By key/value head: its slice of a value row.
     value_slices: Vec<Range<usize>>,
     /// How a head's sum is brought back to `head_dim`; `None` where the output projection takes it as it is.
     value_up: Option<Up>,
-    output: Linear,
+    pub(super) output: Linear,
 }
 
 /// The up-projections of one side: `y = Bᵀz + b`, group by group.
@@ -54,6 +54,18 @@ struct UpGroup {
     slice: Range<usize>,
     /// `B`, `[rank, s·d]`.
     weight: DMatrix<f32>,
+}
+
+/// What enters the attention of a dense layer, all heads stacked, a token per column.
+pub struct Heads<'a> {
+    /// `[H·d, tokens]`, after RoPE.
+    pub queries: &'a DMatrix<f32>,
+    /// `[H_kv·d, tokens]`, with bias and after QK-norm where the family has them, before RoPE.
+    pub keys: &'a DMatrix<f32>,
+    /// `[H_kv·d, tokens]`, after RoPE.
+    pub turned_keys: &'a DMatrix<f32>,
+    /// `[H_kv·d, tokens]`, with bias where the family has one.
+    pub values: &'a DMatrix<f32>,
 }
 
 /// The cached rows of one layer.
@@ -120,16 +132,34 @@ impl Attention {
         self.key.weight.ncols() + self.value.weight.ncols()
     }
 
-    /// Appends the rows of `x: [hidden, tokens]`, the first at `position`, and attends: `[hidden, tokens]`.
-    pub(super) fn apply(&self, x: &DMatrix<f32>, position: usize, cache: &mut LayerRows, rope: &Rope) -> DMatrix<f32> {
+    /// Whether rows are keys and values themselves.
+    pub(super) fn is_dense(&self) -> bool {
+        self.key_up.is_none() && self.value_slices.iter().all(|slice| slice.len() == self.head_dim) && self.value_up.is_none()
+    }
+
+    /// Appends the rows of `x: [hidden, tokens]`, the first at `position`, and attends: `[hidden, tokens]`. `look` is shown the heads of a dense layer.
+    pub(super) fn apply(
+        &self,
+        x: &DMatrix<f32>,
+        position: usize,
+        cache: &mut LayerRows,
+        rope: &Rope,
+        look: Option<&mut dyn FnMut(&Heads)>,
+    ) -> DMatrix<f32> {
         let mut queries = self.query.apply(x);
         finish(&mut queries, &self.query_norm, rope, position);
         let mut key_rows = self.key.apply(x);
+        let value_rows = self.value.apply(x);
         if self.key_up.is_none() {
-            finish(&mut key_rows, &self.key_norm, rope, position);
+            normalise(&mut key_rows, &self.key_norm);
+            let keys = look.is_some().then(|| key_rows.clone());
+            rope.turn(&mut key_rows, position);
+            if let (Some(look), Some(keys)) = (look, keys) {
+                look(&Heads { queries: &queries, keys: &keys, turned_keys: &key_rows, values: &value_rows });
+            }
         }
         cache.keys.write(position, &key_rows);
-        cache.values.write(position, &self.value.apply(x));
+        cache.values.write(position, &value_rows);
 
         let cached = position + x.ncols();
         let mut keys = cache.keys.read(cached);
@@ -218,16 +248,21 @@ fn slices(groups: &[Group]) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// What follows a query or key projection: the norm of each head where the family has one, then RoPE from position `first` on.
-fn finish(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>, rope: &Rope, first: usize) {
+pub(super) fn finish(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>, rope: &Rope, first: usize) {
+    normalise(heads, norm);
+    rope.turn(heads, first);
+}
+
+/// The norm of each head, where there is one.
+fn normalise(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>) {
     if let Some(norm) = norm {
         norm.apply_to_runs(heads);
     }
-    rope.turn(heads, first);
 }
 
 /// Turns `scores: [cached, tokens]` into attention weights, column by column. The query of column `j` stands at `position + j`; it sees itself and the
 /// `window − 1` tokens before it.
-fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, scale: f32) {
+pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, scale: f32) {
     for (j, mut column) in scores.column_iter_mut().enumerate() {
         let end = position + j + 1;
         let (past, rest) = column.as_mut_slice().split_at_mut(end);
@@ -247,7 +282,7 @@ fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, sca
 }
 
 /// One under the other.
-fn stack(parts: &[DMatrix<f32>]) -> DMatrix<f32> {
+pub(super) fn stack(parts: &[DMatrix<f32>]) -> DMatrix<f32> {
     let mut whole = DMatrix::zeros(parts.iter().map(DMatrix::nrows).sum(), parts[0].ncols());
     let mut first = 0;
     for part in parts {

@@ -5,6 +5,7 @@ use super::linear::{Linear, RmsNorm};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use nalgebra::DMatrix;
+use rayon::prelude::*;
 
 /// `x ← x + attention(norm(x)); x ← x + mlp(norm(x))`.
 pub(super) struct Layer {
@@ -49,5 +50,17 @@ impl Mlp {
         let mut inner = self.gate.apply(x);
         inner.zip_apply(&self.up.apply(x), |gate, up| *gate *= up / (1.0 + (-*gate).exp()));
         self.down.apply(&inner)
+    }
+
+    /// The gradient with respect to `x`, from that with respect to what [`apply`](Self::apply) makes of it.
+    pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>) -> DMatrix<f32> {
+        let (mut gate, mut up) = (self.gate.apply(x), self.up.apply(x));
+        let inner = self.down.backward(upstream);
+        gate.as_mut_slice().par_iter_mut().zip(up.as_mut_slice()).zip(inner.as_slice()).with_min_len(1 << 14).for_each(|((gate, up), inner)| {
+            let sigmoid = 1.0 / (1.0 + (-*gate).exp());
+            let silu = *gate * sigmoid;
+            (*gate, *up) = (inner * *up * (sigmoid + silu * (1.0 - sigmoid)), inner * silu);
+        });
+        self.gate.backward(&gate) + self.up.backward(&up)
     }
 }

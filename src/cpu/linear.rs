@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::linalg::tr_product;
+use crate::linalg::{product, tr_product};
 use nalgebra::{DMatrix, DVector};
 
 /// `y = Wᵀx + b`.
@@ -29,6 +29,11 @@ impl Linear {
             add_to_columns(&mut y, bias);
         }
         y
+    }
+
+    /// The gradient with respect to `x`, from that with respect to `y`.
+    pub(super) fn backward(&self, upstream: &DMatrix<f32>) -> DMatrix<f32> {
+        product(&self.weight, upstream)
     }
 }
 
@@ -67,6 +72,19 @@ impl RmsNorm {
                 *x *= scale * weight;
             }
         }
+    }
+
+    /// The gradient with respect to `x`, from `upstream`, that with respect to what [`apply_to_runs`](Self::apply_to_runs) made of it.
+    pub(super) fn backward(&self, x: &DMatrix<f32>, mut upstream: DMatrix<f32>) -> DMatrix<f32> {
+        let width = self.weight.len();
+        for (run, x) in upstream.as_mut_slice().chunks_exact_mut(width).zip(x.as_slice().chunks_exact(width)) {
+            let mean_square = x.iter().map(|x| x * x).sum::<f32>() / width as f32;
+            let scale = (mean_square + self.epsilon).sqrt().recip();
+            run.iter_mut().zip(self.weight.iter()).for_each(|(y, weight)| *y *= weight);
+            let along = run.iter().zip(x).map(|(y, x)| y * x).sum::<f32>() * scale * scale / width as f32;
+            run.iter_mut().zip(x).for_each(|(y, x)| *y = scale * (*y - along * x));
+        }
+        upstream
     }
 }
 

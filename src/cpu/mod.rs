@@ -8,12 +8,15 @@
 //! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the cores, nothing else.
 
 mod attention;
+mod backward;
 mod layer;
 mod linear;
 mod rope;
 mod rows;
 mod sequence;
 
+pub use attention::Heads;
+pub use backward::{Exact, LayerGradients, Residuals};
 pub use rows::RowType;
 pub use sequence::CpuSequence;
 
@@ -30,6 +33,13 @@ use std::sync::Arc;
 
 /// Looks at activations on their way through the model. Calibration is one.
 pub trait Observer {
+    /// The residual stream, `[hidden_size, tokens]`, the first column at `position`: `state` 2·l is what enters the attention of layer l, before its RMSNorm,
+    /// 2·l + 1 what enters its MLP, 2·layers what enters the final norm.
+    fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>);
+
+    /// The heads of `layer`, where the checkpoint is dense; the first column is at `position`.
+    fn heads(&mut self, layer: usize, position: usize, heads: &Heads);
+
     /// What enters the query, key and value projections of `layer`, after its RMSNorm: `[hidden_size, tokens]`, the first column at `position`.
     fn attention_input(&mut self, layer: usize, position: usize, input: &DMatrix<f32>);
 }
@@ -42,7 +52,7 @@ pub struct Model {
     layers: Vec<Layer>,
     final_norm: RmsNorm,
     /// `None` where the head is the embedding table.
-    head: Option<Linear>,
+    head: Option<DMatrix<f32>>,
 }
 
 impl Model {
@@ -57,7 +67,7 @@ impl Model {
             embedding: DMatrix::from_vec(hidden, vocab, checkpoint.f32("model.embed_tokens.weight", &[vocab, hidden])?),
             layers: (0..config.num_hidden_layers).into_par_iter().map(|index| Layer::load(checkpoint, index)).collect::<Result<_>>()?,
             final_norm: RmsNorm::load(checkpoint, "model.norm", hidden)?,
-            head: if config.tie_word_embeddings { None } else { Some(Linear::load(checkpoint, "lm_head", hidden, vocab, false)?) },
+            head: if config.tie_word_embeddings { None } else { Some(Linear::load(checkpoint, "lm_head", hidden, vocab, false)?.weight) },
             config,
         })
     }
@@ -65,6 +75,11 @@ impl Model {
     /// The model's geometry.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether keys and values are cached as they are, in every layer.
+    pub fn is_dense(&self) -> bool {
+        self.layers.iter().all(|layer| layer.attention.is_dense())
     }
 
     /// A new sequence with room for `capacity` tokens.
@@ -92,20 +107,33 @@ impl Model {
         for (index, (layer, rows)) in self.layers.iter().zip(cache).enumerate() {
             let input = layer.attention_norm.apply(&x);
             if let Some(observer) = observer.as_deref_mut() {
+                observer.residual(2 * index, position, &x);
                 observer.attention_input(index, position, &input);
+                x += layer.attention.apply(&input, position, rows, rope, Some(&mut |heads| observer.heads(index, position, heads)));
+                observer.residual(2 * index + 1, position, &x);
+            } else {
+                x += layer.attention.apply(&input, position, rows, rope, None);
             }
-            x += layer.attention.apply(&input, position, rows, rope);
             x += layer.mlp.apply(&layer.mlp_norm.apply(&x));
+        }
+        if let Some(observer) = observer {
+            observer.residual(2 * self.layers.len(), position, &x);
         }
         let wanted = match logits {
             Logits::None => return DMatrix::zeros(self.config.vocab_size, 0),
             Logits::Last => x.columns(tokens.len() - 1, 1).into_owned(),
             Logits::All => x,
         };
-        let last = self.final_norm.apply(&wanted);
-        match &self.head {
-            Some(head) => head.apply(&last),
-            None => linalg::tr_product(self.embedding.as_view(), last.as_view()),
-        }
+        self.head(&wanted)
+    }
+
+    /// Logits `[vocab, tokens]` of what leaves the last layer.
+    fn head(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
+        linalg::tr_product(self.head_weight().as_view(), self.final_norm.apply(x).as_view())
+    }
+
+    /// `[hidden_size, vocab]`.
+    fn head_weight(&self) -> &DMatrix<f32> {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 }

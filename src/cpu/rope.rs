@@ -29,11 +29,22 @@ impl Rope {
 
     /// Turns every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at position `first + j`, which has been reached.
     pub(super) fn turn(&self, x: &mut DMatrix<f32>, first: usize) {
+        self.turn_towards(x, first, 1.0);
+    }
+
+    /// Undoes [`turn`](Self::turn). A turn is orthogonal, so this also takes a gradient back through one.
+    pub(super) fn turn_back(&self, x: &mut DMatrix<f32>, first: usize) {
+        self.turn_towards(x, first, -1.0);
+    }
+
+    /// Turns by `direction` times the angle.
+    fn turn_towards(&self, x: &mut DMatrix<f32>, first: usize, direction: f32) {
         let half = self.frequencies.len();
         for (mut column, turns) in x.column_iter_mut().zip(self.turns[first * half..].chunks_exact(half)) {
             for head in column.as_mut_slice().chunks_exact_mut(2 * half) {
                 let (low, high) = head.split_at_mut(half);
                 for ((a, b), (cosine, sine)) in low.iter_mut().zip(high).zip(turns) {
+                    let sine = direction * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
                 }
             }

@@ -9,7 +9,7 @@ mod eigen;
 mod product;
 
 pub use eigen::Eigen;
-pub use product::{gram, tr_product, tr_product_into};
+pub use product::{gram, outer_products, product, tr_product, tr_product_into};
 
 use crate::{Error, Result};
 use nalgebra::{DMatrix, RealField};

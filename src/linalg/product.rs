@@ -6,6 +6,7 @@
 //! its time packing `A`, and plain dot products are faster: that is decoding.
 
 use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut, Dyn, Matrix, RealField, Scalar, U1, ViewStorage};
+use rayon::prelude::*;
 
 /// A product of which any side is no longer than this is made of dot products. (nalgebra takes its blocked kernel only above five, and below that must not
 /// be given a view whose rows are not contiguous.)
@@ -35,7 +36,30 @@ pub fn tr_product_into<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixVie
     share_out(a, b, y, worth_sharing.max(a.ncols().div_ceil(4 * rayon::current_num_threads())));
 }
 
-/// `XXᵀ`, `[d, d]`, of `x: [d, n]`: the sum over columns of their outer products.
+/// `AB`, `[m, n]`, of `a: [m, k]` and `b: [k, n]`: the columns of the result are shared out over the cores.
+///
+/// # Panics
+/// Where the two differ in `k`.
+pub fn product<T: RealField + Copy>(a: &DMatrix<T>, b: &DMatrix<T>) -> DMatrix<T> {
+    assert_eq!(a.ncols(), b.nrows(), "the shapes of a product");
+    let mut y = DMatrix::zeros(a.nrows(), b.ncols());
+    let block = b.ncols().div_ceil(rayon::current_num_threads()).max(LEAST_ROWS);
+    y.as_mut_slice().par_chunks_mut((a.nrows() * block).max(1)).enumerate().for_each(|(index, columns)| {
+        let count = columns.len() / a.nrows();
+        DMatrixViewMut::from_slice(columns, a.nrows(), count).gemm(T::one(), a, &b.columns(index * block, count), T::zero());
+    });
+    y
+}
+
+/// `XYᵀ`, `[d, e]`, of `x: [d, n]` and `y: [e, n]`: the sum over columns of their outer products.
+///
+/// # Panics
+/// Where the two differ in `n`.
+pub fn outer_products<T: RealField + Copy>(x: &DMatrix<T>, y: &DMatrix<T>) -> DMatrix<T> {
+    tr_product(x.transpose().as_view(), y.transpose().as_view())
+}
+
+/// `XXᵀ`, `[d, d]`, of `x: [d, n]`, exactly symmetric.
 pub fn gram<T: RealField + Copy>(x: &DMatrix<T>) -> DMatrix<T> {
     let columns = x.transpose();
     let mut y = tr_product(columns.as_view(), columns.as_view());
@@ -99,6 +123,8 @@ mod tests {
             assert!((tr_product(a.as_view(), b.as_view()) - &expected).amax() < 1e-12, "{k} {m} {n}");
             let single = tr_product(a.map(|x| x as f32).as_view(), b.map(|x| x as f32).as_view());
             assert!((single.map(f64::from) - &expected).amax() < 1e-4, "{k} {m} {n} in f32");
+            assert!((product(&a.transpose(), &b) - &expected).amax() < 1e-12, "{k} {m} {n}, not transposed");
+            assert!((outer_products(&a.transpose(), &b.transpose()) - &expected).amax() < 1e-12, "{k} {m} {n}, by outer products");
         }
     }
 

@@ -1,0 +1,205 @@
+//! The backward pass: how a loss depends on the keys and values of every layer.
+//!
+//! A window of text runs forward once, under the eyes of an observer that keeps the residual stream ([`Residuals`]). On the way back each layer computes again
+//! what it needs besides, so that memory grows with the stream alone, and hands over its [`LayerGradients`]. It is the chain rule, layer by layer, in f32.
+//!
+//! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for queries that are further away. [`Exact`] says so: the gradients
+//! handed over pass through such queries alone, while what flows on to the layers below is complete, as those see every disturbance of the layers above undone.
+
+use super::Model;
+use super::attention::{Attention, causal_softmax, finish, stack};
+use super::linear::RmsNorm;
+use super::rope::Rope;
+use crate::checkpoint::Config;
+use crate::linalg::{outer_products, product, tr_product};
+use crate::{Error, Result};
+use nalgebra::DMatrix;
+use rayon::prelude::*;
+
+/// Which keys and values a query sees as they are, whatever a cache makes of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exact {
+    /// Those of so many first positions.
+    pub sinks: usize,
+    /// Those less than so many positions back.
+    pub recent: usize,
+}
+
+impl Exact {
+    /// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not exact; the others become zero.
+    fn clear(self, weights: &mut DMatrix<f32>) {
+        for (query, mut column) in weights.column_iter_mut().enumerate() {
+            let column = column.as_mut_slice();
+            let far = (query + 1).saturating_sub(self.recent);
+            column[far..].fill(0.0);
+            column[..self.sinks.min(far)].fill(0.0);
+        }
+    }
+}
+
+/// The residual stream of one window, before each of its RMSNorms.
+pub struct Residuals {
+    /// As [`Observer::residual`](super::Observer::residual) numbers them, `[hidden_size, tokens]` each.
+    states: Vec<DMatrix<f32>>,
+}
+
+impl Residuals {
+    /// Room for `tokens` tokens of a model.
+    pub fn new(config: &Config, tokens: usize) -> Residuals {
+        Residuals { states: vec![DMatrix::zeros(config.hidden_size, tokens); 2 * config.num_hidden_layers + 1] }
+    }
+
+    /// Keeps what [`Observer::residual`](super::Observer::residual) is told.
+    ///
+    /// # Panics
+    /// Where it is of another model, or of more tokens than there is room for.
+    pub fn keep(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
+        self.states[state].columns_mut(position, x.ncols()).copy_from(x);
+    }
+}
+
+/// How a loss depends on one layer: its gradients. A token is a column.
+pub struct LayerGradients {
+    /// With respect to keys before RoPE (after QK-norm), `[H_kv·d, tokens]`, through queries that do not see them exactly.
+    pub keys: DMatrix<f32>,
+    /// With respect to keys after RoPE, likewise.
+    pub turned_keys: DMatrix<f32>,
+    /// With respect to values, likewise.
+    pub values: DMatrix<f32>,
+    /// With respect to the key projection's weight, `[hidden_size, H_kv·d]`, through all queries.
+    pub key_weight: DMatrix<f32>,
+    /// With respect to the value projection's weight, likewise.
+    pub value_weight: DMatrix<f32>,
+}
+
+impl Model {
+    /// Tokens whose logits exist at once.
+    const HEAD_BLOCK: usize = 128;
+
+    /// Runs a loss back through the model to every layer, last to first, and shows `visit` each layer's number and gradients.
+    ///
+    /// The loss is a sum over the positions from `first` on, of what `loss` makes of a position's logits `[vocab]`: it puts its gradient in their place.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the model is factored; those of `visit`.
+    pub fn backward(
+        &self,
+        residuals: &Residuals,
+        first: usize,
+        loss: &(dyn Fn(usize, &mut [f32]) + Sync),
+        exact: Exact,
+        visit: &mut dyn FnMut(usize, LayerGradients) -> Result<()>,
+    ) -> Result<()> {
+        if !self.is_dense() {
+            return Err(Error::Argument { name: "model".into(), message: "is factored; gradients are those of a dense model".into() });
+        }
+        let output = &residuals.states[2 * self.layers.len()];
+        let tokens = output.ncols();
+        let mut rope = Rope::new(&self.config);
+        rope.reach(tokens);
+
+        let mut gradient = DMatrix::zeros(self.config.hidden_size, tokens);
+        for start in (first..tokens).step_by(Self::HEAD_BLOCK) {
+            let x = output.columns(start, Self::HEAD_BLOCK.min(tokens - start)).into_owned();
+            let mut logits = self.head(&x);
+            logits.as_mut_slice().par_chunks_mut(self.config.vocab_size).enumerate().for_each(|(j, column)| loss(start + j, column));
+            let here = self.final_norm.backward(&x, product(self.head_weight(), &logits));
+            gradient.columns_mut(start, x.ncols()).copy_from(&here);
+        }
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            let [before_attention, before_mlp] = [&residuals.states[2 * index], &residuals.states[2 * index + 1]];
+            let inner = layer.mlp.backward(&layer.mlp_norm.apply(before_mlp), &gradient);
+            gradient += layer.mlp_norm.backward(before_mlp, inner);
+            let (inner, gradients) = layer.attention.backward(&layer.attention_norm.apply(before_attention), &gradient, &rope, exact);
+            gradient += layer.attention_norm.backward(before_attention, inner);
+            visit(index, gradients)?;
+        }
+        Ok(())
+    }
+}
+
+/// The gradients of one query head, `[d, tokens]` each.
+struct HeadGradients {
+    query: DMatrix<f32>,
+    key: DMatrix<f32>,
+    value: DMatrix<f32>,
+    /// Through queries that do not see the key exactly.
+    far_key: DMatrix<f32>,
+    far_value: DMatrix<f32>,
+}
+
+impl Attention {
+    /// The gradient with respect to `x`, what entered from position 0 on, and those within, from `upstream`, that with respect to what
+    /// [`apply`](Self::apply) makes of it. The layer is dense.
+    fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, rope: &Rope, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
+        let d = self.head_dim;
+        let (projected_queries, projected_keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
+        let (mut queries, mut keys) = (projected_queries.clone(), projected_keys.clone());
+        finish(&mut queries, &self.query_norm, rope, 0);
+        finish(&mut keys, &self.key_norm, rope, 0);
+        let upstream = self.output.backward(upstream);
+
+        let heads: Vec<HeadGradients> = (0..queries.nrows() / d)
+            .into_par_iter()
+            .map(|head| {
+                let kv_rows = head / self.group_size * d;
+                let [query, upstream] = [&queries, &upstream].map(|all| all.rows(head * d, d).into_owned());
+                let [key, value] = [&keys, &values].map(|all| all.rows(kv_rows, d).into_owned());
+                self.head_backward(&query, &key, &value, &upstream, exact)
+            })
+            .collect();
+        // Query heads that share a key/value head both disturb it.
+        let sum = |part: fn(&HeadGradients) -> &DMatrix<f32>| -> DMatrix<f32> {
+            stack(&heads.chunks(self.group_size).map(|group| group.iter().map(part).sum()).collect::<Vec<_>>())
+        };
+        let (key, value, far_key, far_value) =
+            (sum(|head| &head.key), sum(|head| &head.value), sum(|head| &head.far_key), sum(|head| &head.far_value));
+        let query = stack(&heads.into_iter().map(|head| head.query).collect::<Vec<_>>());
+
+        let project = |mut gradient: DMatrix<f32>, norm: &Option<RmsNorm>, projected: &DMatrix<f32>| {
+            rope.turn_back(&mut gradient, 0);
+            match norm {
+                Some(norm) => norm.backward(projected, gradient),
+                None => gradient,
+            }
+        };
+        let query = project(query, &self.query_norm, &projected_queries);
+        let key = project(key, &self.key_norm, &projected_keys);
+        let mut far_key_unturned = far_key.clone();
+        rope.turn_back(&mut far_key_unturned, 0);
+        let gradients = LayerGradients {
+            keys: far_key_unturned,
+            turned_keys: far_key,
+            values: far_value,
+            key_weight: outer_products(x, &key),
+            value_weight: outer_products(x, &value),
+        };
+        (self.query.backward(&query) + self.key.backward(&key) + self.value.backward(&value), gradients)
+    }
+
+    /// Through `softmax(KᵀQ/√d)` and the weighted sum of values, from `upstream`, the gradient with respect to that sum; `[d, tokens]` all.
+    fn head_backward(&self, query: &DMatrix<f32>, key: &DMatrix<f32>, value: &DMatrix<f32>, upstream: &DMatrix<f32>, exact: Exact) -> HeadGradients {
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let mut weights = tr_product(key.as_view(), query.as_view());
+        causal_softmax(&mut weights, 0, self.window, scale);
+        // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by query.
+        let mut scores = tr_product(value.as_view(), upstream.as_view());
+        for (mut scores, weights) in scores.column_iter_mut().zip(weights.column_iter()) {
+            let mean = scores.dot(&weights);
+            scores.zip_apply(&weights, |score, weight| *score = (*score - mean) * weight * scale);
+        }
+        // Each key's or value's sum over queries of weight times what the query brings: narrow matrices are what is transposed.
+        let gather = |weights: &DMatrix<f32>, brought: &DMatrix<f32>| (weights * brought.transpose()).transpose();
+        let (complete_key, complete_value) = (gather(&scores, query), gather(&weights, upstream));
+        let query_gradient = key * &scores;
+        exact.clear(&mut scores);
+        exact.clear(&mut weights);
+        HeadGradients {
+            query: query_gradient,
+            key: complete_key,
+            value: complete_value,
+            far_key: gather(&scores, query),
+            far_value: gather(&weights, upstream),
+        }
+    }
+}
