@@ -139,6 +139,19 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     let shown = run(&[&prefilled[..], &["--window", "100", "--device", "cpu"]].concat());
     assert!(String::from_utf8_lossy(&shown.stdout).contains(&*second), "{}", stderr(&shown));
 
+    // Untrained models find nothing, at any depth.
+    let asked = ["eval", &*model, &*small, "--text", &*text, "--tokens", "100", "--needle", "--needle-lengths", "300,400", "--needle-trials", "2"];
+    let evaluated = done(&asked);
+    let found = evaluated["needle"].as_array().unwrap();
+    assert_eq!(keys(&found[0]), ["model", "method", "layout", "length", "depth_percent", "trials", "accuracy", "log_probability"]);
+    assert_eq!(found.len(), 2 * 2 * 5);
+    assert_eq!(found[..5].iter().map(|row| row["depth_percent"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 25, 50, 75, 100]);
+    assert!(found.iter().all(|row| row["accuracy"] == 0.0 && row["trials"] == 2 && number(&row["log_probability"]) < -1.0));
+    assert!(found[..10].iter().all(|row| row["model"] == *model) && found[10..].iter().all(|row| row["model"] == *small));
+    let shown = run(&[&asked[..], &["--device", "cpu"]].concat());
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("at 75 %"), "{}", stderr(&shown));
+    assert!(evaluated["needle"] == done(&asked)["needle"]);
+
     let measured = done(&["bench", &model, &small, "--depth", "0,40", "--prefill", "8", "--steps", "3", "--rounds", "2"]);
     assert_eq!(keys(&measured), ["device", "driver", "tier", "roofline", "rows"]);
     assert_eq!(keys(&measured["roofline"]), ["copy_gbps", "f32_gflops", "f16_gflops"]);
@@ -286,6 +299,7 @@ fn wrong_usage_exits_with_2() {
         (vec!["eval", &model, "--text", &bench.path("text"), "--window", "1", "--device", "cpu"], "window"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--prefill", "18446744073709551615", "--device", "cpu"], "prefill"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--chunk", "0", "--device", "cpu"], "chunk"),
+        (vec!["eval", &model, "--text", &bench.path("text"), "--needle", "--needle-lengths", "20", "--device", "cpu"], "needle-lengths"),
         (vec!["bench", &model, "--steps", "0", "--device", "cpu"], "steps"),
         (vec!["bench", &model, "--depth", "18446744073709551615", "--device", "cpu"], "depth"),
     ] {

@@ -1,11 +1,14 @@
 //! What `eval` and `bench` promise, on sequences whose every prediction is known.
 
+mod common;
 mod toy;
 
 use lowkey::Error;
 use lowkey::bench::{self, Cost, Roofline};
-use lowkey::eval::{self, Windowing};
+use lowkey::checkpoint::{Checkpoint, Tokenizer};
+use lowkey::eval::{self, Windowing, needle};
 use lowkey::progress::Progress;
+use lowkey::sequence::{KvMemory, Logits, Sequence, StepCounters};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use toy::Toy;
@@ -178,4 +181,159 @@ fn bench_refuses_what_measures_nothing_or_does_not_fit() {
     assert!(matches!(run(bench::Task { depths: vec![], ..task.clone() }), Err(Error::Argument { name, .. }) if name == "depth"));
     assert!(matches!(run(bench::Task { depths: vec![17], ..task.clone() }), Err(Error::Context { needed: 21, capacity: 20 })));
     assert!(matches!(run(bench::Task { depths: vec![usize::MAX], ..task }), Err(Error::Context { .. })));
+}
+
+/// A sequence that has read all of its text, but only remembers the end of it: asked for a number, it tells the first that it remembers.
+struct Reader {
+    tokenizer: Tokenizer,
+    vocab: usize,
+    tokens: Vec<u32>,
+    /// The share of its tokens that it remembers.
+    memory: f64,
+}
+
+impl Reader {
+    const CERTAINTY: f32 = 12.0;
+
+    fn next(&self) -> u32 {
+        let forgotten = (self.tokens.len() as f64 * (1.0 - self.memory)) as usize;
+        let text = self.tokenizer.decode(&self.tokens[forgotten..]).unwrap();
+        let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
+        let Some(number) = digits.get(..5) else { return common::EOS };
+        let answer = self.tokenizer.encode(&format!(" {number}"), false).unwrap();
+        let said = (0..=answer.len()).rev().find(|&said| self.tokens.ends_with(&answer[..said])).unwrap();
+        answer.get(said).copied().unwrap_or(common::EOS)
+    }
+}
+
+impl Sequence for Reader {
+    fn position(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
+    fn chunk(&self) -> usize {
+        usize::MAX
+    }
+
+    fn forward(&mut self, tokens: &[u32], logits: Logits) -> lowkey::Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for (index, &token) in tokens.iter().enumerate() {
+            self.tokens.push(token);
+            if logits == Logits::All || (logits == Logits::Last && index + 1 == tokens.len()) {
+                let next = self.next();
+                all.extend((0..self.vocab as u32).map(|id| if id == next { Reader::CERTAINTY } else { 0.0 }));
+            }
+        }
+        Ok(all)
+    }
+
+    fn step(&mut self, token: u32) -> lowkey::Result<u32> {
+        lowkey::session::argmax(&self.forward(&[token], Logits::Last)?)
+    }
+
+    fn truncate(&mut self, position: usize) {
+        self.tokens.truncate(position);
+    }
+
+    fn memory(&self) -> KvMemory {
+        KvMemory::default()
+    }
+
+    fn counters(&self) -> StepCounters {
+        StepCounters::default()
+    }
+}
+
+const FILLER: &str = "The ring went in and out. Nobody on the other shore had an answer!\nIt rained on. \"Then go,\" she said, and they went on and on in the \
+     other order. The sun (which was low) shone again. A boat came in.";
+
+#[test]
+fn a_needle_is_where_it_was_asked_for() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (tokenizer, template) = (checkpoint.tokenizer().unwrap(), checkpoint.chat_template().unwrap());
+    let longest = FILLER.split_inclusive(['.', '!']).map(|sentence| tokenizer.encode(sentence, false).unwrap().len()).max().unwrap();
+    let task = needle::Task { lengths: vec![600, 1500], trials: 4, seed: 3, ..needle::Task::default() };
+    for template in [None, Some(&template)] {
+        let questions = task.questions(FILLER, &tokenizer, template).unwrap();
+        assert_eq!(questions.len(), 2 * 5 * 4);
+        let mut wordings = std::collections::BTreeSet::new();
+        for question in &questions {
+            let used = question.prompt.len() + 16;
+            assert!(used <= question.length && used + longest + 5 > question.length, "{used} of {}", question.length);
+            assert_eq!(tokenizer.decode(&question.answer).unwrap().trim(), question.number);
+            let prompt = tokenizer.decode(&question.prompt).unwrap();
+            assert_eq!(prompt.matches(|c: char| c.is_ascii_digit()).count(), 5);
+            let (before, after) =
+                prompt.split_once(&format!("{}. ", question.number)).or_else(|| prompt.split_once(&format!("{}.", question.number))).unwrap();
+            let begins = if template.is_some() { "user\nHere is a text, and after it a question.\n\n" } else { "" };
+            let before = before.strip_prefix(begins).unwrap();
+            // The fact is a sentence of its own.
+            let fact = before.rfind(['.', '!', '"']).map_or(0, |end| end + 1);
+            wordings.insert(before[fact..].trim().to_string());
+            let (text, asked) = after.split_once("What is the secret number of the ").unwrap();
+            let thing = before.rsplit_once(" is ").unwrap().0.rsplit_once("number of the ").unwrap().1;
+            assert!(asked.starts_with(&format!("{thing}?")) && asked.ends_with(&format!("The secret number of the {thing} is")), "{asked}");
+            let share = fact as f64 / (fact + text.len()) as f64;
+            let slack = (longest + 20) as f64 / (fact + text.len()) as f64;
+            assert!((share - f64::from(question.depth_percent) / 100.0).abs() < slack, "{share} for {} %", question.depth_percent);
+            assert!(fact == 0 || question.depth_percent > 0);
+        }
+        // Drawn per trial: the same ones for each length and depth.
+        assert_eq!(wordings.len(), 4);
+        assert_eq!(questions, task.questions(FILLER, &tokenizer, template).unwrap());
+        assert_ne!(questions, needle::Task { seed: 4, ..task.clone() }.questions(FILLER, &tokenizer, template).unwrap());
+    }
+}
+
+#[test]
+fn what_is_forgotten_is_not_found() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (tokenizer, vocab) = (checkpoint.tokenizer().unwrap(), checkpoint.config().vocab_size);
+    let task = needle::Task { lengths: vec![800], trials: 2, ..needle::Task::default() };
+    let questions = task.questions(FILLER, &tokenizer, None).unwrap();
+    let rows = |memory| {
+        let reader = Reader { tokenizer: checkpoint.tokenizer().unwrap(), vocab, tokens: Vec::new(), memory };
+        let mut subject = eval::Subject { model: "reader".into(), method: "m".into(), layout: "l".into(), sequence: Box::new(reader) };
+        needle::run(&questions, &mut subject, &tokenizer, &mut quiet).unwrap()
+    };
+    // ln p of what it says, and of anything else.
+    let said = Reader::CERTAINTY as f64 - ((Reader::CERTAINTY as f64).exp() + vocab as f64 - 1.0).ln();
+    let unsaid = said - Reader::CERTAINTY as f64;
+    for row in rows(1.0) {
+        assert_eq!((row.length, row.trials, row.accuracy), (800, 2, 1.0));
+        assert!((row.log_probability / (6.0 * said) - 1.0).abs() < 1e-3, "{}", row.log_probability);
+    }
+    // It forgets the first half, a little more than that is text.
+    let half = rows(0.62);
+    assert_eq!(half.iter().map(|row| (row.depth_percent, row.accuracy)).collect::<Vec<_>>(), [(0, 0.0), (25, 0.0), (50, 1.0), (75, 1.0), (100, 1.0)]);
+    assert!((half[0].log_probability / (6.0 * unsaid) - 1.0).abs() < 1e-3, "{} for {}", half[0].log_probability, 6.0 * unsaid);
+    let stopped = {
+        let mut subject = subject("toy", Toy::new(vocab, 800));
+        needle::run(&questions, &mut subject, &tokenizer, &mut |_| ControlFlow::Break(()))
+    };
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+}
+
+#[test]
+fn needles_that_cannot_be_hidden_are_refused_by_name() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let tokenizer = Checkpoint::open(directory.path()).unwrap().tokenizer().unwrap();
+    let name = |task: needle::Task, filler: &str| match task.questions(filler, &tokenizer, None) {
+        Err(Error::Argument { name, .. }) => name,
+        _ => "accepted".into(),
+    };
+    let task = needle::Task::default();
+    assert_eq!(name(needle::Task { trials: 0, ..task.clone() }, FILLER), "needle-trials");
+    assert_eq!(name(needle::Task { lengths: vec![50], ..task.clone() }, FILLER), "needle-lengths");
+    assert_eq!(name(needle::Task { lengths: vec![], ..task.clone() }, FILLER), "needle-lengths");
+    assert_eq!(name(needle::Task { depth_percents: vec![101], ..task.clone() }, FILLER), "needle-depths");
+    assert_eq!(name(task.clone(), " \n"), "text");
+    assert_eq!(name(task.clone(), &"word ".repeat(2000)), "text");
+    assert_eq!(name(task, FILLER), "accepted");
 }

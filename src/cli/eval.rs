@@ -5,9 +5,8 @@ use super::device::untrained;
 use super::locate::locate;
 use super::table::{number, table};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
-use lowkey::eval::{Row, Subject, Task, Text, Windowing, run};
+use lowkey::eval::{Report, Row, Subject, Task, Text, Windowing, needle, run};
 use lowkey::{Error, Model, Result};
-use serde::Serialize;
 use std::path::PathBuf;
 
 /// Measure perplexity, and distance from the dense model, on a text.
@@ -43,11 +42,18 @@ pub struct Args {
     /// Use no more than this many tokens of each text.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
-}
-
-#[derive(Serialize)]
-struct Report {
-    rows: Vec<Row>,
+    /// Hide facts in the text, and ask for them at its end: by length, and by how deep in the text they are.
+    #[arg(long, help_heading = "Needle")]
+    needle: bool,
+    /// Tokens of text, question and answer [default: a quarter, half and all of the model's context, which counts as 8192 where it is longer].
+    #[arg(long, value_name = "N,N…", value_delimiter = ',', requires = "needle", help_heading = "Needle")]
+    needle_lengths: Vec<usize>,
+    /// Facts for each length and depth.
+    #[arg(long, value_name = "N", default_value_t = needle::Task::default().trials, requires = "needle", help_heading = "Needle")]
+    needle_trials: usize,
+    /// What facts and texts are drawn from.
+    #[arg(long, value_name = "N", default_value_t = needle::Task::default().seed, requires = "needle", help_heading = "Needle")]
+    needle_seed: u64,
 }
 
 impl Args {
@@ -61,11 +67,22 @@ impl Args {
             return Err(Error::Argument { name: "against".into(), message });
         }
         let tokenizers = checkpoints.iter().map(Checkpoint::tokenizer).collect::<Result<Vec<_>>>()?;
-        let texts = self.text.iter().map(|path| {
-            let tokens = shared_tokens(&names, &checkpoints, &tokenizers, &read_text(path)?)?;
+        let contents = self.text.iter().map(|path| read_text(path)).collect::<Result<Vec<_>>>()?;
+        let texts = self.text.iter().zip(&contents).map(|(path, content)| {
+            let tokens = shared_tokens(&names, &checkpoints, &tokenizers, content)?;
             Ok(Text { name: path.display().to_string(), tokens })
         });
         let texts = texts.collect::<Result<Vec<_>>>()?;
+        let trained = checkpoints.iter().map(|checkpoint| checkpoint.config().max_position_embeddings).min().unwrap_or(0);
+        let questions = match self.needle {
+            true => {
+                let task = self.needle_task(trained);
+                // Without one, or without one that works, the text is continued as it is.
+                let template = checkpoints[0].chat_template().ok();
+                task.questions(&contents.join("\n\n"), &tokenizers[0], template.as_ref())?
+            }
+            false => Vec::new(),
+        };
         let engine = console.engine()?;
         let mut bar = console.bar();
         let mut models = Vec::new();
@@ -73,10 +90,10 @@ impl Args {
             bar.show("load", 0, None)?;
             models.push(engine.load(path)?);
         }
-        let trained = checkpoints.iter().map(|checkpoint| checkpoint.config().max_position_embeddings).min().unwrap_or(0);
         let window = self.window.unwrap_or(Windowing::default().window.saturating_add(self.prefill).min(trained));
+        let farthest = questions.iter().map(|question| question.length).max().unwrap_or(0);
         for (name, checkpoint) in names.iter().zip(&checkpoints) {
-            if let Some(remark) = untrained(name, checkpoint.config(), window) {
+            if let Some(remark) = untrained(name, checkpoint.config(), window.max(farthest)) {
                 console.remark(&remark);
             }
         }
@@ -95,14 +112,29 @@ impl Args {
         let task = Task { texts: &texts, bos, windowing, first_is_reference };
         let windows = texts.iter().map(|text| windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
         let longest = windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1);
-        let subject = |(name, model): (&&String, &Model)| -> Result<Subject> {
+        let subject = |name: &String, model: &Model, capacity| -> Result<Subject> {
             let (method, layout) = (model.method().into(), model.layout().into());
-            Ok(Subject { model: name.to_string(), method, layout, sequence: model.sequence(longest)? })
+            Ok(Subject { model: name.clone(), method, layout, sequence: model.sequence(capacity)? })
         };
-        let mut subjects = names.iter().zip(&models).map(subject).collect::<Result<Vec<_>>>()?;
-        let rows = run(&task, &mut subjects, &mut |progress| bar.report(progress))?;
+        let mut subjects = names.iter().zip(&models).map(|(name, model)| subject(name, model, longest)).collect::<Result<Vec<_>>>()?;
+        let mut report = Report { rows: run(&task, &mut subjects, &mut |progress| bar.report(progress))?, ..Report::default() };
+        drop(subjects);
+        if self.needle {
+            // One after another: long texts fill long caches.
+            for (name, model) in names.iter().zip(&models) {
+                let mut subject = subject(name, model, farthest)?;
+                report.needle.extend(needle::run(&questions, &mut subject, &tokenizers[0], &mut |progress| bar.report(progress))?);
+            }
+        }
         drop(bar);
-        console.result(&Report { rows }, text_table)
+        console.result(&report, |report| text_table(&report.rows) + &needle_tables(&report.needle))
+    }
+
+    fn needle_task(&self, trained: usize) -> needle::Task {
+        const MODERATE: usize = 8192;
+        let whole = trained.min(MODERATE);
+        let lengths = if self.needle_lengths.is_empty() { vec![whole / 4, whole / 2, whole] } else { self.needle_lengths.clone() };
+        needle::Task { lengths, trials: self.needle_trials, seed: self.needle_seed, ..needle::Task::default() }
     }
 }
 
@@ -125,10 +157,10 @@ fn shared_tokens(names: &[&String], checkpoints: &[Checkpoint], tokenizers: &[To
     Ok(tokens)
 }
 
-fn text_table(report: &Report) -> String {
-    let texts = report.rows.iter().any(|row| row.text != report.rows[0].text);
+fn text_table(rows: &[Row]) -> String {
+    let texts = rows.iter().any(|row| row.text != rows[0].text);
     let head = ["model", "method", "text", "kv B/token", "fixed B", "tokens", "perplexity", "KL mean", "±", "KL p99", "top-1"];
-    let rows = report.rows.iter().map(|row| {
+    let lines = rows.iter().map(|row| {
         vec![
             row.model.clone(),
             row.method.clone(),
@@ -145,7 +177,20 @@ fn text_table(report: &Report) -> String {
     });
     // One text needs no column.
     let shown = |column: &usize| texts || head[*column] != "text";
-    let pick = |row: Vec<String>| row.into_iter().enumerate().filter(|(column, _)| shown(column)).map(|(_, cell)| cell).collect();
+    let pick = |line: Vec<String>| line.into_iter().enumerate().filter(|(column, _)| shown(column)).map(|(_, cell)| cell).collect();
     let head: Vec<&str> = (0..head.len()).filter(shown).map(|column| head[column]).collect();
-    table(&head, &rows.map(pick).collect::<Vec<_>>())
+    table(&head, &lines.map(pick).collect::<Vec<_>>())
+}
+
+/// A line per model and length, a column per depth: the share of facts told, and the mean log-probability of the right answer.
+fn needle_tables(rows: &[needle::Row]) -> String {
+    let Some(first) = rows.first() else { return String::new() };
+    let depths: Vec<_> = rows.iter().take_while(|row| (&row.model, row.length) == (&first.model, first.length)).collect();
+    let names: Vec<String> = depths.iter().map(|row| format!("at {} %", row.depth_percent)).collect();
+    let head: Vec<&str> = ["needle", "method", "length"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let lines = rows.chunks(depths.len()).map(|line| {
+        let told = line.iter().map(|row| format!("{:.0} % {}", 100.0 * row.accuracy, number(Some(row.log_probability))));
+        [line[0].model.clone(), line[0].method.clone(), line[0].length.to_string()].into_iter().chain(told).collect()
+    });
+    format!("\n{}", table(&head, &lines.collect::<Vec<_>>()))
 }

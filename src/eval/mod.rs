@@ -4,6 +4,7 @@
 //! each window side by side, chunk by chunk, so that no more than one chunk's logits of each are in memory, and nothing is written to disk.
 
 mod exponential;
+pub mod needle;
 mod score;
 mod windows;
 
@@ -53,6 +54,16 @@ pub struct Row {
     pub kv_bytes_per_token: u64,
     /// Bytes that do not grow.
     pub kv_fixed_bytes: u64,
+}
+
+/// All that was measured, as `lowkey eval --json` prints it.
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
+pub struct Report {
+    /// The models' distance from the reference, on each text.
+    pub rows: Vec<Row>,
+    /// What they found in long texts; left out where nothing was asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub needle: Vec<needle::Row>,
 }
 
 /// A text to evaluate on.
