@@ -45,6 +45,7 @@ pub mod session;
 mod error;
 mod model;
 mod output;
+mod random;
 
 pub use error::{Error, Result};
 pub use model::{Device, Engine, LoadOptions, Model};

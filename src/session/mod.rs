@@ -7,14 +7,13 @@
 mod cancel;
 mod context;
 mod generation;
-mod random;
 mod sampler;
 mod stop;
 
+pub use crate::random::Random;
 pub use cancel::Cancel;
 pub use context::{Context, Read};
 pub use generation::{Finish, Generation, Summary, Token};
-pub use random::Random;
 pub use sampler::{Candidate, Sampler, Sampling, argmax};
 pub use stop::{Released, StopStrings};
 
