@@ -34,7 +34,8 @@ impl Random {
         ((self.bits() as u128 * n as u128) >> 64) as usize
     }
 
-    /// Normally distributed with mean 0 and variance 1 (Box and Muller, 1958); the same on every platform up to the rounding of its logarithm and cosine.
+    /// Normally distributed with mean 0 and variance 1 (Box and Muller, 1958); the same on every platform up to the rounding of its logarithm and
+    /// cosine.
     pub fn gaussian(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (2.0 * std::f64::consts::PI * self.unit()).cos()

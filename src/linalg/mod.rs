@@ -1,15 +1,18 @@
-//! The linear algebra that the rest stands on: thin over nalgebra, and honest about what can fail.
+//! The linear algebra that the rest stands on: thin over nalgebra (and faer for eigenvalues), and honest about what can fail.
 //!
 //! Two kinds of work meet here. The decoder on the CPU multiplies large f32 matrices, and wants all cores ([`tr_product`]). The methods of
-//! compression solve small f64 problems, and want an answer that is the same on every run or an error, never a panic and never a loop that does not
-//! end on a NaN ([`Eigen`]). Everything follows nalgebra's column-major convention: a token is a column, and a linear weight that is stored `[out, in]`
-//! row by row is, read in place, the matrix `W` of `[in, out]` whose columns are the outputs: `y = Wᵀx`.
+//! compression solve f64 problems, and want an answer that is the same on every run or an error, never a panic and never a loop that does not end on
+//! a NaN ([`Eigen`]), and rotations to even out what is to be rounded ([`rotation`]). Everything follows nalgebra's column-major convention: a token
+//! is a column, and a linear weight that is stored `[out, in]` row by row is, read in place, the matrix `W` of `[in, out]` whose columns are the
+//! outputs: `y = Wᵀx`.
 
 mod eigen;
 mod product;
+mod rotation;
 
 pub use eigen::Eigen;
 pub use product::{gram, outer_products, product, tr_product, tr_product_into};
+pub use rotation::rotation;
 
 use crate::{Error, Result};
 use nalgebra::{DMatrix, RealField};
