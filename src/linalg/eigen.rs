@@ -61,14 +61,15 @@ impl Eigen {
         self.values.iter().skip(rank).map(|value| value.max(0.0)).sum()
     }
 
-    /// `C^p` over the directions whose eigenvalue is above `cut` times the largest, `[n, n]`; zero on the others. `power(0.5, 0.0)` is the symmetric square root of a
-    /// moment, `power(-0.5, cut)` the inverse of that where it has one.
-    pub fn power(&self, p: f64, cut: f64) -> DMatrix<f64> {
-        let least = cut * self.values.iter().next().map_or(0.0, |value| value.max(0.0));
-        let rank = self.values.iter().take_while(|&&value| value > least.max(0.0)).count();
+    /// `C^p`, `[n, n]`, where eigenvalues below `floor` times the largest are taken for that, so that a moment that is singular has an inverse:
+    /// `power(0.5, floor)` and `power(-0.5, floor)` are the inverse of each other. With a floor of zero, directions of no eigenvalue (or a negative
+    /// one) stay without.
+    pub fn power(&self, p: f64, floor: f64) -> DMatrix<f64> {
+        let floor = floor * self.values.iter().next().map_or(0.0, |value| value.max(0.0));
+        let values: Vec<f64> = self.values.iter().map(|value| value.max(floor)).take_while(|&value| value > 0.0).collect();
         // Half of the power on each side makes the product symmetric to the last bit.
-        let mut half = self.vectors.columns(0, rank).transpose();
-        for (mut row, value) in half.row_iter_mut().zip(&self.values) {
+        let mut half = self.vectors.columns(0, values.len()).transpose();
+        for (mut row, value) in half.row_iter_mut().zip(values) {
             row *= value.powf(p / 2.0);
         }
         let mut power = tr_product(half.as_view(), half.as_view());
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn powers_multiply_as_powers_do_and_leave_out_what_is_cut() {
+    fn powers_multiply_as_powers_do_and_have_a_floor() {
         let x = numbers(12);
         let moment = &x * &x;
         let eigen = Eigen::of("test", &moment).unwrap();
@@ -162,11 +163,13 @@ mod tests {
         assert!((&root * &inverse - DMatrix::identity(12, 12)).amax() < 1e-9);
         assert!((eigen.power(1.0, 0.0) - &moment).amax() < 1e-12);
         assert_eq!(root, root.transpose());
-        // Two directions of a plane in three dimensions, one of them too weak to be inverted.
+        // One direction is weak, one is missing.
         let weak = Eigen::of("test", &DMatrix::from_diagonal(&DVector::from_vec(vec![1e-9, 4.0, 0.0]))).unwrap();
-        assert!((weak.power(-0.5, 1e-6) - DMatrix::from_diagonal(&DVector::from_vec(vec![0.0, 0.5, 0.0]))).amax() < 1e-15);
-        assert!((weak.power(-1.0, 0.0)[(0, 0)] * 1e-9 - 1.0).abs() < 1e-12);
-        assert_eq!(Eigen::of("test", &DMatrix::zeros(3, 3)).unwrap().power(-0.5, 0.0), DMatrix::zeros(3, 3));
+        let diagonal = |p, floor| weak.power(p, floor).diagonal();
+        assert!((diagonal(-0.5, 0.01) - DVector::from_vec(vec![5.0, 0.5, 5.0])).amax() < 1e-14);
+        assert!((weak.power(0.5, 0.01) * weak.power(-0.5, 0.01) - DMatrix::identity(3, 3)).amax() < 1e-14);
+        assert!((diagonal(-1.0, 0.0) - DVector::from_vec(vec![1e9, 0.25, 0.0])).amax() < 1e-3);
+        assert_eq!(Eigen::of("test", &DMatrix::zeros(3, 3)).unwrap().power(-0.5, 1e-3), DMatrix::zeros(3, 3));
     }
 
     #[test]
