@@ -3,13 +3,21 @@
 //! [`run`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method and budget, resolved), and writes a factored checkpoint. Everything is solved in f64,
 //! layer by layer, all cores at once. Nothing here knows a GPU.
 
+mod basis;
+pub mod eigen;
 mod factored;
+pub mod kqsvd;
+pub mod ksvd;
 mod low_rank;
+pub mod palu;
 mod plan;
-mod recalkv;
+mod ranks;
+pub mod recalkv;
 
+pub use basis::{Basis, about};
 pub use factored::Float;
 pub use plan::{Method, Plan};
+pub use ranks::{Part, Ranks};
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored};
