@@ -12,14 +12,14 @@ use crate::linalg::Eigen;
 use nalgebra::{DMatrix, DVector};
 
 /// The basis of one head's keys, of second moment `keys: [d, d]`, read by queries of second moment `queries: [d, d]`, summed over the query heads
-/// that share the keys. Its coordinates have unit variance but are correlated, and its losses are those of the stacked matrix. `what` names it in
+/// that share the keys. Its coordinates are correlated, and its losses are those of the stacked matrix. `what` names it in
 /// errors.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where a moment is not finite or has no eigenvalues.
 pub fn basis(what: &str, keys: &DMatrix<f64>, queries: &DMatrix<f64>) -> Result<Basis> {
     let Eigen { values, vectors } = Eigen::of(what, &(keys + queries))?;
-    let variances = (vectors.transpose() * keys * &vectors).diagonal();
-    let up = vectors.transpose();
-    Ok(Basis::scaled(DVector::zeros(keys.nrows()), vectors, up, variances.as_slice(), values.as_slice()))
+    let variance = (vectors.transpose() * keys * &vectors).diagonal();
+    let loss = values.map(|value| value.max(0.0));
+    Ok(Basis { mean: DVector::zeros(keys.nrows()), up: vectors.transpose(), down: vectors, variance, loss })
 }

@@ -1,11 +1,11 @@
-//! KQ-SVD (Lesens et al., arXiv 2512.05916, AISTATS 2026): keys in the coordinates that keep their products with queries.
+//! KQ-SVD (arXiv 2512.05916, AISTATS 2026; released as DamienLesens/KQ-SVD): keys in the coordinates that keep their products with queries.
 //!
 //! For each key/value head, keys `K: [T, d]` and queries `Q: [T', d]` after RoPE, find `A, B: [d, R]` that minimise `‖K·A·Bᵀ·Qᵀ − K·Qᵀ‖`: cache
-//! `K·A`, take queries to `Bᵀq`, and rebuild nothing. With `Û` the first left singular vectors of `KQᵀ` the paper's Theorem 2 has `A = K⁺Û`, `B =
-//! KᵀÛ`, and what is left is `Σ_{i>R} σ_i(KQᵀ)²`. The norm is that of the error of keys weighted by `C_Q = QᵀQ`, so this is [`Basis::weighted`]: `A =
-//! C_Q^½·U`, `Bᵀ = Uᵀ·C_Q^−½` with `U` the eigenvectors of `C_Q^½·C_K·C_Q^½`, whose eigenvalues are `σ_i²`. Everything is `d` by `d`. The two differ
-//! by the free scale of each coordinate; here coordinates have unit variance. What a direction that no query looks along is given does not matter,
-//! where the paper divides by what no key has.
+//! `K·A`, take queries to `Bᵀq`, and rebuild nothing. With `Û` the first left singular vectors of `KQᵀ` the paper's solution is `A = K⁺Û`, `B = KᵀÛ`,
+//! and what is left is `Σ_{i>R} σ_i(KQᵀ)²`. The norm is that of the error of keys weighted by `C_Q = QᵀQ`, so these are principal components in that
+//! metric ([`Basis`]): `A = C_Q^½·U`, `Bᵀ = Uᵀ·C_Q^−½` with `U` the eigenvectors of `C_Q^½·C_K·C_Q^½`, whose eigenvalues are `σ_i²`. Everything is
+//! `d` by `d`. The two differ by the free scale of each coordinate; here they have the variance `σ_i²`. What a direction that no query looks along is
+//! given does not matter, where the paper divides by what no key has.
 //!
 //! Query heads that share keys are stacked: their `C_Q` are summed (Theorem 5). For values the same theorem with `W_Oᵀ` in the place of queries
 //! minimises `‖V·A·Bᵀ·W_O − V·W_O‖`; again the query heads' `W_O^(h)·W_O^(h)ᵀ` are summed. The released code averages `W_O` over them, where heads of
@@ -14,7 +14,7 @@
 //! Moments are taken around zero, as in the paper, and without the first tokens of a text, which are cached exactly and whose keys would otherwise
 //! decide.
 
-use super::Basis;
+use super::{Basis, Roots};
 use crate::Result;
 use nalgebra::{DMatrix, DVector};
 
@@ -24,7 +24,7 @@ use nalgebra::{DMatrix, DVector};
 /// # Errors
 /// [`crate::Error::Numeric`] where a moment is not finite or has no eigenvalues.
 pub fn keys(what: &str, keys: &DMatrix<f64>, queries: &DMatrix<f64>) -> Result<Basis> {
-    Basis::weighted(what, DVector::zeros(keys.nrows()), keys, queries)
+    in_metric(what, keys, queries)
 }
 
 /// The basis of one head's values of second moment `values: [d, d]`, which reach the output through projections of Gram matrix `outputs: [d, d]`
@@ -33,7 +33,11 @@ pub fn keys(what: &str, keys: &DMatrix<f64>, queries: &DMatrix<f64>) -> Result<B
 /// # Errors
 /// [`crate::Error::Numeric`] where a matrix is not finite or has no eigenvalues.
 pub fn values(what: &str, values: &DMatrix<f64>, outputs: &DMatrix<f64>) -> Result<Basis> {
-    Basis::weighted(what, DVector::zeros(values.nrows()), values, outputs)
+    in_metric(what, values, outputs)
+}
+
+fn in_metric(what: &str, second: &DMatrix<f64>, metric: &DMatrix<f64>) -> Result<Basis> {
+    Basis::components(what, DVector::zeros(second.nrows()), second.clone(), Some(&Roots::exact(what, metric)?))
 }
 
 /// `Σ W_O^(h)·W_O^(h)ᵀ`, `[d, d]`, over the query heads that share one key/value head's values; `projection: [g·d, D]` are their rows of the output
@@ -49,7 +53,7 @@ pub fn output_gram(projection: &DMatrix<f64>, d: usize) -> DMatrix<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::basis::tests::{moment, rows};
+    use super::super::basis::tests::{at_rank, moment, rows};
     use super::super::{eigen, ksvd};
     use super::*;
 
@@ -57,8 +61,7 @@ mod tests {
 
     /// `‖K·A·B·Qᵀ − K·Qᵀ‖²` by its definition, per pair of moments' tokens.
     fn error(basis: &Basis, k: &DMatrix<f64>, q: &DMatrix<f64>, rank: usize) -> f64 {
-        let Basis { down, up, .. } = basis.clone().truncated(rank);
-        (k * down * up * q.transpose() - k * q.transpose()).norm_squared() / (k.nrows() * q.nrows()) as f64
+        (k * at_rank(basis, rank) * q.transpose() - k * q.transpose()).norm_squared() / (k.nrows() * q.nrows()) as f64
     }
 
     /// `σ_i(KQᵀ)²` by the SVD of the matrix itself.
@@ -81,7 +84,7 @@ mod tests {
             let tail: f64 = squares[rank..].iter().sum();
             let left = error(&best, &k, &q, rank);
             assert!((left - tail).abs() < 1e-9 * squares[0], "rank {rank}: {left} against {tail}");
-            assert!((best.loss[rank..].iter().sum::<f64>() - tail).abs() < 1e-9 * squares[0]);
+            assert!((best.tail(rank) - tail).abs() < 1e-9 * squares[0]);
             for baseline in &baselines {
                 assert!(error(baseline, &k, &q, rank) > left * (1.0 - 1e-9) - 1e-9 * squares[0], "rank {rank}");
                 // At a middle rank they do leave more: the comparison is no tie.
@@ -103,8 +106,7 @@ mod tests {
         for rank in 1..=d {
             let first = u.select_columns(&order[..rank]);
             let product = k.clone().pseudo_inverse(1e-12).unwrap() * &first * (k.transpose() * &first).transpose();
-            let Basis { down, up, .. } = basis.clone().truncated(rank);
-            assert!((down * up - &product).amax() < 1e-7 * product.amax(), "rank {rank}");
+            assert!((at_rank(&basis, rank) - &product).amax() < 1e-7 * product.amax(), "rank {rank}");
         }
     }
 
@@ -112,10 +114,7 @@ mod tests {
     fn only_products_matter() {
         let (d, rank) = (9, 4);
         let (k, q) = (rows(TOKENS, d, 5), rows(TOKENS, d, 6));
-        let product = |basis: Basis| {
-            let Basis { down, up, .. } = basis.truncated(rank);
-            down * up
-        };
+        let product = |basis: Basis| at_rank(&basis, rank);
         let at = |beta: f64| (moment(&(&k * beta)), moment(&(&q / beta)));
         let mixed = {
             // Any invertible mixing of the dimensions of keys, undone in queries, is undone in the basis too.
@@ -161,12 +160,11 @@ mod tests {
         projection.rows_mut(d, d).copy_from(&other);
         // What reaches the output through either head.
         let cost = |basis: &Basis| -> f64 {
-            let Basis { down, up, .. } = basis.clone().truncated(rank);
-            let missing = &v * down * up - &v;
+            let missing = &v * at_rank(basis, rank) - &v;
             ((&missing * &one).norm_squared() + (&missing * &other).norm_squared()) / TOKENS as f64
         };
         let summed = values("test", &moment(&v), &output_gram(&projection, d)).unwrap();
-        let left: f64 = summed.loss[rank..].iter().sum();
+        let left = summed.tail(rank);
         assert!((cost(&summed) - left).abs() < 1e-9 * left);
         let average = (&one + &other) / 2.0;
         let averaged = values("test", &moment(&v), &(&average * average.transpose())).unwrap();

@@ -14,5 +14,5 @@ use nalgebra::{DMatrix, DVector};
 /// # Errors
 /// [`crate::Error::Numeric`] where `second` is not finite or has no eigenvalues.
 pub fn basis(what: &str, second: &DMatrix<f64>) -> Result<Basis> {
-    Basis::principal(what, DVector::zeros(second.nrows()), second)
+    Basis::components(what, DVector::zeros(second.nrows()), second.clone(), None)
 }

@@ -14,7 +14,7 @@ mod plan;
 mod ranks;
 pub mod recalkv;
 
-pub use basis::{Basis, about};
+pub use basis::{Basis, Roots, about};
 pub use factored::Float;
 pub use plan::{Method, Plan};
 pub use ranks::{Part, Ranks};

@@ -8,27 +8,34 @@
 //! Here the whitened SVD is what it equals, the principal components of the group's outputs ([`Basis`]): `y − b = x·W_g` has second moment
 //! `W_gᵀC_xW_g`, and `W_g·V_r·V_rᵀ` is the paper's product `A_g·B_g`. Outputs are taken about the bias, which the paper's models have none of and
 //! which no factor has to carry. In a model that normalises its keys before RoPE the outputs are the normalised keys. The row is rebuilt at the
-//! positions of its tokens; values are summed as latents and brought back once. Rounded latents are turned into each other first (the paper's section
-//! on quantisation; [`Basis::rotated`]). What the released code does otherwise and we do not: labels shifted twice when gradients are gathered,
+//! positions of its tokens; values are summed as latents and brought back once. Latents that are rounded are turned into
+//! each other first, as in the paper. What the released code does otherwise and we do not: labels shifted twice when gradients are gathered,
 //! gradients in f16, and a kept fraction that is not what rounding has led to.
 
 use super::Basis;
 use crate::Result;
-use nalgebra::{DMatrix, DVector};
+use crate::calibrate::Moments;
+use nalgebra::DVector;
 
-/// The basis of one group of heads: `second: [s·d, s·d]` is the second moment of its outputs about `bias: [s·d]` (zero where the projection has
+/// The basis of one group of heads: `outputs` are the moments of what it caches, `[s·d]`, and `bias: [s·d]` is the projection's (zero where it has
 /// none). `what` names it in errors.
 ///
 /// # Errors
-/// [`crate::Error::Numeric`] where `second` is not finite or has no eigenvalues.
-pub fn basis(what: &str, bias: DVector<f64>, second: &DMatrix<f64>) -> Result<Basis> {
-    Basis::principal(what, bias, second)
+/// [`crate::Error::Numeric`] where the moments are not finite or have no eigenvalues.
+pub fn basis(what: &str, outputs: &Moments, bias: DVector<f64>) -> Result<Basis> {
+    Basis::principal(what, outputs, bias, None)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::basis::tests::{moment, rows};
+    use super::super::basis::tests::{at_rank, moment, rows};
     use super::*;
+    use nalgebra::DMatrix;
+
+    fn moments(second: &DMatrix<f64>, bias: &DVector<f64>) -> Moments {
+        // Outputs that are the bias plus something of mean zero.
+        Moments { mean: bias.map(|x| x as f32), second: (second + bias * bias.transpose()).map(|x| x as f32) }
+    }
 
     /// The textbook's way, `C_x = LLᵀ`, `LᵀW = UΣVᵀ`, `A = L⁻ᵀU_rΣ_r^½`, `B = Σ_r^½V_rᵀ`, leads to the same product.
     #[test]
@@ -37,8 +44,8 @@ mod tests {
         let x = rows(200, inputs, 1);
         let weight = rows(inputs, out, 2);
         let bias = DVector::from_fn(out, |i, _| i as f64 / 3.0);
-        let second = moment(&(&x * &weight));
-        let basis = basis("test", bias, &second).unwrap();
+        let basis = basis("test", &moments(&moment(&(&x * &weight)), &bias), bias.clone()).unwrap();
+        assert_eq!(basis.mean, bias);
         let root = moment(&x).cholesky().unwrap().l();
         let svd = (root.transpose() * &weight).svd(true, true);
         let (u, v) = (svd.u.unwrap(), svd.v_t.unwrap());
@@ -46,10 +53,9 @@ mod tests {
             let sigma = DMatrix::from_diagonal(&svd.singular_values.rows(0, rank).into_owned());
             let a = root.transpose().try_inverse().unwrap() * u.columns(0, rank) * sigma;
             let textbook = a * v.rows(0, rank);
-            let Basis { down, up, .. } = basis.clone().truncated(rank);
-            assert!((&weight * down * up - &textbook).amax() < 1e-8 * weight.amax(), "rank {rank}");
+            assert!((&weight * at_rank(&basis, rank) - &textbook).amax() < 1e-4 * weight.amax(), "rank {rank}");
             let tail: f64 = svd.singular_values.iter().skip(rank).map(|sigma| sigma * sigma).sum();
-            assert!((basis.loss[rank..].iter().sum::<f64>() - tail).abs() < 1e-9 * basis.loss[0]);
+            assert!((basis.tail(rank) - tail).abs() < 1e-6 * basis.loss[0]);
         }
     }
 
@@ -60,10 +66,10 @@ mod tests {
         let second = moment(&rows(300, 2 * d, 3));
         let loss = |first: usize, width: usize, rank: usize| -> f64 {
             let block = second.view((first, first), (width, width)).into_owned();
-            basis("test", DVector::zeros(width), &block).unwrap().loss[rank..].iter().sum()
+            basis("test", &moments(&block, &DVector::zeros(width)), DVector::zeros(width)).unwrap().tail(rank)
         };
         for rank in 1..=d {
-            assert!(loss(0, 2 * d, 2 * rank) <= (loss(0, d, rank) + loss(d, d, rank)) * (1.0 + 1e-12));
+            assert!(loss(0, 2 * d, 2 * rank) <= (loss(0, d, rank) + loss(d, d, rank)) * (1.0 + 1e-5));
         }
     }
 }
