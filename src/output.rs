@@ -23,21 +23,31 @@ pub(crate) fn publish_file(file: NamedTempFile, path: &Path) -> Result<()> {
     }
 }
 
-/// A directory on its way to `path`; removed with all that is in it when dropped.
+/// A directory on its way to `path`, where there may be an empty one; removed with all that is in it when dropped.
 ///
 /// # Errors
 /// As [`file`].
 pub(crate) fn directory(path: &Path) -> Result<TempDir> {
-    vacant(path)?;
+    if !is_empty_directory(path) {
+        vacant(path)?;
+    }
     builder(0o777).tempdir_in(parent(path)).map_err(Error::io("create", path))
 }
 
 /// Gives `directory` its name.
 pub(crate) fn publish_directory(directory: TempDir, path: &Path) -> Result<()> {
+    if is_empty_directory(path) {
+        std::fs::remove_dir(path).map_err(Error::io("replace", path))?;
+    }
     vacant(path)?;
     std::fs::rename(directory.path(), path).map_err(Error::io("create", path))?;
     let _ = directory.keep();
     Ok(())
+}
+
+fn is_empty_directory(path: &Path) -> bool {
+    // A link to one is somebody's arrangement.
+    path.symlink_metadata().is_ok_and(|found| found.is_dir()) && path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn vacant(path: &Path) -> Result<()> {

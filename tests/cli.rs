@@ -148,9 +148,19 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     assert_eq!(found[..5].iter().map(|row| row["depth_percent"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 25, 50, 75, 100]);
     assert!(found.iter().all(|row| row["accuracy"] == 0.0 && row["trials"] == 2 && number(&row["log_probability"]) < -1.0));
     assert!(found[..10].iter().all(|row| row["model"] == *model) && found[10..].iter().all(|row| row["model"] == *small));
-    let shown = run(&[&asked[..], &["--device", "cpu"]].concat());
+    let report = bench.path("report");
+    let shown = run(&[&asked[..], &["--device", "cpu", "--report", &report]].concat());
     assert!(String::from_utf8_lossy(&shown.stdout).contains("at 75 %"), "{}", stderr(&shown));
-    assert!(evaluated["needle"] == done(&asked)["needle"]);
+    assert!(stderr(&shown).contains("index.html"), "{}", stderr(&shown));
+
+    // The report says the same, once.
+    let written = |name: &str| std::fs::read_to_string(Path::new(&report).join(name)).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&written("report.json")).unwrap(), evaluated);
+    assert_eq!((written("rows.csv").lines().count(), written("needle.csv").lines().count()), (1 + 2, 1 + 20));
+    assert_eq!(written("index.html").matches("<svg").count(), 3);
+    let (kind, message, code) = failed(&[&asked[..], &["--device", "cpu", "--report", &report]].concat());
+    assert_eq!((kind.as_str(), code), ("exists", 1));
+    assert!(message.contains(&report), "{message}");
 
     let measured = done(&["bench", &model, &small, "--depth", "0,40", "--prefill", "8", "--steps", "3", "--rounds", "2"]);
     assert_eq!(keys(&measured), ["device", "driver", "tier", "roofline", "rows"]);

@@ -5,6 +5,7 @@ use super::device::untrained;
 use super::locate::locate;
 use super::table::{number, table};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
+use lowkey::eval::report::Directory;
 use lowkey::eval::{Report, Row, Subject, Task, Text, Windowing, needle, run};
 use lowkey::{Error, Model, Result};
 use std::path::PathBuf;
@@ -42,6 +43,9 @@ pub struct Args {
     /// Use no more than this many tokens of each text.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
+    /// Write all of it to a new directory: report.json, CSV tables, and a page with charts, index.html.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Hide facts in the text, and ask for them at its end: by length, and by how deep in the text they are.
     #[arg(long, help_heading = "Needle")]
     needle: bool,
@@ -83,6 +87,7 @@ impl Args {
             }
             false => Vec::new(),
         };
+        let directory = self.report.as_deref().map(Directory::reserve).transpose()?;
         let engine = console.engine()?;
         let mut bar = console.bar();
         let mut models = Vec::new();
@@ -127,6 +132,10 @@ impl Args {
             }
         }
         drop(bar);
+        if let (Some(directory), Some(path)) = (directory, &self.report) {
+            directory.publish(&report)?;
+            console.remark(&format!("the report is in {}", path.join("index.html").display()));
+        }
         console.result(&report, |report| text_table(&report.rows) + &needle_tables(&report.needle))
     }
 

@@ -5,13 +5,15 @@
 
 mod exponential;
 pub mod needle;
+#[cfg(feature = "report")]
+pub mod report;
 mod score;
 mod windows;
 
 pub use score::{Divergence, Predictions, Scores};
 pub use windows::{Piece, Window, Windowing};
 
-use crate::progress::{OnProgress, report};
+use crate::progress::{self, OnProgress};
 use crate::sequence::{Logits, Sequence};
 use crate::{Error, Result};
 
@@ -113,7 +115,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -
             for piece in window.pieces(size) {
                 score_piece(&tokens, &targets, &piece, subjects, &mut scores, task.first_is_reference)?;
                 done += piece.range.len();
-                report(on_progress, "evaluate", done, total)?;
+                progress::report(on_progress, "evaluate", done, total)?;
             }
             // The last token was not run.
             done += 1;
@@ -121,7 +123,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -
         }
         rows.extend(subjects.iter().zip(&scores).map(|(subject, scores)| row(subject, &text.name, scores)));
     }
-    report(on_progress, "evaluate", total, total)?;
+    progress::report(on_progress, "evaluate", total, total)?;
     Ok(rows)
 }
 

@@ -1,0 +1,72 @@
+//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `needle.csv`, and `index.html`, a page that needs nothing else.
+
+mod chart;
+mod page;
+
+use super::Report;
+use crate::{Error, Result, output};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+pub use chart::{frontier, needle_map};
+
+/// A directory on its way to its name: it appears there complete, or not at all.
+pub struct Directory {
+    directory: TempDir,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Before the work that is to be reported: whether there is room for it. `path` must be free, or an empty directory.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where there is something else, [`Error::Io`] where nothing can be created there.
+    pub fn reserve(path: &Path) -> Result<Directory> {
+        Ok(Directory { directory: output::directory(path)?, path: path.into() })
+    }
+
+    /// Writes the files and gives the directory its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Exists`] where the name has been taken meanwhile, [`Error::Numeric`] for numbers that cannot be drawn.
+    pub fn publish(self, report: &Report) -> Result<()> {
+        let write =
+            |name: &str, content: &str| std::fs::write(self.directory.path().join(name), content).map_err(Error::io("write", &self.path.join(name)));
+        let json = serde_json::to_string_pretty(report).map_err(|e| Error::io("write", &self.path.join("report.json"))(e.into()))?;
+        write("report.json", &json)?;
+        write("rows.csv", &csv(&report.rows)?)?;
+        if !report.needle.is_empty() {
+            write("needle.csv", &csv(&report.needle)?)?;
+        }
+        write("index.html", &page::page(report)?)?;
+        output::publish_directory(self.directory, &self.path)
+    }
+}
+
+/// A line per row under a line of names, quoted where it has to be (RFC 4180); what is absent is empty.
+fn csv<T: Serialize>(rows: &[T]) -> Result<String> {
+    let failed = |message: String| Error::Numeric { what: "a CSV table".into(), message };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer.serialize(row).map_err(|e| failed(e.to_string()))?;
+    }
+    let bytes = writer.into_inner().map_err(|e| failed(e.to_string()))?;
+    String::from_utf8(bytes).map_err(|e| failed(e.to_string()))
+}
+
+/// A name as it may stand in a page or a picture, neither of which has control characters.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Each value once, in the order of first occurrence.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    values.for_each(|value| {
+        if !found.contains(&value) {
+            found.push(value);
+        }
+    });
+    found
+}
