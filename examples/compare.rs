@@ -46,10 +46,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for path in &options.text {
         texts.push(Text { name: name(path), tokens: tokenizer.encode(&std::fs::read_to_string(path)?, true)? });
     }
-    let windowing = Windowing { tokens: options.tokens, ..Windowing::default() };
+    let plain = Windowing::default();
+    let window = plain.window.min(models[0].checkpoint().config().max_position_embeddings);
+    let windowing = Windowing { window, stride: window, tokens: options.tokens, ..plain };
     let subject = |(path, model): (&&PathBuf, &Model)| -> lowkey::Result<Subject> {
         let (method, layout) = (model.method().into(), model.layout().into());
-        Ok(Subject { model: name(path), method, layout, sequence: model.sequence(windowing.window)? })
+        Ok(Subject { model: name(path), method, layout, sequence: model.sequence(window)? })
     };
     let mut subjects = paths.iter().zip(&models).map(subject).collect::<lowkey::Result<Vec<_>>>()?;
     let bos = tokenizer.encode("", true)?.first().copied();
