@@ -94,7 +94,7 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
         ["output", "method", "keep", "achieved_keep", "kv_bytes_per_token", "kv_bytes_per_token_dense", "seconds", "peak_rss_bytes"]
     );
     assert_eq!(made["output"], small.as_str());
-    assert_eq!(keys(&made["seconds"]), ["calibrate", "forward", "backward", "moments", "check", "factor", "write"]);
+    assert_eq!(keys(&made["seconds"]), ["calibrate", "forward", "backward", "disturb", "moments", "check", "factor", "write"]);
     assert!((number(&made["kv_bytes_per_token"]) / number(&made["kv_bytes_per_token_dense"]) - 0.5).abs() < 0.02);
     assert!(Path::new(&statistics).is_file());
     let found = done(&["inspect", &small]);
@@ -220,6 +220,37 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     let (kind, message, code) = failed(&["eval", &again, "--against", &small, "--text", &text, "--device", "cpu"]);
     assert_eq!((kind.as_str(), code), ("argument", 2), "{message}");
     assert!(message.contains("against") && message.contains(&small), "{message}");
+}
+
+#[test]
+fn a_model_calibrates_itself_and_statistics_serve_no_more_than_they_hold() {
+    let bench = Bench::new();
+    let [model, text, statistics] = ["model", "text", "statistics"].map(|name| bench.path(name));
+    let own = ["--calibration", "self", "--calibration-tokens", "700"];
+    let compress = |output: &str, more: &[&[&str]]| -> Vec<String> {
+        ["compress", &model, "-o", &bench.path(output)].iter().chain(more.concat().iter()).map(|word| word.to_string()).collect()
+    };
+    let words = |arguments: Vec<String>| -> Value { done(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) };
+    let made = words(compress("small", &[&own, &["--statistics", &statistics, "--sensitivity", "scalar", "--span", "2"]]));
+    assert!(number(&made["seconds"]["disturb"]) > 0.0 && number(&made["seconds"]["backward"]) == 0.0, "{made}");
+    words(compress("again", &[&own, &["--sensitivity", "none"]]));
+    let weights = |name: &str| std::fs::read(Path::new(&bench.path(name)).join("model.safetensors")).unwrap();
+    assert!(weights("small") == weights("again"), "the same seed wrote another text");
+    words(compress("third", &[&own, &["--statistics", &statistics, "--span", "1"]]));
+    assert!(weights("small") == weights("third"));
+
+    for (more, expected) in [
+        (vec!["--sensitivity", "full"], "--sensitivity"),
+        (vec!["--span", "4"], "--span"),
+        (vec!["--calibration", "self", "--calibration-tokens", "200"], "--calibration"),
+        (vec!["--calibration", &text], "--calibration"),
+        (vec!["--calibration", "self", &text], "goes alone"),
+    ] {
+        let arguments = compress("never", &[&more, &["--statistics", &statistics]]);
+        let (kind, message, code) = failed(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((kind.as_str(), code), ("argument", 2), "{message}");
+        assert!(message.contains(expected), "{message}");
+    }
 }
 
 #[test]

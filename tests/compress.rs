@@ -28,7 +28,7 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
     let model = load(checkpoint);
     let tokens = Random(77).tokens(640, model.config().vocab_size);
     let options = Options { window: 160, ..Options::default() };
-    gather(&model, &tokens, source_digest(checkpoint).unwrap(), text_digest("random"), options, &mut quietly).unwrap().0
+    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
 }
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_heads: usize, float: Float, output: &Path) -> Result<Report> {
@@ -155,7 +155,7 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
     // The first layer's input is the embedding, normalised: known without running anything.
     let tokens = Random(80).tokens(700, synthetic.vocab);
     let options = Options { window: 300, sinks: 3, ..Options::default() };
-    let (statistics, _) = gather(&model, &tokens, "s".into(), "t".into(), options, &mut quietly).unwrap();
+    let (statistics, _) = gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), options, &mut quietly).unwrap();
     assert_eq!((statistics.tokens, statistics.window, statistics.sinks), (600, 300, 3));
     let hidden = synthetic.hidden;
     let table = checkpoint.f32("model.embed_tokens.weight", &[synthetic.vocab, hidden]).unwrap();
@@ -174,14 +174,14 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
 
     // A text is its tokens and its digest.
     let text = "the other and the inner, ".repeat(30);
-    let (read, _) = lowkey::calibrate::run(&checkpoint, &model, &text, options, &mut quietly).unwrap();
+    let (read, _) = lowkey::calibrate::run(&checkpoint, &model, &[&text], options, &mut quietly).unwrap();
     let tokens_of_text = checkpoint.tokenizer().unwrap().encode(&text, false).unwrap();
     let source = source_digest(&checkpoint).unwrap();
-    assert_eq!(read, gather(&model, &tokens_of_text, source, text_digest(&text), options, &mut quietly).unwrap().0);
+    assert_eq!(read, gather(&model, &[tokens_of_text], source, text_digest(&[&text]), options, &mut quietly).unwrap().0);
 
     let few = Options { windows: Some(1), ..options };
-    assert_eq!(gather(&model, &tokens, "s".into(), "t".into(), few, &mut quietly).unwrap().0.tokens, 300);
-    let (short, _) = gather(&model, &tokens[..50], "s".into(), "t".into(), options, &mut quietly).unwrap();
+    assert_eq!(gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), few, &mut quietly).unwrap().0.tokens, 300);
+    let (short, _) = gather(&model, &[tokens[..50].to_vec()], "s".into(), "t".into(), options, &mut quietly).unwrap();
     assert_eq!((short.tokens, short.window), (50, 50));
     for (tokens, options) in [
         (&tokens[..40], options),
@@ -191,7 +191,7 @@ fn statistics_are_the_mean_of_outer_products_whatever_the_chunks() {
         (&tokens[..], Options { span: 3, ..options }),
         (&tokens[..], Options { windows: Some(0), ..options }),
     ] {
-        assert!(matches!(gather(&model, tokens, "s".into(), "t".into(), options, &mut quietly), Err(Error::Argument { .. })));
+        assert!(matches!(gather(&model, &[tokens.to_vec()], "s".into(), "t".into(), options, &mut quietly), Err(Error::Argument { .. })));
     }
 }
 
@@ -270,7 +270,7 @@ fn outputs_are_complete_or_absent() {
         assert_eq!(left(), 1, "stopped at report {stop}");
     }
     let model = load(&checkpoint);
-    let stopped = gather(&model, &[1; 50], "s".into(), "t".into(), Options::default(), &mut |_| ControlFlow::Break(()));
+    let stopped = gather(&model, &[vec![1; 50]], "s".into(), "t".into(), Options::default(), &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Interrupted)));
 
     // Where something is, nothing is touched.
@@ -315,7 +315,7 @@ fn everything_but_attention_is_copied_bit_by_bit_and_the_config_says_what_was_do
     let factored = written.factored().unwrap();
     assert_eq!(factored.method, "recalkv");
     assert_eq!(factored.source_digest, source_digest(&checkpoint).unwrap());
-    assert_eq!(factored.calibration_digest, text_digest("random"));
+    assert_eq!(factored.calibration_digest, text_digest(&["random"]));
     assert_eq!((factored.keep, factored.kv_bytes_per_token), (0.5, report.kv_bytes_per_token));
     assert_eq!(written.config(), checkpoint.config());
     let text = "the and in other <|im_end|>";

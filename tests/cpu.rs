@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::cpu::{Exact, Heads, LayerGradients, Model, Observer, Residuals, RowType};
+use lowkey::cpu::{self, Exact, LayerGradients, Model, Residuals, RowType};
 use lowkey::sequence::{Logits, Sequence};
 use lowkey::{Error, Result};
 use nalgebra::DMatrix;
@@ -134,20 +134,18 @@ fn logits_are_those_of_the_formulas_number_by_number() {
     }
 }
 
-/// Keeps the residual stream.
-struct Keep(Residuals);
-
-impl Observer for Keep {
-    fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
-        self.0.keep(state, position, x);
-    }
-    fn heads(&mut self, _: usize, _: usize, _: &Heads) {}
-    fn attention_input(&mut self, _: usize, _: usize, _: &DMatrix<f32>) {}
+/// `−log p(label)` of `logits: [tokens][vocab]`, summed over the positions from `first` on.
+fn loss(logits: &[f64], labels: &[u32], first: usize) -> f64 {
+    let losses = logits.chunks(logits.len() / labels.len()).zip(labels).map(|(logits, &label)| {
+        let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        highest + logits.iter().map(|logit| (logit - highest).exp()).sum::<f64>().ln() - logits[label as usize]
+    });
+    losses.skip(first).sum()
 }
 
 /// Gradients of `−log p(label)`, summed over the positions from `first` on, by layer.
 fn gradients(model: &Arc<Model>, tokens: &[u32], labels: &[u32], first: usize, exact: Exact) -> Vec<LayerGradients> {
-    let mut kept = Keep(Residuals::new(model.config(), tokens.len()));
+    let mut kept = Residuals::new(model.config(), tokens.len());
     model.sequence(tokens.len(), RowType::F32).unwrap().observe(tokens, Logits::None, &mut kept).unwrap();
     let loss = |position: usize, logits: &mut [f32]| {
         let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -161,7 +159,7 @@ fn gradients(model: &Arc<Model>, tokens: &[u32], labels: &[u32], first: usize, e
         assert_eq!(layer + found.len(), model.config().num_hidden_layers);
         Ok(())
     };
-    model.backward(&kept.0, first, &loss, exact, &mut visit).unwrap();
+    model.backward(&kept, first, &loss, exact, &mut visit).unwrap();
     found
 }
 
@@ -174,14 +172,7 @@ fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
         let mut random = Random(16);
         let [tokens, labels] = [0; 2].map(|_| random.tokens(length, synthetic.vocab));
         let model = Arc::new(Model::load(&checkpoint).unwrap());
-        let loss = |disturbance: &Disturbance| -> f64 {
-            let logits = reference(&synthetic, &checkpoint, &tokens, Some(disturbance));
-            let losses = logits.chunks(synthetic.vocab).zip(&labels).map(|(logits, &label)| {
-                let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                highest + logits.iter().map(|logit| (logit - highest).exp()).sum::<f64>().ln() - logits[label as usize]
-            });
-            losses.skip(first).sum()
-        };
+        let disturbed_loss = |disturbance: &Disturbance| loss(&reference(&synthetic, &checkpoint, &tokens, Some(disturbance)), &labels, first);
         for exact in [Exact::default(), Exact { sinks: 3, recent: 9 }] {
             let found = gradients(&model, &tokens, &labels, first, exact);
             for side in [Side::Keys, Side::TurnedKeys, Side::Values] {
@@ -197,9 +188,9 @@ fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
                     for token in [2, 3, length - 10, length - 9, 4 + random.below(30)] {
                         let dimension = random.below(matrix.nrows());
                         let mut disturbance = Disturbance { layer, side, token, dimension, amount: 1e-4, exact };
-                        let above = loss(&disturbance);
+                        let above = disturbed_loss(&disturbance);
                         disturbance.amount = -1e-4;
-                        let difference = (above - loss(&disturbance)) / 2e-4;
+                        let difference = (above - disturbed_loss(&disturbance)) / 2e-4;
                         let gradient = matrix[(dimension, token)];
                         let what = format!("{family}, {exact:?}, {side:?} of layer {layer}, token {token}, dimension {dimension}");
                         assert!((f64::from(gradient) - difference).abs() < 1e-3 * f64::from(typical), "{what}: {gradient} against {difference}");
@@ -208,6 +199,62 @@ fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_weights_are_differences_of_the_loss() {
+    let (length, first) = (30, 11);
+    for (family, synthetic) in families() {
+        let synthetic = SyntheticModel { dtype: safetensors::Dtype::F32, ..synthetic };
+        let mut random = Random(17);
+        let [tokens, labels] = [0; 2].map(|_| random.tokens(length, synthetic.vocab));
+        let directory = synthetic.write_temporary();
+        let open = || Checkpoint::open(directory.path()).unwrap();
+        let found = gradients(&Arc::new(Model::load(&open()).unwrap()), &tokens, &labels, first, Exact { sinks: 4, recent: 10 });
+        for (part, matrix) in [("k_proj", &found[1].key_weight), ("v_proj", &found[1].value_weight)] {
+            let name = format!("model.layers.1.self_attn.{part}.weight");
+            let typical = f64::from(matrix.norm() / (matrix.len() as f32).sqrt());
+            for _ in 0..3 {
+                let (input, output) = (random.below(matrix.nrows()), random.below(matrix.ncols()));
+                let [(above, high), (below, low)] = [1.0, -1.0].map(|sign| {
+                    let mut tensors = synthetic.tensors();
+                    let weight = &mut tensors.get_mut(&name).unwrap().numbers[output * synthetic.hidden + input];
+                    *weight += sign * 1e-3;
+                    let moved = f64::from(*weight);
+                    common::write_tensors(&directory.path().join("model.safetensors"), &tensors, synthetic.dtype);
+                    (loss(&reference(&synthetic, &open(), &tokens, None), &labels, first), moved)
+                });
+                let (gradient, difference) = (f64::from(matrix[(input, output)]), (above - below) / (high - low));
+                assert!((gradient - difference).abs() < 1e-3 * typical, "{family}, {part}: {gradient} against {difference}, typically {typical}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disturbed_window_is_that_of_the_formulas() {
+    for (family, synthetic) in families() {
+        let directory = synthetic.write_temporary();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let model = Arc::new(Model::load(&checkpoint).unwrap());
+        let tokens = Random(18).tokens(41, synthetic.vocab);
+        let mut kept = Residuals::new(model.config(), tokens.len());
+        model.sequence(tokens.len(), RowType::F32).unwrap().observe(&tokens, Logits::None, &mut kept).unwrap();
+        let exact = Exact { sinks: 2, recent: 7 };
+        for (layer, token, dimension) in [(0, 20, 3), (1, 2, 7), (2, 1, 5), (2, 34, 1)] {
+            for side in [Side::Keys, Side::Values] {
+                let mut noise = DMatrix::zeros(synthetic.kv_heads * synthetic.head_dim, tokens.len());
+                noise[(dimension, token)] = 0.75;
+                let disturbance = if side == Side::Keys { cpu::Disturbance::Keys(&noise) } else { cpu::Disturbance::Values(&noise) };
+                let found = model.head(&model.disturbed(&kept, layer, disturbance, exact).unwrap());
+                let moved = Disturbance { layer, side, token, dimension, amount: 0.75, exact };
+                let [expected, undisturbed] = [Some(&moved), None]
+                    .map(|moved| reference(&synthetic, &checkpoint, &tokens, moved).into_iter().map(|logit| logit as f32).collect::<Vec<_>>());
+                assert!(nmse(found.as_slice(), &expected) < 1e-10, "{family}, {side:?} of layer {layer}");
+                assert_eq!(expected != undisturbed, token >= 2 && token + 7 < tokens.len(), "{family}, {side:?} of layer {layer}");
             }
         }
     }

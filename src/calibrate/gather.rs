@@ -1,8 +1,9 @@
 //! Statistics from the decoder on the CPU.
 
 use super::moments::{Forward, Gathered};
+use super::scalar::scalar_sensitivity;
 use super::sensitivity::Backward;
-use super::{LayerStatistics, Statistics, source_digest, text_digest};
+use super::{LayerStatistics, Moments, Statistics, source_digest, text_digest};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Model, RowType};
 use crate::progress::{OnProgress, report};
@@ -30,13 +31,25 @@ pub struct Options {
     pub sensitivity: SensitivityKind,
     /// The first position whose prediction counts for sensitivity: before it, hardly any key or value is not exact.
     pub loss_from: usize,
-    /// The seed of the labels that are drawn.
+    /// Windows that scalar sensitivity is measured on, fewer where there are not as many.
+    pub scalar_windows: usize,
+    /// The seed of labels and noise.
     pub seed: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { window: 512, windows: None, sinks: 4, recent: 32, span: 1, sensitivity: SensitivityKind::Full, loss_from: 40, seed: 0 }
+        Options {
+            window: 512,
+            windows: None,
+            sinks: 4,
+            recent: 32,
+            span: 1,
+            sensitivity: SensitivityKind::Full,
+            loss_from: 40,
+            scalar_windows: 1,
+            seed: 0,
+        }
     }
 }
 
@@ -45,6 +58,8 @@ impl Default for Options {
 pub enum SensitivityKind {
     /// None.
     None,
+    /// [`LayerStatistics::scalar`], from two forward passes for every layer.
+    Scalar,
     /// [`LayerStatistics::sensitivity`] and [`LayerStatistics::fisher`], from a backward pass for every window.
     Full,
 }
@@ -56,30 +71,46 @@ pub struct Seconds {
     pub forward: f64,
     /// Running the loss back through it.
     pub backward: f64,
+    /// Disturbing it.
+    pub disturb: f64,
     /// Summing up what both find.
     pub moments: f64,
 }
 
-/// Tokenises `text` as it stands, without a token that starts it, and [gathers](gather) statistics of `model`, which was loaded from `checkpoint`.
+/// Tokenises `texts` as they stand, without a token that starts them.
 ///
 /// # Errors
-/// As [`gather`], and those of the tokenizer.
-pub fn run(checkpoint: &Checkpoint, model: &Arc<Model>, text: &str, options: Options, on_progress: OnProgress<'_>) -> Result<(Statistics, Seconds)> {
-    let tokens = checkpoint.tokenizer()?.encode(text, false)?;
-    gather(model, &tokens, source_digest(checkpoint)?, text_digest(text), options, on_progress)
+/// Those of the tokenizer.
+pub fn encode<T: AsRef<str>>(checkpoint: &Checkpoint, texts: &[T]) -> Result<Vec<Vec<u32>>> {
+    let tokenizer = checkpoint.tokenizer()?;
+    texts.iter().map(|text| tokenizer.encode(text.as_ref(), false)).collect()
 }
 
-/// Runs `tokens` through `model` in windows and sums up what enters attention, and how the loss depends on it. `source` and `text` are the digests to be recorded
-/// ([`source_digest`](super::source_digest), [`text_digest`](super::text_digest)).
-///
-/// A text shorter than a window is one window; the remainder after the last whole window is left out.
+/// [Gathers](gather) statistics of `model`, which was loaded from `checkpoint`, from `texts` [as they stand](encode).
 ///
 /// # Errors
-/// [`Error::Argument`] where the text is too short, the options contradict each other, or the model is factored; [`Error::Interrupted`] where `on_progress` says
+/// As [`gather`] and [`encode`].
+pub fn run<T: AsRef<str>>(
+    checkpoint: &Checkpoint,
+    model: &Arc<Model>,
+    texts: &[T],
+    options: Options,
+    on_progress: OnProgress<'_>,
+) -> Result<(Statistics, Seconds)> {
+    gather(model, &encode(checkpoint, texts)?, source_digest(checkpoint)?, text_digest(texts), options, on_progress)
+}
+
+/// Runs `texts`, as tokens, through `model` in windows and sums up what enters attention, and how the loss depends on it. `source` and `text` are the digests to
+/// be recorded ([`source_digest`](super::source_digest), [`text_digest`](super::text_digest)).
+///
+/// No window has tokens of two texts; the remainder of a text after its last whole window is left out. A single text shorter than a window is one window.
+///
+/// # Errors
+/// [`Error::Argument`] where a text is too short, the options contradict each other, or the model is factored; [`Error::Interrupted`] where `on_progress` says
 /// so; [`Error::Numeric`] where something is not finite; and the decoder's.
 pub fn gather(
     model: &Arc<Model>,
-    tokens: &[u32],
+    texts: &[Vec<u32>],
     source: String,
     text: String,
     options: Options,
@@ -93,19 +124,23 @@ pub fn gather(
         return refuse("span", format!("{} layers is not 1, 2 or 4", options.span));
     }
     let full = options.sensitivity == SensitivityKind::Full;
-    let window = options.window.min(tokens.len());
-    let least = 1 + options.sinks.max(options.recent).max(if full { options.loss_from } else { 0 });
+    let loss_from = if options.sensitivity == SensitivityKind::None { 0 } else { options.loss_from };
+    let least = 1 + options.sinks.max(options.recent).max(loss_from);
     if options.window < least {
         return refuse("window", format!("windows of {} tokens are too short; at least {least} are needed", options.window));
     }
-    if window < least {
-        return refuse("calibration", format!("the text has {} tokens; at least {least} are needed", tokens.len()));
+    let shortest = texts.iter().map(Vec::len).min().unwrap_or(0);
+    let (window, needed) = if texts.len() == 1 { (options.window.min(shortest), least) } else { (options.window, options.window) };
+    if shortest < needed {
+        let which = if texts.len() == 1 { "the text" } else { "one of the texts" };
+        return refuse("calibration", format!("{which} has {shortest} tokens; at least {needed} are needed"));
     }
-    let whole = tokens.len() / window;
-    let windows = options.windows.unwrap_or(whole).min(whole);
+    let whole: Vec<&[u32]> = texts.iter().flat_map(|text| text.chunks_exact(window)).collect();
+    let windows = options.windows.unwrap_or(whole.len()).min(whole.len());
     if windows == 0 {
         return refuse("windows", "none is too few; ask for at least one".into());
     }
+    let chosen: Vec<&[u32]> = (0..windows).map(|index| whole[index * whole.len() / windows]).collect();
 
     let config = model.config();
     let mut sequence = model.sequence(window, RowType::F32)?;
@@ -113,11 +148,10 @@ pub fn gather(
     let mut backward = full.then(|| Backward::new(config, &options));
     let mut seconds = Seconds::default();
     report(on_progress, "calibrate", 0, windows * window)?;
-    for index in 0..windows {
-        let first = index * whole / windows * window;
+    for (index, tokens) in chosen.iter().enumerate() {
         let start = Instant::now();
         sequence.truncate(0);
-        sequence.observe(&tokens[first..first + window], Logits::None, &mut forward)?;
+        sequence.observe(tokens, Logits::None, &mut forward)?;
         seconds.forward += start.elapsed().as_secs_f64();
         if let (Some(backward), Some(residuals)) = (&mut backward, &forward.residuals) {
             let start = Instant::now();
@@ -132,10 +166,22 @@ pub fn gather(
     seconds.moments = forward.seconds + summing;
 
     let Gathered { moments, turned_keys, queries, attention_inputs } = forward.finish()?;
+    let start = Instant::now();
+    let scalars = match options.sensitivity {
+        SensitivityKind::Scalar if options.scalar_windows > 0 => {
+            let squares: Vec<[f32; 2]> = moments.iter().flat_map(|group| mean_squares(group, config.num_key_value_heads * config.head_dim)).collect();
+            let some = &chosen[..options.scalar_windows.min(windows)];
+            Some(scalar_sensitivity(model, some, &squares, &options, on_progress)?)
+        }
+        SensitivityKind::Scalar => return refuse("scalar-windows", "none is too few; ask for at least one".into()),
+        _ => None,
+    };
+    seconds.disturb = start.elapsed().as_secs_f64();
     let mut found = backward.map(Backward::finish).transpose()?.map(Vec::into_iter);
-    let layers = turned_keys.into_iter().zip(queries).map(|(turned_keys, queries)| {
+    let layers = turned_keys.into_iter().zip(queries).enumerate().map(|(layer, (turned_keys, queries))| {
+        let scalar = scalars.as_ref().map(|scalars| scalars[layer]);
         let (sensitivity, fisher) = found.as_mut().and_then(Iterator::next).unzip();
-        LayerStatistics { turned_keys, queries, scalar: None, fisher, sensitivity }
+        LayerStatistics { turned_keys, queries, scalar, fisher, sensitivity }
     });
     let statistics = Statistics {
         source,
@@ -150,4 +196,10 @@ pub fn gather(
         attention_inputs,
     };
     Ok((statistics, seconds))
+}
+
+/// The mean square of an entry of the keys (each `[n]`), and of the values, of each layer in a group.
+fn mean_squares(group: &Moments, n: usize) -> Vec<[f32; 2]> {
+    let squares = group.second.diagonal();
+    (0..squares.len()).step_by(2 * n).map(|first| [first, first + n].map(|first| squares.rows(first, n).mean())).collect()
 }

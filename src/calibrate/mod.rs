@@ -13,9 +13,12 @@
 mod digest;
 mod gather;
 mod moments;
+mod sample;
+mod scalar;
 mod sensitivity;
 mod statistics;
 
 pub use digest::{source_digest, text_digest};
-pub use gather::{Options, Seconds, SensitivityKind, gather, run};
+pub use gather::{Options, Seconds, SensitivityKind, encode, gather, run};
+pub use sample::sample;
 pub use statistics::{LayerStatistics, Moments, Sensitivity, Statistics};

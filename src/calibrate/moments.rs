@@ -141,7 +141,7 @@ fn from(first: usize, position: usize, columns: &DMatrix<f32>) -> DMatrix<f32> {
 impl Observer for Forward {
     fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
         if let Some(residuals) = &mut self.residuals {
-            residuals.keep(state, position, x);
+            residuals.residual(state, position, x);
         }
     }
 

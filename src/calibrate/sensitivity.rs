@@ -10,7 +10,7 @@ use crate::Result;
 use crate::checkpoint::Config;
 use crate::cpu::{Exact, LayerGradients, Model, Residuals};
 use crate::linalg::{check_finite, gram};
-use crate::session::Random;
+use crate::random::Random;
 use nalgebra::DMatrix;
 use std::time::Instant;
 

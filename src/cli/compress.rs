@@ -4,8 +4,8 @@ use super::console::{Console, read_text};
 use super::locate::locate;
 use super::table::bytes;
 use clap::ValueEnum;
-use lowkey::calibrate::{self, SensitivityKind, Statistics, text_digest};
-use lowkey::checkpoint::Checkpoint;
+use lowkey::calibrate::{self, LayerStatistics, SensitivityKind, Statistics, source_digest, text_digest};
+use lowkey::checkpoint::{Checkpoint, Config};
 use lowkey::compress::{self, Method, Plan};
 use lowkey::{Error, Result, cpu};
 use serde::Serialize;
@@ -15,6 +15,9 @@ use std::time::Instant;
 
 /// What calibrates where nothing else is given: a little of everything.
 const TEXT: &str = include_str!("../../assets/calibration.txt");
+
+/// Tokens that a model writes to calibrate itself with.
+const SAMPLED: usize = 8192;
 
 /// Write a checkpoint with a smaller cache.
 ///
@@ -35,18 +38,19 @@ pub struct Args {
     /// Key heads that share a row [default: 4, or all where there are fewer].
     #[arg(long, value_name = "N")]
     group_heads: Option<usize>,
-    /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files.
+    /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files, or `self` for text that
+    /// the model writes itself.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
-    /// Use no more than this many tokens of it, rounded up to whole windows of 512.
+    /// Use no more than this many tokens of it, rounded up to whole windows of 512; the model itself writes 8192 where nothing else is asked.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
-    /// How it is found out what a disturbance of keys and values does to the output.
-    #[arg(long, default_value = "full")]
-    sensitivity: Sensitivity,
-    /// Consecutive layers that are correlated with each other, for methods whose rows span them: 1, 2 or 4.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    span: usize,
+    /// How it is found out what a disturbance of keys and values does to the output [default: full].
+    #[arg(long)]
+    sensitivity: Option<Sensitivity>,
+    /// Consecutive layers that are correlated with each other, for methods whose rows span them: 1, 2 or 4 [default: 1].
+    #[arg(long, value_name = "N")]
+    span: Option<usize>,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
@@ -55,11 +59,13 @@ pub struct Args {
     weights: Float,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Sensitivity {
     /// Not at all.
     None,
-    /// From the gradient of the loss, which takes about three times as long as no answer.
+    /// As one number for each layer's keys and values, from passes with noise added to them.
+    Scalar,
+    /// In every direction, from the gradient of the loss.
     Full,
 }
 
@@ -117,7 +123,7 @@ impl Args {
 
         let start = Instant::now();
         let (statistics, stages) = match &self.statistics {
-            Some(file) if known => (reuse(file, &self.calibration, console)?, None),
+            Some(file) if known => (self.reuse(file, checkpoint.config(), console)?, None),
             file => {
                 let (statistics, seconds) = self.gather(&checkpoint, console)?;
                 if let Some(file) = file {
@@ -147,27 +153,106 @@ impl Args {
         console.result(&report, text)
     }
 
+    /// Reads statistics, which must have what is asked for.
+    fn reuse(&self, file: &Path, config: &Config, console: &Console) -> Result<Statistics> {
+        let statistics = Statistics::load(file)?;
+        let refuse = |message: &str| {
+            let message = format!("{} {message}; leave that out, or name a new file", file.display());
+            Err(Error::Argument { name: "statistics".into(), message })
+        };
+        if !self.calibration.is_empty() && self.text(config)?.digest() != statistics.text {
+            return refuse("was gathered from another text than --calibration gives");
+        }
+        if self.span.is_some_and(|span| span > statistics.span) {
+            return refuse("was gathered over a shorter span than --span gives");
+        }
+        let has = |part: fn(&LayerStatistics) -> bool| statistics.layers.iter().all(part);
+        match self.sensitivity {
+            Some(Sensitivity::Scalar) if !has(|layer| layer.scalar.is_some()) => {
+                return refuse("has no scalar sensitivity, as --sensitivity asks for");
+            }
+            Some(Sensitivity::Full) if !has(|layer| layer.sensitivity.is_some()) => {
+                return refuse("has no full sensitivity, as --sensitivity asks for");
+            }
+            _ => {}
+        }
+        console.remark(&format!("using statistics from {}", file.display()));
+        Ok(statistics)
+    }
+
     /// Runs text through the model on the processor.
     fn gather(&self, checkpoint: &Checkpoint, console: &Console) -> Result<(Statistics, calibrate::Seconds)> {
-        let built_in = self.calibration.is_empty();
-        let text = if built_in { TEXT.to_string() } else { join(&self.calibration)? };
-        let default = calibrate::Options::default();
-        let window = default.window.min(checkpoint.config().max_position_embeddings);
+        let text = self.text(checkpoint.config())?;
         let options = calibrate::Options {
-            window,
-            windows: self.calibration_tokens.map(|tokens| tokens.div_ceil(window)),
-            span: self.span,
+            window: window(checkpoint.config()),
+            windows: self.calibration_tokens.map(|tokens| tokens.div_ceil(window(checkpoint.config()))),
+            span: self.span.unwrap_or(1),
             sensitivity: match self.sensitivity {
-                Sensitivity::None => SensitivityKind::None,
-                Sensitivity::Full => SensitivityKind::Full,
+                Some(Sensitivity::None) => SensitivityKind::None,
+                Some(Sensitivity::Scalar) => SensitivityKind::Scalar,
+                Some(Sensitivity::Full) | None => SensitivityKind::Full,
             },
-            ..default
+            ..calibrate::Options::default()
         };
-        console.remark(&format!("calibrating on the processor with {}", if built_in { "the built-in text" } else { "the given text" }));
+        console.remark(&format!("calibrating on the processor with {}", text.name()));
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
         let model = Arc::new(cpu::Model::load(checkpoint)?);
-        calibrate::run(checkpoint, &model, &text, options, &mut |progress| bar.report(progress))
+        let mut on_progress = |progress| bar.report(progress);
+        let tokens = match &text {
+            Text::BuiltIn => calibrate::encode(checkpoint, &[TEXT])?,
+            Text::Files(texts) => calibrate::encode(checkpoint, texts)?,
+            Text::Sampled { windows } => calibrate::sample(checkpoint, &model, *windows, options.window, options.seed, &mut on_progress)?,
+        };
+        calibrate::gather(&model, &tokens, source_digest(checkpoint)?, text.digest(), options, &mut on_progress)
+    }
+
+    /// What to calibrate with.
+    fn text(&self, config: &Config) -> Result<Text> {
+        let itself = |path: &PathBuf| path.as_os_str() == "self";
+        Ok(match &self.calibration[..] {
+            [] => Text::BuiltIn,
+            [path] if itself(path) => Text::Sampled { windows: self.calibration_tokens.unwrap_or(SAMPLED).div_ceil(window(config)) },
+            files if files.iter().any(itself) => {
+                let message = "`self` goes alone; give a file of that name as ./self".into();
+                return Err(Error::Argument { name: "calibration".into(), message });
+            }
+            files => Text::Files(files.iter().map(|file| read_text(file)).collect::<Result<_>>()?),
+        })
+    }
+}
+
+/// Tokens that are run together.
+fn window(config: &Config) -> usize {
+    calibrate::Options::default().window.min(config.max_position_embeddings)
+}
+
+/// What a model is calibrated with.
+enum Text {
+    BuiltIn,
+    Files(Vec<String>),
+    /// The model's own, in so many texts.
+    Sampled {
+        windows: usize,
+    },
+}
+
+impl Text {
+    fn name(&self) -> &'static str {
+        match self {
+            Text::BuiltIn => "the built-in text",
+            Text::Files(_) => "the given text",
+            Text::Sampled { .. } => "text of its own",
+        }
+    }
+
+    /// What is recorded. A model's own text follows from the model, which has a digest of its own, and how much of it there is.
+    fn digest(&self) -> String {
+        match self {
+            Text::BuiltIn => text_digest(&[TEXT]),
+            Text::Files(texts) => text_digest(texts),
+            Text::Sampled { windows } => text_digest(&[format!("self {windows}")]),
+        }
     }
 }
 
@@ -180,22 +265,6 @@ fn parent_exists(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// The files' texts as one.
-fn join(files: &[PathBuf]) -> Result<String> {
-    Ok(files.iter().map(|file| read_text(file)).collect::<Result<Vec<_>>>()?.join("\n\n"))
-}
-
-/// Reads statistics, which must be of the given text, if one is given.
-fn reuse(file: &Path, texts: &[PathBuf], console: &Console) -> Result<Statistics> {
-    let statistics = Statistics::load(file)?;
-    if !texts.is_empty() && text_digest(&join(texts)?) != statistics.text {
-        let message = format!("{} was gathered from another text than --calibration gives; leave that out, or name a new file", file.display());
-        return Err(Error::Argument { name: "statistics".into(), message });
-    }
-    console.remark(&format!("using statistics from {}", file.display()));
-    Ok(statistics)
 }
 
 fn text(report: &Report) -> String {

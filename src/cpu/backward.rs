@@ -6,10 +6,10 @@
 //! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for queries that are further away. [`Exact`] says so: the gradients
 //! handed over pass through such queries alone, while what flows on to the layers below is complete, as those see every disturbance of the layers above undone.
 
-use super::Model;
 use super::attention::{Attention, causal_softmax, finish, stack};
 use super::linear::RmsNorm;
 use super::rope::Rope;
+use super::{Model, Observer};
 use crate::checkpoint::Config;
 use crate::linalg::{outer_products, product, tr_product};
 use crate::{Error, Result};
@@ -27,7 +27,7 @@ pub struct Exact {
 
 impl Exact {
     /// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not exact; the others become zero.
-    fn clear(self, weights: &mut DMatrix<f32>) {
+    pub(super) fn clear(self, weights: &mut DMatrix<f32>) {
         for (query, mut column) in weights.column_iter_mut().enumerate() {
             let column = column.as_mut_slice();
             let far = (query + 1).saturating_sub(self.recent);
@@ -39,7 +39,7 @@ impl Exact {
 
 /// The residual stream of one window, before each of its RMSNorms.
 pub struct Residuals {
-    /// As [`Observer::residual`](super::Observer::residual) numbers them, `[hidden_size, tokens]` each.
+    /// As [`Observer::residual`] numbers them, `[hidden_size, tokens]` each.
     states: Vec<DMatrix<f32>>,
 }
 
@@ -49,11 +49,31 @@ impl Residuals {
         Residuals { states: vec![DMatrix::zeros(config.hidden_size, tokens); 2 * config.num_hidden_layers + 1] }
     }
 
-    /// Keeps what [`Observer::residual`](super::Observer::residual) is told.
-    ///
+    /// Tokens that there is room for.
+    pub fn tokens(&self) -> usize {
+        self.output().ncols()
+    }
+
+    /// What enters `layer`.
+    pub(super) fn before_attention(&self, layer: usize) -> &DMatrix<f32> {
+        &self.states[2 * layer]
+    }
+
+    /// What enters the MLP of `layer`.
+    fn before_mlp(&self, layer: usize) -> &DMatrix<f32> {
+        &self.states[2 * layer + 1]
+    }
+
+    /// What leaves the last layer, `[hidden_size, tokens]`.
+    pub fn output(&self) -> &DMatrix<f32> {
+        &self.states[self.states.len() - 1]
+    }
+}
+
+impl Observer for Residuals {
     /// # Panics
     /// Where it is of another model, or of more tokens than there is room for.
-    pub fn keep(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
+    fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
         self.states[state].columns_mut(position, x.ncols()).copy_from(x);
     }
 }
@@ -93,7 +113,7 @@ impl Model {
         if !self.is_dense() {
             return Err(Error::Argument { name: "model".into(), message: "is factored; gradients are those of a dense model".into() });
         }
-        let output = &residuals.states[2 * self.layers.len()];
+        let output = residuals.output();
         let tokens = output.ncols();
         let mut rope = Rope::new(&self.config);
         rope.reach(tokens);
@@ -107,7 +127,7 @@ impl Model {
             gradient.columns_mut(start, x.ncols()).copy_from(&here);
         }
         for (index, layer) in self.layers.iter().enumerate().rev() {
-            let [before_attention, before_mlp] = [&residuals.states[2 * index], &residuals.states[2 * index + 1]];
+            let (before_attention, before_mlp) = (residuals.before_attention(index), residuals.before_mlp(index));
             let inner = layer.mlp.backward(&layer.mlp_norm.apply(before_mlp), &gradient);
             gradient += layer.mlp_norm.backward(before_mlp, inner);
             let (inner, gradients) = layer.attention.backward(&layer.attention_norm.apply(before_attention), &gradient, &rope, exact);

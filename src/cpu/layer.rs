@@ -1,7 +1,9 @@
 //! One layer of the residual stream: attention, then the gated MLP, each behind an RMSNorm.
 
-use super::attention::Attention;
+use super::Observer;
+use super::attention::{Attention, LayerRows};
 use super::linear::{Linear, RmsNorm};
+use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use nalgebra::DMatrix;
@@ -25,6 +27,27 @@ impl Layer {
             mlp_norm: RmsNorm::load(checkpoint, &format!("{name}.post_attention_layernorm"), hidden)?,
             mlp: Mlp::load(checkpoint, &format!("{name}.mlp"))?,
         })
+    }
+
+    /// Runs `x: [hidden, tokens]`, the first at `position`, in place; the observer is told this layer's number.
+    pub(super) fn apply(
+        &self,
+        x: &mut DMatrix<f32>,
+        position: usize,
+        rows: &mut LayerRows,
+        rope: &Rope,
+        observer: Option<(usize, &mut dyn Observer)>,
+    ) {
+        let input = self.attention_norm.apply(x);
+        if let Some((index, observer)) = observer {
+            observer.residual(2 * index, position, x);
+            observer.attention_input(index, position, &input);
+            *x += self.attention.apply(&input, position, rows, rope, Some(&mut |heads| observer.heads(index, position, heads)));
+            observer.residual(2 * index + 1, position, x);
+        } else {
+            *x += self.attention.apply(&input, position, rows, rope, None);
+        }
+        *x += self.mlp.apply(&self.mlp_norm.apply(x));
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod attention;
 mod backward;
+mod disturb;
 mod layer;
 mod linear;
 mod rope;
@@ -17,6 +18,7 @@ mod sequence;
 
 pub use attention::Heads;
 pub use backward::{Exact, LayerGradients, Residuals};
+pub use disturb::Disturbance;
 pub use rows::RowType;
 pub use sequence::CpuSequence;
 
@@ -35,13 +37,13 @@ use std::sync::Arc;
 pub trait Observer {
     /// The residual stream, `[hidden_size, tokens]`, the first column at `position`: `state` 2·l is what enters the attention of layer l, before its RMSNorm,
     /// 2·l + 1 what enters its MLP, 2·layers what enters the final norm.
-    fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>);
+    fn residual(&mut self, _state: usize, _position: usize, _x: &DMatrix<f32>) {}
 
     /// The heads of `layer`, where the checkpoint is dense; the first column is at `position`.
-    fn heads(&mut self, layer: usize, position: usize, heads: &Heads);
+    fn heads(&mut self, _layer: usize, _position: usize, _heads: &Heads) {}
 
     /// What enters the query, key and value projections of `layer`, after its RMSNorm: `[hidden_size, tokens]`, the first column at `position`.
-    fn attention_input(&mut self, layer: usize, position: usize, input: &DMatrix<f32>);
+    fn attention_input(&mut self, _layer: usize, _position: usize, _input: &DMatrix<f32>) {}
 }
 
 /// A checkpoint's weights in f32, dense or factored. Shared by any number of sequences.
@@ -105,16 +107,8 @@ impl Model {
             column.copy_from(&self.embedding.column(token as usize));
         }
         for (index, (layer, rows)) in self.layers.iter().zip(cache).enumerate() {
-            let input = layer.attention_norm.apply(&x);
-            if let Some(observer) = observer.as_deref_mut() {
-                observer.residual(2 * index, position, &x);
-                observer.attention_input(index, position, &input);
-                x += layer.attention.apply(&input, position, rows, rope, Some(&mut |heads| observer.heads(index, position, heads)));
-                observer.residual(2 * index + 1, position, &x);
-            } else {
-                x += layer.attention.apply(&input, position, rows, rope, None);
-            }
-            x += layer.mlp.apply(&layer.mlp_norm.apply(&x));
+            let observer = observer.as_mut().map(|observer| (index, &mut **observer as &mut dyn Observer));
+            layer.apply(&mut x, position, rows, rope, observer);
         }
         if let Some(observer) = observer {
             observer.residual(2 * self.layers.len(), position, &x);
@@ -127,8 +121,8 @@ impl Model {
         self.head(&wanted)
     }
 
-    /// Logits `[vocab, tokens]` of what leaves the last layer.
-    fn head(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
+    /// Logits `[vocab, tokens]` of what leaves the last layer, `x: [hidden_size, tokens]`.
+    pub fn head(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
         linalg::tr_product(self.head_weight().as_view(), self.final_norm.apply(x).as_view())
     }
 

@@ -55,6 +55,19 @@ impl Predictions {
         self.rows().zip(targets).map(of).collect()
     }
 
+    /// How `others`' predictions differ from these, one by one.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for vocabularies that differ, [`Error::Numeric`] where there is no divergence.
+    pub fn divergence(&self, others: &Predictions) -> Result<Vec<Divergence>> {
+        if self.vocab != others.vocab {
+            let message = format!("its vocabulary of {} is not that of the model, {}", self.vocab, others.vocab);
+            return Err(Error::Argument { name: "against".into(), message });
+        }
+        let pairs: Vec<_> = self.rows().zip(others.rows()).collect();
+        pairs.into_par_iter().map(|(p, q)| Divergence::of(p, q)).collect()
+    }
+
     fn rows(&self) -> impl ExactSizeIterator<Item = (&[f32], &Norm)> {
         self.logits.chunks_exact(self.vocab.max(1)).zip(&self.norms)
     }
@@ -104,13 +117,7 @@ impl Scores {
     pub fn add(&mut self, predictions: &Predictions, targets: &[u32], reference: Option<&Predictions>) -> Result<()> {
         self.surprise.extend(predictions.surprise(targets)?);
         if let Some(reference) = reference {
-            if reference.vocab != predictions.vocab {
-                let message = format!("its vocabulary of {} is not that of the model, {}", reference.vocab, predictions.vocab);
-                return Err(Error::Argument { name: "against".into(), message });
-            }
-            let pairs: Vec<_> = reference.rows().zip(predictions.rows()).collect();
-            let compared: Vec<_> = pairs.into_par_iter().map(|(p, q)| Divergence::of(p, q)).collect::<Result<_>>()?;
-            self.divergence.extend(compared);
+            self.divergence.extend(reference.divergence(predictions)?);
         }
         Ok(())
     }

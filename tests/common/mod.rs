@@ -354,9 +354,9 @@ pub fn device(options: lowkey::gpu::Options) -> std::sync::Arc<lowkey::gpu::Devi
 pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Path) -> Checkpoint {
     let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
     let tokens = Random(7).tokens(320, model.config().vocab_size);
-    let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest("random"));
+    let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest(&["random"]));
     let options = calibrate::Options { window: 160, sensitivity: calibrate::SensitivityKind::None, ..Default::default() };
-    let (statistics, _) = calibrate::gather(&model, &tokens, source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let (statistics, _) = calibrate::gather(&model, &[tokens], source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
     let plan = compress::Plan::new(checkpoint.config(), compress::Method::ReCalKv, keep, heads).unwrap();
     compress::run(checkpoint, &plan, &statistics, compress::Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
     Checkpoint::open(output).unwrap()

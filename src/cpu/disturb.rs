@@ -1,0 +1,86 @@
+//! What the model makes of a window when one layer's keys or values are not what they were.
+//!
+//! Everything below that layer is as it was, so the pass starts from the residual stream of an undisturbed one.
+
+use super::attention::{Attention, causal_softmax, finish, stack};
+use super::rope::Rope;
+use super::{Exact, Model, Residuals, RowType};
+use crate::linalg::tr_product;
+use crate::{Error, Result};
+use nalgebra::DMatrix;
+use rayon::prelude::*;
+
+/// What is added to keys or values: `[H_kv·d, tokens]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Disturbance<'a> {
+    /// To keys before RoPE (after QK-norm).
+    Keys(&'a DMatrix<f32>),
+    /// To values.
+    Values(&'a DMatrix<f32>),
+}
+
+impl Model {
+    /// What leaves the last layer, `[hidden_size, tokens]`, when `disturbance` is added in `layer` for the queries that do not see a key or value `exact`ly, in
+    /// a window that left `residuals`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the model is factored.
+    ///
+    /// # Panics
+    /// Where the layer does not exist or shapes do not fit.
+    pub fn disturbed(&self, residuals: &Residuals, layer: usize, disturbance: Disturbance, exact: Exact) -> Result<DMatrix<f32>> {
+        if !self.is_dense() {
+            return Err(Error::Argument { name: "model".into(), message: "is factored; disturb a dense model".into() });
+        }
+        let mut x = residuals.before_attention(layer).clone();
+        let mut rope = Rope::new(&self.config);
+        rope.reach(x.ncols());
+        let first = &self.layers[layer];
+        x += first.attention.apply_disturbed(&first.attention_norm.apply(&x), &rope, disturbance, exact);
+        x += first.mlp.apply(&first.mlp_norm.apply(&x));
+        for layer in &self.layers[layer + 1..] {
+            layer.apply(&mut x, 0, &mut layer.attention.rows(residuals.tokens(), RowType::F32), &rope, None);
+        }
+        Ok(x)
+    }
+}
+
+impl Attention {
+    /// [`apply`](Self::apply) from position 0 on, without a cache. The layer is dense.
+    fn apply_disturbed(&self, x: &DMatrix<f32>, rope: &Rope, disturbance: Disturbance, exact: Exact) -> DMatrix<f32> {
+        let d = self.head_dim;
+        let (mut queries, mut keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
+        finish(&mut queries, &self.query_norm, rope, 0);
+        finish(&mut keys, &self.key_norm, rope, 0);
+        // A turn is linear: what is added before it is added, turned, after it.
+        let (key_noise, value_noise) = match disturbance {
+            Disturbance::Keys(noise) => {
+                let mut noise = noise.clone();
+                rope.turn(&mut noise, 0);
+                (Some(noise), None)
+            }
+            Disturbance::Values(noise) => (None, Some(noise)),
+        };
+        let heads: Vec<DMatrix<f32>> = (0..queries.nrows() / d)
+            .into_par_iter()
+            .map(|head| {
+                let (row, kv_row) = (head * d, head / self.group_size * d);
+                let query = queries.rows(row, d);
+                let mut weights = tr_product(keys.rows(kv_row, d), query);
+                if let Some(noise) = &key_noise {
+                    let mut moved = tr_product(noise.rows(kv_row, d), query);
+                    exact.clear(&mut moved);
+                    weights += moved;
+                }
+                causal_softmax(&mut weights, 0, self.window, 1.0 / (d as f32).sqrt());
+                let mut sum = values.rows(kv_row, d) * &weights;
+                if let Some(noise) = value_noise {
+                    exact.clear(&mut weights);
+                    sum += noise.rows(kv_row, d) * &weights;
+                }
+                sum
+            })
+            .collect();
+        self.output.apply(&stack(&heads))
+    }
+}
