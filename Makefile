@@ -6,8 +6,8 @@ SHELL := bash
 
 # A name that `lowkey pull` knows, a directory, or a .gguf file.
 MODEL ?= smollm2-135m-instruct
-METHOD ?= recalkv
-KEEP ?= 0.5
+METHOD ?= lowkey
+TIMES ?= 8
 DEPTHS ?= 0,512,2048
 # `make demo DEVICE=cpu` runs on the processor and wants no driver.
 DEVICE ?=
@@ -18,13 +18,13 @@ lowkey := $(target)/release/lowkey
 driver := $(if $(filter cpu,$(DEVICE)),build,)
 
 help:
-	@echo 'make demo    fetch a small chat model, halve its key/value cache, compare, chat'
+	@echo 'make demo    fetch a small chat model, make its key/value cache eight times smaller, compare, chat'
 	@echo 'make test    lint, then every test, on the GPU or on a software Vulkan driver'
 	@echo 'make bench   speed by depth, dense and compressed'
 	@echo 'make lint    formatting, clippy and documentation, warnings denied'
 	@echo 'make setup   install a Vulkan driver if none is usable (Debian, Ubuntu)'
 	@echo
-	@echo 'demo and bench take MODEL=$(MODEL) METHOD=$(METHOD) KEEP=$(KEEP) DEVICE=cpu or a part of a GPU'"'"'s name, bench DEPTHS=$(DEPTHS)'
+	@echo 'demo and bench take MODEL=$(MODEL) METHOD=$(METHOD) TIMES=$(TIMES) DEVICE=cpu or a part of a GPU'"'"'s name, bench DEPTHS=$(DEPTHS)'
 
 setup:
 	@sh assets/setup.sh $(driver)
@@ -41,9 +41,9 @@ prepare = \
 	else \
 		model=$$($(lowkey) pull "$$model"); small=$${model%.gguf}; \
 	fi; \
-	small="$$small-$(METHOD)-$(KEEP)-$$({ echo "$$model"; cat "$(lowkey)"; } | cksum | cut -d ' ' -f 1)"; \
+	small="$$small-$(METHOD)-$(TIMES)-$$({ echo "$$model"; cat "$(lowkey)"; } | cksum | cut -d ' ' -f 1)"; \
 	if [ -e "$$small" ] && ! $(lowkey) inspect "$$small" >/dev/null 2>&1; then rm -r "$$small"; fi; \
-	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --keep $(KEEP)
+	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --times $(TIMES)
 
 demo: setup
 	@$(prepare); \

@@ -3,6 +3,7 @@
 //! `cargo run --release --example compare -- MODEL SMALL… --text assets/evaluation.txt --report DIR --figure assets/frontier.svg`
 
 use clap::Parser;
+use lowkey::sequence::SequenceOptions;
 use lowkey::eval::{self, Report, Subject, Task, Text, Windowing, report};
 use lowkey::{Device, Engine, LoadOptions, Model};
 use std::io::Write;
@@ -50,8 +51,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let window = plain.window.min(models[0].checkpoint().config().max_position_embeddings);
     let windowing = Windowing { window, stride: window, tokens: options.tokens, ..plain };
     let subject = |(path, model): (&&PathBuf, &Model)| -> lowkey::Result<Subject> {
-        let (method, layout) = (model.method().into(), model.layout().into());
-        Ok(Subject { model: name(path), method, layout, sequence: model.sequence(window)? })
+        let (method, layout) = (model.method().into(), model.layout());
+        // Every prediction is to be what it would be token by token.
+        let options = SequenceOptions { capacity: window, strict: true, ..SequenceOptions::default() };
+        Ok(Subject { model: name(path), method, layout, sequence: model.sequence(options)? })
     };
     let mut subjects = paths.iter().zip(&models).map(subject).collect::<lowkey::Result<Vec<_>>>()?;
     let bos = tokenizer.encode("", true)?.first().copied();

@@ -5,6 +5,7 @@
 //
 // GATED     rows come in pairs (gate, up): out[t][row / 2] = silu(gate) · up
 // RESIDUAL  out[t][row] += …, and BIAS adds bias[row]
+// FULL      weights are f32
 #include "lib/half.wgsl"
 
 struct Step {
@@ -16,7 +17,11 @@ struct Step {
 }
 var<immediate> step: Step;
 
+#if FULL
+@group(0) @binding(0) var<storage, read> weights: array<vec4<f32>>; // [rows][width]
+#else
 @group(0) @binding(0) var<storage, read> weights: array<half4>;  // [rows][width]
+#endif
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [tokens][width]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [tokens][stride]
 #if BIAS
@@ -63,7 +68,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let row = block_row + i / VECTORS;
             var value = vec4<f32>();
             if row < step.rows && k + v < step.width {
+#if FULL
+                value = weights[row * step.width + k + v];
+#else
                 value = widen(weights[row * step.width + k + v]);
+#endif
             }
             ws[v * BN + i / VECTORS] = value;
         }

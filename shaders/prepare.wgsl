@@ -1,43 +1,54 @@
-// From one projection to attention's inputs: bias, QK-norm and RoPE on queries and keys, and the append of the new rows to the cache.
+// From one projection to attention's inputs: bias, QK-norm and RoPE on queries and keys, and the append of the new exact rows to the cache.
 //
-// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads (direct keys) or blocks of the key row (rebuilt keys: latent rows are
-// stored before RoPE and as they are), then blocks of the value row; a block is 4·WORKGROUP numbers. Positions are first, first + 1, …
+// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then blocks of the value row; a block is 4·WORKGROUP numbers.
+// Positions are first, first + 1, …
 //
-// DIRECT    keys are whole heads: normalised, turned, then stored
-// BIAS      query, key and value have a bias (a latent row's is added when it is rebuilt or summed)
+// BIAS      query, key and value have a bias
 // QK_NORM   query and key heads are normalised before RoPE
+// TAKEN     coded keys are scored without being rebuilt: the query is taken to their coordinates, q̃ = B·q, and as what the mean adds to every score, μ·q
 #include "lib/half.wgsl"
 #include "lib/reduce.wgsl"
 #include "lib/rope.wgsl"
+#include "lib/ring.wgsl"
 
 struct Step {
     first: u32,    // position of the first token
     stride: u32,   // numbers from one token to the next in projected
+    queries: u32,  // and in queries
+    sinks: u32,
+    ring: u32,
     epsilon: f32,  // (QK_NORM)
 }
 var<immediate> step: Step;
 
-@group(0) @binding(0) var<storage, read> projected: array<f32>;          // [tokens][stride]: query heads (PADDED each), key row, value row
+@group(0) @binding(0) var<storage, read> projected: array<f32>;          // [tokens][stride]: query heads (PADDED each), key heads, value heads
 @group(0) @binding(1) var<storage, read> turns: array<vec2<f32>>;
-@group(0) @binding(2) var<storage, read_write> queries: array<f32>;      // [tokens][QUERY_HEADS][PADDED], padding zero
-@group(0) @binding(3) var<storage, read_write> keys: array<half4>;       // [capacity][KEY_ROW / 4]
-@group(0) @binding(4) var<storage, read_write> values: array<half4>;     // [capacity][VALUE_ROW / 4]
-#if BIAS
-@group(0) @binding(5) var<storage, read> bias: array<f32>;               // as a token in projected
+@group(0) @binding(2) var<storage, read_write> queries: array<f32>;      // [tokens][queries]: [QUERY_HEADS][PADDED], padding zero; (TAKEN) then where table says
+@group(0) @binding(3) var<storage, read_write> keys: array<half4>;       // [slots][EXACT_ROW / 4]
+@group(0) @binding(4) var<storage, read_write> values: array<half4>;     // [slots][EXACT_ROW / 4]
+#if ADDED
+@group(0) @binding(5) var<storage, read> added: array<f32>;              // (QK_NORM) gains [2][HEAD] of query and key, (BIAS) then biases as a token in projected
 #endif
-#if QK_NORM
-@group(0) @binding(6) var<storage, read> gains: array<f32>;              // [2][HEAD]: query, key
+#if TAKEN
+@group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;        // as in score.wgsl
+@group(0) @binding(7) var<storage, read> up: array<half4>;               // by key/value head: [PADDED / 4][rank]
 #endif
 
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
 const BLOCK = WORKGROUP * 4u;
 const QUERY_WIDTH = QUERY_HEADS * PADDED;
+const EXACT_ROW = KV_HEADS * PADDED;
+#if QK_NORM
+const BIASES = 2u * HEAD;
+#else
+const BIASES = 0u;
+#endif
 var<workgroup> head: array<f32, PADDED>;
 
 fn input(token: u32, at: u32) -> f32 {
 #if BIAS
-    return projected[token * step.stride + at] + bias[at];
+    return projected[token * step.stride + at] + added[BIASES + at];
 #else
     return projected[token * step.stride + at];
 #endif
@@ -61,8 +72,8 @@ fn load_head(token: u32, at: u32, side: u32, local: u32) {
         var a = input(token, at + i) * scale;
         var b = input(token, at + i + PAIRS) * scale;
 #if QK_NORM
-        a *= gains[side * HEAD + i];
-        b *= gains[side * HEAD + i + PAIRS];
+        a *= added[side * HEAD + i];
+        b *= added[side * HEAD + i + PAIRS];
 #endif
         let c = turn(step.first + token, i);
         head[i] = a * c.x - b * c.y;
@@ -74,36 +85,63 @@ fn load_head(token: u32, at: u32, side: u32, local: u32) {
     workgroupBarrier();
 }
 
+fn head4(i: u32) -> vec4<f32> {
+    return vec4<f32>(head[4u * i], head[4u * i + 1u], head[4u * i + 2u], head[4u * i + 3u]);
+}
+
+#if TAKEN
+// The query in workgroup memory, in the coordinates of its keys.
+fn take(token: u32, query: u32, local: u32) {
+    let kv = query / GROUP;
+    let info = table[BOOKS + 2u * kv];
+    let rank = info.z * 16u;
+    let first = table[BOOKS + 2u * kv + 1u].x;
+    let out = token * step.queries + 4u * (info.w + query % GROUP * (rank / 4u + 1u));
+    for (var i = local; i < rank; i += WORKGROUP) {
+        var sum = 0.0;
+        for (var v = 0u; v < PADDED / 4u; v++) {
+            sum = dot_add(widen(up[first + v * rank + i]), head4(v), sum);
+        }
+        queries[out + i] = sum;
+    }
+    var mean = 0.0;
+    for (var i = local; i < HEAD; i += WORKGROUP) {
+        let at = kv * HEAD + i;
+        mean += bitcast<f32>(table[BOOKS + 2u * KV_HEADS + at / 4u][at % 4u]) * head[i];
+    }
+    mean = workgroup_sum(mean, local);
+    if local == 0u {
+        queries[out + rank] = mean;
+    }
+}
+#endif
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.y;
-    let position = step.first + token;
+    let at = slot(step.first + token) * EXACT_ROW;
     var unit = group.x;
     if unit < QUERY_HEADS {
         load_head(token, unit * PADDED, 0u, local);
         for (var i = local; i < PADDED; i += WORKGROUP) {
-            queries[token * QUERY_WIDTH + unit * PADDED + i] = head[i];
+            queries[token * step.queries + unit * PADDED + i] = head[i];
         }
-        return;
-    }
-    unit -= QUERY_HEADS;
-    if unit < KEY_UNITS {
-#if DIRECT
-        load_head(token, QUERY_WIDTH + unit * PADDED, 1u, local);
-        for (var i = local; i < PADDED / 4u; i += WORKGROUP) {
-            keys[position * (KEY_ROW / 4u) + unit * (PADDED / 4u) + i] = narrow(vec4<f32>(head[4u * i], head[4u * i + 1u], head[4u * i + 2u], head[4u * i + 3u]));
-        }
-#else
-        let i = unit * BLOCK + local * 4u;
-        if i < KEY_ROW {
-            keys[(position * KEY_ROW + i) / 4u] = narrow(input4(token, QUERY_WIDTH + i));
-        }
+#if TAKEN
+        take(token, unit, local);
 #endif
         return;
     }
-    unit -= KEY_UNITS;
+    unit -= QUERY_HEADS;
+    if unit < KV_HEADS {
+        load_head(token, QUERY_WIDTH + unit * PADDED, 1u, local);
+        for (var i = local; i < PADDED / 4u; i += WORKGROUP) {
+            keys[at / 4u + unit * (PADDED / 4u) + i] = narrow(head4(i));
+        }
+        return;
+    }
+    unit -= KV_HEADS;
     let i = unit * BLOCK + local * 4u;
-    if i < VALUE_ROW {
-        values[(position * VALUE_ROW + i) / 4u] = narrow(input4(token, QUERY_WIDTH + KEY_ROW + i));
+    if i < EXACT_ROW {
+        values[(at + i) / 4u] = narrow(input4(token, QUERY_WIDTH + EXACT_ROW + i));
     }
 }

@@ -1,16 +1,19 @@
-// How well every cached key answers every query: scores[row][key] = (q · k) / √head_dim, masked where the query may not look.
+// How well every cached key answers every query: scores[row][column] = (q · k) / √head_dim, masked where the query may not look.
 //
-// Grid: x = tiles of TILE keys, y = key/value heads, z = blocks of `span` rows. A row is one query head of one token; those of a key/value head share its tile.
-// The tile is brought into workgroup memory once, in f32, and every row of the block is scored against it:
+// Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of `span` rows. A row is one query head of one token; those of a key/value head share its tile.
+// Columns are exact keys: in a dense cache all from `near` on; beside coded rows the sinks first, then from `near` on. After them come coded keys from `start` on.
+// A tile of keys is brought into workgroup memory once, in f32, and every row of the block is scored against it.
 //
-// DIRECT    the cache holds the keys themselves, normalised and turned
-// REBUILT   it holds latent rows: k = RoPE(QK-norm(z · B + bias), position), TILE × head_dim at a time, never written out. (ReCalKV, Palu, xKV.) A lane
-//           owns a pair of RoPE, which it turns in registers.
-// QK_NORM   (REBUILT) RMSNorm of the rebuilt key. Its scale is one number per key and commutes with RoPE: it multiplies the score.
-// BIAS      (REBUILT) the key projection's bias
+// CODED     there are coded rows; which query reads which keys exactly, and which by their codes, is src/rows/exact.rs. A tile is exact or coded as a whole
+// REBUILT   (CODED) k = RoPE(ẑ·B + μ), TILE × head_dim at a time, never written out. A lane owns a pair of RoPE, which it turns in registers.
+// TAKEN     (CODED) coded keys are those after RoPE, and prepare.wgsl has taken the query to their coordinates: q · k = q̃ · ẑ + q · μ
 // WINDOW    keys `window` or more before the query are masked
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
+#if CODED
+#include "lib/ring.wgsl"
+#include "lib/rows.wgsl"
+#endif
 #if REBUILT
 #include "lib/rope.wgsl"
 #endif
@@ -19,150 +22,244 @@ struct Step {
     first: u32,   // position of the block's first token
     tokens: u32,  // tokens of the block
     at: u32,      // the block's first token in queries
-    start: u32,   // first key scored; column 0
     stride: u32,  // columns of scores
     span: u32,    // rows per workgroup
+    queries: u32, // numbers from one token to the next in queries
+    near: u32,    // the first exact key, beside the sinks
     window: u32,  // (WINDOW)
-    scale: f32,   // 1 / √head_dim
-    epsilon: f32, // (QK_NORM)
+    start: u32,   // (CODED) the first coded key
+    sinks: u32,   // (CODED) and all below as in exact.rs
+    ring: u32,
+    recent: u32,
+    low: u32,
+    high: u32,
+    words: u32,   // (CODED) words of a token in rows
 }
 var<immediate> step: Step;
 
-@group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;     // [tokens][KV_HEADS · GROUP][PADDED / 4], padding zero
-@group(0) @binding(1) var<storage, read> keys: array<half4>;            // [capacity][KEY_ROW / 4]
+@group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;     // [tokens][queries / 4]: [KV_HEADS · GROUP][PADDED / 4], padding zero; then taken queries
+@group(0) @binding(1) var<storage, read> keys: array<half4>;            // [slots][KV_HEADS][PADDED / 4], after RoPE
 @group(0) @binding(2) var<storage, read_write> scores: array<f32>;      // [tokens][KV_HEADS · GROUP][stride]
+#if CODED
+@group(0) @binding(3) var<storage, read> rows: array<u32>;              // [capacity][words]
+// Codebooks; two vectors for each key/value head: (word at which its row begins, first run, runs, vector of queries at which its taken queries begin), (vector of up,
+// …); means [KV_HEADS][HEAD] in f32; runs.
+@group(0) @binding(4) var<storage, read> table: array<vec4<u32>>;
+#endif
 #if REBUILT
-@group(0) @binding(3) var<storage, read> turns: array<vec2<f32>>;
-@group(0) @binding(4) var<storage, read> heads: array<vec4<u32>>;       // [KV_HEADS]: vector at which the row's slice begins, its vectors, vector at which up begins
-@group(0) @binding(5) var<storage, read> up: array<half4>;              // by head: [rank / 4][HEAD], transposed for neighbouring lanes
-#if BIAS
-@group(0) @binding(6) var<storage, read> bias: array<f32>;              // [KV_HEADS][HEAD]
-#endif
-#if QK_NORM
-@group(0) @binding(7) var<storage, read> gain: array<f32>;              // [HEAD]
-#endif
+@group(0) @binding(5) var<storage, read> turns: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read> up: array<half4>;              // by head: [rank / 4][HEAD]
 #endif
 
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
 const TEAMS = WORKGROUP / TILE; // lanes that share a key
+const SCALE = 1.0 / sqrt(f32(HEAD));
 
 var<workgroup> tile: array<f32, PADDED * TILE>; // [PADDED][TILE]
 
-#if REBUILT
-const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
-#if QK_NORM
-var<workgroup> squares: array<f32, PAIRS * TILE>; // [PAIRS][TILE]
+#if CODED
+const STAGE = 2u; // runs unpacked at a time
+var<workgroup> stage: array<vec4<f32>, STAGE * 4u * TILE>; // [STAGE · 4][TILE]
+
+// The first key that the query at a position reads exactly again.
+fn reach(position: u32) -> u32 {
+    return clamp(max(position + 1u, step.recent) - step.recent, step.low, step.high);
+}
+
+// Brings runs first, … of the tile's keys into workgroup memory. Past the last key the last is unpacked again, and not scored.
+fn unpack_stage(info: vec4<u32>, first: u32, first_key: u32, last_key: u32, local: u32) {
+    let vectors = 4u * min(STAGE, info.z - first);
+    workgroupBarrier();
+    for (var i = local; i < vectors * TILE; i += WORKGROUP) {
+        let v = i % vectors;
+        let t = i / vectors;
+        let row = min(first_key + t, last_key) * step.words + info.x;
+        stage[v * TILE + t] = unpack(row, table[info.y + first + v / 4u], v % 4u);
+    }
+    workgroupBarrier();
+}
 #endif
 
-// A lane's work is one pair of RoPE for STRETCH keys. Neighbouring lanes have neighbouring pairs: they share the latent vectors and read `up` in a row.
-fn rebuild(kv: u32, first_key: u32, keys_end: u32, local: u32) {
-    let info = heads[kv];
-    for (var unit = local; unit < PAIRS * (TILE / STRETCH); unit += WORKGROUP) {
-        let pair = unit % PAIRS;
-        let stretch = (unit / PAIRS) * STRETCH;
-        var low: array<f32, STRETCH>;
-        var high: array<f32, STRETCH>;
-        var base: array<u32, STRETCH>;
-        for (var t = 0u; t < STRETCH; t++) {
-            // Past the last key the last is rebuilt again, and not scored.
-            base[t] = min(first_key + stretch + t, keys_end - 1u) * (KEY_ROW / 4u) + info.x;
-        }
-        for (var v = 0u; v < info.y; v++) {
-            let a = widen(up[info.z + v * HEAD + pair]);
-            let b = widen(up[info.z + v * HEAD + pair + PAIRS]);
-            for (var t = 0u; t < STRETCH; t++) {
-                let z = widen(keys[base[t] + v]);
-                low[t] = dot_add(z, a, low[t]);
-                high[t] = dot_add(z, b, high[t]);
+#if REBUILT
+const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
+const UNITS = (PAIRS * (TILE / STRETCH) + WORKGROUP - 1u) / WORKGROUP;
+
+// A lane's work is a pair of RoPE for STRETCH keys, UNITS times. Neighbouring lanes have neighbouring pairs: they share the coordinates and read `up` in a row.
+fn rebuild(kv: u32, first_key: u32, last_key: u32, local: u32) {
+    let info = table[BOOKS + 2u * kv];
+    let up_begin = table[BOOKS + 2u * kv + 1u].x;
+    var low: array<array<f32, STRETCH>, UNITS>;
+    var high: array<array<f32, STRETCH>, UNITS>;
+    for (var first = 0u; first < info.z; first += STAGE) {
+        unpack_stage(info, first, first_key, last_key, local);
+        let vectors = 4u * min(STAGE, info.z - first);
+        for (var u = 0u; u < UNITS; u++) {
+            let unit = local + u * WORKGROUP;
+            if unit < PAIRS * (TILE / STRETCH) {
+                let pair = unit % PAIRS;
+                let stretch = (unit / PAIRS) * STRETCH;
+                for (var v = 0u; v < vectors; v++) {
+                    let at = up_begin + (4u * first + v) * HEAD + pair;
+                    let a = widen(up[at]);
+                    let b = widen(up[at + PAIRS]);
+                    for (var t = 0u; t < STRETCH; t++) {
+                        let z = stage[v * TILE + stretch + t];
+                        low[u][t] = dot_add(z, a, low[u][t]);
+                        high[u][t] = dot_add(z, b, high[u][t]);
+                    }
+                }
             }
         }
-        for (var t = 0u; t < STRETCH; t++) {
-            var a = low[t];
-            var b = high[t];
-#if BIAS
-            a += bias[kv * HEAD + pair];
-            b += bias[kv * HEAD + pair + PAIRS];
-#endif
-#if QK_NORM
-            squares[pair * TILE + stretch + t] = a * a + b * b;
-            a *= gain[pair];
-            b *= gain[pair + PAIRS];
-#endif
-            let c = turn(min(first_key + stretch + t, keys_end - 1u), pair);
-            tile[pair * TILE + stretch + t] = a * c.x - b * c.y;
-            tile[(pair + PAIRS) * TILE + stretch + t] = b * c.x + a * c.y;
+    }
+    for (var u = 0u; u < UNITS; u++) {
+        let unit = local + u * WORKGROUP;
+        if unit < PAIRS * (TILE / STRETCH) {
+            let pair = unit % PAIRS;
+            let stretch = (unit / PAIRS) * STRETCH;
+            for (var t = 0u; t < STRETCH; t++) {
+                let a = low[u][t] + mean(kv * HEAD + pair);
+                let b = high[u][t] + mean(kv * HEAD + pair + PAIRS);
+                let c = turn(min(first_key + stretch + t, last_key), pair);
+                tile[pair * TILE + stretch + t] = a * c.x - b * c.y;
+                tile[(pair + PAIRS) * TILE + stretch + t] = b * c.x + a * c.y;
+            }
         }
     }
+    for (var i = HEAD * TILE + local; i < PADDED * TILE; i += WORKGROUP) {
+        tile[i] = 0.0;
+    }
+}
+
+fn mean(i: u32) -> f32 {
+    return bitcast<f32>(table[BOOKS + 2u * KV_HEADS + i / 4u][i % 4u]);
 }
 #endif
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let kv = group.y;
-    let first_key = step.start + group.x * TILE;
-    let keys_end = step.first + step.tokens;
-#if DIRECT
-    for (var i = local; i < TILE * (PADDED / 4u); i += WORKGROUP) {
-        let c = i % (PADDED / 4u);
-        let t = i / (PADDED / 4u);
-        var k = vec4<f32>();
-        if first_key + t < keys_end {
-            k = widen(keys[(first_key + t) * (KEY_ROW / 4u) + kv * (PADDED / 4u) + c]);
-        }
-        for (var j = 0u; j < 4u; j++) {
-            tile[(4u * c + j) * TILE + t] = k[j];
-        }
+    let end = step.first + step.tokens;
+    let t = local % TILE;
+    let team = local / TILE;
+    // The key that this lane scores, its column, and whether there is one.
+    var column = group.x * TILE + t;
+#if CODED
+    load_book(local);
+    let fixed = min(step.sinks, end);
+    let exact = fixed + max(end, step.near) - step.near;
+    let tiles = (exact + TILE - 1u) / TILE;
+    let coded = group.x >= tiles;
+    let first_coded = step.start + (group.x - tiles) * TILE;
+    let last_coded = reach(end - 1u) - 1u;
+    var key = select(step.near + column - fixed, column, column < fixed);
+    var there = column < exact;
+    if coded {
+        key = first_coded + t;
+        column = exact + key - step.start;
+        there = key <= last_coded;
     }
 #else
-    rebuild(kv, first_key, keys_end, local);
-    for (var i = HEAD * TILE + local; i < PADDED * TILE; i += WORKGROUP) {
-        tile[i] = 0.0;
+    let exact = end - step.near;
+    let key = step.near + column;
+    let there = column < exact;
+#endif
+
+#if CODED
+    if !coded {
+#endif
+        for (var i = local; i < TILE * (PADDED / 4u); i += WORKGROUP) {
+            let c = i % (PADDED / 4u);
+            let u = i / (PADDED / 4u);
+            let wanted = group.x * TILE + u;
+            var k = vec4<f32>();
+            if wanted < exact {
+#if CODED
+                let at = slot(select(step.near + wanted - fixed, wanted, wanted < fixed));
+#else
+                let at = step.near + wanted;
+#endif
+                k = widen(keys[(at * KV_HEADS + kv) * (PADDED / 4u) + c]);
+            }
+            for (var j = 0u; j < 4u; j++) {
+                tile[(4u * c + j) * TILE + u] = k[j];
+            }
+        }
+#if CODED
+    }
+#endif
+#if REBUILT
+    if coded {
+        rebuild(kv, first_coded, last_coded, local);
     }
 #endif
     workgroupBarrier();
 
-    let t = local % TILE;
-    let team = local / TILE;
-    let key = first_key + t;
-    var scale = step.scale;
-#if QK_NORM
-    var total = 0.0;
-    for (var pair = 0u; pair < PAIRS; pair++) {
-        total += squares[pair * TILE + t];
-    }
-    scale *= inverseSqrt(total / f32(HEAD) + step.epsilon);
+    let heads = KV_HEADS * GROUP;
+    let lines = step.tokens * GROUP;
+    let lines_end = min(lines, (group.z + 1u) * step.span);
+#if TAKEN
+    // Every team passes through the loop equally often: there are barriers in it.
+    for (var block = group.z * step.span; block < lines_end; block += TEAMS * ROWS) {
+        let row = block + team * ROWS;
+#else
+    for (var row = group.z * step.span + team * ROWS; row < lines_end; row += TEAMS * ROWS) {
 #endif
-    let rows = step.tokens * GROUP;
-    let rows_end = min(rows, (group.z + 1u) * step.span);
-    for (var row = group.z * step.span + team * ROWS; row < rows_end; row += TEAMS * ROWS) {
         var sums: array<f32, ROWS>;
         var base: array<u32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
-            let q = min(row + r, rows - 1u);
-            base[r] = ((step.at + q / GROUP) * KV_HEADS * GROUP + kv * GROUP + q % GROUP) * (PADDED / 4u);
+            let q = min(row + r, lines - 1u);
+            base[r] = (step.at + q / GROUP) * (step.queries / 4u) + (kv * GROUP + q % GROUP) * (PADDED / 4u);
         }
+#if TAKEN
+        if coded {
+            let info = table[BOOKS + 2u * kv];
+            for (var r = 0u; r < ROWS; r++) {
+                let q = min(row + r, lines - 1u);
+                base[r] = (step.at + q / GROUP) * (step.queries / 4u) + info.w + q % GROUP * (4u * info.z + 1u);
+                sums[r] = queries[base[r] + 4u * info.z].x;
+            }
+            for (var first = 0u; first < info.z; first += STAGE) {
+                unpack_stage(info, first, first_coded, last_coded, local);
+                let vectors = 4u * min(STAGE, info.z - first);
+                for (var v = 0u; v < vectors; v++) {
+                    let z = stage[v * TILE + t];
+                    for (var r = 0u; r < ROWS; r++) {
+                        sums[r] = dot_add(z, queries[base[r] + 4u * first + v], sums[r]);
+                    }
+                }
+            }
+        } else {
+#endif
         for (var c = 0u; c < PADDED / 4u; c++) {
             let k = vec4<f32>(tile[4u * c * TILE + t], tile[(4u * c + 1u) * TILE + t], tile[(4u * c + 2u) * TILE + t], tile[(4u * c + 3u) * TILE + t]);
             for (var r = 0u; r < ROWS; r++) {
                 sums[r] = dot_add(k, queries[base[r] + c], sums[r]);
             }
         }
-        if key < keys_end {
+#if TAKEN
+        }
+#endif
+        if there {
             for (var r = 0u; r < ROWS; r++) {
                 let q = row + r;
-                if q < rows_end {
+                if q < lines_end {
                     let position = step.first + q / GROUP;
-                    var s = sums[r] * scale;
+                    var s = sums[r] * SCALE;
                     if key > position {
                         s = LOWEST;
                     }
+#if CODED
+                    if key >= step.sinks && (key < reach(position)) != coded {
+                        s = LOWEST;
+                    }
+#endif
 #if WINDOW
                     if key + step.window <= position {
                         s = LOWEST;
                     }
 #endif
-                    scores[((q / GROUP) * KV_HEADS * GROUP + kv * GROUP + q % GROUP) * step.stride + key - step.start] = s;
+                    scores[((q / GROUP) * heads + kv * GROUP + q % GROUP) * step.stride + column] = s;
                 }
             }
         }

@@ -1,36 +1,60 @@
-// The weighted sum of cached value rows, over one split of the keys: with m the split's largest score and p = exp(score − m), writes Σ p · row, m and Σ p.
+// The weighted sum of cached value rows, over one split of the columns: with m the split's largest score and p = exp(score − m), writes Σ p · row, m and Σ p.
 //
-// Grid: x = splits, y = value groups · BLOCKS, z = blocks of ROWS rows. A row is one query head of one token; the query heads of a group sum the same slice of the
-// value rows. Rows are summed as they are stored: nothing is rebuilt, whatever they are (a head's values, or latent rows that several heads share).
-// Lanes: DIMS vectors of the slice × the keys; the latter are added up at the end.
+// Grid: x = splits, those of exact columns first; y = entries of the table of groups, either the exact ones or the coded ones; z = blocks of ROWS rows. A row is one
+// query head of one token; the query heads of a group sum the same slice of the value rows, and an entry is up to WORKGROUP vectors of it. Rows are summed as they are
+// stored: a head's exact values, or coordinates that several heads share.
+// Lanes: vectors of the entry × the keys; the latter are added up at the end.
+//
+// CODED     there are coded columns after the exact ones
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
+#if CODED
+#include "lib/ring.wgsl"
+#include "lib/rows.wgsl"
+#endif
 
 struct Step {
-    keys: u32,      // keys scored: columns of scores in use
+    exact: u32,   // exact columns
+    coded: u32,   // (CODED) coded columns
     tokens: u32,
-    start: u32,     // the key of column 0
-    stride: u32,    // columns of scores
-    length: u32,    // keys per split, a multiple of KEYS
+    near: u32,    // the first exact key, beside the sinks
+    stride: u32,  // columns of scores
+    length: u32,  // columns per exact split, a multiple of KEYS
+    sums: u32,    // vectors of sums in a split
+    entries: u32, // exact entries; the coded ones follow
+    all: u32,     // all entries
+    splits: u32,  // (CODED) exact splits
+    along: u32,   // (CODED) columns per coded split, a multiple of KEYS
+    start: u32,   // (CODED) the first coded key
+    words: u32,   // (CODED) words of a token in rows
+    fixed: u32,   // (CODED) columns of sinks
+    sinks: u32,   // (CODED)
+    ring: u32,    // (CODED)
 }
 var<immediate> step: Step;
 
 struct Group {
-    at: u32,    // vector at which the slice begins
+    at: u32,    // exact: vector at which the slice begins; coded: word at which its row begins
     width: u32, // its vectors
     first: u32, // its first query head
     heads: u32, // its query heads
     sums: u32,  // vector of sums at which its first head begins; the others follow
+    begin: u32, // the entry's first vector in the slice
+    dims: u32,  // lanes along the vectors, a power of two
+    runs: u32,  // coded: its first run in table
 }
 
 @group(0) @binding(0) var<storage, read> scores: array<f32>;               // [tokens][HEADS][stride]
-@group(0) @binding(1) var<storage, read> values: array<half4>;             // [capacity][VALUE_ROW / 4]
+@group(0) @binding(1) var<storage, read> values: array<half4>;             // [slots][EXACT_ROW / 4]
 @group(0) @binding(2) var<storage, read> groups: array<Group>;
-@group(0) @binding(3) var<storage, read_write> sums: array<vec4<f32>>;     // [tokens][splits][SUMS / 4]
+@group(0) @binding(3) var<storage, read_write> sums: array<vec4<f32>>;     // [tokens][splits][sums]
 @group(0) @binding(4) var<storage, read_write> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]: m, Σ p
+#if CODED
+@group(0) @binding(5) var<storage, read> rows: array<u32>;                 // [capacity][words]
+@group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;          // codebooks, runs
+#endif
 
-const PER_ROW = WORKGROUP / ROWS;   // lanes that look after one row's weights
-const ALONG = WORKGROUP / DIMS;     // lanes that share a dimension
+const PER_ROW = WORKGROUP / ROWS; // lanes that look after one row's weights
 
 var<workgroup> p: array<f32, ROWS * KEYS>;
 var<workgroup> row_max: array<f32, ROWS>;
@@ -39,21 +63,37 @@ var<workgroup> ends: array<vec4<f32>, ROWS * WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let group = groups[id.y / BLOCKS];
-    let vector = (id.y % BLOCKS) * DIMS + local % DIMS;
-    let along = local / DIMS;
-    let begin = id.x * step.length;
-    let end = min(begin + step.length, step.keys);
-    let rows = step.tokens * group.heads;
-    let first_row = id.z * ROWS;
-    if first_row >= rows || (id.y % BLOCKS) * DIMS >= group.width {
+    var entry = id.y;
+    var begin = id.x * step.length;
+    var end = min(begin + step.length, step.exact);
+    var entries_end = step.entries;
+#if CODED
+    load_book(local);
+    let coded = id.x >= step.splits;
+    if coded {
+        entry += step.entries;
+        entries_end = step.all;
+        begin = step.exact + (id.x - step.splits) * step.along;
+        end = min(begin + step.along, step.exact + step.coded);
+    }
+#endif
+    if entry >= entries_end {
         return; // the whole workgroup: before any barrier
     }
+    let group = groups[entry];
+    let lines = step.tokens * group.heads;
+    let first_row = id.z * ROWS;
+    if first_row >= lines {
+        return;
+    }
+    let vector = group.begin + local % group.dims;
+    let sharing = WORKGROUP / group.dims; // lanes that share a dimension
+    let share = local / group.dims;
 
     // The row that this lane weighs, and its scores.
     let row = local / PER_ROW;
     let lane = local % PER_ROW;
-    let weighs = row < ROWS && first_row + row < rows;
+    let weighs = row < ROWS && first_row + row < lines;
     var token = 0u;
     var head = 0u;
     if weighs {
@@ -80,6 +120,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if weighs {
         largest = row_max[row];
     }
+#if CODED
+    var run = vec4<u32>();
+    if coded && vector < group.width {
+        run = table[group.runs + vector / 4u];
+    }
+#endif
 
     var total = 0.0;
     var acc: array<vec4<f32>, ROWS>;
@@ -97,12 +143,32 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         }
         workgroupBarrier();
         if vector < group.width {
-            for (var k = along; k < count; k += ALONG) {
-                let v = widen(values[(step.start + tile + k) * (VALUE_ROW / 4u) + group.at + vector]);
+#if CODED
+            if coded {
+                let first = step.start + tile - step.exact;
+                for (var k = share; k < count; k += sharing) {
+                    let v = unpack((first + k) * step.words + group.at, run, vector % 4u);
+                    for (var r = 0u; r < ROWS; r++) {
+                        acc[r] += p[r * KEYS + k] * v;
+                    }
+                }
+            } else {
+                for (var k = share; k < count; k += sharing) {
+                    let c = tile + k;
+                    let v = widen(values[slot(select(step.near + c - step.fixed, c, c < step.fixed)) * (EXACT_ROW / 4u) + group.at + vector]);
+                    for (var r = 0u; r < ROWS; r++) {
+                        acc[r] += p[r * KEYS + k] * v;
+                    }
+                }
+            }
+#else
+            for (var k = share; k < count; k += sharing) {
+                let v = widen(values[(step.near + tile + k) * (EXACT_ROW / 4u) + group.at + vector]);
                 for (var r = 0u; r < ROWS; r++) {
                     acc[r] += p[r * KEYS + k] * v;
                 }
             }
+#endif
         }
         workgroupBarrier();
     }
@@ -112,21 +178,21 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         ends[r * WORKGROUP + local] = acc[r];
     }
     workgroupBarrier();
-    if weighs && lane == 0u && id.y % BLOCKS == 0u {
+    if weighs && lane == 0u && group.begin == 0u {
         for (var i = 1u; i < PER_ROW; i++) {
             total += scratch[local + i];
         }
         weights[(token * grid.x + id.x) * HEADS + head] = vec2<f32>(largest, total);
     }
-    for (var i = local; i < ROWS * DIMS; i += WORKGROUP) {
-        let q = first_row + i / DIMS;
-        let v = (id.y % BLOCKS) * DIMS + i % DIMS;
-        if v < group.width && q < rows {
+    for (var i = local; i < ROWS * group.dims; i += WORKGROUP) {
+        let q = first_row + i / group.dims;
+        let v = group.begin + i % group.dims;
+        if v < group.width && q < lines {
             var sum = vec4<f32>();
-            for (var a = 0u; a < ALONG; a++) {
-                sum += ends[(i / DIMS) * WORKGROUP + a * DIMS + i % DIMS];
+            for (var a = 0u; a < sharing; a++) {
+                sum += ends[(i / group.dims) * WORKGROUP + a * group.dims + i % group.dims];
             }
-            sums[((q / group.heads) * grid.x + id.x) * (SUMS / 4u) + group.sums + (q % group.heads) * group.width + v] = sum;
+            sums[((q / group.heads) * grid.x + id.x) * step.sums + group.sums + (q % group.heads) * group.width + v] = sum;
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::bench::{self, Cost, Roofline};
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::gpu::Tier;
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
 use std::path::Path;
@@ -160,9 +160,9 @@ impl Model {
         self.checkpoint.factored().map_or("dense", |factored| &factored.method)
     }
 
-    /// How a sequence stores its rows.
-    pub fn layout(&self) -> &'static str {
-        "f16"
+    /// How a sequence stores its rows: `f16`, or the method's options in words.
+    pub fn layout(&self) -> String {
+        self.checkpoint.factored().map_or("f16".into(), |factored| factored.options.clone())
     }
 
     /// The type that weights have in memory.
@@ -206,14 +206,14 @@ impl Model {
         Session::new(self.sequence(capacity)?, self.tokenizer()?, options)
     }
 
-    /// An empty sequence with room for at least `capacity` tokens.
+    /// An empty sequence.
     ///
     /// # Errors
     /// [`Error::Argument`] for a capacity of zero or beyond all bounds, [`Error::OutOfMemory`] where the cache does not fit.
-    pub fn sequence(&self, capacity: usize) -> Result<Box<dyn Sequence>> {
+    pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Box<dyn Sequence>> {
         match &self.weights {
-            Weights::Cpu(model) => Ok(Box::new(model.sequence(capacity, cpu::RowType::F16)?)),
-            Weights::Gpu(model) => Ok(Box::new(model.sequence(capacity)?)),
+            Weights::Cpu(model) => Ok(Box::new(model.sequence(options, cpu::RowType::F16)?)),
+            Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
         }
     }
 }

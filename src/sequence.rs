@@ -1,6 +1,7 @@
 //! What a decoder offers to everything above it: a sequence of tokens with its cache. Implemented by [`crate::cpu`] and by the GPU decoder.
 
 use crate::Result;
+use crate::rows::Exact;
 
 /// Which logits [`Sequence::forward`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +12,27 @@ pub enum Logits {
     Last,
     /// Those after every token: `[tokens][vocab]`.
     All,
+}
+
+/// How a sequence is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SequenceOptions {
+    /// Tokens that it has room for.
+    pub capacity: usize,
+    /// What stays exact beside coded rows; `None` for what the checkpoint says. A dense cache is exact throughout.
+    pub exact: Option<Exact>,
+    /// Whether tokens that go through the model together read each other as if they had come one by one ([`Exact::reach`]): what an evaluation measures. Otherwise they read each other exactly,
+    /// which is better, and always so where rows belong to several layers.
+    pub strict: bool,
+    /// The most tokens that go through the model together; `None` for what suits the device.
+    pub chunk: Option<usize>,
+}
+
+impl From<usize> for SequenceOptions {
+    /// Room for so many tokens, and all else as it comes.
+    fn from(capacity: usize) -> SequenceOptions {
+        SequenceOptions { capacity, ..SequenceOptions::default() }
+    }
 }
 
 /// What one sequence's cache holds, counted from what is allocated.

@@ -89,16 +89,14 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
 
     let compress = ["compress", &*model, "-o", &*small, "--keep", "0.5", "--calibration", &*text, "--statistics", &*statistics];
     let made = done(&compress);
-    assert_eq!(
-        keys(&made),
-        ["output", "method", "keep", "achieved_keep", "kv_bytes_per_token", "kv_bytes_per_token_dense", "seconds", "peak_rss_bytes"]
-    );
+    assert_eq!(keys(&made), ["output", "method", "options", "kv_bytes_per_token", "kv_bytes_per_token_dense", "seconds", "peak_rss_bytes"]);
     assert_eq!(made["output"], small.as_str());
     assert_eq!(keys(&made["seconds"]), ["calibrate", "forward", "backward", "disturb", "moments", "check", "factor", "write"]);
-    assert!((number(&made["kv_bytes_per_token"]) / number(&made["kv_bytes_per_token_dense"]) - 0.5).abs() < 0.02);
+    let kept = number(&made["kv_bytes_per_token"]) / number(&made["kv_bytes_per_token_dense"]);
+    assert!(kept <= 0.5 && kept > 0.45, "{kept}");
     assert!(Path::new(&statistics).is_file());
     let found = done(&["inspect", &small]);
-    assert_eq!((found["method"].as_str(), &found["kv_bytes_per_token"]), (Some("recalkv"), &made["kv_bytes_per_token"]));
+    assert_eq!((found["method"].as_str(), &found["kv_bytes_per_token"]), (Some("lowkey"), &made["kv_bytes_per_token"]));
 
     let evaluated = done(&["eval", &small, "--against", &model, "--text", &text, "--window", "64", "--tokens", "640"]);
     let rows = evaluated["rows"].as_array().unwrap();
@@ -120,7 +118,7 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
         ]
     );
     assert_eq!((&rows[0]["method"], number(&rows[0]["kl_mean"]), number(&rows[0]["top1_agreement"])), (&"dense".into(), 0.0, 1.0));
-    assert_eq!((&rows[1]["method"], &rows[1]["tokens"]), (&"recalkv".into(), &630.into()));
+    assert_eq!((&rows[1]["method"], &rows[1]["tokens"]), (&"lowkey".into(), &630.into()));
     assert!(number(&rows[1]["kl_mean"]) > 0.0 && number(&rows[1]["kl_p99"]) > number(&rows[1]["kl_mean"]));
     assert!(rows.iter().all(|row| number(&row["perplexity"]).is_finite()));
     assert_eq!(rows[1]["kv_bytes_per_token"], made["kv_bytes_per_token"]);
@@ -231,12 +229,12 @@ fn a_model_calibrates_itself_and_statistics_serve_no_more_than_they_hold() {
         ["compress", &model, "-o", &bench.path(output)].iter().chain(more.concat().iter()).map(|word| word.to_string()).collect()
     };
     let words = |arguments: Vec<String>| -> Value { done(&arguments.iter().map(String::as_str).collect::<Vec<_>>()) };
-    let made = words(compress("small", &[&own, &["--statistics", &statistics, "--sensitivity", "scalar", "--span", "2"]]));
+    let made = words(compress("small", &[&own, &["--statistics", &statistics, "--sensitivity", "scalar", "--span", "2", "--method", "ksvd"]]));
     assert!(number(&made["seconds"]["disturb"]) > 0.0 && number(&made["seconds"]["backward"]) == 0.0, "{made}");
-    words(compress("again", &[&own, &["--sensitivity", "none"]]));
+    words(compress("again", &[&own, &["--sensitivity", "none", "--method", "ksvd"]]));
     let weights = |name: &str| std::fs::read(Path::new(&bench.path(name)).join("model.safetensors")).unwrap();
     assert!(weights("small") == weights("again"), "the same seed wrote another text");
-    words(compress("third", &[&own, &["--statistics", &statistics, "--span", "1"]]));
+    words(compress("third", &[&own, &["--statistics", &statistics, "--span", "1", "--method", "ksvd"]]));
     assert!(weights("small") == weights("third"));
 
     for (more, expected) in [
@@ -295,13 +293,23 @@ fn text_goes_to_stdout_and_remarks_to_stderr() {
 #[test]
 fn the_calibration_text_that_ships_is_used_where_none_is_given() {
     let bench = Bench::new();
-    let made =
-        done(&["compress", &bench.path("model"), "-o", &bench.path("small"), "--keep", "1", "--calibration-tokens", "1000", "--weights", "f32"]);
-    assert_eq!(made["kv_bytes_per_token"], made["kv_bytes_per_token_dense"]);
+    let made = done(&[
+        "compress",
+        &bench.path("model"),
+        "-o",
+        &bench.path("small"),
+        "--kv-bytes",
+        "2000",
+        "--calibration-tokens",
+        "1000",
+        "--weights",
+        "f32",
+    ]);
+    assert!(number(&made["kv_bytes_per_token"]) <= 2000.0);
     // At full rank nothing is lost but rounding.
     let evaluated =
         done(&["eval", &bench.path("small"), "--against", &bench.path("model"), "--text", &bench.path("text"), "--window", "100", "--tokens", "300"]);
-    assert!(number(&evaluated["rows"][1]["kl_mean"]) < 1e-5, "{evaluated}");
+    assert!(number(&evaluated["rows"][1]["kl_mean"]) < 1e-4, "{evaluated}");
 }
 
 #[test]
@@ -321,6 +329,7 @@ fn wrong_usage_exits_with_2() {
         (vec!["inspect", &model, "--context", "99999999999"], "--context"),
         (vec!["generate", &model, "-p", "x", "-n", "0"], "--max-tokens"),
         (vec!["doctor", "--tier", "fast"], "f16-subgroups"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--keep", "0.5", "--times", "4"], "--times"),
     ] {
         let (kind, message, code) = failed(&arguments);
         assert_eq!((kind.as_str(), code), ("usage", 2), "{arguments:?}: {message}");
@@ -336,6 +345,12 @@ fn wrong_usage_exits_with_2() {
         (vec!["generate", &model, "-p", "x", "--context", "1000000000000000", "--device", "cpu"], "context"),
         (vec!["generate", &model, "-p", "x", "--context", "1000000000000000"], "context"),
         (vec!["compress", &model, "-o", "/tmp/never", "--keep", "1.5"], "keep"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--times", "0.5"], "times"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--sensitivity", "none"], "sensitivity"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--kv-bytes", "0"], "kv-bytes"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--layout", "fast", "--span", "2"], "span"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--method", "dense", "--bits", "5"], "bits"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--method", "lowkey", "--ranks", "fisher"], "ranks"),
         (vec!["compress", &model, "-o", "/tmp/never", "--group-heads", "0"], "group-heads"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--window", "1", "--device", "cpu"], "window"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--prefill", "18446744073709551615", "--device", "cpu"], "prefill"),

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::cpu::{self, Exact, LayerGradients, Model, Residuals, RowType};
+use lowkey::cpu::{self, LayerGradients, Model, Residuals, RowType};
+use lowkey::rows::Exact;
 use lowkey::sequence::{Logits, Sequence};
 use lowkey::{Error, Result};
 use nalgebra::DMatrix;
@@ -173,7 +174,7 @@ fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
         let [tokens, labels] = [0; 2].map(|_| random.tokens(length, synthetic.vocab));
         let model = Arc::new(Model::load(&checkpoint).unwrap());
         let disturbed_loss = |disturbance: &Disturbance| loss(&reference(&synthetic, &checkpoint, &tokens, Some(disturbance)), &labels, first);
-        for exact in [Exact::default(), Exact { sinks: 3, recent: 9 }] {
+        for exact in [Exact { sinks: 0, recent: 0 }, Exact { sinks: 3, recent: 9 }] {
             let found = gradients(&model, &tokens, &labels, first, exact);
             for side in [Side::Keys, Side::TurnedKeys, Side::Values] {
                 for (layer, gradients) in found.iter().enumerate() {

@@ -269,24 +269,34 @@ fn damaged_shards_say_what_is_damaged() {
 
 #[test]
 fn factored_metadata_is_checked_against_the_model() {
-    let layer = json!({ "key_groups": [{ "kv_heads": 2, "rank": 12 }, { "kv_heads": 1, "rank": 6 }], "value_groups": [{ "kv_heads": 3, "rank": 18 }], "fused": false });
+    let row = |layer: usize, holds: &str, first: usize, heads: usize| {
+        let bands = if heads > 1 { json!([{ "bits": 4, "runs": 1 }, { "bits": 2, "runs": 1 }]) } else { json!([{ "bits": 4, "runs": 1 }]) };
+        json!({ "first_layer": layer, "layers": 1, "holds": holds, "first_head": first, "kv_heads": heads,
+                "format": { "bands": bands, "scale": "band" } })
+    };
+    let rows: Vec<Value> =
+        (0..3).flat_map(|layer| [row(layer, "turned_keys", 0, 3), row(layer, "values", 0, 2), row(layer, "values", 2, 1)]).collect();
     let sound = json!({
-        "format": Factored::FORMAT, "method": "recalkv", "keep": 0.5, "achieved_keep": 0.5, "kv_bytes_per_token": 216,
-        "calibration_digest": "", "source_digest": "", "layers": [layer, layer, layer],
+        "format": Factored::FORMAT, "method": "lowkey", "options": "", "kv_bytes_per_token": 6 * 16 + 3 * 12, "calibration_digest": "", "source_digest": "",
+        "exact": { "sinks": 4, "recent": 32 }, "rows": rows,
     });
-    // Sound metadata gets as far as the factors, which are not there.
+    // Sound metadata gets as far as the bases, which are not there.
     let directory = with_config(|config| config["lowkey"] = sound.clone());
     let error = read_everything(directory.path()).unwrap_err();
-    assert!(matches!(&error, Error::Tensor { name, .. } if name.contains("self_attn.k_")), "{error}");
+    assert!(matches!(&error, Error::Tensor { name, .. } if name.starts_with("rows.0.")), "{error}");
     type Edit = fn(&mut Value);
-    let edits: [(Edit, &str, &[&str]); 8] = [
-        (|o| o["format"] = json!(99), "unsupported", &["format 99", "reads 1"]),
+    let edits: [(Edit, &str, &[&str]); 12] = [
+        (|o| o["format"] = json!(99), "unsupported", &["format 99", "reads 2"]),
         (|o| o["format"] = Value::Null, "checkpoint", &["format"]),
-        (|o| o["layers"].as_array_mut().unwrap().truncate(2), "checkpoint", &["2 layers", "3"]),
-        (|o| o["layers"][1]["key_groups"][0]["kv_heads"] = json!(1), "checkpoint", &["layer 1", "key", "2 of 3"]),
-        (|o| o["layers"][2]["value_groups"][0]["kv_heads"] = json!(4), "checkpoint", &["layer 2", "value", "4 heads"]),
-        (|o| o["layers"][0]["key_groups"][1]["rank"] = json!(0), "checkpoint", &["layer 0", "group 1", "rank 0"]),
-        (|o| o["layers"][0]["key_groups"][1]["rank"] = json!(13), "checkpoint", &["group 1", "rank 13", "12"]),
+        (|o| o["rows"].as_array_mut().unwrap().truncate(6), "checkpoint", &["keys of layer 2", "no row"]),
+        (|o| o["rows"][1]["kv_heads"] = json!(1), "checkpoint", &["values of layer 0", "head 1"]),
+        (|o| o["rows"][2]["first_head"] = json!(1), "checkpoint", &["values of layer 0", "two"]),
+        (|o| o["rows"][8]["kv_heads"] = json!(2), "checkpoint", &["row 8", "2 heads from 2 on, of 3"]),
+        (|o| o["rows"][8]["layers"] = json!(u64::MAX), "checkpoint", &["row 8", "layers"]),
+        (|o| o["rows"][0]["format"]["bands"][0]["runs"] = json!(1u64 << 40), "checkpoint", &["row 0", "endless"]),
+        (|o| o["rows"][0]["format"]["bands"][0]["runs"] = json!(3), "checkpoint", &["row 0", "64 coordinates of a vector of 36"]),
+        (|o| o["rows"][4]["format"]["bands"][0]["bits"] = json!(7), "checkpoint", &["row 4", "7 bits"]),
+        (|o| o["kv_bytes_per_token"] = json!(100), "checkpoint", &["100 bytes", "take 132"]),
         (|o| o["method"] = Value::Null, "checkpoint", &["method"]),
     ];
     for (edit, kind, parts) in edits {

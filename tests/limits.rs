@@ -49,10 +49,20 @@ fn a_step_is_one_submit_and_a_cache_is_what_it_says() {
     let mut half = sequence(&factored, Options::default(), capacity).unwrap();
     assert_lean(&mut half, 3, 3);
     let kept = half.memory();
-    assert_eq!(kept.kv_bytes_per_token * capacity as u64, kept.allocated_bytes);
+    assert_eq!(kept.kv_bytes_per_token * capacity as u64, kept.allocated_bytes - kept.kv_fixed_bytes);
+    // Sinks, and as many of the newest as a chunk may need: layers, keys and values, heads, numbers, bytes.
+    assert_eq!(kept.kv_fixed_bytes, (4 + 144) * 3 * 2 * 4 * 16 * 2);
     assert_eq!(kept.kv_bytes_per_token, planned);
     let share = kept.kv_bytes_per_token as f64 / memory.kv_bytes_per_token as f64;
     assert!((share - 0.5).abs() < 0.02, "{share}");
+
+    // Every 32 tokens a step codes as many rows, in all layers: what it is made from, coordinates, codes.
+    let rows = factored.factored().unwrap().rows.len() as u32;
+    while half.position() < capacity {
+        half.step(1).unwrap();
+        let coded = [63, 95, 127].contains(&half.position());
+        assert_eq!(half.counters().dispatches, 8 * 3 + 3 + if coded { 3 * rows } else { 0 }, "step to {}", half.position());
+    }
 }
 
 #[test]

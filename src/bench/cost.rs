@@ -9,7 +9,8 @@
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
-use crate::checkpoint::{Config, Factored, FactoredLayer, Group};
+use crate::checkpoint::{Config, Factored};
+use crate::rows::{Holds, RowSet, RowSpec, Side};
 
 /// The least cost of a step, apart from how many tokens are cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,16 +37,18 @@ impl Cost {
         let mut linear = 2 * (layers * common + vocab * d);
         let mut attention = 0;
         for layer in 0..config.num_hidden_layers {
-            let (layer_weights, layer_linear, per_token) = match factored.and_then(|f| f.layers.get(layer)) {
-                None => {
-                    let projections = 2 * d * kv_width + q_width * d;
-                    (projections, 2 * projections, 4 * q_width)
+            let projections = 2 * d * kv_width + q_width * d;
+            weights += projections;
+            linear += 2 * projections;
+            match factored {
+                None => attention += 4 * q_width,
+                Some(factored) => {
+                    let rows = rows_of(config, &factored.rows, layer);
+                    weights += rows.weights;
+                    linear += rows.linear;
+                    attention += rows.per_token;
                 }
-                Some(factors) => attention_of(config, factors),
-            };
-            weights += layer_weights;
-            linear += layer_linear;
-            attention += per_token;
+            }
         }
         Cost { weight_bytes: weights * bytes_per_weight, linear_flops: linear, flops_per_cached_token: attention }
     }
@@ -61,28 +64,44 @@ impl Cost {
     }
 }
 
-/// A factored layer's key, value and output side: numbers in weights, operations with them, operations per cached token.
-fn attention_of(config: &Config, layer: &FactoredLayer) -> (u64, u64, u64) {
-    let (d, head) = (config.hidden_size as u64, config.head_dim as u64);
-    let q_width = config.num_attention_heads as u64 * head;
-    let group_size = config.group_size() as u64;
-    let ranks = |groups: &[Group]| groups.iter().map(|g| g.rank as u64).sum::<u64>();
-    let up = |groups: &[Group]| groups.iter().map(|g| g.rank as u64 * g.kv_heads as u64 * head).sum::<u64>();
-    // The width of all query heads' sums: each has its group's rank.
-    let summed: u64 = layer.value_groups.iter().map(|g| g.rank as u64 * g.kv_heads as u64 * group_size).sum();
+/// What one layer's coded rows add to a step.
+struct Rows {
+    /// Numbers read of the bases. (What makes rows is read once for many tokens, and not counted.)
+    weights: u64,
+    /// Operations.
+    linear: u64,
+    /// Operations for each cached token.
+    per_token: u64,
+}
 
-    let down = (ranks(&layer.key_groups) + ranks(&layer.value_groups)) * d;
-    let (value_up, value_up_use, output) = if layer.fused { (0, 0, summed * d) } else { (up(&layer.value_groups), summed * head, q_width * d) };
-    let weights = down + up(&layer.key_groups) + value_up + output;
-    let linear = 2 * (down + value_up_use + output);
-    let per_token = 2 * (up(&layer.key_groups) + q_width + summed);
-    (weights, linear, per_token)
+fn rows_of(config: &Config, specs: &[RowSpec], layer: usize) -> Rows {
+    let (head, group_size) = (config.head_dim as u64, config.group_size() as u64);
+    let mut rows = Rows { weights: 0, linear: 0, per_token: 0 };
+    for (side, source) in [Side::Keys, Side::Values]
+        .into_iter()
+        .flat_map(|side| RowSet::sources(specs, layer, side, config.head_dim).into_iter().map(move |source| (side, source)))
+    {
+        let spec = &specs[source.row];
+        let (rank, kv_heads) = (spec.format.rank() as u64, source.kv_heads as u64);
+        let up = kv_heads * head * rank;
+        rows.weights += up;
+        if side == Side::Keys && spec.holds != Holds::TurnedKeys {
+            // Rebuilt for every cached token, once for all queries, then scored at full width.
+            rows.per_token += 2 * (up + kv_heads * group_size * head);
+        } else {
+            // Queries, or sums, go through the basis once; every row is used as it is stored.
+            rows.linear += 2 * up * group_size;
+            rows.per_token += 2 * kv_heads * group_size * rank;
+        }
+    }
+    rows
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::{Architecture, RopeScaling};
+    use crate::rows::{Exact, Format};
 
     fn config() -> Config {
         Config {
@@ -107,17 +126,17 @@ mod tests {
         }
     }
 
-    fn factored(fused: bool) -> Factored {
-        let layer = FactoredLayer { key_groups: vec![Group { kv_heads: 2, rank: 6 }], value_groups: vec![Group { kv_heads: 1, rank: 3 }; 2], fused };
+    fn factored(holds: Holds) -> Factored {
+        let row = |first_layer, holds, runs| RowSpec { first_layer, layers: 1, holds, first_head: 0, kv_heads: 2, format: Format::half(runs) };
         Factored {
             format: Factored::FORMAT,
             method: "recalkv".into(),
-            keep: 0.5,
-            achieved_keep: 0.5,
-            kv_bytes_per_token: 0,
+            options: String::new(),
+            kv_bytes_per_token: 2 * 96,
             calibration_digest: String::new(),
             source_digest: String::new(),
-            layers: vec![layer.clone(), layer],
+            exact: Exact::default(),
+            rows: (0..2).flat_map(|layer| [row(layer, holds, 2), row(layer, Holds::Values, 1)]).collect(),
         }
     }
 
@@ -134,15 +153,16 @@ mod tests {
 
     #[test]
     fn a_factored_model_is_counted_by_hand() {
-        let shared = 320 + 600 + (6 + 6) * 10;
-        let apart = Cost::of(&config(), Some(&factored(false)), 1);
-        // Key up 6×16; value up twice 3×8, used by two query heads each; output 32×10.
-        assert_eq!(apart.weight_bytes, 2 * (shared + 96 + 48 + 320) + 1010);
-        assert_eq!(apart.flops(0), 2 * (2 * (shared + 4 * 3 * 8 + 320) + 1000));
-        let fused = Cost::of(&config(), Some(&factored(true)), 1);
-        assert_eq!(fused.weight_bytes, 2 * (shared + 96 + 12 * 10) + 1010);
-        // Rebuild 6×16, score 4×8, sum 4×3.
-        assert_eq!(fused.flops_per_cached_token, 2 * 2 * (96 + 32 + 12));
-        assert_eq!(fused.flops_per_cached_token, apart.flops_per_cached_token);
+        let dense = Cost::of(&config(), None, 1);
+        // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
+        let ups = [16 * 32, 16 * 16];
+        let rebuilt = Cost::of(&config(), Some(&factored(Holds::Keys)), 1);
+        assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
+        assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
+        assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
+        let direct = Cost::of(&config(), Some(&factored(Holds::TurnedKeys)), 1);
+        assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
+        assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
+        assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
     }
 }

@@ -1,87 +1,89 @@
-//! What a row of the cache holds, per layer: which slice of it every key/value head reads, for keys and for values.
+//! Where coded rows stand: those that are read together stand together, so that a kernel reads all of a side from one buffer.
 
-use crate::checkpoint::{Config, FactoredLayer, Group};
-use crate::gpu::pad;
+use crate::rows::{RowSet, RowSpec, Side, Source};
 
-/// A run of a row that consecutive key/value heads share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
-    /// The first of these heads, and how many.
-    pub first_head: usize,
-    /// Heads that share the slice.
-    pub kv_heads: usize,
-    /// Where the slice begins in the row, in numbers; a multiple of four.
-    pub at: usize,
-    /// Numbers that mean something.
-    pub rank: usize,
-    /// Numbers stored: `rank` rounded up to four.
-    pub width: usize,
+/// Where one row's words begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// In which store.
+    pub store: usize,
+    /// Words into a token's.
+    pub word: usize,
 }
 
-/// One side (keys or values) of a layer's rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Side {
-    /// The slices, in order; together they cover all key/value heads.
-    pub slices: Vec<Slice>,
-    /// Numbers stored per token.
-    pub row: usize,
-}
-
-impl Side {
-    fn new(groups: impl Iterator<Item = Group>) -> Side {
-        let (mut slices, mut first_head, mut row) = (Vec::new(), 0, 0);
-        for group in groups {
-            let width = pad(group.rank);
-            slices.push(Slice { first_head, kv_heads: group.kv_heads, at: row, rank: group.rank, width });
-            first_head += group.kv_heads;
-            row += width;
-        }
-        Side { slices, row }
-    }
-
-    /// The slice that a key/value head reads.
-    pub fn of_head(&self, kv_head: usize) -> &Slice {
-        let i = self.slices.partition_point(|s| s.first_head + s.kv_heads <= kv_head);
-        &self.slices[i]
-    }
-}
-
-/// A layer's rows: how keys are scored and values summed follows from it.
+/// The stores of a model's coded rows: rows that one side of one layer reads share a store, token by token. A row over several layers is in one store for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// Keys: whole heads after RoPE (*direct*), or latent rows before it (*rebuilt*).
-    pub keys: Side,
-    /// Whether keys are direct.
-    pub direct: bool,
-    /// Values: whole heads, or latent rows.
-    pub values: Side,
-    /// Whether a summed value row still needs its up-projection. Otherwise it is the head itself, or the output projection takes it as it is.
-    pub up: bool,
+    /// Words of a token in each store.
+    pub stores: Vec<usize>,
+    /// By row.
+    pub places: Vec<Place>,
 }
 
 impl Layout {
-    /// The layout of one layer: dense where there are no factors.
-    pub fn new(config: &Config, factors: Option<&FactoredLayer>) -> Layout {
-        let dense = || Side::new((0..config.num_key_value_heads).map(|_| Group { kv_heads: 1, rank: config.head_dim }));
-        match factors {
-            None => Layout { keys: dense(), direct: true, values: dense(), up: false },
-            Some(f) => Layout {
-                keys: Side::new(f.key_groups.iter().copied()),
-                direct: false,
-                values: Side::new(f.value_groups.iter().copied()),
-                up: !f.fused,
-            },
+    /// Groups `specs`, the rows of a model of `layers` layers.
+    pub fn new(specs: &[RowSpec], layers: usize, head_dim: usize) -> Layout {
+        // By row, the least row that is read together with it.
+        let mut first: Vec<usize> = (0..specs.len()).collect();
+        for layer in 0..layers {
+            for side in [Side::Keys, Side::Values] {
+                let read: Vec<usize> = RowSet::sources(specs, layer, side, head_dim).iter().map(|source| first[source.row]).collect();
+                let least = read.iter().copied().min().unwrap_or(0);
+                first.iter_mut().filter(|row| read.contains(row)).for_each(|row| *row = least);
+            }
         }
+        let (mut stores, mut store_of) = (Vec::new(), vec![0; specs.len()]);
+        let places = specs.iter().zip(&first).enumerate().map(|(row, (spec, &first))| {
+            if first == row {
+                store_of[row] = stores.len();
+                stores.push(0);
+            }
+            let store = store_of[first];
+            let word = stores[store];
+            stores[store] += spec.format.words();
+            Place { store, word }
+        });
+        let places = places.collect();
+        Layout { stores, places }
     }
 
-    /// Where each query head's sum begins when all are laid end to end, in numbers, and their total.
-    pub fn sums(&self, config: &Config) -> (Vec<usize>, usize) {
-        let mut total = 0;
-        let at = (0..config.num_attention_heads).map(|head| {
-            let at = total;
-            total += self.values.of_head(head / config.group_size()).width;
-            at
-        });
-        (at.collect(), total)
+    /// The store that these sources of one side of one layer are read from.
+    pub fn store(&self, sources: &[Source]) -> usize {
+        self.places[sources[0].row].store
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::{Format, Holds};
+
+    #[test]
+    fn rows_that_are_read_together_share_a_store() {
+        let row = |first_layer, layers, holds, first_head| RowSpec {
+            first_layer,
+            layers,
+            holds,
+            first_head,
+            kv_heads: 1,
+            format: Format::half(1 + first_head),
+        };
+        let specs = [
+            row(0, 1, Holds::Keys, 0),
+            row(1, 1, Holds::Keys, 0),
+            row(0, 2, Holds::Values, 0),
+            row(0, 1, Holds::Keys, 1),
+            row(1, 1, Holds::Keys, 1),
+            row(0, 2, Holds::Values, 1),
+            row(2, 1, Holds::Both, 0),
+            row(2, 1, Holds::Both, 1),
+        ];
+        let layout = Layout::new(&specs, 3, 16);
+        let place = |store, word| Place { store, word };
+        assert_eq!(layout.stores, [24; 4]);
+        assert_eq!(layout.places, [place(0, 0), place(1, 0), place(2, 0), place(0, 8), place(1, 8), place(2, 8), place(3, 0), place(3, 8)]);
+        // Keys of two layers that share a row with one another's values are all one.
+        let chained = [row(0, 1, Holds::Keys, 0), row(0, 2, Holds::Keys, 1), row(1, 1, Holds::Both, 0)];
+        assert_eq!(Layout::new(&chained, 2, 16).stores, [32]);
     }
 }

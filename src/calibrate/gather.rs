@@ -20,8 +20,7 @@ pub struct Options {
     /// At most this many windows, spread evenly over the text; `None` for all.
     pub windows: Option<usize>,
     /// Positions at the start of each window that are left out of all sums: caches keep them exactly. The first tokens attract about half of all attention
-    /// whatever they say ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any other's. In
-    /// [`Statistics::attention_inputs`] alone they count, together, as much as all others.
+    /// whatever they say ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any other's.
     pub sinks: usize,
     /// Caches keep the rows of so many newest tokens exactly: gradients reach a key or value only from queries at least this far behind it.
     pub recent: usize,
@@ -117,7 +116,7 @@ pub fn gather(
     on_progress: OnProgress<'_>,
 ) -> Result<(Statistics, Seconds)> {
     let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
-    if !model.is_dense() {
+    if model.rows().is_some() {
         return refuse("model", "is factored; gather the statistics of the checkpoint that it was made from".into());
     }
     if ![1, 2, 4].contains(&options.span) {
@@ -165,7 +164,7 @@ pub fn gather(
     seconds.backward -= summing;
     seconds.moments = forward.seconds + summing;
 
-    let Gathered { moments, turned_keys, queries, attention_inputs } = forward.finish()?;
+    let Gathered { moments, turned_keys, queries } = forward.finish()?;
     let start = Instant::now();
     let scalars = match options.sensitivity {
         SensitivityKind::Scalar if options.scalar_windows > 0 => {
@@ -193,7 +192,6 @@ pub fn gather(
         span: options.span,
         moments,
         layers: layers.collect(),
-        attention_inputs,
     };
     Ok((statistics, seconds))
 }

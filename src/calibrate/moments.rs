@@ -54,9 +54,6 @@ pub(super) struct Forward {
     /// By layer and key/value head.
     queries: Vec<Vec<DMatrix<f64>>>,
     queries_count: usize,
-    attention_inputs: Vec<DMatrix<f64>>,
-    sink_weight: f64,
-    weight: f64,
     /// The residual stream of the current window, where a backward pass will want it.
     pub(super) residuals: Option<Residuals>,
     /// Time spent here.
@@ -68,7 +65,6 @@ pub(super) struct Gathered {
     pub(super) moments: Vec<Moments>,
     pub(super) turned_keys: Vec<Moments>,
     pub(super) queries: Vec<Vec<DMatrix<f32>>>,
-    pub(super) attention_inputs: Vec<DMatrix<f32>>,
 }
 
 impl Forward {
@@ -76,12 +72,9 @@ impl Forward {
     pub(super) fn new(config: &Config, options: &super::Options, windows: usize, window: usize, residuals: bool) -> Forward {
         let (layers, d) = (config.num_hidden_layers, config.head_dim);
         let n = config.num_key_value_heads * d;
-        let sinks = options.sinks;
-        // Either kind's weight makes its total one half, or one where it is alone.
-        let share = if sinks > 0 { 0.5 } else { 1.0 };
         Forward {
             d,
-            sinks,
+            sinks: options.sinks,
             recent: options.recent,
             span: options.span,
             rows: DMatrix::zeros(0, 0),
@@ -89,9 +82,6 @@ impl Forward {
             turned_keys: (0..layers).map(|_| Sum::new(n)).collect(),
             queries: vec![vec![DMatrix::zeros(d, d); config.num_key_value_heads]; layers],
             queries_count: windows * (window - options.recent),
-            attention_inputs: vec![DMatrix::zeros(config.hidden_size, config.hidden_size); layers],
-            sink_weight: 0.5 / (windows * sinks).max(1) as f64,
-            weight: share / (windows * (window - sinks)) as f64,
             residuals: residuals.then(|| Residuals::new(config, window)),
             seconds: 0.0,
         }
@@ -104,10 +94,6 @@ impl Forward {
     pub(super) fn finish(self) -> Result<Gathered> {
         let layered = |what: &str, layer: usize| format!("the second moment of {what} of layer {layer}");
         let (span, count) = (self.span, self.queries_count as f64);
-        let inputs = self.attention_inputs.into_iter().map(|sum| sum.map(|x| x as f32)).collect::<Vec<_>>();
-        for (layer, moment) in inputs.iter().enumerate() {
-            check_finite(&layered("what enters the attention", layer), moment)?;
-        }
         let queries: Vec<Vec<_>> =
             self.queries.into_iter().map(|heads| heads.into_iter().map(|sum| sum.map(|x| (x / count) as f32)).collect()).collect();
         for (layer, heads) in queries.iter().enumerate() {
@@ -127,7 +113,6 @@ impl Forward {
                 .map(|(layer, sum)| sum.finish(&layered("the keys", layer)))
                 .collect::<Result<_>>()?,
             queries,
-            attention_inputs: inputs,
         })
     }
 }
@@ -143,17 +128,6 @@ impl Observer for Forward {
         if let Some(residuals) = &mut self.residuals {
             residuals.residual(state, position, x);
         }
-    }
-
-    fn attention_input(&mut self, layer: usize, position: usize, input: &DMatrix<f32>) {
-        let start = Instant::now();
-        let sinks = self.sinks.saturating_sub(position).min(input.ncols());
-        for (first, count, weight) in [(0, sinks, self.sink_weight), (sinks, input.ncols() - sinks, self.weight)] {
-            if count > 0 {
-                add(&mut self.attention_inputs[layer], &gram(&input.columns(first, count).into_owned()), weight);
-            }
-        }
-        self.seconds += start.elapsed().as_secs_f64();
     }
 
     fn heads(&mut self, layer: usize, position: usize, heads: &Heads) {

@@ -4,10 +4,11 @@
 //! divergence from the undisturbed prediction is measured. To second order its mean is `½ E[δᵀFδ] = ½ σ² tr F` for noise of variance `σ²` per dimension, `F` being
 //! the full sensitivity; what is reported is `tr F / n`, the mean diagonal entry.
 
-use crate::cpu::{Disturbance, Exact, Model, Residuals, RowType};
+use crate::cpu::{Disturbance, Model, Residuals, RowType};
 use crate::eval::Predictions;
 use crate::progress::{OnProgress, report};
 use crate::random::Random;
+use crate::rows::Exact;
 use crate::sequence::Logits;
 use crate::{Error, Result};
 use nalgebra::DMatrix;

@@ -8,9 +8,10 @@ use super::moments::add;
 use super::statistics::Sensitivity;
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::cpu::{Exact, LayerGradients, Model, Residuals};
+use crate::cpu::{LayerGradients, Model, Residuals};
 use crate::linalg::{check_finite, gram};
 use crate::random::Random;
+use crate::rows::Exact;
 use nalgebra::DMatrix;
 use std::time::Instant;
 

@@ -30,9 +30,6 @@ pub struct Statistics {
     pub moments: Vec<Moments>,
     /// What is known of each layer by itself.
     pub layers: Vec<LayerStatistics>,
-    /// By layer: the weighted mean of `xᵀx`, `[D, D]`, symmetric, of what enters attention after its RMSNorm; here the first `sinks` positions count, together, as
-    /// much as all others.
-    pub attention_inputs: Vec<DMatrix<f32>>,
 }
 
 /// Mean and second moment of something.
@@ -159,7 +156,6 @@ impl Statistics {
                 }
             }
         }
-        all.extend(self.attention_inputs.iter().enumerate().map(|(layer, moment)| Named::matrix(format!("layers.{layer}.attention_input"), moment)));
         all
     }
 
@@ -187,7 +183,6 @@ impl Statistics {
         let read = Reader { path, file: &file };
         let first = read.shape("layers.0.queries.0")?[0];
         let keys = read.shape("layers.0.turned_keys.mean")?[0];
-        let hidden = read.shape("layers.0.attention_input")?[0];
         if first == 0 || keys == 0 || keys % first != 0 {
             return Err(damaged(format!("keys of {keys} numbers are not made of heads of {first}")));
         }
@@ -216,7 +211,6 @@ impl Statistics {
             span,
             moments: (0..layers.div_ceil(span)).map(moments).collect::<Result<_>>()?,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
-            attention_inputs: (0..layers).map(|layer| read.square(&format!("layers.{layer}.attention_input"), hidden)).collect::<Result<_>>()?,
         })
     }
 
@@ -226,10 +220,8 @@ impl Statistics {
     /// [`Error::Argument`] where they are another model's.
     pub fn check(&self, checkpoint: &Checkpoint, source: &str) -> Result<()> {
         let Config { num_hidden_layers: layers, hidden_size: hidden, num_key_value_heads: heads, head_dim: d, .. } = *checkpoint.config();
-        let alike = self.layers.len() == layers
-            && self.layers.iter().all(|layer| layer.queries.len() == heads && layer.turned_keys.mean.len() == heads * d)
-            && self.attention_inputs.len() == layers
-            && self.attention_inputs.iter().all(|moment| moment.nrows() == hidden);
+        let alike =
+            self.layers.len() == layers && self.layers.iter().all(|layer| layer.queries.len() == heads && layer.turned_keys.mean.len() == heads * d);
         let message = if !alike {
             format!("were gathered from a model of another shape than {} ({layers} layers, {hidden} wide)", checkpoint.path().display())
         } else if self.source != source {

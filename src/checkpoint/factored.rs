@@ -1,44 +1,21 @@
-//! What a factored checkpoint adds to `config.json`: the object `"lowkey"`, and from it the shapes of the factors.
+//! What a factored checkpoint adds: to `config.json` the object `"lowkey"`, and to the tensors a basis for every coded row.
 //!
-//! A layer's key/value heads stand in consecutive *groups*; a group of `s` heads shares one latent row of `rank` numbers, `z = x·A`, and its heads are
-//! `z·B`. Tensors of layer `l`, beside the ecosystem's (`[out, in]`, as all linear weights):
+//! All of the source's tensors are kept, in its names, some of them with their heads in another order. Beside them, for row `i` of `"rows"` ([`RowSpec`]), which codes a vector `y` of width `w` in
+//! `r` coordinates, `z = (y − μ)·A` and `ŷ = ẑ·B + μ`:
 //!
 //! | tensor | shape | what |
 //! |---|---|---|
-//! | `self_attn.k_down.weight` | `[Σ key ranks, D]` | all groups' `Aᵀ`, stacked |
-//! | `self_attn.k_up.{g}.weight` | `[s·head_dim, rank]` | group `g`'s `Bᵀ` |
-//! | `self_attn.k_proj.bias` | `[H_kv·head_dim]` | added after the key is rebuilt |
-//! | `self_attn.v_proj.weight` | `[Σ value ranks, D]` | all groups' `Aᵀ`, stacked |
-//! | `self_attn.v_up.{g}.weight` | `[s·head_dim, rank]` | group `g`'s `Bᵀ`; absent where `fused` |
-//! | `self_attn.o_proj.weight` | `[D, H·head_dim]`, or `[D, Σ over query heads of their group's rank]` where `fused` | |
-//! | `self_attn.v_proj.bias` | `[H_kv·head_dim]` | added after the up-projection; where `fused` it is inside `o_proj.bias` |
-//! | `self_attn.o_proj.bias` | `[D]` | optional |
+//! | `rows.{i}.mean` | `[w]` | `μ` |
+//! | `rows.{i}.down.weight` | `[r, w]` | `Aᵀ` |
+//! | `rows.{i}.up.weight` | `[w, r]` | `Bᵀ` |
 
-use super::Config;
+use super::{Checkpoint, Config};
+use crate::rows::{Coder, Exact, RowSet, RowSpec};
 use crate::{Error, Result};
+use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
-
-/// Consecutive key/value heads that share a latent row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Group {
-    /// How many heads, `s`.
-    pub kv_heads: usize,
-    /// The width of their row.
-    pub rank: usize,
-}
-
-/// One layer's groups; those of either side cover all key/value heads in order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FactoredLayer {
-    /// Keys: rebuilt from their rows before RoPE.
-    pub key_groups: Vec<Group>,
-    /// Values: summed as rows.
-    pub value_groups: Vec<Group>,
-    /// Whether the values' up-projection is folded into `o_proj`.
-    pub fused: bool,
-}
 
 /// The object `"lowkey"` of a factored checkpoint's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,23 +24,23 @@ pub struct Factored {
     pub format: u32,
     /// The method's name, as `--method` takes it.
     pub method: String,
-    /// The kept fraction that was asked for.
-    pub keep: f64,
-    /// The kept fraction that was achieved: cached numbers per token divided by the dense model's.
-    pub achieved_keep: f64,
-    /// Achieved bytes per token, with f16 rows.
+    /// Its options, in words: `small, span 4`.
+    pub options: String,
+    /// Bytes that a token adds to the cache, over the whole model.
     pub kv_bytes_per_token: u64,
     /// SHA-256 of the calibration text.
     pub calibration_digest: String,
     /// SHA-256 of the source checkpoint's weights file(s).
     pub source_digest: String,
-    /// By layer.
-    pub layers: Vec<FactoredLayer>,
+    /// What stays exact beside the rows unless a session asks otherwise.
+    pub exact: Exact,
+    /// The rows that a token leaves in the cache.
+    pub rows: Vec<RowSpec>,
 }
 
 impl Factored {
     /// The version written and read by this release.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// Reads the object `"lowkey"` of a `config.json`; `path` names the file in errors.
     ///
@@ -82,32 +59,44 @@ impl Factored {
             None => return Err(bad("\"lowkey\" has no format version".into())),
         }
         let factored = Factored::deserialize(value).map_err(|e| bad(format!("\"lowkey\" cannot be read: {e}")))?;
-        if factored.layers.len() != config.num_hidden_layers {
-            return Err(bad(format!("\"lowkey\" describes {} layers of a model of {}", factored.layers.len(), config.num_hidden_layers)));
-        }
-        for (index, layer) in factored.layers.iter().enumerate() {
-            for (side, groups) in [("key", &layer.key_groups), ("value", &layer.value_groups)] {
-                check_groups(groups, config).map_err(|message| bad(format!("\"lowkey\": layer {index}: {side} groups: {message}")))?;
-            }
+        RowSet::check(&factored.rows, config).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
+        if factored.kv_bytes_per_token != RowSet::bytes_per_token(&factored.rows) {
+            let rows = RowSet::bytes_per_token(&factored.rows);
+            return Err(bad(format!("\"lowkey\" promises {} bytes per token of rows that take {rows}", factored.kv_bytes_per_token)));
         }
         Ok(factored)
     }
 }
 
-fn check_groups(groups: &[Group], config: &Config) -> Result<(), String> {
-    let mut heads = 0usize;
-    for (index, group) in groups.iter().enumerate() {
-        heads = heads.saturating_add(group.kv_heads);
-        if group.kv_heads == 0 || heads > config.num_key_value_heads {
-            return Err(format!("group {index} has {} heads; all groups together have the model's {}", group.kv_heads, config.num_key_value_heads));
-        }
-        let most = group.kv_heads * config.head_dim;
-        if group.rank == 0 || group.rank > most {
-            return Err(format!("group {index} has rank {}; its {} heads allow 1 to {most}", group.rank, group.kv_heads));
-        }
-    }
-    match heads == config.num_key_value_heads {
-        true => Ok(()),
-        false => Err(format!("they cover {heads} of {} heads", config.num_key_value_heads)),
+/// The tensors of row `index`: names and shapes of mean, down and up.
+pub(crate) fn row_tensors(index: usize, spec: &RowSpec, head_dim: usize) -> [(String, Vec<usize>); 3] {
+    let (width, rank) = (spec.width(head_dim), spec.format.rank());
+    [
+        (format!("rows.{index}.mean"), vec![width]),
+        (format!("rows.{index}.down.weight"), vec![rank, width]),
+        (format!("rows.{index}.up.weight"), vec![width, rank]),
+    ]
+}
+
+impl Checkpoint {
+    /// The coded rows with their bases, where this is a factored checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where a basis is not finite.
+    pub fn rows(&self) -> Result<Option<RowSet>> {
+        let Some(factored) = self.factored() else { return Ok(None) };
+        let coder = |(index, spec): (usize, &RowSpec)| -> Result<Coder> {
+            let [mean, down, up] = row_tensors(index, spec, self.config().head_dim);
+            let (width, rank) = (mean.1[0], down.1[0]);
+            Ok(Coder {
+                format: spec.format.clone(),
+                mean: DVector::from_vec(self.f32(&mean.0, &mean.1)?),
+                // Row by row `[out, in]` is column by column `[in, out]`.
+                down: DMatrix::from_vec(width, rank, self.f32(&down.0, &down.1)?),
+                up: DMatrix::from_vec(rank, width, self.f32(&up.0, &up.1)?),
+            })
+        };
+        let coders = factored.rows.iter().enumerate().map(coder).collect::<Result<_>>()?;
+        Ok(Some(RowSet { specs: factored.rows.clone(), coders, exact: factored.exact }))
     }
 }

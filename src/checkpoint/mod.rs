@@ -16,7 +16,8 @@ mod tokenizer;
 mod weights;
 
 pub use config::{Architecture, Config, RopeScaling};
-pub use factored::{Factored, FactoredLayer, Group};
+pub use factored::Factored;
+pub(crate) use factored::row_tensors;
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{TextStream, Tokenizer};
 

@@ -1,5 +1,6 @@
 //! The tensors that a model of a given geometry consists of, and their shapes: checked when a checkpoint is opened, before any number is read.
 
+use super::factored::row_tensors;
 use super::{Config, Factored};
 
 /// A tensor's name and shape.
@@ -31,32 +32,15 @@ pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expe
             add("self_attn.q_proj.bias", &[q_width]);
             add("self_attn.k_proj.bias", &[kv_width]);
         }
-        let Some(factors) = factored.and_then(|factored| factored.layers.get(layer)) else {
-            add("self_attn.k_proj.weight", &[kv_width, hidden]);
-            add("self_attn.v_proj.weight", &[kv_width, hidden]);
-            add("self_attn.o_proj.weight", &[hidden, q_width]);
-            if config.attention_bias {
-                add("self_attn.v_proj.bias", &[kv_width]);
-            }
-            continue;
-        };
-        add("self_attn.k_down.weight", &[factors.key_groups.iter().map(|group| group.rank).sum(), hidden]);
-        for (index, group) in factors.key_groups.iter().enumerate() {
-            add(&format!("self_attn.k_up.{index}.weight"), &[group.kv_heads * head, group.rank]);
-        }
-        add("self_attn.v_proj.weight", &[factors.value_groups.iter().map(|group| group.rank).sum(), hidden]);
-        if factors.fused {
-            let rows: usize = factors.value_groups.iter().map(|group| group.kv_heads * config.group_size() * group.rank).sum();
-            add("self_attn.o_proj.weight", &[hidden, rows]);
-            continue;
-        }
-        for (index, group) in factors.value_groups.iter().enumerate() {
-            add(&format!("self_attn.v_up.{index}.weight"), &[group.kv_heads * head, group.rank]);
-        }
+        add("self_attn.k_proj.weight", &[kv_width, hidden]);
+        add("self_attn.v_proj.weight", &[kv_width, hidden]);
         add("self_attn.o_proj.weight", &[hidden, q_width]);
         if config.attention_bias {
             add("self_attn.v_proj.bias", &[kv_width]);
         }
+    }
+    for (index, spec) in factored.iter().flat_map(|factored| factored.rows.iter().enumerate()) {
+        list.extend(row_tensors(index, spec, head));
     }
     list
 }

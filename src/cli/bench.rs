@@ -60,7 +60,7 @@ impl Args {
             subjects.push(Subject {
                 model: model.clone(),
                 method: loaded.method().into(),
-                layout: loaded.layout().into(),
+                layout: loaded.layout(),
                 weights: loaded.weight_type().into(),
                 vocab: loaded.checkpoint().config().vocab_size,
                 cost: loaded.cost(),

@@ -6,7 +6,8 @@ use super::table::bytes;
 use clap::ValueEnum;
 use lowkey::calibrate::{self, LayerStatistics, SensitivityKind, Statistics, source_digest, text_digest};
 use lowkey::checkpoint::{Checkpoint, Config};
-use lowkey::compress::{self, Method, Plan};
+use lowkey::compress::{self, Budget, Method, Plan, Ranks, Sensing};
+use lowkey::rows::Exact;
 use lowkey::{Error, Result, cpu};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -29,15 +30,42 @@ pub struct Args {
     /// The directory to write. It must not exist.
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
-    /// The published system to compress with.
-    #[arg(long, default_value = "recalkv", value_parser = Method::ALL.map(|(name, _)| name))]
+    /// lowkey's own, a published system, or `dense`: keys and values themselves in 8 or 4 bits.
+    #[arg(long, default_value = "lowkey", value_parser = Method::ALL.map(|(name, _)| name))]
     method: String,
-    /// The share of the cache to keep, above 0 and up to 1.
-    #[arg(long, default_value_t = 0.5, value_name = "F")]
-    keep: f64,
-    /// Key heads that share a row [default: 4, or all where there are fewer].
+    /// How many times smaller than in f16 the cache is to be [default: 8].
+    #[arg(long, value_name = "F", group = "budget")]
+    times: Option<f64>,
+    /// The share of the f16 cache to keep, above 0 and up to 1.
+    #[arg(long, value_name = "F", group = "budget")]
+    keep: Option<f64>,
+    /// Bytes that a token may take, over the whole model.
+    #[arg(long, value_name = "N", group = "budget")]
+    kv_bytes: Option<u64>,
+    /// lowkey: which rows [default: small].
+    #[arg(long)]
+    layout: Option<Layout>,
+    /// lowkey, small: consecutive layers that share a row, 1, 2 or 4; and how many calibration correlates with each other [default: 1].
+    #[arg(long, value_name = "N")]
+    span: Option<usize>,
+    /// palu, recalkv: key heads that share a row [default: 4, or all where there are fewer].
     #[arg(long, value_name = "N")]
     group_heads: Option<usize>,
+    /// recalkv: by what heads are put into groups [default: cka].
+    #[arg(long)]
+    grouping: Option<Grouping>,
+    /// Published methods: how ranks are dealt out [default: by the paper's rule].
+    #[arg(long, value_parser = Ranks::ALL.map(|(name, _)| name))]
+    ranks: Option<String>,
+    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4].
+    #[arg(long, value_name = "N")]
+    bits: Option<u8>,
+    /// Tokens at the start of a text that stay exact.
+    #[arg(long, value_name = "N", default_value_t = Exact::default().sinks)]
+    sinks: usize,
+    /// Newest tokens that stay exact, at least.
+    #[arg(long, value_name = "N", default_value_t = Exact::default().recent)]
+    recent: usize,
     /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files, or `self` for text that
     /// the model writes itself.
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -45,12 +73,9 @@ pub struct Args {
     /// Use no more than this many tokens of it, rounded up to whole windows of 512; the model itself writes 8192 where nothing else is asked.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
-    /// How it is found out what a disturbance of keys and values does to the output [default: full].
+    /// How it is found out what a disturbance of keys and values does to the output [default: full, where the method asks for it].
     #[arg(long)]
     sensitivity: Option<Sensitivity>,
-    /// Consecutive layers that are correlated with each other, for methods whose rows span them: 1, 2 or 4 [default: 1].
-    #[arg(long, value_name = "N")]
-    span: Option<usize>,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
@@ -70,6 +95,22 @@ enum Sensitivity {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Layout {
+    /// Keys before RoPE and values in one row: the smallest; keys are rebuilt when they are read.
+    Small,
+    /// Keys after RoPE, and values: nothing is rebuilt.
+    Fast,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Grouping {
+    /// By similarity, as in the paper.
+    Cka,
+    /// By what the groups lose.
+    Loss,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Float {
     F16,
     F32,
@@ -80,8 +121,7 @@ enum Float {
 struct Report {
     output: PathBuf,
     method: &'static str,
-    keep: f64,
-    achieved_keep: f64,
+    options: String,
     kv_bytes_per_token: u64,
     kv_bytes_per_token_dense: u64,
     seconds: Seconds,
@@ -118,18 +158,23 @@ impl Args {
             let message = format!("{} has been compressed already; give the checkpoint that it was made from", path.display());
             return Err(Error::Argument { name: "MODEL".into(), message });
         }
-        let heads = checkpoint.config().num_key_value_heads;
-        let plan = Plan::new(checkpoint.config(), Method::named(&self.method)?, self.keep, self.group_heads.unwrap_or(heads.min(4)))?;
+        let plan = self.plan(checkpoint.config())?;
+        plan.check(checkpoint.config())?;
+        if self.sensitivity == Some(Sensitivity::None) && plan.weighs() {
+            let message = format!("{} weighs what it leaves out; choose full or scalar, or other --ranks for a published method", self.method);
+            return Err(Error::Argument { name: "sensitivity".into(), message });
+        }
 
         let start = Instant::now();
         let (statistics, stages) = match &self.statistics {
-            Some(file) if known => (self.reuse(file, checkpoint.config(), console)?, None),
+            _ if plan.method == Method::Dense => (None, None),
+            Some(file) if known => (Some(self.reuse(file, checkpoint.config(), console)?), None),
             file => {
-                let (statistics, seconds) = self.gather(&checkpoint, console)?;
+                let (statistics, seconds) = self.gather(&checkpoint, &plan, console)?;
                 if let Some(file) = file {
                     statistics.save(file)?;
                 }
-                (statistics, Some(seconds))
+                (Some(statistics), Some(seconds))
             }
         };
         let calibrate = start.elapsed().as_secs_f64();
@@ -138,19 +183,48 @@ impl Args {
             Float::F16 => compress::Float::F16,
             Float::F32 => compress::Float::F32,
         };
-        let done = compress::run(&checkpoint, &plan, &statistics, float, &self.output, &mut |progress| bar.report(progress))?;
+        let done = compress::run(&checkpoint, &plan, statistics.as_ref(), float, &self.output, &mut |progress| bar.report(progress))?;
         drop(bar);
         let report = Report {
             output: done.output,
             method: done.method,
-            keep: done.keep,
-            achieved_keep: done.achieved_keep,
+            options: done.options,
             kv_bytes_per_token: done.kv_bytes_per_token,
             kv_bytes_per_token_dense: done.kv_bytes_per_token_dense,
             seconds: Seconds { calibrate, stages, compress: done.seconds },
             peak_rss_bytes: done.peak_rss_bytes,
         };
         console.result(&report, text)
+    }
+
+    /// What the options ask for.
+    fn plan(&self, config: &Config) -> Result<Plan> {
+        let method = Method::named(&self.method)?;
+        let budget = match (self.kv_bytes, self.keep) {
+            (Some(bytes), _) => Budget::Bytes(bytes),
+            (_, Some(keep)) => Budget::Keep(keep),
+            _ => Budget::Times(self.times.unwrap_or(8.0)),
+        };
+        let defaults = Plan::new(method, budget);
+        Ok(Plan {
+            layout: match self.layout {
+                Some(Layout::Small) => compress::Layout::Small,
+                Some(Layout::Fast) => compress::Layout::Fast,
+                None => defaults.layout,
+            },
+            span: if method == Method::LowKey { self.span.unwrap_or(1) } else { 1 },
+            sensing: if self.sensitivity == Some(Sensitivity::Scalar) { Sensing::Scalar } else { defaults.sensing },
+            group_heads: self.group_heads.unwrap_or(config.num_key_value_heads.min(defaults.group_heads)),
+            grouping: match self.grouping {
+                Some(Grouping::Cka) => compress::Grouping::Cka,
+                Some(Grouping::Loss) => compress::Grouping::Loss,
+                None => defaults.grouping,
+            },
+            ranks: self.ranks.as_deref().map(Ranks::named).transpose()?,
+            bits: self.bits.unwrap_or(if method == Method::Dense { 4 } else { defaults.bits }),
+            exact: Exact { sinks: self.sinks, recent: self.recent },
+            ..defaults
+        })
     }
 
     /// Reads statistics, which must have what is asked for.
@@ -181,7 +255,7 @@ impl Args {
     }
 
     /// Runs text through the model on the processor.
-    fn gather(&self, checkpoint: &Checkpoint, console: &Console) -> Result<(Statistics, calibrate::Seconds)> {
+    fn gather(&self, checkpoint: &Checkpoint, plan: &Plan, console: &Console) -> Result<(Statistics, calibrate::Seconds)> {
         let text = self.text(checkpoint.config())?;
         let options = calibrate::Options {
             window: window(checkpoint.config()),
@@ -190,8 +264,12 @@ impl Args {
             sensitivity: match self.sensitivity {
                 Some(Sensitivity::None) => SensitivityKind::None,
                 Some(Sensitivity::Scalar) => SensitivityKind::Scalar,
-                Some(Sensitivity::Full) | None => SensitivityKind::Full,
+                Some(Sensitivity::Full) => SensitivityKind::Full,
+                None if plan.weighs() => SensitivityKind::Full,
+                None => SensitivityKind::None,
             },
+            sinks: plan.exact.sinks,
+            recent: plan.exact.recent,
             ..calibrate::Options::default()
         };
         console.remark(&format!("calibrating on the processor with {}", text.name()));
@@ -272,9 +350,10 @@ fn text(report: &Report) -> String {
     let Seconds { calibrate, compress, .. } = &report.seconds;
     let memory = report.peak_rss_bytes.map_or(String::new(), |peak| format!(", {} of memory", bytes(peak)));
     format!(
-        "{}\n{}: {} bytes of cache per token, {times:.2} times smaller than {}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
+        "{}\n{} ({}): {} bytes of cache per token, {times:.2} times smaller than {}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
         report.output.display(),
         report.method,
+        report.options,
         report.kv_bytes_per_token,
         report.kv_bytes_per_token_dense,
         calibrate + compress.check + compress.factor + compress.write,

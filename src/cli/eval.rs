@@ -7,6 +7,8 @@ use super::table::{number, table};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
 use lowkey::eval::report::Directory;
 use lowkey::eval::{Report, Row, Subject, Task, Text, Windowing, needle, run};
+use lowkey::rows::Exact;
+use lowkey::sequence::SequenceOptions;
 use lowkey::{Error, Model, Result};
 use std::path::PathBuf;
 
@@ -37,7 +39,7 @@ pub struct Args {
     /// Read the first tokens of each window in one go, as a prompt, and score only what comes after them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     prefill: usize,
-    /// Run no more than this many tokens at once after the prompt [default: as many as suit the models].
+    /// Run no more than this many tokens at once after the prompt [default: 32 after a prompt, else as many as suit the models].
     #[arg(long, value_name = "N")]
     chunk: Option<usize>,
     /// Use no more than this many tokens of each text.
@@ -107,7 +109,7 @@ impl Args {
             stride: self.stride.unwrap_or(window),
             score_from: self.score_from,
             prefill: self.prefill,
-            chunk: self.chunk,
+            chunk: self.chunk.or((self.prefill > 0).then_some(Exact::BLOCK)),
             tokens: self.tokens,
         };
 
@@ -118,8 +120,10 @@ impl Args {
         let windows = texts.iter().map(|text| windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
         let longest = windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1);
         let subject = |name: &String, model: &Model, capacity| -> Result<Subject> {
-            let (method, layout) = (model.method().into(), model.layout().into());
-            Ok(Subject { model: name.clone(), method, layout, sequence: model.sequence(capacity)? })
+            let (method, layout) = (model.method().into(), model.layout());
+            // Without a prompt every prediction is to be what it would be token by token.
+            let options = SequenceOptions { capacity, strict: self.prefill == 0, chunk: (self.prefill > 0).then_some(self.prefill), exact: None };
+            Ok(Subject { model: name.clone(), method, layout, sequence: model.sequence(options)? })
         };
         let mut subjects = names.iter().zip(&models).map(|(name, model)| subject(name, model, longest)).collect::<Result<Vec<_>>>()?;
         let mut report = Report { rows: run(&task, &mut subjects, &mut |progress| bar.report(progress))?, ..Report::default() };

@@ -6,7 +6,8 @@ use super::table::{bytes, table};
 use clap::builder::RangedU64ValueParser;
 use lowkey::Result;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
-use lowkey::compress::{Method, Plan};
+use lowkey::compress::{Budget, rotated};
+use lowkey::rows::{Exact, RowSet};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -49,8 +50,8 @@ struct Kind {
 /// What a method would make of a dense model.
 #[derive(Serialize)]
 struct Choice {
-    method: &'static str,
-    keep: f64,
+    /// What to say to `compress`.
+    options: String,
     kv_bytes_per_token: u64,
 }
 
@@ -108,12 +109,12 @@ fn kinds(checkpoint: &Checkpoint) -> Vec<Kind> {
 }
 
 fn choices(config: &Config) -> Result<Vec<Choice>> {
-    let mut choices = Vec::new();
-    for (name, method) in Method::ALL {
-        for keep in [0.75, 0.5, 0.25] {
-            let plan = Plan::new(config, method, keep, config.num_key_value_heads)?;
-            choices.push(Choice { method: name, keep, kv_bytes_per_token: plan.kv_bytes_per_token() });
-        }
+    let dense = config.dense_kv_bytes_per_token();
+    let rows = |bits| RowSet::bytes_per_token(&rotated(config, bits, Exact::default()).specs);
+    let mut choices: Vec<Choice> =
+        [8, 4].map(|bits| Choice { options: format!("--method dense --bits {bits}"), kv_bytes_per_token: rows(bits) }).into();
+    for times in [4.0, 8.0, 12.0] {
+        choices.push(Choice { options: format!("--times {times}"), kv_bytes_per_token: Budget::Times(times).bytes(dense)? });
     }
     Ok(choices)
 }
@@ -144,7 +145,7 @@ fn text(report: &Report) -> String {
             .iter()
             .map(|choice| {
                 let times = report.kv_bytes_per_token_dense as f64 / choice.kv_bytes_per_token.max(1) as f64;
-                vec![format!("--method {} --keep {}", choice.method, choice.keep), choice.kv_bytes_per_token.to_string(), format!("{times:.1}")]
+                vec![choice.options.clone(), choice.kv_bytes_per_token.to_string(), format!("{times:.1}")]
             })
             .collect();
         text += "\n";

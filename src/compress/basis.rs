@@ -84,6 +84,39 @@ pub struct Roots {
 }
 
 impl Roots {
+    /// Of `metric`, to which a little of its own mean is added on the diagonal, so that no direction is free.
+    ///
+    /// # Errors
+    /// [`crate::Error::Numeric`], naming `what`.
+    pub fn of(what: &str, metric: &DMatrix<f64>) -> Result<Roots> {
+        const RIDGE: f64 = 1e-3;
+        let n = metric.nrows();
+        let ridge = (RIDGE * metric.trace() / n.max(1) as f64).max(f64::MIN_POSITIVE.sqrt());
+        let eigen = Eigen::of(what, &(metric + DMatrix::from_diagonal_element(n, n, ridge)))?;
+        let power = |power: f64| {
+            let mut scaled = eigen.vectors.clone();
+            for (mut column, value) in scaled.column_iter_mut().zip(eigen.values.iter()) {
+                column *= value.max(ridge).powf(power);
+            }
+            scaled * eigen.vectors.transpose()
+        };
+        Ok(Roots { root: power(0.5), inverse: power(-0.5) })
+    }
+
+    /// The roots of a metric made of blocks along its diagonal.
+    pub fn blocks(blocks: &[Roots]) -> Roots {
+        let n = blocks.iter().map(|block| block.root.nrows()).sum();
+        let mut all = Roots { root: DMatrix::zeros(n, n), inverse: DMatrix::zeros(n, n) };
+        let mut first = 0;
+        for block in blocks {
+            let width = block.root.nrows();
+            all.root.view_mut((first, first), (width, width)).copy_from(&block.root);
+            all.inverse.view_mut((first, first), (width, width)).copy_from(&block.inverse);
+            first += width;
+        }
+        all
+    }
+
     /// Of `metric` as it is, but for eigenvalues that sums in f32 cannot tell from zero: below 1e-8 of the largest they are taken for that, so that
     /// every direction is free to be kept. A metric of nothing is a very small one, the same for all directions.
     ///

@@ -6,7 +6,8 @@
 //! basis: towards K-SVD's where keys are the longer ones (the paper's Theorem 4). As in the comparison of KQ-SVD's paper it is taken for each
 //! key/value head, after RoPE; EigenAttention itself shares one between all heads of a layer, before RoPE.
 
-use super::Basis;
+use super::unit::{Context, Unit, by_head};
+use super::{Basis, ksvd};
 use crate::Result;
 use crate::linalg::Eigen;
 use nalgebra::{DMatrix, DVector};
@@ -22,4 +23,10 @@ pub fn basis(what: &str, keys: &DMatrix<f64>, queries: &DMatrix<f64>) -> Result<
     let variance = (vectors.transpose() * keys * &vectors).diagonal();
     let loss = values.map(|value| value.max(0.0));
     Ok(Basis { mean: DVector::zeros(keys.nrows()), up: vectors.transpose(), down: vectors, variance, loss })
+}
+
+/// The rows of one layer.
+pub(super) fn units(context: &Context, layer: usize) -> Result<Vec<Unit>> {
+    let queries = &context.statistics.layers[layer].queries;
+    by_head(context, layer, |what, head, keys| basis(what, keys, &queries[head].map(f64::from)), |what, _, values| ksvd::basis(what, values))
 }

@@ -3,7 +3,8 @@
 //! `config.json` is the source's with one object more, `"lowkey"` ([`Factored`]); the weights are safetensors, in shards with an index above 4 GiB;
 //! the tokenizer comes along. Tensors are written one at a time: only the factors are held in memory, all others pass through.
 
-use crate::checkpoint::{Checkpoint, Factored};
+use super::Made;
+use crate::checkpoint::{Checkpoint, Factored, row_tensors};
 use crate::progress::{OnProgress, report};
 use crate::{Error, Result, output};
 use half::f16;
@@ -44,22 +45,16 @@ impl Float {
 const SHARD: u64 = 4 << 30;
 
 /// Tensors that were made, by name: shape and numbers, row-major.
-pub(super) type MadeTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type MadeTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Writes `source` to the new directory `path`, with all its attention projections replaced by `made`.
+/// Writes `source` to the new directory `path`, with the tensors that were made, in place of its own where these have their names.
 ///
 /// # Errors
 /// [`Error::Exists`] where `path` is taken, [`Error::Numeric`] where a made number is not finite or too large, [`Error::Interrupted`], and those of reading
 /// and writing. Nothing is left behind then.
-pub(super) fn write(
-    source: &Checkpoint,
-    factored: &Factored,
-    made: &MadeTensors,
-    float: Float,
-    path: &Path,
-    on_progress: OnProgress<'_>,
-) -> Result<()> {
+pub(super) fn write(source: &Checkpoint, factored: &Factored, made: &Made, float: Float, path: &Path, on_progress: OnProgress<'_>) -> Result<()> {
     let directory = output::directory(path)?;
+    let made = &all(made, source.config().head_dim);
     let tensors = list(source, made);
     let shards = cut(&tensors, float, SHARD);
     let mut places = Map::new();
@@ -84,6 +79,19 @@ pub(super) fn write(
     output::publish_directory(directory, path)
 }
 
+/// What the rows come to as tensors, beside those that the method replaces.
+fn all(made: &Made, head_dim: usize) -> MadeTensors {
+    let mut all = made.tensors.clone();
+    for (index, (spec, coder)) in made.rows.specs.iter().zip(&made.rows.coders).enumerate() {
+        // Column by column `[in, out]` is row by row `[out, in]`.
+        let numbers = [coder.mean.as_slice(), coder.down.as_slice(), coder.up.as_slice()];
+        for ((name, shape), numbers) in row_tensors(index, spec, head_dim).into_iter().zip(numbers) {
+            all.insert(name, (shape, numbers.to_vec()));
+        }
+    }
+    all
+}
+
 /// A tensor to be written.
 struct Listed {
     name: String,
@@ -98,12 +106,8 @@ impl Listed {
 
 /// Everything that is made, and everything of the source's that is not replaced by it.
 fn list(source: &Checkpoint, made: &MadeTensors) -> Vec<Listed> {
-    let replaced = |name: &str| {
-        let projection = name.rsplit_once('.').and_then(|(rest, _)| rest.rsplit_once("self_attn."));
-        projection.is_some_and(|(_, projection)| ["q_proj", "k_proj", "v_proj", "o_proj"].contains(&projection))
-    };
     let unused = |name: &str| name == "lm_head.weight" && source.config().tie_word_embeddings;
-    let copied = source.tensor_names().filter(|name| !replaced(name) && !unused(name)).filter_map(|name| {
+    let copied = source.tensor_names().filter(|name| !made.contains_key(*name) && !unused(name)).filter_map(|name| {
         let shape = source.shape(name)?.to_vec();
         Some(Listed { name: name.into(), shape })
     });
@@ -215,8 +219,8 @@ mod tests {
     #[test]
     fn numbers_that_f16_cannot_hold_are_refused_by_name() {
         for bad in [f32::NAN, f32::INFINITY, 65520.0, -7e4] {
-            let message = round("model.layers.3.self_attn.k_down.weight", &[1.0, bad]).unwrap_err().to_string();
-            assert!(message.contains("layers.3.self_attn.k_down"), "{message}");
+            let message = round("rows.3.down.weight", &[1.0, bad]).unwrap_err().to_string();
+            assert!(message.contains("rows.3.down"), "{message}");
         }
         assert_eq!(round("x", &[65504.0]).unwrap(), [f16::MAX]);
     }

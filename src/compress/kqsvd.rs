@@ -14,6 +14,7 @@
 //! Moments are taken around zero, as in the paper, and without the first tokens of a text, which are cached exactly and whose keys would otherwise
 //! decide.
 
+use super::unit::{Context, Unit, by_head};
 use super::{Basis, Roots};
 use crate::Result;
 use nalgebra::{DMatrix, DVector};
@@ -49,6 +50,23 @@ pub fn output_gram(projection: &DMatrix<f64>, d: usize) -> DMatrix<f64> {
         gram.gemm(1.0, &head, &head.transpose(), 1.0);
     }
     gram
+}
+
+/// The rows of one layer.
+pub(super) fn units(context: &Context, layer: usize) -> Result<Vec<Unit>> {
+    let (config, d) = (context.checkpoint.config(), context.head_dim);
+    let (hidden, width, group) = (config.hidden_size, config.num_attention_heads * d, config.group_size());
+    let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+    // Row by row `[out, in]` is column by column `[in, out]`.
+    let projection = DMatrix::from_vec(width, hidden, context.checkpoint.f32(&name, &[hidden, width])?).map(f64::from);
+    let queries = &context.statistics.layers[layer].queries;
+    let outputs = |head: usize| output_gram(&projection.rows(head * group * d, group * d).into_owned(), d);
+    by_head(
+        context,
+        layer,
+        |what, head, second| keys(what, second, &queries[head].map(f64::from)),
+        |what, head, second| values(what, second, &outputs(head)),
+    )
 }
 
 #[cfg(test)]

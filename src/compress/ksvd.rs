@@ -6,6 +6,7 @@
 //! least by `Σ_{i≤R} σ_i(KQᵀ)² − ‖K·V̂V̂ᵀ·Qᵀ‖²` (the paper's Theorem 3).
 
 use super::Basis;
+use super::unit::{Context, Unit, by_head};
 use crate::Result;
 use nalgebra::{DMatrix, DVector};
 
@@ -15,4 +16,9 @@ use nalgebra::{DMatrix, DVector};
 /// [`crate::Error::Numeric`] where `second` is not finite or has no eigenvalues.
 pub fn basis(what: &str, second: &DMatrix<f64>) -> Result<Basis> {
     Basis::components(what, DVector::zeros(second.nrows()), second.clone(), None)
+}
+
+/// The rows of one layer.
+pub(super) fn units(context: &Context, layer: usize) -> Result<Vec<Unit>> {
+    by_head(context, layer, |what, _, keys| basis(what, keys), |what, _, values| basis(what, values))
 }

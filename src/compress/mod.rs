@@ -1,32 +1,42 @@
-//! Factors a checkpoint's attention projections so that less has to be cached for a token. One file for each published method.
+//! Makes the bases in which a checkpoint's keys and values are cached. One file for each method.
 //!
-//! [`run`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method and budget, resolved), and writes a factored checkpoint. Everything is solved in f64,
-//! layer by layer, all cores at once. Nothing here knows a GPU.
+//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget, options), and answers with the coded rows and their bases; [`run`] writes them with the checkpoint.
+//! A method answers with [`Basis`]es, whose coordinates are sorted by what they cost to leave out; the bits that they get are the plan's. Everything is solved in f64,
+//! all cores at once. Nothing here knows a GPU.
 
+mod bands;
 mod basis;
+mod coder;
+mod dense;
 pub mod eigen;
 mod factored;
 pub mod kqsvd;
 pub mod ksvd;
-mod low_rank;
+pub mod lowkey;
 pub mod palu;
 mod plan;
 mod ranks;
 pub mod recalkv;
+mod unit;
 
 pub use basis::{Basis, Roots, about};
+pub use dense::rotated;
 pub use factored::Float;
-pub use plan::{Method, Plan};
+pub use plan::{Budget, Layout, Method, Plan, Sensing};
 pub use ranks::{Part, Ranks};
+pub use recalkv::Grouping;
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored};
 use crate::progress::{OnProgress, report};
+use crate::rows::{Band, Format, RUN, RowSet, Scale};
 use crate::{Error, Result};
 use factored::MadeTensors;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use unit::{Context, Unit};
 
 /// What [`run`] did.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -35,13 +45,11 @@ pub struct Report {
     pub output: PathBuf,
     /// The method's name.
     pub method: &'static str,
-    /// The kept fraction asked for.
-    pub keep: f64,
-    /// The kept fraction achieved.
-    pub achieved_keep: f64,
-    /// Bytes that a token adds to a cache of f16 rows.
+    /// Its options in words.
+    pub options: String,
+    /// Bytes that a token adds to the cache.
     pub kv_bytes_per_token: u64,
-    /// The same for the dense model.
+    /// The same for the dense model's f16 cache.
     pub kv_bytes_per_token_dense: u64,
     /// Time spent.
     pub seconds: Seconds,
@@ -60,16 +68,89 @@ pub struct Seconds {
     pub write: f64,
 }
 
-/// Factors `checkpoint` as `plan` says and writes it, with its weights as `float`, to the new directory `output`.
+/// What [`factor`] makes.
+pub struct Made {
+    /// The coded rows and their bases.
+    pub rows: RowSet,
+    /// Tensors that replace the checkpoint's, where the method reorders heads: shape and numbers by name.
+    pub(crate) tensors: MadeTensors,
+}
+
+/// Makes the rows of `checkpoint` that `plan` asks for. `statistics` may be absent where the method needs none.
 ///
 /// # Errors
-/// [`Error::Exists`] where `output` is taken, [`Error::Argument`] where the statistics or the plan are another model's or the checkpoint is factored already,
-/// [`Error::Numeric`] where the numbers do not allow it, [`Error::Interrupted`] where `on_progress` says so, and those of reading and writing. Nothing is left
-/// behind then.
+/// [`Error::Argument`] where the plan or the statistics do not fit the model, [`Error::Numeric`] where the numbers do not allow it, [`Error::Interrupted`] where `on_progress` says so,
+/// and those of reading.
+pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>, on_progress: OnProgress<'_>) -> Result<Made> {
+    let config = checkpoint.config();
+    plan.check(config)?;
+    if plan.method == Method::Dense {
+        return Ok(Made { rows: rotated(config, plan.bits, plan.exact), tensors: MadeTensors::new() });
+    }
+    let Some(statistics) = statistics else {
+        let message = format!("{} needs statistics of the model; calibrate first", plan.method.name());
+        return Err(Error::Argument { name: "statistics".into(), message });
+    };
+    let context = Context { checkpoint, statistics, plan, heads: config.num_key_value_heads, head_dim: config.head_dim };
+    let budget = plan.budget.bytes(config.dense_kv_bytes_per_token())?;
+
+    let spans: Vec<Range<usize>> =
+        (0..config.num_hidden_layers).step_by(plan.span).map(|first| first..(first + plan.span).min(config.num_hidden_layers)).collect();
+    let (mut units, mut tensors) = (Vec::new(), MadeTensors::new());
+    report(on_progress, "factor", 0, config.num_hidden_layers)?;
+    for some in spans.chunks(rayon::current_num_threads()) {
+        let made: Vec<(Vec<Unit>, MadeTensors)> = some.par_iter().map(|span| units_of(&context, span.clone())).collect::<Result<_>>()?;
+        for (more, replaced) in made {
+            units.extend(more);
+            tensors.extend(replaced);
+        }
+        report(on_progress, "factor", some[some.len() - 1].end, config.num_hidden_layers)?;
+    }
+    let bases: Vec<&Basis> = units.iter().map(|unit| &unit.basis).collect();
+    let formats = match plan.method {
+        Method::LowKey => bands::water_fill(&bases, plan.scale, budget),
+        _ => dealt(&context, &units)?,
+    };
+    let coders = units.par_iter().zip(&formats).map(|(unit, format)| coder::coder(&unit.basis, format)).collect();
+    let specs = units.iter().zip(formats).map(|(unit, format)| unit.spec(format)).collect();
+    Ok(Made { rows: RowSet { specs, coders, exact: plan.exact }, tensors })
+}
+
+/// What the method makes of some layers.
+fn units_of(context: &Context, layers: Range<usize>) -> Result<(Vec<Unit>, MadeTensors)> {
+    match (context.plan.method, context.plan.layout) {
+        (Method::LowKey, Layout::Small) => Ok((lowkey::small(context, layers)?, MadeTensors::new())),
+        (Method::LowKey, Layout::Fast) => Ok((lowkey::fast(context, layers.start)?, MadeTensors::new())),
+        (Method::Palu, _) => Ok((palu::units(context, layers.start)?, MadeTensors::new())),
+        (Method::KqSvd, _) => Ok((kqsvd::units(context, layers.start)?, MadeTensors::new())),
+        (Method::KSvd, _) => Ok((ksvd::units(context, layers.start)?, MadeTensors::new())),
+        (Method::Eigen, _) => Ok((eigen::units(context, layers.start)?, MadeTensors::new())),
+        (Method::ReCalKv, _) => recalkv::units(context, layers.start),
+        (Method::Dense, _) => Ok((Vec::new(), MadeTensors::new())),
+    }
+}
+
+/// Rows of one band: a rank for each by the plan's rule, so that together they keep the budget's share of all numbers, and the plan's bits for every coordinate.
+fn dealt(context: &Context, units: &[Unit]) -> Result<Vec<Format>> {
+    let rule = context.plan.ranks.unwrap_or(context.plan.method.own_ranks());
+    let parts: Vec<Part> = units.iter().map(|unit| unit.part(context, rule)).collect::<Result<_>>()?;
+    let (keep, numbers) = (context.keep()?, parts.iter().map(|part| part.width).sum::<usize>());
+    // All is all, also where the last run of a row is not full.
+    let ranks = rule.deal(&parts, if keep >= 1.0 { usize::MAX } else { (keep * numbers as f64).round() as usize })?;
+    let bits = context.plan.bits;
+    let scale = if bits < 16 { Scale::Affine } else { Scale::Fixed };
+    Ok(ranks.into_iter().map(|rank| Format { bands: vec![Band { bits, runs: rank / RUN }], scale }).collect())
+}
+
+/// Makes the rows of `checkpoint` as `plan` says and writes them with it, its weights as `float`, to the new directory `output`.
+///
+/// # Errors
+/// [`Error::Exists`] where `output` is taken, [`Error::Argument`] where the statistics or the plan are another model's or the checkpoint is factored already, and those of [`factor`], of reading and of
+/// writing. Nothing is left behind then.
 pub fn run(
     checkpoint: &Checkpoint,
     plan: &Plan,
-    statistics: &Statistics,
+    statistics: Option<&Statistics>,
     float: Float,
     output: &Path,
     on_progress: OnProgress<'_>,
@@ -85,51 +166,36 @@ pub fn run(
         let message = format!("{} is factored already; compress the checkpoint it was made from", checkpoint.path().display());
         return Err(Error::Argument { name: "model".into(), message });
     }
-    let config = checkpoint.config();
-    plan.check(config)?;
     // What is written stands alone: it needs a tokenizer that works.
     checkpoint.tokenizer()?;
     let source = source_digest(checkpoint)?;
-    statistics.check(checkpoint, &source)?;
+    if let Some(statistics) = statistics {
+        statistics.check(checkpoint, &source)?;
+    }
     seconds.check = lap();
 
-    let mut made = MadeTensors::new();
-    let layers: Vec<usize> = (0..plan.layers().len()).collect();
-    report(on_progress, "factor", 0, layers.len())?;
-    for some in layers.chunks(rayon::current_num_threads()) {
-        let factored: Vec<_> = some
-            .par_iter()
-            .map(|&layer| match plan.method() {
-                Method::ReCalKv => recalkv::factor(checkpoint, layer, &plan.layers()[layer], &statistics.attention_inputs[layer]),
-            })
-            .collect::<Result<_>>()?;
-        for (layer, tensors) in some.iter().zip(factored) {
-            made.extend(tensors.into_iter().map(|(part, shape, numbers)| (format!("model.layers.{layer}.self_attn.{part}"), (shape, numbers))));
-        }
-        report(on_progress, "factor", some[some.len() - 1] + 1, layers.len())?;
-    }
+    let made = factor(checkpoint, plan, statistics, on_progress)?;
     seconds.factor = lap();
 
     let factored = Factored {
         format: Factored::FORMAT,
-        method: plan.method().name().into(),
-        keep: plan.keep(),
-        achieved_keep: plan.achieved_keep(config),
-        kv_bytes_per_token: plan.kv_bytes_per_token(),
-        calibration_digest: statistics.text.clone(),
+        method: plan.method.name().into(),
+        options: plan.options(),
+        kv_bytes_per_token: RowSet::bytes_per_token(&made.rows.specs),
+        calibration_digest: statistics.map_or(String::new(), |statistics| statistics.text.clone()),
         source_digest: source,
-        layers: plan.layers().to_vec(),
+        exact: plan.exact,
+        rows: made.rows.specs.clone(),
     };
     factored::write(checkpoint, &factored, &made, float, output, on_progress)?;
     seconds.write = lap();
 
     Ok(Report {
         output: output.into(),
-        method: plan.method().name(),
-        keep: plan.keep(),
-        achieved_keep: factored.achieved_keep,
+        method: plan.method.name(),
+        options: factored.options,
         kv_bytes_per_token: factored.kv_bytes_per_token,
-        kv_bytes_per_token_dense: config.dense_kv_bytes_per_token(),
+        kv_bytes_per_token_dense: checkpoint.config().dense_kv_bytes_per_token(),
         seconds,
         peak_rss_bytes: peak_rss_bytes(),
     })

@@ -1,18 +1,41 @@
-//! From a budget to the rank of every group of heads.
+//! What is asked for: a method, a budget, and the method's options.
 
-use crate::checkpoint::{Config, FactoredLayer, Group};
+use super::Ranks;
+use super::recalkv::Grouping;
+use crate::checkpoint::Config;
+use crate::rows::{Exact, Scale};
 use crate::{Error, Result};
 
-/// A published system that factors a checkpoint.
+/// An offline method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
+    /// lowkey's own: [`lowkey`](super::lowkey).
+    LowKey,
+    /// Palu (arXiv 2407.21118): keys and values in groups of heads.
+    Palu,
     /// ReCalKV (arXiv 2505.24357): keys in groups of similar heads, values over all heads.
     ReCalKv,
+    /// KQ-SVD (arXiv 2512.05916): turned keys by head, as queries see them; values by head, as the output projection does.
+    KqSvd,
+    /// K-SVD: turned keys and values by head, by their own principal components.
+    KSvd,
+    /// EigenAttention (arXiv 2408.05646): turned keys by head, by what keys and queries have together.
+    Eigen,
+    /// The keys and values themselves, rotated and quantised with equal steps: what llama.cpp's users know as q8_0 and q4_0.
+    Dense,
 }
 
 impl Method {
     /// All of them, by the name that `--method` takes.
-    pub const ALL: [(&'static str, Method); 1] = [("recalkv", Method::ReCalKv)];
+    pub const ALL: [(&'static str, Method); 7] = [
+        ("lowkey", Method::LowKey),
+        ("palu", Method::Palu),
+        ("recalkv", Method::ReCalKv),
+        ("kqsvd", Method::KqSvd),
+        ("ksvd", Method::KSvd),
+        ("eigen", Method::Eigen),
+        ("dense", Method::Dense),
+    ];
 
     /// The method called `name`.
     ///
@@ -25,177 +48,181 @@ impl Method {
         })
     }
 
+    /// The rule for ranks that its paper has.
+    pub fn own_ranks(self) -> Ranks {
+        match self {
+            Method::Palu | Method::ReCalKv => Ranks::Fisher,
+            Method::KqSvd | Method::KSvd | Method::Eigen => Ranks::Energy,
+            Method::LowKey | Method::Dense => Ranks::Spectrum,
+        }
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         Method::ALL.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
     }
 }
 
-/// Method and budget, resolved: the group and rank of every head.
+/// How small the cache is to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// At most so many bytes per token, over the whole model.
+    Bytes(u64),
+    /// This share of the dense model's f16 cache, above 0 and up to 1.
+    Keep(f64),
+    /// So many times smaller than that.
+    Times(f64),
+}
+
+impl Budget {
+    /// In bytes per token of a model whose f16 cache takes `dense`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where it is no number of bytes above zero, or a share above one.
+    pub fn bytes(self, dense: u64) -> Result<u64> {
+        let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
+        let bytes = match self {
+            Budget::Bytes(bytes) => bytes,
+            Budget::Keep(keep) if keep > 0.0 && keep <= 1.0 => (keep * dense as f64 + 1e-6) as u64,
+            Budget::Keep(keep) => return refuse("keep", format!("{keep} is not a fraction to keep; choose one above 0, up to 1")),
+            Budget::Times(times) if times >= 1.0 && times.is_finite() => (dense as f64 / times + 1e-6) as u64,
+            Budget::Times(times) => return refuse("times", format!("{times} times smaller cannot be; choose 1 or more")),
+        };
+        match bytes {
+            0 => refuse("kv-bytes", "nothing can be kept in no bytes".into()),
+            bytes => Ok(bytes),
+        }
+    }
+}
+
+/// How lowkey's own rows are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Keys before RoPE and values in one row: smallest; keys are rebuilt when they are read.
+    #[default]
+    Small,
+    /// Keys after RoPE and values in rows of their own: nothing is rebuilt.
+    Fast,
+}
+
+/// Which sensitivity weighs disturbances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sensing {
+    /// The Gram matrix of the loss's gradient.
+    #[default]
+    Full,
+    /// One number for each layer and side.
+    Scalar,
+}
+
+/// A method, a budget and options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    method: Method,
-    keep: f64,
-    group_heads: usize,
-    layers: Vec<FactoredLayer>,
+    /// Whose bases.
+    pub method: Method,
+    /// How small.
+    pub budget: Budget,
+    /// `lowkey`: which rows.
+    pub layout: Layout,
+    /// `lowkey`, small: consecutive layers that share a row.
+    pub span: usize,
+    /// `lowkey`: what weighs.
+    pub sensing: Sensing,
+    /// `lowkey`: whether rows have scales of their own.
+    pub scale: Scale,
+    /// `palu`, `recalkv`: key heads that share a row; for `palu` value heads as well.
+    pub group_heads: usize,
+    /// `recalkv`: by what heads are put into groups.
+    pub grouping: Grouping,
+    /// Published methods: how ranks are dealt out; `None` for the paper's own rule.
+    pub ranks: Option<Ranks>,
+    /// Published methods and `dense`: bits of a coordinate, 4, 8 or 16.
+    pub bits: u8,
+    /// What stays exact beside the rows.
+    pub exact: Exact,
 }
 
 impl Plan {
-    /// Spreads `keep` uniformly: every group gets that share of its width, rounded to the multiple of 8 that its width allows (of 4, 2 or 1 in groups
-    /// narrower than 64, 32 and 16). What rounding takes from one group or adds to it is carried to the next, so that the total hits the budget as
-    /// closely as a single group's rounding allows, and layers share the difference evenly. At `keep = 1` all ranks are full.
-    ///
-    /// Keys stand in groups of `group_heads` heads (the last may be smaller), values in one group of all heads. The values' up-projection is folded into the output
-    /// projection where their rank is no larger than a head, so that folding does not make it larger.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] where `keep` is not in `(0, 1]` or `group_heads` is zero.
-    pub fn new(config: &Config, method: Method, keep: f64, group_heads: usize) -> Result<Plan> {
-        if !(keep > 0.0 && keep <= 1.0) {
-            return Err(Error::Argument { name: "keep".into(), message: format!("{keep} is not a fraction to keep; choose one above 0, up to 1") });
+    /// `method` within `budget`, all options as they come.
+    pub fn new(method: Method, budget: Budget) -> Plan {
+        Plan {
+            method,
+            budget,
+            layout: Layout::default(),
+            span: 1,
+            sensing: Sensing::default(),
+            scale: Scale::Band,
+            group_heads: 4,
+            grouping: Grouping::default(),
+            ranks: None,
+            bits: 16,
+            exact: Exact::default(),
         }
-        if group_heads == 0 {
-            return Err(Error::Argument { name: "group-heads".into(), message: "groups of no heads; choose at least 1".into() });
-        }
-        let (heads, d) = (config.num_key_value_heads, config.head_dim);
-        let mut carried = 0.0;
-        let mut group = |kv_heads: usize| {
-            let width = kv_heads * d;
-            let step = [8, 4, 2].into_iter().find(|step| width.is_multiple_of(*step) && width >= 8 * step).unwrap_or(1);
-            let wanted = keep * width as f64 + carried;
-            let rank = if keep == 1.0 { width } else { ((wanted / step as f64).round() as usize * step).clamp(step, width) };
-            carried = wanted - rank as f64;
-            Group { kv_heads, rank }
-        };
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| {
-                let key_groups = (0..heads).step_by(group_heads).map(|first| group(group_heads.min(heads - first))).collect();
-                let value_groups = vec![group(heads)];
-                let fused = value_groups.iter().all(|group| group.rank <= d);
-                FactoredLayer { key_groups, value_groups, fused }
-            })
-            .collect();
-        Ok(Plan { method, keep, group_heads, layers })
     }
 
-    /// Whether this is a plan for models of the shape of `config`.
+    /// Whether the options are possible ones for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::Argument`] where it is another shape's.
+    /// [`Error::Argument`] with the option and what it may be.
     pub fn check(&self, config: &Config) -> Result<()> {
-        if *self == Plan::new(config, self.method, self.keep, self.group_heads)? {
-            return Ok(());
+        let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
+        self.budget.bytes(config.dense_kv_bytes_per_token())?;
+        if self.span == 0 {
+            return refuse("span", "rows of no layers; choose at least 1".into());
         }
-        Err(Error::Argument { name: "plan".into(), message: "was made for a model of another shape; make it anew from this model's config".into() })
-    }
-
-    /// Whose factors.
-    pub fn method(&self) -> Method {
-        self.method
-    }
-
-    /// The kept fraction asked for.
-    pub fn keep(&self) -> f64 {
-        self.keep
-    }
-
-    /// Groups and ranks by layer. Heads stand in the order of the groups, to which the method permutes them.
-    pub fn layers(&self) -> &[FactoredLayer] {
-        &self.layers
-    }
-
-    /// Numbers that a token adds to the cache, over the whole model.
-    pub fn numbers_per_token(&self) -> usize {
-        self.layers.iter().flat_map(|layer| layer.key_groups.iter().chain(&layer.value_groups)).map(|group| group.rank).sum()
-    }
-
-    /// Bytes that a token adds to a cache of f16 rows.
-    pub fn kv_bytes_per_token(&self) -> u64 {
-        2 * self.numbers_per_token() as u64
-    }
-
-    /// The kept fraction that rounding has led to.
-    pub fn achieved_keep(&self, config: &Config) -> f64 {
-        self.kv_bytes_per_token() as f64 / config.dense_kv_bytes_per_token() as f64
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::checkpoint::{Architecture, RopeScaling};
-
-    fn config(layers: usize, query_heads: usize, kv_heads: usize, head_dim: usize) -> Config {
-        Config {
-            architecture: Architecture::Llama,
-            hidden_size: query_heads * head_dim,
-            intermediate_size: 8,
-            num_hidden_layers: layers,
-            num_attention_heads: query_heads,
-            num_key_value_heads: kv_heads,
-            head_dim,
-            vocab_size: 8,
-            max_position_embeddings: 64,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            rope_scaling: RopeScaling::None,
-            tie_word_embeddings: true,
-            attention_bias: false,
-            qk_norm: false,
-            sliding_window: None,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
+        if self.span > 1 && (self.method, self.layout) != (Method::LowKey, Layout::Small) {
+            return refuse("span", "only `--method lowkey --layout small` has rows over several layers".into());
         }
+        if self.group_heads == 0 {
+            return refuse("group-heads", "groups of no heads; choose at least 1".into());
+        }
+        if self.grouping == Grouping::Loss && self.method != Method::ReCalKv {
+            return refuse("grouping", "only `--method recalkv` reorders heads".into());
+        }
+        if self.ranks.is_some() && matches!(self.method, Method::LowKey | Method::Dense) {
+            return refuse("ranks", format!("`--method {}` has no ranks to deal out", self.method.name()));
+        }
+        if ![4, 8, 16].contains(&self.bits) {
+            return refuse("bits", format!("rows of {} bits; choose 4, 8 or 16", self.bits));
+        }
+        Ok(())
     }
 
-    #[test]
-    fn budgets_are_met_within_two_percent_on_real_shapes() {
-        // SmolLM2-135M, Llama-3.1-8B, Llama-2-7B, stories15M.
-        for shape in [(30, 9, 3, 64), (32, 32, 8, 128), (32, 32, 32, 128), (6, 6, 6, 48)] {
-            let config = config(shape.0, shape.1, shape.2, shape.3);
-            for percent in 10..=100 {
-                let keep = percent as f64 / 100.0;
-                let plan = Plan::new(&config, Method::ReCalKv, keep, 4).unwrap();
-                let achieved = plan.achieved_keep(&config);
-                assert!((achieved / keep - 1.0).abs() < 0.02, "{shape:?} {keep}: {achieved}");
-                for group in plan.layers().iter().flat_map(|layer| layer.key_groups.iter().chain(&layer.value_groups)) {
-                    assert!(group.rank % 8 == 0 && group.rank > 0 && group.rank <= group.kv_heads * config.head_dim);
+    /// Whether the method asks what disturbances do to the output.
+    pub fn weighs(&self) -> bool {
+        let ranks = self.ranks.unwrap_or(self.method.own_ranks());
+        self.method != Method::Dense && matches!(ranks, Ranks::Fisher | Ranks::Spectrum)
+    }
+
+    /// The options in words, as far as they say something about the rows.
+    pub fn options(&self) -> String {
+        let mut words = Vec::new();
+        match self.method {
+            Method::LowKey => {
+                words.push(if self.layout == Layout::Small { "small".to_string() } else { "fast".to_string() });
+                if self.span > 1 {
+                    words.push(format!("span {}", self.span));
+                }
+                if self.sensing == Sensing::Scalar {
+                    words.push("scalar sensitivity".to_string());
                 }
             }
+            Method::Dense => words.push(format!("q{}", self.bits)),
+            Method::Palu => words.push(format!("groups of {}", self.group_heads)),
+            Method::ReCalKv => {
+                words.push(format!("groups of {}", self.group_heads));
+                if self.grouping == Grouping::Loss {
+                    words.push("grouped by loss".to_string());
+                }
+            }
+            Method::KqSvd | Method::KSvd | Method::Eigen => {}
         }
-    }
-
-    #[test]
-    fn all_is_all_and_the_last_group_may_be_smaller() {
-        let plan = Plan::new(&config(2, 7, 7, 10), Method::ReCalKv, 1.0, 3).unwrap();
-        let groups = [(3, 30), (3, 30), (1, 10)].map(|(kv_heads, rank)| Group { kv_heads, rank });
-        assert_eq!(plan.layers()[1].key_groups, groups);
-        assert_eq!(plan.layers()[1].value_groups, [Group { kv_heads: 7, rank: 70 }]);
-        assert!(!plan.layers()[1].fused);
-    }
-
-    #[test]
-    fn values_are_folded_where_the_output_projection_does_not_grow() {
-        for (keep, fused) in [(0.25, true), (0.3125, true), (0.5, false)] {
-            assert_eq!(Plan::new(&config(1, 9, 3, 64), Method::ReCalKv, keep, 4).unwrap().layers()[0].fused, fused, "{keep}");
+        if let Some(ranks) = self.ranks {
+            words.push(format!("ranks by {}", ranks.name()));
         }
-        assert!(Plan::new(&config(1, 4, 1, 16), Method::ReCalKv, 1.0, 4).unwrap().layers()[0].fused);
-    }
-
-    #[test]
-    fn neighbouring_layers_differ_by_one_step_at_most() {
-        let plan = Plan::new(&config(30, 9, 3, 64), Method::ReCalKv, 0.45, 4).unwrap();
-        let ranks: Vec<_> = plan.layers().iter().map(|layer| layer.key_groups[0].rank).collect();
-        assert!(ranks.iter().all(|rank| [80, 88].contains(rank)), "{ranks:?}");
-    }
-
-    #[test]
-    fn impossible_budgets_are_refused() {
-        for keep in [0.0, -1.0, 1.01, f64::NAN, f64::INFINITY] {
-            assert!(Plan::new(&config(1, 2, 1, 8), Method::ReCalKv, keep, 4).unwrap_err().to_string().starts_with("keep: "));
+        if self.bits < 16 && self.method != Method::Dense {
+            words.push(format!("{} bits", self.bits));
         }
-        assert!(Plan::new(&config(1, 2, 1, 8), Method::ReCalKv, 0.5, 0).is_err());
-        assert!(Method::named("nothing").unwrap_err().to_string().contains("recalkv"));
-        assert_eq!(Method::named("recalkv").unwrap().name(), "recalkv");
+        words.join(", ")
     }
 }

@@ -11,7 +11,8 @@
 //! - **Spectrum** (ours): the next run goes where it saves most: `γ·Σ λ_i` over its coordinates, with `λ` what leaving them out costs and `γ` what a
 //!   module's error does to the loss. Runs cost alike and savings fall along a part, so taking the largest first is optimal.
 //! - **Energy** (KQ-SVD, 2512.05916): all parts of a module share the smallest rank that discards at most a share `ε` of their energy, averaged over
-//!   them; here `ε` is the least that the budget allows, the same everywhere. (The paper's text takes the share, its code the square of `ε`.)
+//!   them; here `ε` is the least that the budget allows, the same everywhere. (The paper's text takes the share, its
+//!   code the square of `ε`; and it takes the spectra of keys and values for all methods that it compares, where here each has its own.)
 
 use crate::rows::RUN;
 use crate::{Error, Result};
@@ -64,6 +65,11 @@ impl Ranks {
             let known: Vec<_> = Ranks::ALL.iter().map(|(known, _)| *known).collect();
             Error::Argument { name: "ranks".into(), message: format!("there is no `{name}`; choose one of {}", known.join(", ")) }
         })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Ranks::ALL.iter().find(|(_, rule)| *rule == self).map_or("", |(name, _)| name)
     }
 
     /// Deals about `budget` coordinates out to `parts`: a rank for each.

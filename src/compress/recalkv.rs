@@ -4,7 +4,7 @@
 //!
 //! - **Keys: head-wise similarity reordering.** Similarity of heads `i` and `j` is linear CKA of their outputs, `‖G_ij‖²_F / (‖G_ii‖_F·‖G_jj‖_F)`, where
 //!   `G = W_KᵀCW_K`, `[H_kv·d, H_kv·d]`, is all that is needed. Greedily, the most similar heads share a group of at most `s`; each group
-//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` (`low_rank.rs`). The row `x·[A_1 … A_G]` is cached,
+//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`low_rank`](super::low_rank)). The row `x·[A_1 … A_G]` is cached,
 //!   before RoPE; the key is rebuilt from it, `z·B + b`, then normalised and turned as ever.
 //! - **Values: offline calibration.** All heads share one latent, `W_V ≈ A·B`. The paper alternates least squares, `B ← (AᵀCA)⁻¹AᵀCW` (its equation 7) and
 //!   `A ← WBᵀ(BBᵀ)⁻¹` (equation 8), from a plain SVD. The whitened SVD of the same `C` is the fixed point of both, and the global optimum: it is computed at once.
@@ -15,102 +15,79 @@
 //! and the rows of `W_O` move together), so nothing is reordered at run time, and a key bias moves with its head, which the code forgets. `C` is divided by the number
 //! of tokens and everything is solved in f64; the code squares unnormalised sums in f16. CKA is taken of the outputs, not of the rows of a whitened weight
 //! around their mean, which depends on the square root of `C` that one happens to pick. The calibrated inputs are the dense model's, and `C` weighs the first
-//! positions of a text as they are attended to ([`crate::calibrate::Options::sinks`]). CKA does not promise that a group loses less; [`Grouping::Loss`] looks at what
-//! it is to stand for, `Σ_{i>r} λ_i(G_g)`, summed over the groups. Ranks follow the budget
+//! positions of a text as they are attended to ([`crate::calibrate::Options::sinks`]). Ranks follow the budget
 //! uniformly, not the Fisher information.
 
-use super::low_rank::{LowRank, output_moment, principal};
+use super::basis::{Basis, about};
+use super::factored::MadeTensors;
+use super::unit::{Context, Unit};
 use crate::Result;
-use crate::checkpoint::{Checkpoint, FactoredLayer};
+use crate::calibrate::Moments;
 use crate::linalg::Eigen;
+use crate::rows::{Holds, Side};
 use nalgebra::{DMatrix, DVector};
 use std::collections::HashMap;
 
-/// A tensor of the factored layer: its name after `self_attn.`, its shape, its numbers row-major.
-pub(super) type Made = (String, Vec<usize>, Vec<f32>);
-
-/// Factors one layer as `plan` says; `inputs` is `C`. Returns every projection that the factored layer has.
+/// The rows of one layer, and its projections with the heads in the order of the groups.
 ///
 /// # Errors
 /// Those of reading the weights, and [`crate::Error::Numeric`].
-pub(super) fn factor(checkpoint: &Checkpoint, layer: usize, plan: &FactoredLayer, inputs: &DMatrix<f32>) -> Result<Vec<Made>> {
-    let config = checkpoint.config();
-    let (hidden, d, query_heads) = (config.hidden_size, config.head_dim, config.group_size());
-    let (query_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-    let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
-    // Row by row `[out, in]` is column by column `[in, out]`.
-    let weight = |part: &str, rows, columns| -> Result<DMatrix<f64>> {
-        Ok(DMatrix::from_vec(rows, columns, checkpoint.f32(&name(part), &[columns, rows])?).map(f64::from))
+pub(super) fn units(context: &Context, layer: usize) -> Result<(Vec<Unit>, MadeTensors)> {
+    let (heads, d) = (context.heads, context.head_dim);
+    let n = heads * d;
+    let moments = context.statistics.rows(layer..layer + 1)?;
+    let sizes: Vec<usize> = (0..heads).step_by(context.plan.group_heads).map(|first| context.plan.group_heads.min(heads - first)).collect();
+    // Losses at the ranks that a uniform deal would give; the rule that deals them out sees the groups only when they stand.
+    let keep = context.keep()?;
+    let ranks: Vec<usize> = sizes.iter().map(|size| (keep * (size * d) as f64).round() as usize).collect();
+    let grams = about(&moments.part(0..n), &context.bias(layer, Side::Keys)?);
+    let order = group(&format!("the keys of layer {layer}"), context.plan.grouping, &grams, d, &sizes, &ranks)?;
+    let columns: Vec<usize> = order.iter().flat_map(|&head| head * d..(head + 1) * d).collect();
+    let side = |first: usize| {
+        let part = moments.part(first..first + n);
+        let second = part.second.select_rows(&columns).select_columns(&columns);
+        Moments { mean: part.mean.select_rows(&columns), second }
     };
-    let bias = |part: &str, width| -> Result<Option<DVector<f64>>> {
-        let name = name(part);
-        if !checkpoint.has(&name) {
-            return Ok(None);
-        }
-        Ok(Some(DVector::from_vec(checkpoint.f32(&name, &[width])?).map(f64::from)))
-    };
-    let inputs = inputs.map(f64::from);
-    let what = |side: &str| format!("the {side} of layer {layer}");
+    let tensors = reorder(context, layer, &order)?;
+    let bias = |side| -> Result<DVector<f64>> { Ok(context.bias(layer, side)?.select_rows(&columns)) };
+    let (key_bias, value_bias) = (bias(Side::Keys)?, bias(Side::Values)?);
 
-    let keys = weight("k_proj.weight", hidden, kv_width)?;
-    let sizes: Vec<usize> = plan.key_groups.iter().map(|group| group.kv_heads).collect();
-    let order = group_heads(&similarity(&output_moment(&keys, &inputs), d), &sizes);
-    let columns = |width: usize| -> Vec<usize> { order.iter().flat_map(|&head| head * width..(head + 1) * width).collect() };
-    let (kv_columns, query_columns) = (columns(d), columns(query_heads * d));
-
-    let mut made = Vec::new();
-    // A matrix `[in, out]` of ours is, column by column, the tensor `[out, in]` of the checkpoint.
-    let mut add = |part: &str, matrix: &DMatrix<f64>| {
-        made.push((part.to_string(), vec![matrix.ncols(), matrix.nrows()], matrix.iter().map(|&x| x as f32).collect()));
-    };
-    add("q_proj.weight", &weight("q_proj.weight", hidden, query_width)?.select_columns(&query_columns));
-
-    let keys = keys.select_columns(&kv_columns);
-    let moment = output_moment(&keys, &inputs);
-    let (mut downs, mut first) = (Vec::new(), 0);
-    for (index, group) in plan.key_groups.iter().enumerate() {
-        let width = group.kv_heads * d;
-        let block = moment.view((first, first), (width, width)).into_owned();
-        let LowRank { down, up } = principal(&what("keys"), &keys.columns(first, width).into_owned(), &block, group.rank)?;
-        add(&format!("k_up.{index}.weight"), &up);
-        downs.extend(down.column_iter().map(|column| column.into_owned()));
-        first += width;
+    let (keys, values) = (side(0), side(n));
+    let unit = |holds, first_head, kv_heads, basis| Unit { first_layer: layer, layers: 1, holds, first_head, kv_heads, basis };
+    let (mut units, mut first) = (Vec::new(), 0);
+    for size in sizes {
+        let range = first * d..(first + size) * d;
+        let bias = key_bias.rows_range(range.clone()).into_owned();
+        let what = format!("the keys of layer {layer}, group at {first}");
+        units.push(unit(Holds::Keys, first, size, Basis::principal(&what, &keys.part(range), bias, None)?));
+        first += size;
     }
-    add("k_down.weight", &DMatrix::from_columns(&downs));
+    let basis = Basis::principal(&format!("the values of layer {layer}"), &values, value_bias, None)?;
+    units.push(unit(Holds::Values, 0, heads, basis));
+    Ok((units, tensors))
+}
 
-    let values = weight("v_proj.weight", hidden, kv_width)?.select_columns(&kv_columns);
-    let rank = plan.value_groups.iter().map(|group| group.rank).sum();
-    let LowRank { down, up } = principal(&what("values"), &values, &output_moment(&values, &inputs), rank)?;
-    add("v_proj.weight", &down);
-    let value_bias = bias("v_proj.bias", kv_width)?.map(|bias| bias.select_rows(&kv_columns));
-    let output = weight("o_proj.weight", query_width, hidden)?.select_rows(&query_columns);
-    let output_bias = bias("o_proj.bias", hidden)?;
-    if plan.fused {
-        add("o_proj.weight", &fuse(&up, &output, d, query_heads));
-    } else {
-        add("v_up.0.weight", &up);
-        add("o_proj.weight", &output);
-    }
-
-    let mut add_bias = |part: &str, bias: DVector<f64>| made.push((part.to_string(), vec![bias.len()], bias.iter().map(|&x| x as f32).collect()));
-    if let Some(bias) = bias("q_proj.bias", query_width)? {
-        add_bias("q_proj.bias", bias.select_rows(&query_columns));
-    }
-    if let Some(bias) = bias("k_proj.bias", kv_width)? {
-        add_bias("k_proj.bias", bias.select_rows(&kv_columns));
-    }
-    match (value_bias, output_bias) {
-        (Some(values), outputs) if plan.fused => {
-            // Every query head passes its key/value head's bias on, whatever it attends to.
-            let repeated = DVector::from_fn(query_width, |row, _| values[row / (query_heads * d) * d + row % d]);
-            add_bias("o_proj.bias", output.tr_mul(&repeated) + outputs.unwrap_or_else(|| DVector::zeros(hidden)));
-        }
-        (values, outputs) => {
-            values.into_iter().for_each(|bias| add_bias("v_proj.bias", bias));
-            outputs.into_iter().for_each(|bias| add_bias("o_proj.bias", bias));
+/// The projections of a layer with its key/value heads, and the query heads that go with each, in another order.
+fn reorder(context: &Context, layer: usize, order: &[usize]) -> Result<MadeTensors> {
+    let (checkpoint, config, d) = (context.checkpoint, context.checkpoint.config(), context.head_dim);
+    let (hidden, group) = (config.hidden_size, config.group_size());
+    let rows = |width: usize| -> Vec<usize> { order.iter().flat_map(|&head| head * width..(head + 1) * width).collect() };
+    let (kv_rows, query_rows) = (rows(d), rows(group * d));
+    let mut tensors = MadeTensors::new();
+    for (part, rows) in [("q_proj", &query_rows), ("k_proj", &kv_rows), ("v_proj", &kv_rows)] {
+        let name = |kind: &str| format!("model.layers.{layer}.self_attn.{part}.{kind}");
+        // Row by row `[out, in]` is column by column `[in, out]`.
+        let weight = DMatrix::from_vec(hidden, rows.len(), checkpoint.f32(&name("weight"), &[rows.len(), hidden])?);
+        tensors.insert(name("weight"), (vec![rows.len(), hidden], weight.select_columns(rows).as_slice().to_vec()));
+        if checkpoint.has(&name("bias")) {
+            let bias = DVector::from_vec(checkpoint.f32(&name("bias"), &[rows.len()])?).select_rows(rows);
+            tensors.insert(name("bias"), (vec![rows.len()], bias.as_slice().to_vec()));
         }
     }
-    Ok(made)
+    let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+    let output = DMatrix::from_vec(query_rows.len(), hidden, checkpoint.f32(&name, &[hidden, query_rows.len()])?);
+    tensors.insert(name, (vec![hidden, query_rows.len()], output.select_rows(&query_rows).as_slice().to_vec()));
+    Ok(tensors)
 }
 
 /// Linear CKA between heads, `[H, H]`, from the second moment `[H·d, H·d]` of their outputs: 1 where two span the same directions with the same weights, whatever
@@ -293,17 +270,6 @@ impl Spectra<'_> {
         }
         Ok(groups)
     }
-}
-
-/// `B_h·W_O^(h)` of every query head, one under the other: `[H·r, D]`, of `up: [r, H_kv·d]` and `output: [H·d, D]`.
-fn fuse(up: &DMatrix<f64>, output: &DMatrix<f64>, d: usize, query_heads: usize) -> DMatrix<f64> {
-    let rank = up.nrows();
-    let heads = output.nrows() / d;
-    let mut fused = DMatrix::zeros(heads * rank, output.ncols());
-    for head in 0..heads {
-        fused.rows_mut(head * rank, rank).gemm(1.0, &up.columns(head / query_heads * d, d), &output.rows(head * d, d), 0.0);
-    }
-    fused
 }
 
 #[cfg(test)]

@@ -1,24 +1,13 @@
-//! One attention over cached rows, for dense and factored checkpoints.
-//!
-//! A layer caches two rows for a token, and differs in what they are and in what is done with them at reading:
-//!
-//! | | key row | scored as | value row | summed as |
-//! |---|---|---|---|---|
-//! | dense | `RoPE(norm(Wᵀx + b))`, all heads | `q · row` | `Wᵀx + b`, all heads | a head's slice of the row |
-//! | factored | latent `z = Aᵀx`, a slice for each group of heads | `q · RoPE(norm(Bᵀz + b))`: rebuilt | latent `z = Aᵀx` likewise | its group's slice, then `Bᵀ(Σ p·z) + b` |
-//!
-//! The value bias may be added after the sum because the weights `p` sum to one. Where the output projection has swallowed `B` (`fused`), the summed
-//! latents go straight into it. The softmax scale is `1/√head_dim` of the original head, whatever the width of a row.
+//! Grouped-query attention over a sequence's cached keys and values, whatever they are kept as ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
 
-use super::linear::{Linear, RmsNorm, add_to_columns};
+use super::cache::Columns;
+use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
-use super::rows::{RowType, Rows};
 use crate::Result;
-use crate::checkpoint::{Checkpoint, Group};
-use crate::linalg::{tr_product, tr_product_into};
-use nalgebra::{DMatrix, DVector};
+use crate::checkpoint::Checkpoint;
+use crate::linalg::tr_product;
+use nalgebra::DMatrix;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Grouped-query attention with its projections.
 pub(super) struct Attention {
@@ -32,31 +21,11 @@ pub(super) struct Attention {
     pub(super) query_norm: Option<RmsNorm>,
     pub(super) key: Linear,
     pub(super) key_norm: Option<RmsNorm>,
-    /// How a key is rebuilt from its row; `None` where the row is the key.
-    key_up: Option<Up>,
     pub(super) value: Linear,
-    /// By key/value head: its slice of a value row.
-    value_slices: Vec<Range<usize>>,
-    /// How a head's sum is brought back to `head_dim`; `None` where the output projection takes it as it is.
-    value_up: Option<Up>,
     pub(super) output: Linear,
 }
 
-/// The up-projections of one side: `y = Bᵀz + b`, group by group.
-struct Up {
-    groups: Vec<UpGroup>,
-    /// `[H_kv·d]`.
-    bias: Option<DVector<f32>>,
-}
-
-struct UpGroup {
-    /// The group's slice of a row.
-    slice: Range<usize>,
-    /// `B`, `[rank, s·d]`.
-    weight: DMatrix<f32>,
-}
-
-/// What enters the attention of a dense layer, all heads stacked, a token per column.
+/// What enters the attention of a layer, all heads stacked, a token per column.
 pub struct Heads<'a> {
     /// `[H·d, tokens]`, after RoPE.
     pub queries: &'a DMatrix<f32>,
@@ -68,12 +37,6 @@ pub struct Heads<'a> {
     pub values: &'a DMatrix<f32>,
 }
 
-/// The cached rows of one layer.
-pub(super) struct LayerRows {
-    pub(super) keys: Rows,
-    pub(super) values: Rows,
-}
-
 impl Attention {
     pub(super) fn load(checkpoint: &Checkpoint, layer: usize) -> Result<Attention> {
         let config = checkpoint.config();
@@ -82,169 +45,70 @@ impl Attention {
         let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
         let linear = |part: &str, inputs, outputs, bias| Linear::load(checkpoint, &name(part), inputs, outputs, bias);
         let head_norm = |part: &str| config.qk_norm.then(|| RmsNorm::load(checkpoint, &name(part), d)).transpose();
-        let output = |inputs| linear("o_proj", inputs, hidden, checkpoint.has(&name("o_proj.bias")));
-
-        let (key, key_up, value, value_slices, value_up, output) = match checkpoint.factored().map(|factored| &factored.layers[layer]) {
-            None => {
-                let slices = (0..config.num_key_value_heads).map(|head| head * d..(head + 1) * d).collect();
-                (linear("k_proj", hidden, kv_width, bias)?, None, linear("v_proj", hidden, kv_width, bias)?, slices, None, output(query_width)?)
-            }
-            Some(factors) => {
-                let rank = |groups: &[Group]| groups.iter().map(|group| group.rank).sum();
-                let key = linear("k_down", hidden, rank(&factors.key_groups), false)?;
-                let key_up = Up::load(checkpoint, &name("k_up"), &factors.key_groups, bias.then(|| name("k_proj.bias")))?;
-                let value = linear("v_proj", hidden, rank(&factors.value_groups), false)?;
-                let slices: Vec<_> = slices(&factors.value_groups)
-                    .zip(&factors.value_groups)
-                    .flat_map(|(slice, group)| std::iter::repeat_n(slice, group.kv_heads))
-                    .collect();
-                let (value_up, width) = if factors.fused {
-                    (None, slices.iter().map(|slice| slice.len() * config.group_size()).sum())
-                } else {
-                    (Some(Up::load(checkpoint, &name("v_up"), &factors.value_groups, bias.then(|| name("v_proj.bias")))?), query_width)
-                };
-                (key, Some(key_up), value, slices, value_up, output(width)?)
-            }
-        };
         Ok(Attention {
             head_dim: d,
             group_size: config.group_size(),
             window: config.sliding_window.unwrap_or(usize::MAX),
             query: linear("q_proj", hidden, query_width, bias)?,
             query_norm: head_norm("q_norm")?,
-            key,
+            key: linear("k_proj", hidden, kv_width, bias)?,
             key_norm: head_norm("k_norm")?,
-            key_up,
-            value,
-            value_slices,
-            value_up,
-            output,
+            value: linear("v_proj", hidden, kv_width, bias)?,
+            output: linear("o_proj", query_width, hidden, checkpoint.has(&name("o_proj.bias")))?,
         })
     }
 
-    /// An empty cache for `capacity` tokens.
-    pub(super) fn rows(&self, capacity: usize, row_type: RowType) -> LayerRows {
-        LayerRows { keys: Rows::new(self.key.weight.ncols(), capacity, row_type), values: Rows::new(self.value.weight.ncols(), capacity, row_type) }
-    }
-
-    /// Numbers that a token adds to the cache.
-    pub(super) fn row_width(&self) -> usize {
-        self.key.weight.ncols() + self.value.weight.ncols()
-    }
-
-    /// Whether rows are keys and values themselves.
-    pub(super) fn is_dense(&self) -> bool {
-        self.key_up.is_none() && self.value_slices.iter().all(|slice| slice.len() == self.head_dim) && self.value_up.is_none()
-    }
-
-    /// Appends the rows of `x: [hidden, tokens]`, the first at `position`, and attends: `[hidden, tokens]`. `look` is shown the heads of a dense layer.
-    pub(super) fn apply(
-        &self,
-        x: &DMatrix<f32>,
-        position: usize,
-        cache: &mut LayerRows,
-        rope: &Rope,
-        look: Option<&mut dyn FnMut(&Heads)>,
-    ) -> DMatrix<f32> {
+    /// Queries, keys and values, `[heads·d, tokens]` each, of `x: [hidden, tokens]`, whose first token stands at `position`; the first two normalised and turned.
+    /// `look` is shown them on the way.
+    pub(super) fn project(&self, x: &DMatrix<f32>, position: usize, rope: &Rope, look: Option<&mut dyn FnMut(&Heads)>) -> [DMatrix<f32>; 3] {
         let mut queries = self.query.apply(x);
         finish(&mut queries, &self.query_norm, rope, position);
-        let mut key_rows = self.key.apply(x);
-        let value_rows = self.value.apply(x);
-        if self.key_up.is_none() {
-            normalise(&mut key_rows, &self.key_norm);
-            let keys = look.is_some().then(|| key_rows.clone());
-            rope.turn(&mut key_rows, position);
-            if let (Some(look), Some(keys)) = (look, keys) {
-                look(&Heads { queries: &queries, keys: &keys, turned_keys: &key_rows, values: &value_rows });
-            }
+        let mut keys = self.key.apply(x);
+        normalise(&mut keys, &self.key_norm);
+        let unturned = look.is_some().then(|| keys.clone());
+        rope.turn(&mut keys, position);
+        let values = self.value.apply(x);
+        if let (Some(look), Some(unturned)) = (look, unturned) {
+            look(&Heads { queries: &queries, keys: &unturned, turned_keys: &keys, values: &values });
         }
-        cache.keys.write(position, &key_rows);
-        cache.values.write(position, &value_rows);
+        [queries, keys, values]
+    }
 
-        let cached = position + x.ncols();
-        let mut keys = cache.keys.read(cached);
-        if let Some(up) = &self.key_up {
-            keys = up.rebuild(&keys);
-            finish(&mut keys, &self.key_norm, rope, 0);
-        }
-        let values = cache.values.read(cached);
-
+    /// `[hidden, tokens]` of queries from `position` on.
+    pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> DMatrix<f32> {
         let d = self.head_dim;
         let heads: Vec<DMatrix<f32>> = (0..queries.nrows() / d)
             .into_par_iter()
             .map(|head| {
-                let kv_head = head / self.group_size;
-                let mut weights = tr_product(keys.rows(kv_head * d, d), queries.rows(head * d, d));
-                causal_softmax(&mut weights, position, self.window, 1.0 / (d as f32).sqrt());
-                let slice = &self.value_slices[kv_head];
-                let sum = values.rows(slice.start, slice.len()) * weights;
-                match &self.value_up {
-                    Some(up) => up.rebuild_head(kv_head, d, &sum),
-                    None => sum,
-                }
+                let first = head / self.group_size * d;
+                let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
+                self.softmax(&mut weights, position, cached);
+                cached.values.rows(first, d) * weights
             })
             .collect();
         self.output.apply(&stack(&heads))
     }
-}
 
-impl Up {
-    /// Reads `{name}.{g}.weight`, `[s·d, rank]`, of every group.
-    fn load(checkpoint: &Checkpoint, name: &str, groups: &[Group], bias: Option<String>) -> Result<Up> {
-        let d = checkpoint.config().head_dim;
-        let weight = |index: usize, group: &Group| -> Result<DMatrix<f32>> {
-            let shape = [group.kv_heads * d, group.rank];
-            Ok(DMatrix::from_vec(group.rank, shape[0], checkpoint.f32(&format!("{name}.{index}.weight"), &shape)?))
-        };
-        let heads: usize = groups.iter().map(|group| group.kv_heads).sum();
-        Ok(Up {
-            groups: slices(groups)
-                .zip(groups)
-                .enumerate()
-                .map(|(index, (slice, group))| Ok(UpGroup { slice, weight: weight(index, group)? }))
-                .collect::<Result<_>>()?,
-            bias: bias.map(|name| checkpoint.f32(&name, &[heads * d]).map(DVector::from_vec)).transpose()?,
-        })
-    }
-
-    /// All heads `[H_kv·d, tokens]` of `rows: [Σ ranks, tokens]`.
-    fn rebuild(&self, rows: &DMatrix<f32>) -> DMatrix<f32> {
-        let mut heads = DMatrix::zeros(self.groups.iter().map(|group| group.weight.ncols()).sum(), rows.ncols());
-        let mut first = 0;
-        for UpGroup { slice, weight } in &self.groups {
-            tr_product_into(weight.as_view(), rows.rows(slice.start, slice.len()), heads.rows_mut(first, weight.ncols()));
-            first += weight.ncols();
+    /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each query sees.
+    fn softmax(&self, scores: &mut DMatrix<f32>, position: usize, cached: &Columns) {
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        for (j, mut column) in scores.column_iter_mut().enumerate() {
+            let (seen, scores) = (cached.seen(position + j, self.window), column.as_mut_slice());
+            let highest = seen.iter().flat_map(|range| &scores[range.clone()]).copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            for score in seen.iter().flat_map(|range| range.clone()) {
+                scores[score] = ((scores[score] - highest) * scale).exp();
+                sum += scores[score];
+            }
+            let mut next = 0;
+            for range in seen {
+                scores[next..range.start].fill(0.0);
+                scores[range.clone()].iter_mut().for_each(|weight| *weight /= sum);
+                next = range.end;
+            }
+            scores[next..].fill(0.0);
         }
-        if let Some(bias) = &self.bias {
-            add_to_columns(&mut heads, bias);
-        }
-        heads
     }
-
-    /// One head `[d, tokens]` of its group's slice `rows: [rank, tokens]`.
-    fn rebuild_head(&self, head: usize, d: usize, rows: &DMatrix<f32>) -> DMatrix<f32> {
-        let mut within = head * d;
-        let group = self.groups.iter().find(|group| {
-            let here = within < group.weight.ncols();
-            within -= if here { 0 } else { group.weight.ncols() };
-            here
-        });
-        let weight = &group.expect("groups cover all heads").weight;
-        let mut values = tr_product(weight.columns(within, d), rows.as_view());
-        if let Some(bias) = &self.bias {
-            add_to_columns(&mut values, &bias.rows(head * d, d).into_owned());
-        }
-        values
-    }
-}
-
-/// Where each group's latents stand in a row.
-fn slices(groups: &[Group]) -> impl Iterator<Item = Range<usize>> {
-    groups.iter().scan(0, |end, group| {
-        let start = *end;
-        *end += group.rank;
-        Some(start..*end)
-    })
 }
 
 /// What follows a query or key projection: the norm of each head where the family has one, then RoPE from position `first` on.

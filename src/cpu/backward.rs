@@ -3,7 +3,7 @@
 //! A window of text runs forward once, under the eyes of an observer that keeps the residual stream ([`Residuals`]). On the way back each layer computes again
 //! what it needs besides, so that memory grows with the stream alone, and hands over its [`LayerGradients`]. It is the chain rule, layer by layer, in f32.
 //!
-//! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for queries that are further away. [`Exact`] says so: the gradients
+//! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for queries that are further away. [`Exact`] says which: the gradients
 //! handed over pass through such queries alone, while what flows on to the layers below is complete, as those see every disturbance of the layers above undone.
 
 use super::attention::{Attention, causal_softmax, finish, stack};
@@ -12,30 +12,10 @@ use super::rope::Rope;
 use super::{Model, Observer};
 use crate::checkpoint::Config;
 use crate::linalg::{outer_products, product, tr_product};
+use crate::rows::Exact;
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
-
-/// Which keys and values a query sees as they are, whatever a cache makes of the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Exact {
-    /// Those of so many first positions.
-    pub sinks: usize,
-    /// Those less than so many positions back.
-    pub recent: usize,
-}
-
-impl Exact {
-    /// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not exact; the others become zero.
-    pub(super) fn clear(self, weights: &mut DMatrix<f32>) {
-        for (query, mut column) in weights.column_iter_mut().enumerate() {
-            let column = column.as_mut_slice();
-            let far = (query + 1).saturating_sub(self.recent);
-            column[far..].fill(0.0);
-            column[..self.sinks.min(far)].fill(0.0);
-        }
-    }
-}
 
 /// The residual stream of one window, before each of its RMSNorms.
 pub struct Residuals {
@@ -110,8 +90,8 @@ impl Model {
         exact: Exact,
         visit: &mut dyn FnMut(usize, LayerGradients) -> Result<()>,
     ) -> Result<()> {
-        if !self.is_dense() {
-            return Err(Error::Argument { name: "model".into(), message: "is factored; gradients are those of a dense model".into() });
+        if self.rows.is_some() {
+            return Err(Error::Argument { name: "model".into(), message: "has coded rows; gradients are those of a dense model".into() });
         }
         let output = residuals.output();
         let tokens = output.ncols();
@@ -150,7 +130,7 @@ struct HeadGradients {
 
 impl Attention {
     /// The gradient with respect to `x`, what entered from position 0 on, and those within, from `upstream`, that with respect to what
-    /// [`apply`](Self::apply) makes of it. The layer is dense.
+    /// attention makes of it.
     fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, rope: &Rope, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
         let d = self.head_dim;
         let (projected_queries, projected_keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
@@ -212,8 +192,8 @@ impl Attention {
         let gather = |weights: &DMatrix<f32>, brought: &DMatrix<f32>| (weights * brought.transpose()).transpose();
         let (complete_key, complete_value) = (gather(&scores, query), gather(&weights, upstream));
         let query_gradient = key * &scores;
-        exact.clear(&mut scores);
-        exact.clear(&mut weights);
+        clear_exact(exact, &mut scores);
+        clear_exact(exact, &mut weights);
         HeadGradients {
             query: query_gradient,
             key: complete_key,
@@ -221,5 +201,15 @@ impl Attention {
             far_key: gather(&scores, query),
             far_value: gather(&weights, upstream),
         }
+    }
+}
+
+/// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not exact; the others become zero.
+pub(super) fn clear_exact(exact: Exact, weights: &mut DMatrix<f32>) {
+    for (query, mut column) in weights.column_iter_mut().enumerate() {
+        let column = column.as_mut_slice();
+        let far = (query + 1).saturating_sub(exact.recent);
+        column[far..].fill(0.0);
+        column[..exact.sinks.min(far)].fill(0.0);
     }
 }

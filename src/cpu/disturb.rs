@@ -3,9 +3,12 @@
 //! Everything below that layer is as it was, so the pass starts from the residual stream of an undisturbed one.
 
 use super::attention::{Attention, causal_softmax, finish, stack};
+use super::backward::clear_exact;
+use super::cache::Cache;
 use super::rope::Rope;
-use super::{Exact, Model, Residuals, RowType};
+use super::{Model, Residuals, RowType};
 use crate::linalg::tr_product;
+use crate::rows::Exact;
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
@@ -29,8 +32,8 @@ impl Model {
     /// # Panics
     /// Where the layer does not exist or shapes do not fit.
     pub fn disturbed(&self, residuals: &Residuals, layer: usize, disturbance: Disturbance, exact: Exact) -> Result<DMatrix<f32>> {
-        if !self.is_dense() {
-            return Err(Error::Argument { name: "model".into(), message: "is factored; disturb a dense model".into() });
+        if self.rows.is_some() {
+            return Err(Error::Argument { name: "model".into(), message: "has coded rows; disturb a dense model".into() });
         }
         let mut x = residuals.before_attention(layer).clone();
         let mut rope = Rope::new(&self.config);
@@ -38,15 +41,18 @@ impl Model {
         let first = &self.layers[layer];
         x += first.attention.apply_disturbed(&first.attention_norm.apply(&x), &rope, disturbance, exact);
         x += first.mlp.apply(&first.mlp_norm.apply(&x));
+        let (tokens, width) = (residuals.tokens(), self.config.num_key_value_heads * self.config.head_dim);
         for layer in &self.layers[layer + 1..] {
-            layer.apply(&mut x, 0, &mut layer.attention.rows(residuals.tokens(), RowType::F32), &rope, None);
+            let mut cache = Cache::new(1, width, tokens, tokens, RowType::F32, None);
+            let turn = cache.begin(0, tokens);
+            layer.apply(&mut x, 0, &mut cache, &turn, &rope, None);
         }
         Ok(x)
     }
 }
 
 impl Attention {
-    /// [`apply`](Self::apply) from position 0 on, without a cache. The layer is dense.
+    /// Attention from position 0 on, without a cache.
     fn apply_disturbed(&self, x: &DMatrix<f32>, rope: &Rope, disturbance: Disturbance, exact: Exact) -> DMatrix<f32> {
         let d = self.head_dim;
         let (mut queries, mut keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
@@ -69,13 +75,13 @@ impl Attention {
                 let mut weights = tr_product(keys.rows(kv_row, d), query);
                 if let Some(noise) = &key_noise {
                     let mut moved = tr_product(noise.rows(kv_row, d), query);
-                    exact.clear(&mut moved);
+                    clear_exact(exact, &mut moved);
                     weights += moved;
                 }
                 causal_softmax(&mut weights, 0, self.window, 1.0 / (d as f32).sqrt());
                 let mut sum = values.rows(kv_row, d) * &weights;
                 if let Some(noise) = value_noise {
-                    exact.clear(&mut weights);
+                    clear_exact(exact, &mut weights);
                     sum += noise.rows(kv_row, d) * &weights;
                 }
                 sum

@@ -1,7 +1,8 @@
 //! One layer of the residual stream: attention, then the gated MLP, each behind an RMSNorm.
 
 use super::Observer;
-use super::attention::{Attention, LayerRows};
+use super::attention::Attention;
+use super::cache::{Cache, Turn};
 use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
 use crate::Result;
@@ -29,23 +30,23 @@ impl Layer {
         })
     }
 
-    /// Runs `x: [hidden, tokens]`, the first at `position`, in place; the observer is told this layer's number.
-    pub(super) fn apply(
-        &self,
-        x: &mut DMatrix<f32>,
-        position: usize,
-        rows: &mut LayerRows,
-        rope: &Rope,
-        observer: Option<(usize, &mut dyn Observer)>,
-    ) {
+    /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place, as `turn` says what is read. The observer is told.
+    pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, turn: &Turn, rope: &Rope, observer: Option<&mut dyn Observer>) {
+        let position = turn.position;
         let input = self.attention_norm.apply(x);
-        if let Some((index, observer)) = observer {
+        let mut attend = |[queries, keys, values]: [DMatrix<f32>; 3]| {
+            cache.append(index, position, &keys, &values);
+            cache.code(index, turn, true, rope);
+            let attended = self.attention.attend(&queries, position, &cache.read(index, turn, rope));
+            cache.code(index, turn, false, rope);
+            attended
+        };
+        if let Some(observer) = observer {
             observer.residual(2 * index, position, x);
-            observer.attention_input(index, position, &input);
-            *x += self.attention.apply(&input, position, rows, rope, Some(&mut |heads| observer.heads(index, position, heads)));
+            *x += attend(self.attention.project(&input, position, rope, Some(&mut |heads| observer.heads(index, position, heads))));
             observer.residual(2 * index + 1, position, x);
         } else {
-            *x += self.attention.apply(&input, position, rows, rope, None);
+            *x += attend(self.attention.project(&input, position, rope, None));
         }
         *x += self.mlp.apply(&self.mlp_norm.apply(x));
     }

@@ -1,7 +1,7 @@
 //! The decoder in plain Rust: the specification of what the GPU computes, the oracle of its tests, the engine of calibration, and `--device cpu`.
 //!
 //! It reads top to bottom as the model does: `Model::forward` is embedding, layers, final norm and head; `layer.rs` is attention and MLP on the residual
-//! stream; `attention.rs` is the one attention over cached rows that serves dense and factored checkpoints alike. All of it is column-major: a token is
+//! stream; `attention.rs` is the one attention, and `cache.rs` what it reads: rows that are exact, coded, or both. All of it is column-major: a token is
 //! a column, so an activation is `[width, tokens]`, and a weight `[out, in]` of a checkpoint is, read in place, the matrix `[in, out]` that is applied as
 //! `Wᵀx`. Weights and arithmetic are f32; the cached rows are f16, as on a GPU, or f32 for calibration and the strictest tests.
 //!
@@ -9,6 +9,7 @@
 
 mod attention;
 mod backward;
+mod cache;
 mod disturb;
 mod layer;
 mod linear;
@@ -17,15 +18,16 @@ mod rows;
 mod sequence;
 
 pub use attention::Heads;
-pub use backward::{Exact, LayerGradients, Residuals};
+pub use backward::{LayerGradients, Residuals};
 pub use disturb::Disturbance;
 pub use rows::RowType;
 pub use sequence::CpuSequence;
 
 use crate::checkpoint::{Checkpoint, Config};
-use crate::sequence::Logits;
+use crate::rows::RowSet;
+use crate::sequence::{Logits, SequenceOptions};
 use crate::{Result, linalg};
-use attention::LayerRows;
+use cache::Cache;
 use layer::Layer;
 use linear::{Linear, RmsNorm};
 use nalgebra::DMatrix;
@@ -39,14 +41,11 @@ pub trait Observer {
     /// 2·l + 1 what enters its MLP, 2·layers what enters the final norm.
     fn residual(&mut self, _state: usize, _position: usize, _x: &DMatrix<f32>) {}
 
-    /// The heads of `layer`, where the checkpoint is dense; the first column is at `position`.
+    /// The heads of `layer`; the first column is at `position`.
     fn heads(&mut self, _layer: usize, _position: usize, _heads: &Heads) {}
-
-    /// What enters the query, key and value projections of `layer`, after its RMSNorm: `[hidden_size, tokens]`, the first column at `position`.
-    fn attention_input(&mut self, _layer: usize, _position: usize, _input: &DMatrix<f32>) {}
 }
 
-/// A checkpoint's weights in f32, dense or factored. Shared by any number of sequences.
+/// A checkpoint's weights in f32, and the bases of its coded rows if it has any. Shared by any number of sequences.
 pub struct Model {
     config: Config,
     /// `[hidden_size, vocab]`: a token's embedding is a column.
@@ -55,6 +54,7 @@ pub struct Model {
     final_norm: RmsNorm,
     /// `None` where the head is the embedding table.
     head: Option<DMatrix<f32>>,
+    rows: Option<Arc<RowSet>>,
 }
 
 impl Model {
@@ -63,6 +63,17 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Tensor`] for a tensor that is missing, has another shape than the configuration asks for, or is not finite; those of reading.
     pub fn load(checkpoint: &Checkpoint) -> Result<Model> {
+        Model::with_rows(checkpoint, checkpoint.rows()?)
+    }
+
+    /// [`load`](Self::load) with other coded rows than the checkpoint's own, or none.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`crate::Error::Argument`] where the rows are another model's.
+    pub fn with_rows(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Result<Model> {
+        if let Some(rows) = &rows {
+            RowSet::check(&rows.specs, checkpoint.config()).map_err(|message| crate::Error::Argument { name: "rows".into(), message })?;
+        }
         let config = checkpoint.config().clone();
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         Ok(Model {
@@ -70,6 +81,7 @@ impl Model {
             layers: (0..config.num_hidden_layers).into_par_iter().map(|index| Layer::load(checkpoint, index)).collect::<Result<_>>()?,
             final_norm: RmsNorm::load(checkpoint, "model.norm", hidden)?,
             head: if config.tie_word_embeddings { None } else { Some(Linear::load(checkpoint, "lm_head", hidden, vocab, false)?.weight) },
+            rows: rows.map(Arc::new),
             config,
         })
     }
@@ -79,17 +91,17 @@ impl Model {
         &self.config
     }
 
-    /// Whether keys and values are cached as they are, in every layer.
-    pub fn is_dense(&self) -> bool {
-        self.layers.iter().all(|layer| layer.attention.is_dense())
+    /// The coded rows.
+    pub fn rows(&self) -> Option<&RowSet> {
+        self.rows.as_deref()
     }
 
-    /// A new sequence with room for `capacity` tokens.
+    /// A new sequence, its exact rows stored as `row_type`.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] where `capacity` is zero or too large to be counted.
-    pub fn sequence(self: &Arc<Self>, capacity: usize, row_type: RowType) -> Result<CpuSequence> {
-        CpuSequence::new(self.clone(), capacity, row_type)
+    /// [`crate::Error::Argument`] where the capacity is zero or too large to be counted.
+    pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>, row_type: RowType) -> Result<CpuSequence> {
+        CpuSequence::new(self.clone(), options.into(), row_type)
     }
 
     /// Runs `tokens`, the first at `position`, through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
@@ -97,7 +109,7 @@ impl Model {
         &self,
         tokens: &[u32],
         position: usize,
-        cache: &mut [LayerRows],
+        cache: &mut Cache,
         rope: &Rope,
         logits: Logits,
         mut observer: Option<&mut dyn Observer>,
@@ -106,10 +118,12 @@ impl Model {
         for (mut column, &token) in x.column_iter_mut().zip(tokens) {
             column.copy_from(&self.embedding.column(token as usize));
         }
-        for (index, (layer, rows)) in self.layers.iter().zip(cache).enumerate() {
-            let observer = observer.as_mut().map(|observer| (index, &mut **observer as &mut dyn Observer));
-            layer.apply(&mut x, position, rows, rope, observer);
+        let turn = cache.begin(position, tokens.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
+            layer.apply(&mut x, index, cache, &turn, rope, observer);
         }
+        cache.end(turn);
         if let Some(observer) = observer {
             observer.residual(2 * self.layers.len(), position, &x);
         }

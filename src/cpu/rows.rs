@@ -2,7 +2,6 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use nalgebra::DMatrix;
 
 /// How cached numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,23 +44,27 @@ impl Rows {
         Rows { width, numbers }
     }
 
-    /// Writes the columns of `rows: [width, tokens]` as the rows from `position` on.
-    pub(super) fn write(&mut self, position: usize, rows: &DMatrix<f32>) {
-        let range = position * self.width..(position + rows.ncols()) * self.width;
+    /// Numbers in a row.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Writes one row.
+    pub(super) fn write(&mut self, slot: usize, row: &[f32]) {
+        let range = slot * self.width..slot * self.width + row.len();
         match &mut self.numbers {
-            Numbers::F16(numbers) => numbers[range].convert_from_f32_slice(rows.as_slice()),
-            Numbers::F32(numbers) => numbers[range].copy_from_slice(rows.as_slice()),
+            Numbers::F16(numbers) => numbers[range].convert_from_f32_slice(row),
+            Numbers::F32(numbers) => numbers[range].copy_from_slice(row),
         }
     }
 
-    /// The first `count` rows, as the columns of `[width, count]`.
-    pub(super) fn read(&self, count: usize) -> DMatrix<f32> {
-        let mut rows = DMatrix::zeros(self.width, count);
+    /// Reads the rows from `slot` on, one after the other, as many as fill `rows`.
+    pub(super) fn read(&self, slot: usize, rows: &mut [f32]) {
+        let range = slot * self.width..slot * self.width + rows.len();
         match &self.numbers {
-            Numbers::F16(numbers) => numbers[..count * self.width].convert_to_f32_slice(rows.as_mut_slice()),
-            Numbers::F32(numbers) => rows.as_mut_slice().copy_from_slice(&numbers[..count * self.width]),
+            Numbers::F16(numbers) => numbers[range].convert_to_f32_slice(rows),
+            Numbers::F32(numbers) => rows.copy_from_slice(&numbers[range]),
         }
-        rows
     }
 
     /// Bytes allocated.

@@ -1,38 +1,52 @@
 //! One sequence decoded on the CPU.
 
-use super::attention::LayerRows;
+use super::cache::Cache;
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
-use crate::sequence::{KvMemory, Logits, Sequence, StepCounters};
+use crate::rows::{Exact, RowSet};
+use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
 
 /// A sequence of tokens with its cache, in main memory.
 pub struct CpuSequence {
     model: Arc<Model>,
-    cache: Vec<LayerRows>,
+    cache: Cache,
     rope: Rope,
     position: usize,
     capacity: usize,
+    chunk: usize,
 }
 
 impl CpuSequence {
     /// Tokens that go through the model together: enough for matrix products to run at full speed.
     const CHUNK: usize = 256;
 
-    pub(super) fn new(model: Arc<Model>, capacity: usize, row_type: RowType) -> Result<CpuSequence> {
+    pub(super) fn new(model: Arc<Model>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
         let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
+        let SequenceOptions { capacity, exact, strict, chunk } = options;
+        let spans = model.rows.as_ref().is_some_and(|rows| rows.spans());
+        // Rows over several layers are coded after a chunk: small ones come closest to one token at a time.
+        let most = if strict && spans { Exact::BLOCK } else { capacity };
+        let chunk = chunk.unwrap_or(Self::CHUNK).clamp(1, most.max(1));
         if capacity == 0 {
             return Err(refuse("no room for any token; ask for at least one"));
         }
-        let bytes_per_token = model.layers.iter().map(|layer| layer.attention.row_width()).sum::<usize>() * row_type.bytes();
+        let (layers, head_dim) = (model.config.num_hidden_layers, model.config.head_dim);
+        let width = model.config.num_key_value_heads * head_dim;
+        let dense = 2 * layers * width * row_type.bytes();
+        let bytes_per_token = model.rows.as_ref().map_or(dense, |rows| RowSet::bytes_per_token(&rows.specs) as usize);
         // Tried out first: an allocation that fails would end the process.
         let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
         if !capacity.checked_mul(bytes_per_token).is_some_and(fits) {
             return Err(refuse("more tokens than memory has room for; ask for fewer"));
         }
-        let cache = model.layers.iter().map(|layer| layer.attention.rows(capacity, row_type)).collect();
-        Ok(CpuSequence { cache, rope: Rope::new(&model.config), position: 0, capacity, model })
+        let coded = model.rows.clone().map(|rows| {
+            let exact = exact.unwrap_or(rows.exact);
+            (rows, exact, strict, head_dim)
+        });
+        let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);
+        Ok(CpuSequence { cache, rope: Rope::new(&model.config), position: 0, capacity, chunk, model })
     }
 
     /// [`Sequence::forward`] under the eyes of `observer`.
@@ -58,8 +72,8 @@ impl CpuSequence {
         self.rope.reach(needed);
         let begin = self.position;
         let mut wanted = Vec::new();
-        let chunks = tokens.len().div_ceil(Self::CHUNK);
-        for (index, chunk) in tokens.chunks(Self::CHUNK).enumerate() {
+        let chunks = tokens.len().div_ceil(self.chunk);
+        for (index, chunk) in tokens.chunks(self.chunk).enumerate() {
             let here = match logits {
                 Logits::Last if index + 1 < chunks => Logits::None,
                 logits => logits,
@@ -73,6 +87,7 @@ impl CpuSequence {
                 let message = format!("that of token {} is {}: the weights or the cached rows overflow", at % vocab, found[at]);
                 // Nothing is appended by a call that fails.
                 self.position = begin;
+                self.cache.truncate(begin);
                 return Err(Error::Numeric { what, message });
             }
             wanted.extend_from_slice(found.as_slice());
@@ -91,7 +106,7 @@ impl Sequence for CpuSequence {
     }
 
     fn chunk(&self) -> usize {
-        Self::CHUNK
+        self.chunk
     }
 
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
@@ -106,11 +121,12 @@ impl Sequence for CpuSequence {
 
     fn truncate(&mut self, position: usize) {
         self.position = self.position.min(position);
+        self.cache.truncate(self.position);
     }
 
     fn memory(&self) -> KvMemory {
-        let allocated_bytes = self.cache.iter().map(|rows| rows.keys.bytes() + rows.values.bytes()).sum::<usize>() as u64;
-        KvMemory { kv_bytes_per_token: allocated_bytes / self.capacity as u64, kv_fixed_bytes: 0, allocated_bytes }
+        let (rows, fixed) = self.cache.bytes();
+        KvMemory { kv_bytes_per_token: (rows / self.capacity) as u64, kv_fixed_bytes: fixed as u64, allocated_bytes: (rows + fixed) as u64 }
     }
 
     fn counters(&self) -> StepCounters {

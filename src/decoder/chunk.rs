@@ -1,6 +1,7 @@
 //! The plan of a chunk of tokens, as a prompt is read: the same attention, matrix products in place of matrix-vector products.
 
 use super::Model;
+use super::coding::{Coding, Turn};
 use super::sequence::Buffers;
 use super::step::Attention;
 use crate::Result;
@@ -35,13 +36,13 @@ impl Chunk {
         let (device, c) = (&*model.device, &model.config);
         let width = pad(c.hidden_size);
         let norm = |gain| Norm::plan(device, &b.x, gain, &b.normed, c.hidden_size, c.rms_norm_eps);
-        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, cache)| {
+        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, exact)| {
             let onto = |bias| Around { residual: true, bias, ..Default::default() };
             let stride = layer.projection.rows as usize;
             Ok(LayerChunk {
                 attention_norm: norm(&layer.attention_gain)?,
                 projection: Matmul::plan(device, &layer.projection, &b.normed, &b.projected, stride, Around::default())?,
-                attention: Attention::plan(model, layer, cache, b, true)?,
+                attention: Attention::plan(model, layer, cache, exact, b, true)?,
                 output: Matmul::plan(device, &layer.output, &b.attended, &b.x, width, onto(layer.output_bias.as_ref()))?,
                 mlp_norm: norm(&layer.mlp_gain)?,
                 gate_up: Matmul::plan(
@@ -64,14 +65,18 @@ impl Chunk {
     }
 
     /// The tokens in `tokens`, at positions `first`, …, through some of the layers; the first of them begins with the embedding.
-    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32, layers: Range<usize>) {
+    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32, layers: Range<usize>, coding: &Coding, turn: &Turn) {
         if layers.start == 0 {
             self.embed.record(pass, tokens);
         }
-        for layer in &self.layers[layers] {
+        for index in layers {
+            let layer = &self.layers[index];
             layer.attention_norm.record(pass, tokens);
             layer.projection.record(pass, tokens);
-            layer.attention.record(pass, first, tokens, self.block, self.window);
+            layer.attention.prepare(pass, first, tokens);
+            coding.record(pass, index, turn, true);
+            layer.attention.attend(pass, first, tokens, self.block, self.window, turn);
+            coding.record(pass, index, turn, false);
             layer.output.record(pass, tokens);
             layer.mlp_norm.record(pass, tokens);
             layer.gate_up.record(pass, tokens);

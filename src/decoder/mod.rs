@@ -4,6 +4,7 @@
 //! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back four bytes.
 
 mod chunk;
+mod coding;
 mod sequence;
 mod step;
 mod weights;
@@ -14,15 +15,27 @@ use crate::Result;
 use crate::cache::Layout;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::Device;
+use crate::rows::{Exact, RowSet, RowSpec};
+use crate::sequence::SequenceOptions;
 use std::sync::Arc;
-use weights::{Ends, Layer};
+use weights::{Basis, Ends, Layer};
 
-/// A checkpoint's weights on a device, dense or factored. Shared by any number of sequences.
+/// A checkpoint's weights on a device, and the bases of its coded rows if it has any. Shared by any number of sequences.
 pub struct Model {
     device: Arc<Device>,
     config: Config,
     layers: Vec<Layer>,
     ends: Ends,
+    coded: Option<CodedRows>,
+}
+
+/// The coded rows of a model.
+struct CodedRows {
+    specs: Vec<RowSpec>,
+    exact: Exact,
+    layout: Layout,
+    /// By row.
+    bases: Vec<Basis>,
 }
 
 impl Model {
@@ -31,11 +44,32 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Unsupported`] for head widths that the kernels do not take, [`crate::Error::OutOfMemory`] where the device is too small, and those of reading.
     pub fn load(checkpoint: &Checkpoint, device: Arc<Device>) -> Result<Model> {
-        weights::check(checkpoint)?;
-        let layers = (0..checkpoint.config().num_hidden_layers).map(|l| Layer::load(&device, checkpoint, l)).collect::<Result<_>>()?;
+        Model::with_rows(checkpoint, checkpoint.rows()?, device)
+    }
+
+    /// [`load`](Self::load) with other coded rows than the checkpoint's own, or none.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
+    pub fn with_rows(checkpoint: &Checkpoint, rows: Option<RowSet>, device: Arc<Device>) -> Result<Model> {
+        weights::check(checkpoint, rows.as_ref().map(|rows| &rows.specs[..]))?;
+        let config = checkpoint.config().clone();
+        let rows = rows.map(|rows| {
+            let layout = Layout::new(&rows.specs, config.num_hidden_layers, config.head_dim);
+            (rows, layout)
+        });
+        let read = rows.as_ref().map(|(rows, layout)| (rows, layout));
+        let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, read, l)).collect::<Result<_>>()?;
         let ends = Ends::load(&device, checkpoint)?;
+        let coded = match rows {
+            None => None,
+            Some((rows, layout)) => {
+                let bases = (0..rows.specs.len()).map(|row| Basis::load(&device, &rows, row)).collect::<Result<_>>()?;
+                Some(CodedRows { specs: rows.specs, exact: rows.exact, layout, bases })
+            }
+        };
         device.wait(None)?;
-        Ok(Model { config: checkpoint.config().clone(), layers, ends, device })
+        Ok(Model { config, layers, ends, coded, device })
     }
 
     /// The model's geometry.
@@ -48,16 +82,11 @@ impl Model {
         &self.device
     }
 
-    /// The layers' rows.
-    pub fn layouts(&self) -> Vec<Layout> {
-        self.layers.iter().map(|l| l.layout.clone()).collect()
-    }
-
-    /// A new sequence with room for `capacity` tokens; everything it will ever need is allocated here.
+    /// A new sequence; everything it will ever need is allocated here.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`], [`crate::Error::Argument`] for a capacity of zero, [`crate::Error::Gpu`] where the driver refuses a kernel.
-    pub fn sequence(self: &Arc<Self>, capacity: usize) -> Result<GpuSequence> {
-        GpuSequence::new(self.clone(), capacity)
+    pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>) -> Result<GpuSequence> {
+        GpuSequence::new(self.clone(), options.into())
     }
 }

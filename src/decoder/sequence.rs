@@ -2,13 +2,15 @@
 
 use super::Model;
 use super::chunk::{AllLogits, Chunk};
+use super::coding::{Coding, Turn};
 use super::step::Step;
-use crate::cache::Cache;
+use crate::cache::{Cache, Slots};
 use crate::gpu::pad;
 use crate::kernels::score::most_keys;
-use crate::kernels::turns;
-use crate::kernels::values::SPLITS;
-use crate::sequence::{KvMemory, Logits, Sequence, StepCounters};
+use crate::kernels::values::{self, SPLITS};
+use crate::kernels::{prepare, turns};
+use crate::rows::{Exact, Reach};
+use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,8 +29,9 @@ pub(super) struct Buffers {
     /// The residual stream `[CHUNK][pad(D)]`, and normalised.
     pub x: wgpu::Buffer,
     pub normed: wgpu::Buffer,
-    /// Query heads, key row and value row `[CHUNK][…]`.
+    /// Query heads, key heads and value heads `[CHUNK][…]`.
     pub projected: wgpu::Buffer,
+    /// Turned `[CHUNK][H][pad(head_dim)]`, and behind those of a token what is taken to coded keys.
     pub queries: wgpu::Buffer,
     /// `[block][H][columns]`.
     pub scores: wgpu::Buffer,
@@ -39,9 +42,12 @@ pub(super) struct Buffers {
     /// After one token: `[vocab]`, and the largest's index, u32.
     pub logits: wgpu::Buffer,
     pub token: wgpu::Buffer,
+    /// What rows are coded from, `[CHUNK][pad(w)]`, and its coordinates, `[CHUNK][r]`.
+    pub coded: wgpu::Buffer,
+    pub coordinates: wgpu::Buffer,
     /// RoPE's [`turns`].
     pub turns: wgpu::Buffer,
-    /// Columns of scores: the capacity.
+    /// Columns of scores: the capacity, and where there are coded rows as many again as a chunk may read both ways.
     pub columns: usize,
     /// Tokens attended to together.
     pub block: usize,
@@ -53,27 +59,34 @@ impl Buffers {
         let floats = |what: &str, rows: usize, width: usize| device.buffer(what, rows as u64 * width as u64 * 4);
         let widest = |f: &dyn Fn(&super::weights::Layer) -> usize| model.layers.iter().map(f).max().unwrap_or(0);
         let heads = c.num_attention_heads;
-        let sums = widest(&|l| l.layout.sums(c).1);
+        let coded = model.coded.as_ref().map_or(&[][..], |coded| &coded.specs);
+        let columns = capacity + if model.coded.is_some() { CHUNK } else { 0 };
+        // Of a token in a block: exact and coded values are summed apart.
+        let sides = if model.coded.is_some() { 2 } else { 1 };
+        let sums = widest(&|l| values::sums(c, l.coded.as_ref().map(|coded| &coded.values)));
+        let queries = widest(&|l| l.coded.as_ref().map_or(heads * pad(c.head_dim), |coded| coded.keys.query_stride(c, coded.taken)));
         // What a token of a block takes, in the larger of its two tables.
-        let line = (heads * capacity).max(sums) as u64 * 4;
+        let line = (heads * columns).max(sides * sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
         // One token's attention is split, a block's is not.
-        let parts = block.max(SPLITS as usize);
+        let parts = sides * block.max(SPLITS as usize);
         Ok(Buffers {
             tokens: device.buffer("tokens", 4 * CHUNK as u64)?,
             x: floats("residual stream", CHUNK, pad(c.hidden_size))?,
             normed: floats("normalised input", CHUNK, pad(c.hidden_size))?,
-            projected: floats("projected input", CHUNK, widest(&|l| l.projection.rows as usize))?,
-            queries: floats("queries", CHUNK, heads * pad(c.head_dim))?,
-            scores: floats("attention scores", block, heads * capacity)?,
+            projected: floats("projected input", CHUNK, prepare::stride(c))?,
+            queries: floats("queries", CHUNK, queries)?,
+            scores: floats("attention scores", block, heads * columns)?,
             sums: floats("value sums", parts, sums)?,
             weights: floats("attention weights", parts, 2 * heads)?,
-            attended: floats("attention output", CHUNK, widest(&|l| l.output.stride as usize))?,
+            attended: floats("attention output", CHUNK, heads * pad(c.head_dim))?,
             gated: floats("MLP activations", CHUNK, pad(c.intermediate_size))?,
             logits: floats("logits", 1, c.vocab_size)?,
             token: device.buffer("token", 4)?,
+            coded: floats("rows to be coded", CHUNK, coded.iter().map(|row| pad(row.width(c.head_dim))).max().unwrap_or(0))?,
+            coordinates: floats("coordinates of rows", CHUNK, coded.iter().map(|row| row.format.rank()).max().unwrap_or(0))?,
             turns: device.upload("RoPE tables", &turns(&c.rope_frequencies(), capacity))?,
-            columns: capacity,
+            columns,
             block,
         })
     }
@@ -86,6 +99,8 @@ pub struct GpuSequence {
     buffers: Buffers,
     step: Step,
     chunk: Chunk,
+    coding: Coding,
+    coded: Option<Coded>,
     all: Option<AllLogits>,
     token_back: wgpu::Buffer,
     logits_back: wgpu::Buffer,
@@ -94,27 +109,58 @@ pub struct GpuSequence {
     /// Tokens per chunk and layers per submit, as the device turned out to be fast.
     tokens_per_chunk: usize,
     layers_per_submit: usize,
+    /// The least and the most tokens per chunk.
+    least: usize,
+    most: usize,
+}
+
+/// How far coded rows have come.
+struct Coded {
+    exact: Exact,
+    strict: bool,
+    /// Tokens whose rows are coded.
+    done: usize,
+    /// Exact rows below this have been overwritten, sinks apart.
+    exact_from: usize,
 }
 
 impl GpuSequence {
-    pub(super) fn new(model: Arc<Model>, capacity: usize) -> Result<GpuSequence> {
-        let most = most_keys(model.config.head_dim);
+    pub(super) fn new(model: Arc<Model>, options: SequenceOptions) -> Result<GpuSequence> {
+        let capacity = options.capacity;
+        // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
+        let most = most_keys(model.config.head_dim) - if model.coded.is_some() { 2 * CHUNK } else { 0 };
         if capacity == 0 || capacity > most {
             return Err(Error::Argument { name: "context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") });
         }
         let device = model.device.clone();
-        let cache = Cache::new(&device, &model.layouts(), capacity)?;
+        let spans = model.coded.as_ref().is_some_and(|rows| rows.specs.iter().any(|row| row.layers > 1));
+        // Rows over several layers are coded after a chunk: small ones come closest to one token at a time.
+        let largest = if options.strict && spans { Exact::BLOCK } else { CHUNK };
+        let most = options.chunk.unwrap_or(largest).clamp(1, largest);
+        let coded = model.coded.as_ref().map(|rows| {
+            let Exact { sinks, recent } = options.exact.unwrap_or(rows.exact);
+            let strict = options.strict && !spans;
+            // More than there are tokens is all of them.
+            Coded { exact: Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) }, strict, done: 0, exact_from: 0 }
+        });
+        let rows = model.coded.as_ref().zip(coded.as_ref()).map(|(rows, coded)| (&rows.layout, Slots::new(&coded.exact, most, capacity)));
+        let cache = Cache::new(&device, &model.config, rows, capacity)?;
         let buffers = Buffers::new(&model, capacity)?;
         Ok(GpuSequence {
             step: Step::plan(&model, &cache, &buffers)?,
             chunk: Chunk::plan(&model, &cache, &buffers)?,
+            coding: Coding::plan(&model, &cache, &buffers, CHUNK)?,
+            coded,
             all: None,
             token_back: device.readback("token", 4)?,
             logits_back: device.readback("logits", 4 * model.config.vocab_size as u64)?,
             position: 0,
             counters: StepCounters::default(),
-            tokens_per_chunk: CHUNK,
+            tokens_per_chunk: most,
             layers_per_submit: 2,
+            // What was asked for is kept to: it decides which rows a query reads exactly.
+            least: if options.chunk.is_some() || (options.strict && spans) { most } else { 8 },
+            most,
             cache,
             buffers,
             model,
@@ -141,30 +187,63 @@ impl GpuSequence {
         self.counters.readback_bytes += readback_bytes;
     }
 
+    /// Which coded rows the next `tokens` read.
+    fn reach(&self, tokens: usize) -> Option<Reach> {
+        self.coded.as_ref().map(|coded| coded.exact.reach(self.position, tokens, coded.strict, coded.exact_from))
+    }
+
+    /// What the next `tokens` are to read, and what is to be coded meanwhile.
+    fn turn(&self, tokens: usize, reach: Option<Reach>) -> Turn {
+        let (Some(coded), Some(reach)) = (&self.coded, reach) else { return Turn { reach: None, code: 0..0, at_once: false } };
+        let end = self.position + tokens;
+        let to = if coded.strict { reach.of(end - 1) } else { coded.exact.coded(end) };
+        Turn { reach: Some(reach), code: coded.done..to.max(coded.done), at_once: coded.strict }
+    }
+
+    /// `tokens` have gone through the model.
+    fn advance(&mut self, tokens: usize, turn: &Turn) {
+        self.position += tokens;
+        if let Some(coded) = &mut self.coded {
+            coded.done = turn.code.end;
+            coded.exact_from = coded.exact_from.max(self.position.saturating_sub(self.cache.slots.ring as usize));
+        }
+    }
+
     /// One token through the step's plan; copies `bytes` of a result to a readback buffer and reads them.
-    fn run_step<T: bytemuck::Pod>(&mut self, token: u32, from: fn(&GpuSequence) -> (&wgpu::Buffer, &wgpu::Buffer), out: &mut [T]) -> Result<()> {
+    fn run_step<T: bytemuck::Pod>(
+        &mut self,
+        token: u32,
+        reach: Option<Reach>,
+        from: fn(&GpuSequence) -> (&wgpu::Buffer, &wgpu::Buffer),
+        out: &mut [T],
+    ) -> Result<()> {
         let device = self.model.device.clone();
         device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
         let (result, back) = from(self);
         let bytes = std::mem::size_of_val(out) as u64;
-        let position = self.position as u32;
-        let (commands, dispatches) =
-            device.encode("step", |pass| self.step.record(pass, position), |encoder| encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes));
+        let (position, turn) = (self.position as u32, self.turn(1, reach));
+        let (commands, dispatches) = device.encode(
+            "step",
+            |pass| self.step.record(pass, position, &self.coding, &turn),
+            |encoder| encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes),
+        );
         device.submit_and_read(commands, back, out)?;
         self.count(dispatches, bytes);
-        self.position += 1;
+        self.advance(1, &turn);
         Ok(())
     }
 
     /// Tokens through the chunk's plan, and the logits after each of them where `logits` is given.
-    fn run_chunk(&mut self, tokens: &[u32], logits: Option<&mut Vec<f32>>) -> Result<()> {
+    fn run_chunk(&mut self, tokens: &[u32], reach: Option<Reach>, logits: Option<&mut Vec<f32>>) -> Result<()> {
         let device = self.model.device.clone();
         device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(tokens));
         let (first, count, layers) = (self.position as u32, tokens.len() as u32, self.model.layers.len());
+        let turn = self.turn(tokens.len(), reach);
         let started = Instant::now();
         for start in (0..layers).step_by(self.layers_per_submit) {
             let end = (start + self.layers_per_submit).min(layers);
-            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, first, count, start..end), |_| ());
+            let (commands, dispatches) =
+                device.encode("chunk", |pass| self.chunk.record(pass, first, count, start..end, &self.coding, &turn), |_| ());
             device.queue.submit([commands]);
             self.count(dispatches, 0);
         }
@@ -179,7 +258,7 @@ impl GpuSequence {
             device.submit_and_read(commands, &all.readback, &mut logits[at..])?;
             self.count(dispatches, bytes);
         }
-        self.position += tokens.len();
+        self.advance(tokens.len(), &turn);
         Ok(())
     }
 
@@ -187,18 +266,19 @@ impl GpuSequence {
     fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence) -> Result<T>) -> Result<T> {
         let position = self.position;
         self.counters = StepCounters::default();
-        call(self).inspect_err(|_| self.position = position)
+        call(self).inspect_err(|_| {
+            // What failed may have overwritten as many exact rows as it would have appended.
+            if let Some(coded) = &mut self.coded {
+                coded.exact_from = coded.exact_from.max((self.position + self.most).saturating_sub(self.cache.slots.ring as usize));
+            }
+            self.truncate(position);
+        })
     }
 
     /// Tokens chunk by chunk, and the logits that are asked for.
     fn run(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
-        // The last token is a step of its own: its plan ends in logits.
-        let (many, last) = match (logits, tokens.split_last()) {
-            (Logits::Last, Some((last, many))) => (many, Some(*last)),
-            _ => (tokens, None),
-        };
         let mut out = Vec::new();
-        let mut longest = usize::MAX;
+        let mut longest = self.most;
         if logits == Logits::All {
             if self.all.is_none() {
                 self.all = Some(AllLogits::plan(&self.model, &self.buffers, CHUNK)?);
@@ -206,15 +286,22 @@ impl GpuSequence {
             longest = self.all.as_ref().map_or(1, |a| a.tokens);
             out.reserve_exact(tokens.len() * self.model.config.vocab_size);
         }
-        let mut rest = many;
+        let mut rest = tokens;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.tokens_per_chunk.min(longest).min(rest.len()));
-            self.run_chunk(now, (logits == Logits::All).then_some(&mut out))?;
+            let reach = self.reach(now.len());
+            match now.split_last() {
+                // The last token is a step of its own, whose plan ends in logits; but it reads what its chunk does.
+                Some((last, many)) if logits == Logits::Last && later.is_empty() => {
+                    if !many.is_empty() {
+                        self.run_chunk(many, reach, None)?;
+                    }
+                    out = vec![0.0; self.model.config.vocab_size];
+                    self.run_step(*last, reach, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
+                }
+                _ => self.run_chunk(now, reach, (logits == Logits::All).then_some(&mut out))?,
+            }
             rest = later;
-        }
-        if let Some(last) = last {
-            out = vec![0.0; self.model.config.vocab_size];
-            self.run_step(last, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
         }
         finite(out)
     }
@@ -222,8 +309,8 @@ impl GpuSequence {
     /// Sizes the next submits by how long a layer takes a whole chunk.
     fn adapt(&mut self, layer_seconds: f64) {
         self.layers_per_submit = ((SUBMIT_SECONDS / layer_seconds) as usize).clamp(1, self.model.layers.len().max(1));
-        self.tokens_per_chunk =
-            if layer_seconds > SUBMIT_SECONDS { ((CHUNK as f64 * SUBMIT_SECONDS / layer_seconds) as usize).max(8) } else { CHUNK };
+        let tokens = if layer_seconds > SUBMIT_SECONDS { (CHUNK as f64 * SUBMIT_SECONDS / layer_seconds) as usize } else { CHUNK };
+        self.tokens_per_chunk = tokens.clamp(self.least, self.most);
     }
 }
 
@@ -260,13 +347,18 @@ impl Sequence for GpuSequence {
         self.check(&[token])?;
         self.whole(|sequence| {
             let mut next = [0u32];
-            sequence.run_step(token, |s| (&s.buffers.token, &s.token_back), &mut next)?;
+            let reach = sequence.reach(1);
+            sequence.run_step(token, reach, |s| (&s.buffers.token, &s.token_back), &mut next)?;
             if (next[0] as usize) < sequence.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }
         })
     }
 
     fn truncate(&mut self, position: usize) {
         self.position = self.position.min(position);
+        if let Some(coded) = &mut self.coded {
+            coded.done = coded.done.min(self.position);
+            coded.exact_from = coded.exact_from.min(self.position);
+        }
     }
 
     fn memory(&self) -> KvMemory {

@@ -1,6 +1,7 @@
 //! The plan of one token: every kernel of every layer, bound once.
 
 use super::Model;
+use super::coding::{Coding, Turn};
 use super::sequence::Buffers;
 use super::weights::Layer;
 use crate::Result;
@@ -10,9 +11,9 @@ use crate::kernels::argmax::Argmax;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::{Around, Matvec};
 use crate::kernels::merge::{self, Merge};
-use crate::kernels::prepare::Prepare;
-use crate::kernels::score::{self, Block, Score};
-use crate::kernels::values::Values;
+use crate::kernels::prepare::{Prepare, Taken};
+use crate::kernels::score::{Block, CodedKeys, Score};
+use crate::kernels::values::{CodedValues, Values};
 
 /// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
 pub(super) struct Attention {
@@ -23,46 +24,33 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub fn plan(model: &Model, layer: &Layer, cache: &LayerCache, b: &Buffers, many: bool) -> Result<Attention> {
-        let (device, config, layout) = (&*model.device, &model.config, &layer.layout);
-        let gains = layer.gains.as_ref();
-        let key_up = layer.key_up.as_ref().map(|u| score::Up {
-            turns: &b.turns,
-            heads: &u.heads,
-            up: &u.up,
-            bias: u.bias.as_ref(),
-            gain: gains.map(|g| &g[1]),
-        });
-        let value_up = layer.value_up.as_ref().map(|u| merge::Up { up: &u.up, bias: u.bias.as_ref() });
+    pub fn plan(model: &Model, layer: &Layer, cache: &Cache, exact: &LayerCache, b: &Buffers, many: bool) -> Result<Attention> {
+        let (device, config, slots) = (&*model.device, &model.config, cache.slots);
+        let coded = layer.coded.as_ref();
+        let taken = coded.filter(|c| c.taken).map(|c| Taken { coded: &c.keys, table: &c.key_table, up: &c.key_up });
+        let keys = coded.map(|c| CodedKeys { coded: &c.keys, rows: &cache.stores[c.keys.store], table: &c.key_table, up: &c.key_up, taken: c.taken });
+        let values = coded.map(|c| CodedValues { coded: &c.values, rows: &cache.stores[c.values.store], table: &c.value_table });
+        let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
         Ok(Attention {
-            prepare: Prepare::plan(
-                device,
-                config,
-                layout,
-                &b.projected,
-                &b.turns,
-                &b.queries,
-                cache,
-                layer.projection_bias.as_ref(),
-                gains.map(|g| &g[0]),
-            )?,
-            score: Score::plan(device, config, layout, &b.queries, cache, &b.scores, b.columns, key_up, many)?,
-            values: Values::plan(device, config, layout, &b.scores, b.columns, cache, &layer.value_groups, &b.sums, &b.weights)?,
-            merge: Merge::plan(device, config, layout, &b.sums, &b.weights, &layer.query_heads, &b.attended, value_up)?,
+            prepare: Prepare::plan(device, config, &b.projected, &b.turns, &b.queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
+            score: Score::plan(device, config, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
+            values: Values::plan(device, config, &b.scores, b.columns, exact, slots, values, &layer.value_groups, &b.sums, &b.weights)?,
+            merge: Merge::plan(device, config, &b.sums, &b.weights, &b.attended, up)?,
         })
     }
 
-    /// `tokens` at positions `first`, …, attended to in blocks of at most `block` tokens, each of which sees keys from `window` before it on.
-    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32, block: u32, window: Option<usize>) {
+    /// Queries and exact rows of `tokens` at positions `first`, ….
+    pub fn prepare(&self, pass: &mut Pass, first: u32, tokens: u32) {
         self.prepare.record(pass, first, tokens);
-        let mut at = 0;
-        while at < tokens {
-            let start = window.map_or(0, |w| (first + at + 1).saturating_sub(w as u32));
-            let block = Block { first: first + at, tokens: block.min(tokens - at), at, start };
+    }
+
+    /// The tokens, in blocks of at most `block`, each of which sees keys from `window` before it on, and coded ones as `turn` says.
+    pub fn attend(&self, pass: &mut Pass, first: u32, tokens: u32, block: u32, window: Option<usize>, turn: &Turn) {
+        for at in (0..tokens).step_by(block as usize) {
+            let block = Block::new(first + at, block.min(tokens - at), at, window, turn.reach);
             self.score.record(pass, block);
             self.values.record(pass, block);
             self.merge.record(pass, block);
-            at += block.tokens;
         }
     }
 }
@@ -88,10 +76,10 @@ impl Step {
     pub fn plan(model: &Model, cache: &Cache, b: &Buffers) -> Result<Step> {
         let (device, c) = (&*model.device, &model.config);
         let norm = |gain| Around { norm: Some((gain, c.rms_norm_eps, c.hidden_size)), ..Default::default() };
-        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, cache)| {
+        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, exact)| {
             Ok(LayerStep {
                 projection: Matvec::plan(device, &layer.projection, &b.x, &b.projected, norm(&layer.attention_gain))?,
-                attention: Attention::plan(model, layer, cache, b, false)?,
+                attention: Attention::plan(model, layer, cache, exact, b, false)?,
                 output: Matvec::plan(
                     device,
                     &layer.output,
@@ -114,11 +102,14 @@ impl Step {
     }
 
     /// The token in `tokens[0]`, at `position`.
-    pub fn record(&self, pass: &mut Pass, position: u32) {
+    pub fn record(&self, pass: &mut Pass, position: u32, coding: &Coding, turn: &Turn) {
         self.embed.record(pass, 1);
-        for layer in &self.layers {
+        for (index, layer) in self.layers.iter().enumerate() {
             layer.projection.record(pass);
-            layer.attention.record(pass, position, 1, 1, self.window);
+            layer.attention.prepare(pass, position, 1);
+            coding.record(pass, index, turn, true);
+            layer.attention.attend(pass, position, 1, 1, self.window, turn);
+            coding.record(pass, index, turn, false);
             layer.output.record(pass);
             layer.gate_up.record(pass);
             layer.down.record(pass);

@@ -1,9 +1,11 @@
 //! A checkpoint's weights on the device, laid out as the kernels read them.
 
-use crate::cache::{Layout, Side};
+use crate::cache::Layout;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, Matrix, pad};
-use crate::kernels::{merge, values};
+use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
+use crate::kernels::{merge, pack::Pack, prepare, values};
+use crate::rows::{Holds, RowSet, RowSpec, Side};
 use crate::{Error, Result};
 use half::f16;
 
@@ -12,19 +14,15 @@ const ALIGN: usize = 128;
 
 /// One layer.
 pub(super) struct Layer {
-    pub layout: Layout,
     pub attention_gain: wgpu::Buffer,
-    /// Query heads, key row and value row, `[stride][D]`.
+    /// Query heads, key heads and value heads, each padded to four rows: `[stride][D]`.
     pub projection: Matrix,
-    /// What is added to the projection at once: the query's bias, and the key's and value's where these are stored whole.
-    pub projection_bias: Option<wgpu::Buffer>,
-    /// QK-norm's gains `[2][head_dim]`, and the key's alone.
-    pub gains: Option<[wgpu::Buffer; 2]>,
-    pub key_up: Option<KeyUp>,
+    /// QK-norm's gains and the projection's biases, where the family has either.
+    pub added: Option<wgpu::Buffer>,
+    pub bias: bool,
     pub value_groups: wgpu::Buffer,
-    pub query_heads: wgpu::Buffer,
-    pub value_up: Option<ValueUp>,
-    /// `[D][H·head_dim]`, or with the values' up-projection folded in.
+    pub coded: Option<CodedLayer>,
+    /// `[D][H·pad(head_dim)]`.
     pub output: Matrix,
     pub output_bias: Option<wgpu::Buffer>,
     pub mlp_gain: wgpu::Buffer,
@@ -33,17 +31,26 @@ pub(super) struct Layer {
     pub down: Matrix,
 }
 
-/// What rebuilds keys from latent rows.
-pub(super) struct KeyUp {
-    pub heads: wgpu::Buffer,
-    pub up: wgpu::Buffer,
-    pub bias: Option<wgpu::Buffer>,
+/// What a layer reads coded rows with.
+pub(super) struct CodedLayer {
+    pub keys: Coded,
+    pub values: Coded,
+    /// Whether keys are coded after RoPE, and queries taken to them.
+    pub taken: bool,
+    pub key_table: wgpu::Buffer,
+    pub key_up: wgpu::Buffer,
+    pub value_table: wgpu::Buffer,
+    pub query_heads: wgpu::Buffer,
+    pub value_up: wgpu::Buffer,
+    pub value_means: wgpu::Buffer,
 }
 
-/// What takes summed latent values up to heads.
-pub(super) struct ValueUp {
-    pub up: wgpu::Buffer,
-    pub bias: Option<wgpu::Buffer>,
+/// What a row is coded with.
+pub(super) struct Basis {
+    /// `Aᵀ`, `[r][w]` in f32: rounding would move coordinates from one code to the next.
+    pub down: Matrix,
+    pub mean: wgpu::Buffer,
+    pub table: wgpu::Buffer,
 }
 
 fn padded(mut v: Vec<f32>) -> Vec<f32> {
@@ -51,55 +58,82 @@ fn padded(mut v: Vec<f32>) -> Vec<f32> {
     v
 }
 
-/// Up-projections of a side by key/value head, `[head_dim][width]` each, end to end. A group's tensor is `[heads·head_dim, rank]`.
-fn up_projection(checkpoint: &Checkpoint, prefix: &str, side: &Side, head_dim: usize) -> Result<Vec<f16>> {
-    let mut up = Vec::new();
-    for (g, slice) in side.slices.iter().enumerate() {
-        let data = checkpoint.f16(&format!("{prefix}.{g}.weight"), &[slice.kv_heads * head_dim, slice.rank])?;
-        for row in data.chunks_exact(slice.rank) {
-            widen(&mut up, row, std::iter::once((slice.rank, slice.width)), 1, f16::ZERO);
-        }
-    }
-    Ok(up)
-}
-
-/// From `[head_dim][width]` to `[width / 4][head_dim]` vectors, head by head.
-fn transposed(up: &[f16], side: &Side, head_dim: usize) -> Vec<f16> {
-    let mut out = Vec::with_capacity(up.len());
-    let mut at = 0;
-    for slice in &side.slices {
-        for _ in 0..slice.kv_heads {
-            for v in 0..slice.width / 4 {
-                for dim in 0..head_dim {
-                    out.extend_from_slice(&up[at + dim * slice.width + 4 * v..][..4]);
-                }
-            }
-            at += head_dim * slice.width;
-        }
-    }
-    out
-}
-
-/// Appends `numbers` in runs: the first `rank` of each pair's, then zeros up to its `width`; each number stands for `unit` of them.
-fn widen<T: Copy>(to: &mut Vec<T>, numbers: &[T], runs: impl Iterator<Item = (usize, usize)>, unit: usize, zero: T) {
-    let mut from = 0;
-    for (rank, width) in runs {
-        to.extend_from_slice(&numbers[from * unit..(from + rank) * unit]);
-        to.resize(to.len() + (width - rank) * unit, zero);
-        from += rank;
+/// Appends `numbers` in runs of `width`, each padded to four; each number stands for `unit` of them.
+fn widen<T: Copy>(to: &mut Vec<T>, numbers: &[T], width: usize, unit: usize, zero: T) {
+    for run in numbers.chunks_exact(width * unit) {
+        to.extend_from_slice(run);
+        to.resize(to.len() + (pad(width) - width) * unit, zero);
     }
 }
 
-/// A side's slices as runs.
-fn slices(side: &Side) -> impl Iterator<Item = (usize, usize)> {
-    side.slices.iter().map(|s| (s.rank, s.width))
+/// The numbers, or an error that names them.
+fn checked(what: &str, numbers: Vec<f16>) -> Result<Vec<f16>> {
+    if numbers.iter().all(|x| x.is_finite()) {
+        return Ok(numbers);
+    }
+    Err(Error::Numeric { what: what.into(), message: "a number is beyond what 16 bits hold; --device cpu runs it".into() })
 }
 
-/// A layer's attention: its projection, and what factors add to it.
+impl Basis {
+    pub fn load(device: &Device, rows: &RowSet, row: usize) -> Result<Basis> {
+        let coder = &rows.coders[row];
+        let label = |what: &str| format!("row {row}'s {what}");
+        Ok(Basis {
+            // Column by column `[w, r]` is row by row `[r, w]`.
+            down: Matrix::upload(device, &label("down-projection"), coder.down.as_slice(), coder.down.ncols(), coder.down.nrows(), ALIGN)?,
+            mean: device.upload(&label("mean"), coder.mean.as_slice())?,
+            table: device.upload(&label("table"), &Pack::table(&coder.format))?,
+        })
+    }
+}
+
+/// A side's means by key/value head, `[H_kv][head_dim]`.
+fn means(config: &Config, rows: &RowSet, coded: &Coded) -> Vec<f32> {
+    let slice =
+        |slice: &crate::kernels::coded::Slice| rows.coders[slice.row].mean.as_slice()[slice.offset..][..slice.kv_heads * config.head_dim].to_vec();
+    coded.slices.iter().flat_map(slice).collect()
+}
+
+/// A side's up-projections by key/value head, as `lay` lays them out.
+fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize, usize) -> f32, usize, usize) -> Vec<f16>) -> Vec<f16> {
+    let head = |kv: usize| {
+        let (_, slice) = coded.of_head(kv);
+        let first = slice.offset + (kv - slice.first_head) * config.head_dim;
+        let up = &rows.coders[slice.row].up;
+        lay(&|coordinate, dim| up[(coordinate, first + dim)], up.nrows(), config.head_dim)
+    };
+    (0..config.num_key_value_heads).flat_map(head).collect()
+}
+
+impl CodedLayer {
+    fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
+        let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(config, &rows.specs, layout, layer, side));
+        let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
+        let taken = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
+        let key_up = match taken {
+            true => ups(config, rows, &keys, |up, rank, dim| by_dimensions(up, rank, dim)),
+            false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
+        };
+        let value_up = ups(config, rows, &values, |up, rank, dim| by_coordinates(up, rank, dim));
+        let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
+        Ok(CodedLayer {
+            taken,
+            key_table: device.upload(&label("key table"), &keys.key_table(config, taken, &means(config, rows, &keys)))?,
+            key_up: upload("key up-projection", key_up)?,
+            value_table: device.upload(&label("value table"), &values.value_table())?,
+            query_heads: device.upload(&label("query heads"), &merge::heads(config, &values))?,
+            value_up: upload("value up-projection", value_up)?,
+            value_means: device.upload(&label("value means"), &means(config, rows, &values))?,
+            keys,
+            values,
+        })
+    }
+}
+
+/// The tensors of a layer's attention.
 struct Attention<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a Config,
-    layout: &'a Layout,
     prefix: String,
 }
 
@@ -113,128 +147,82 @@ impl Attention<'_> {
         if self.checkpoint.has(&name) { self.checkpoint.f32(&name, &[width]).map(Some) } else { Ok(None) }
     }
 
-    /// Query heads as runs.
-    fn heads(&self) -> impl Iterator<Item = (usize, usize)> {
-        std::iter::repeat_n((self.config.head_dim, pad(self.config.head_dim)), self.config.num_attention_heads)
+    /// Query heads, key heads, value heads: their tensors and numbers.
+    fn sides(&self) -> [(&'static str, usize); 3] {
+        let c = self.config;
+        [("q_proj", c.num_attention_heads), ("k_proj", c.num_key_value_heads), ("v_proj", c.num_key_value_heads)]
     }
 
-    /// Query heads, key row, value row, each slice with zero rows up to its stored width.
+    /// All heads, each with zero rows up to a multiple of four.
     fn projection(&self) -> Result<Vec<f16>> {
-        let (c, layout) = (self.config, self.layout);
-        let hidden = c.hidden_size;
-        let read = |name: &str, rows: usize| self.checkpoint.f16(&self.name(name), &[rows, hidden]);
-        let rank = |side: &Side| side.slices.iter().map(|s| s.rank).sum::<usize>();
+        let (hidden, dim) = (self.config.hidden_size, self.config.head_dim);
         let mut rows = Vec::new();
-        widen(&mut rows, &read("q_proj.weight", c.num_attention_heads * c.head_dim)?, self.heads(), hidden, f16::ZERO);
-        let keys = if layout.direct { "k_proj.weight" } else { "k_down.weight" };
-        widen(&mut rows, &read(keys, rank(&layout.keys))?, slices(&layout.keys), hidden, f16::ZERO);
-        widen(&mut rows, &read("v_proj.weight", rank(&layout.values))?, slices(&layout.values), hidden, f16::ZERO);
+        for (side, heads) in self.sides() {
+            let weight = self.checkpoint.f16(&self.name(&format!("{side}.weight")), &[heads * dim, hidden])?;
+            widen(&mut rows, &weight, dim, hidden, f16::ZERO);
+        }
         Ok(rows)
     }
 
-    /// The bias of the projection's rows. A latent row has none: its bias is added where it is rebuilt or taken up.
-    fn projection_bias(&self) -> Result<Option<Vec<f32>>> {
-        let (c, layout) = (self.config, self.layout);
-        let (query, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let Some(q) = self.bias("q_proj.bias", query)? else { return Ok(None) };
-        let mut bias = Vec::new();
-        widen(&mut bias, &q, self.heads(), 1, 0.0);
-        for (name, side) in [("k_proj.bias", &layout.keys), ("v_proj.bias", &layout.values)] {
-            match self.bias(name, kv)?.filter(|_| layout.direct) {
-                Some(b) => widen(&mut bias, &b, slices(side), 1, 0.0),
-                None => bias.resize(bias.len() + side.row, 0.0),
+    /// QK-norm's gains `[2][head_dim]`, then the biases of the projection's rows; and whether there are any of these.
+    fn added(&self) -> Result<(Vec<f32>, bool)> {
+        let dim = self.config.head_dim;
+        let (mut added, mut biases, mut any) = (Vec::new(), Vec::new(), false);
+        if self.config.qk_norm {
+            for name in ["q_norm.weight", "k_norm.weight"] {
+                added.extend(self.checkpoint.f32(&self.name(name), &[dim])?);
             }
         }
-        Ok(Some(bias))
+        for (side, heads) in self.sides() {
+            let bias = self.bias(&format!("{side}.bias"), heads * dim)?;
+            any |= bias.is_some();
+            widen(&mut biases, &bias.unwrap_or_else(|| vec![0.0; heads * dim]), dim, 1, 0.0);
+        }
+        added.extend(biases.into_iter().filter(|_| any));
+        Ok((added, any))
     }
 
-    /// `[D, H·head_dim]` where values were taken up to whole heads. Else it takes the sums as they are, whole heads or latent rows, padded as they are stored.
+    /// `[D][H·pad(head_dim)]`.
     fn output(&self, device: &Device, label: &str) -> Result<Matrix> {
-        let (c, layout) = (self.config, self.layout);
-        let (name, hidden) = (self.name("o_proj.weight"), c.hidden_size);
-        if layout.up {
-            let width = c.num_attention_heads * c.head_dim;
-            return Matrix::upload(device, label, &self.checkpoint.f16(&name, &[hidden, width])?, hidden, width, ALIGN);
-        }
-        let runs: Vec<_> = (0..c.num_attention_heads).map(|h| layout.values.of_head(h / c.group_size())).map(|s| (s.rank, s.width)).collect();
-        let rank = runs.iter().map(|(rank, _)| rank).sum();
+        let (c, hidden) = (self.config, self.config.hidden_size);
         let mut wide = Vec::new();
-        for row in self.checkpoint.f16(&name, &[hidden, rank])?.chunks_exact(rank) {
-            widen(&mut wide, row, runs.iter().copied(), 1, f16::ZERO);
-        }
-        Matrix::upload(device, label, &wide, hidden, layout.sums(c).1, ALIGN)
+        let weight = self.checkpoint.f16(&self.name("o_proj.weight"), &[hidden, c.num_attention_heads * c.head_dim])?;
+        widen(&mut wide, &weight, c.head_dim, 1, f16::ZERO);
+        Matrix::upload(device, label, &wide, hidden, c.num_attention_heads * pad(c.head_dim), ALIGN)
     }
 }
 
 impl Layer {
-    pub fn load(device: &Device, checkpoint: &Checkpoint, l: usize) -> Result<Layer> {
+    pub fn load(device: &Device, checkpoint: &Checkpoint, rows: Option<(&RowSet, &Layout)>, l: usize) -> Result<Layer> {
         let c = checkpoint.config();
-        let layout = Layout::new(c, checkpoint.factored().map(|f| &f.layers[l]));
-        let (hidden, ffn, kv) = (c.hidden_size, c.intermediate_size, c.num_key_value_heads * c.head_dim);
+        let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
         let prefix = format!("model.layers.{l}");
         let at = |rest: &str| format!("{prefix}.{rest}");
         let label = |what: &str| format!("layer {l}'s {what}");
         let gain = |rest: &str, width: usize| device.upload(&at(rest), &padded(checkpoint.f32(&at(rest), &[width])?));
-        let attention = Attention { checkpoint, config: c, layout: &layout, prefix: at("self_attn") };
+        let attention = Attention { checkpoint, config: c, prefix: at("self_attn") };
 
-        let floats = |what: &str, data: Option<Vec<f32>>| data.map(|b| device.upload(&label(what), &padded(b))).transpose();
         let projection = attention.projection()?;
-        let rows = c.num_attention_heads * pad(c.head_dim) + layout.keys.row + layout.values.row;
-        let gains = if c.qk_norm {
-            let q = checkpoint.f32(&at("self_attn.q_norm.weight"), &[c.head_dim])?;
-            let k = checkpoint.f32(&at("self_attn.k_norm.weight"), &[c.head_dim])?;
-            Some([device.upload(&label("QK-norm"), &[q, k.clone()].concat())?, device.upload(&label("key norm"), &k)?])
-        } else {
-            None
-        };
-
-        let key_up = if layout.direct {
-            None
-        } else {
-            let vectors = merge::up_vectors(&layout.keys, c);
-            let head = |h: usize| {
-                let slice = layout.keys.of_head(h);
-                [slice.at / 4, slice.width / 4, vectors[h], 0].map(|n| n as u32)
-            };
-            let heads: Vec<u32> = (0..c.num_key_value_heads).flat_map(head).collect();
-            let up = up_projection(checkpoint, &at("self_attn.k_up"), &layout.keys, c.head_dim)?;
-            Some(KeyUp {
-                heads: device.upload(&label("key slices"), &heads)?,
-                up: device.upload(&label("key up-projection"), &transposed(&up, &layout.keys, c.head_dim))?,
-                bias: floats("key bias", attention.bias("k_proj.bias", kv)?)?,
-            })
-        };
-        let value_up = if layout.up {
-            Some(ValueUp {
-                up: device.upload(&label("value up-projection"), &up_projection(checkpoint, &at("self_attn.v_up"), &layout.values, c.head_dim)?)?,
-                bias: floats("value bias", attention.bias("v_proj.bias", kv)?)?,
-            })
-        } else {
-            None
-        };
-
+        let (added, bias) = attention.added()?;
+        let coded = rows.map(|(rows, layout)| CodedLayer::load(device, c, rows, layout, l)).transpose()?;
         let output = attention.output(device, &label("output projection"))?;
         let gate = checkpoint.f16(&at("mlp.gate_proj.weight"), &[ffn, hidden])?;
         let up = checkpoint.f16(&at("mlp.up_proj.weight"), &[ffn, hidden])?;
         let pairs: Vec<f16> = gate.chunks_exact(hidden).zip(up.chunks_exact(hidden)).flat_map(|(g, u)| g.iter().chain(u).copied()).collect();
         let down = checkpoint.f16(&at("mlp.down_proj.weight"), &[hidden, ffn])?;
-        let projection_bias = floats("projection bias", attention.projection_bias()?)?;
-        let output_bias = floats("output bias", attention.bias("o_proj.bias", hidden)?)?;
+        let output_bias = attention.bias("o_proj.bias", hidden)?.map(|b| device.upload(&label("output bias"), &padded(b))).transpose()?;
         Ok(Layer {
             attention_gain: gain("input_layernorm.weight", hidden)?,
-            projection: Matrix::upload(device, &label("projection"), &projection, rows, hidden, ALIGN)?,
-            projection_bias,
-            gains,
-            key_up,
-            value_groups: device.upload(&label("value slices"), &values::groups(c, &layout))?,
-            query_heads: device.upload(&label("query heads"), &merge::heads(c, &layout))?,
-            value_up,
+            projection: Matrix::upload(device, &label("projection"), &projection, prepare::stride(c), hidden, ALIGN)?,
+            added: if added.is_empty() { None } else { Some(device.upload(&label("norms and biases"), &added)?) },
+            bias,
+            value_groups: device.upload(&label("value groups"), &values::groups(c, coded.as_ref().map(|coded| &coded.values)).0)?,
+            coded,
             output,
             output_bias,
             mlp_gain: gain("post_attention_layernorm.weight", hidden)?,
             gate_up: Matrix::upload(device, &label("gate and up projection"), &pairs, 2 * ffn, hidden, ALIGN)?,
             down: Matrix::upload(device, &label("down projection"), &down, hidden, ffn, ALIGN)?,
-            layout,
         })
     }
 }
@@ -263,11 +251,22 @@ impl Ends {
 }
 
 /// What the kernels cannot be made for, said before weights are read.
-pub(super) fn check(checkpoint: &Checkpoint) -> Result<()> {
-    let head_dim = checkpoint.config().head_dim;
-    if head_dim > 512 {
-        let message = format!("heads are {head_dim} numbers wide; the GPU kernels take up to 512. --device cpu runs it");
-        return Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });
+pub(super) fn check(checkpoint: &Checkpoint, rows: Option<&[RowSpec]>) -> Result<()> {
+    let config = checkpoint.config();
+    let refuse = |message: String| Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });
+    if config.head_dim > 512 {
+        return refuse(format!("heads are {} numbers wide; the GPU kernels take up to 512. --device cpu runs it", config.head_dim));
+    }
+    let Some(specs) = rows else { return Ok(()) };
+    RowSet::check(specs, config).map_err(|message| Error::Argument { name: "rows".into(), message })?;
+    for layer in 0..config.num_hidden_layers {
+        let keys = RowSet::sources(specs, layer, Side::Keys, config.head_dim);
+        let turned = keys.iter().filter(|source| specs[source.row].holds == Holds::TurnedKeys).count();
+        if turned > 0 && turned < keys.len() {
+            return refuse(format!(
+                "layer {layer} codes some keys before RoPE and others after it, which the GPU kernels do not take. --device cpu runs it"
+            ));
+        }
     }
     Ok(())
 }

@@ -1,8 +1,7 @@
-//! A weight matrix on the device: f16, row-major, rows padded to whole vectors, split by rows where one binding would be too large.
+//! A weight matrix on the device: f16 or f32, row-major, rows padded to whole vectors, split by rows where one binding would be too large.
 
 use super::Device;
 use crate::{Error, Result};
-use half::f16;
 
 /// Rounds a width up to the four numbers that one load takes.
 pub const fn pad(width: usize) -> usize {
@@ -16,26 +15,28 @@ pub struct Part {
     pub(crate) rows: u32,
 }
 
-/// `[rows][pad(cols)]` in f16, the padding zero.
+/// `[rows][pad(cols)]`, the padding zero.
 pub struct Matrix {
     pub(crate) parts: Vec<Part>,
     /// Output width.
     pub rows: u32,
     /// Input width, as its producer pads it.
     pub stride: u32,
+    /// Whether numbers are f32, not f16.
+    pub(crate) full: bool,
 }
 
 impl Matrix {
-    /// Uploads row-major `[rows][cols]` numbers. Every part but the last has a multiple of `align` rows (at most 128).
+    /// Uploads row-major `[rows][cols]` numbers, f16 or f32. Every part but the last has a multiple of `align` rows (at most 128).
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] with the label.
-    pub fn upload(device: &Device, label: &str, data: &[f16], rows: usize, cols: usize, align: usize) -> Result<Matrix> {
+    pub fn upload<T: bytemuck::Pod>(device: &Device, label: &str, data: &[T], rows: usize, cols: usize, align: usize) -> Result<Matrix> {
         debug_assert_eq!(data.len(), rows * cols);
-        let stride = pad(cols);
-        let fitting = (device.max_binding() / (2 * stride as u64)) as usize / align * align;
+        let (stride, bytes) = (pad(cols), size_of::<T>());
+        let fitting = (device.max_binding() / (bytes * stride) as u64) as usize / align * align;
         if fitting == 0 {
-            return Err(Error::OutOfMemory { what: format!("{label}: {align} rows"), bytes: (2 * stride * align) as u64 });
+            return Err(Error::OutOfMemory { what: format!("{label}: {align} rows"), bytes: (bytes * stride * align) as u64 });
         }
         let mut parts = Vec::new();
         let mut first = 0;
@@ -45,7 +46,7 @@ impl Matrix {
             let buffer = if stride == cols {
                 device.upload(label, chunk)?
             } else {
-                let mut padded = vec![f16::ZERO; count * stride];
+                let mut padded = vec![T::zeroed(); count * stride];
                 for (to, from) in padded.chunks_exact_mut(stride).zip(chunk.chunks_exact(cols)) {
                     to[..cols].copy_from_slice(from);
                 }
@@ -54,6 +55,6 @@ impl Matrix {
             parts.push(Part { buffer, first: first as u32, rows: count as u32 });
             first += count;
         }
-        Ok(Matrix { parts, rows: rows as u32, stride: stride as u32 })
+        Ok(Matrix { parts, rows: rows as u32, stride: stride as u32, full: bytes == 4 })
     }
 }

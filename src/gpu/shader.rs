@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 pub const SOURCES: &[(&str, &str)] = &[
     ("argmax.wgsl", include_str!("../../shaders/argmax.wgsl")),
     ("embed.wgsl", include_str!("../../shaders/embed.wgsl")),
+    ("gather.wgsl", include_str!("../../shaders/gather.wgsl")),
     ("matmul.wgsl", include_str!("../../shaders/matmul.wgsl")),
     ("matvec.wgsl", include_str!("../../shaders/matvec.wgsl")),
     ("merge.wgsl", include_str!("../../shaders/merge.wgsl")),
     ("norm.wgsl", include_str!("../../shaders/norm.wgsl")),
+    ("pack.wgsl", include_str!("../../shaders/pack.wgsl")),
     ("prepare.wgsl", include_str!("../../shaders/prepare.wgsl")),
     ("roofline.wgsl", include_str!("../../shaders/roofline.wgsl")),
     ("score.wgsl", include_str!("../../shaders/score.wgsl")),
@@ -20,7 +22,9 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/half.wgsl", include_str!("../../shaders/lib/half.wgsl")),
     ("lib/lowest.wgsl", include_str!("../../shaders/lib/lowest.wgsl")),
     ("lib/reduce.wgsl", include_str!("../../shaders/lib/reduce.wgsl")),
+    ("lib/ring.wgsl", include_str!("../../shaders/lib/ring.wgsl")),
     ("lib/rope.wgsl", include_str!("../../shaders/lib/rope.wgsl")),
+    ("lib/rows.wgsl", include_str!("../../shaders/lib/rows.wgsl")),
 ];
 
 /// One variant's text: `enable` line, constants, then the file with its includes and conditions resolved.

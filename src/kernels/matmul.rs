@@ -36,13 +36,14 @@ fn variant(flags: &[&'static str]) -> Spec {
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    [&[][..], &["GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags)).collect()
+    [&[][..], &["FULL"], &["GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags)).collect()
 }
 
 impl Matmul {
     /// `x`: `[n][weights.stride]` f32, padding zero; `out`: `[n][stride]`. [`Around::norm`] does not apply.
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, stride: usize, around: Around) -> Result<Matmul> {
-        let flags = around.flags();
+        let mut flags = around.flags();
+        flags.extend(weights.full.then_some("FULL"));
         let parts = weights.parts.iter().map(|part| {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(around.bias);
@@ -64,7 +65,23 @@ impl Matmul {
 mod tests {
     use super::*;
     use crate::kernels::matvec::tests::{BINDING, CASES};
-    use crate::kernels::oracle::{assert_close, devices, run};
+    use crate::kernels::oracle::{assert_close, devices, numbers, run};
+
+    #[test]
+    fn weights_in_f32_are_not_rounded() {
+        let (rows, cols, tokens) = (150, 70, 33);
+        let (weights, mut x) = (numbers(1, rows * cols), numbers(2, tokens * 72));
+        (0..tokens).for_each(|t| x[t * 72 + cols..][..2].fill(0.0));
+        let dot = |t: usize, row: usize| (0..cols).map(|k| f64::from(weights[row * cols + k]) * f64::from(x[t * 72 + k])).sum();
+        let expected: Vec<f64> = (0..tokens).flat_map(|t| (0..rows).map(move |row| (t, row))).map(|(t, row)| dot(t, row)).collect();
+        for device in devices(None) {
+            let matrix = Matrix::upload(&device, "weights", &weights, rows, cols, 128).unwrap();
+            let (x, out) = (device.upload("x", &x).unwrap(), device.buffer("out", expected.len() as u64 * 4).unwrap());
+            let matmul = Matmul::plan(&device, &matrix, &x, &out, rows, Around::default()).unwrap();
+            let got = run::<f32>(&device, &out, expected.len(), |pass| matmul.record(pass, tokens as u32));
+            assert_close(got.into_iter().map(f64::from), &expected, 1e-12, &format!("{:?}", device.tier()));
+        }
+    }
 
     #[test]
     fn many_tokens_by_every_variant() {

@@ -1,10 +1,10 @@
-//! `merge.wgsl`: joins the splits of one attention and, where values are latent rows, takes them up to whole heads.
+//! `merge.wgsl`: joins the splits of one attention and takes sums of coordinates up to whole heads.
 
+use super::coded::Coded;
 use super::score::Block;
-use super::values::{SPLITS, splits};
+use super::values::{SPLITS, splits, sums};
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::cache::Layout;
 use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
 
@@ -12,183 +12,181 @@ use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Step {
     splits: u32,
+    exact: u32,
     at: u32,
     stride: u32,
+    sums: u32,
 }
 
-/// What latent values need.
+/// What sums of coordinates need.
 #[derive(Clone, Copy)]
 pub(crate) struct Up<'a> {
-    /// By key/value head, `[head_dim][width]` f16.
+    pub coded: &'a Coded,
+    /// [`heads`]'s table.
+    pub heads: &'a wgpu::Buffer,
+    /// By key/value head, `[rank / 4][head_dim]` vectors of f16.
     pub up: &'a wgpu::Buffer,
     /// `[H_kv][head_dim]` f32.
-    pub bias: Option<&'a wgpu::Buffer>,
+    pub means: &'a wgpu::Buffer,
 }
 
 /// Joins one layer's splits.
 pub struct Merge {
     kernel: Kernel,
     heads: u32,
-    stride: u32,
+    step: Step,
 }
 
-fn variant(config: &Config, layout: &Layout, bias: bool) -> Spec {
-    let mut flags = Vec::new();
-    let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write)];
-    if layout.up {
-        flags.push("UP");
-        bindings.push((4, Access::Read));
-        if bias {
-            flags.push("BIAS");
-            bindings.push((5, Access::Read));
-        }
-    }
+fn variant(config: &Config, coded: bool) -> Spec {
+    let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     let head = config.head_dim as u32;
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("HEADS", config.num_attention_heads as u32),
         ("HEAD", head),
         ("OUTPUTS", head.div_ceil(WORKGROUP)),
-        ("SPLITS", SPLITS),
-        ("SUMS", layout.sums(config).1 as u32),
+        ("SPLITS", 2 * SPLITS),
     ];
-    spec("merge.wgsl", &flags, &constants, &bindings)
+    if !coded {
+        return spec("merge.wgsl", &[], &constants, &bindings);
+    }
+    bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
+    spec("merge.wgsl", &["CODED"], &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::shapes().iter().flat_map(|(config, layout)| [true, false].map(|bias| variant(config, layout, bias))).collect()
+    super::score::configs().iter().flat_map(|config| [true, false].map(|coded| variant(config, coded))).collect()
 }
 
-/// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its vectors, vector of `up` at which its key/value head begins, that head.
-pub(crate) fn heads(config: &Config, layout: &Layout) -> Vec<u32> {
-    let (at, _) = layout.sums(config);
-    let up = up_vectors(&layout.values, config);
+/// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its vectors, vector of `up` and number of `means` at which its key/value head begins.
+pub(crate) fn heads(config: &Config, coded: &Coded) -> Vec<u32> {
+    let at = coded.sums(config);
+    let up = coded.ups(config);
     let head = |h: usize| {
         let kv = h / config.group_size();
-        [at[h] / 4, layout.values.of_head(kv).width / 4, up[kv], kv].map(|n| n as u32)
+        [at[h], coded.rank(kv) / 4, up[kv], kv * config.head_dim].map(|n| n as u32)
     };
     (0..config.num_attention_heads).flat_map(head).collect()
 }
 
-/// Where each key/value head's rows of an up-projection begin, in vectors, when all are laid end to end as `[head_dim][width]`.
-pub(crate) fn up_vectors(side: &crate::cache::Side, config: &Config) -> Vec<usize> {
-    let mut at = 0;
-    let head = |kv| {
-        let begin = at;
-        at += config.head_dim * side.of_head(kv).width / 4;
-        begin
-    };
-    (0..config.num_key_value_heads).map(head).collect()
-}
-
 impl Merge {
-    /// `sums`, `weights` as [`super::values`] writes them; `heads`: [`heads`]'s table; `out`: `[n][pad(H·head_dim)]`, or `[n][Σ widths]` without `up`.
-    #[allow(clippy::too_many_arguments)]
+    /// `from`, `weights` as [`super::values`] writes them; `out`: `[n][H][pad(head_dim)]`.
     pub(crate) fn plan(
         device: &Device,
         config: &Config,
-        layout: &Layout,
-        sums: &wgpu::Buffer,
+        from: &wgpu::Buffer,
         weights: &wgpu::Buffer,
-        heads: &wgpu::Buffer,
         out: &wgpu::Buffer,
         up: Option<Up>,
     ) -> Result<Merge> {
-        let mut buffers = vec![sums, weights, heads, out];
-        let mut bias = false;
-        if let Some(up) = up {
-            buffers.push(up.up);
-            buffers.extend(up.bias);
-            bias = up.bias.is_some();
-        }
-        let stride = if layout.up { pad(config.num_attention_heads * config.head_dim) } else { layout.sums(config).1 };
-        Ok(Merge { kernel: device.kernel(variant(config, layout, bias), &buffers)?, heads: config.num_attention_heads as u32, stride: stride as u32 })
+        let mut buffers = vec![from, weights, out];
+        buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
+        let heads = config.num_attention_heads;
+        let step = Step {
+            stride: (heads * pad(config.head_dim)) as u32,
+            sums: sums(config, up.map(|up| up.coded)) as u32 / 4,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        Ok(Merge { kernel: device.kernel(variant(config, up.is_some()), &buffers)?, heads: heads as u32, step })
     }
 
     /// One workgroup per query head and token.
     pub fn record(&self, pass: &mut Pass, block: Block) {
-        let step = Step { splits: splits(block).0, at: block.at, stride: self.stride };
-        self.kernel.record(pass, &step, [self.heads, block.tokens, 1]);
+        let [(exact, _), (coded, _)] = splits(block);
+        self.kernel.record(pass, &Step { splits: exact + coded, exact, at: block.at, ..self.step }, [self.heads, block.tokens, 1]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::LayerCache;
-    use crate::checkpoint::{FactoredLayer, Group};
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::cache::{LayerCache, Slots};
+    use crate::kernels::coded::by_coordinates;
+    use crate::kernels::oracle::{assert_close, coded_side, devices, halves, numbers, run};
+    use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
-    use crate::kernels::values::{Values, groups};
+    use crate::kernels::values::{CodedValues, Values, groups};
+    use crate::rows::{Band, Exact, Format, Scale};
 
     /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one token) and once in a single pass (the same token twice): both are
-    /// the definition, and each other. Values are whole heads, or latent rows of uneven groups: one wider than a block of the sum and a slab of the merge.
+    /// the definition, and each other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one wider than a slab of the merge.
     #[test]
     fn splits_equal_one_pass_and_the_definition() {
-        let group = |kv_heads, rank| Group { kv_heads, rank };
-        let factors = |fused| FactoredLayer { key_groups: vec![group(3, 4)], value_groups: vec![group(2, 1030), group(1, 9)], fused };
         let (start, keys, capacity) = (7, 5000, 5011);
-        for factors in [None, Some(factors(true)), Some(factors(false))] {
-            let c = config(false, None, 6, 3, 14);
-            let layout = Layout::new(&c, factors.as_ref());
-            let (heads, row, vectors) = (c.num_attention_heads, layout.values.row, up_vectors(&layout.values, &c));
-            // Scores far apart, so that splits differ in what they add.
-            let scores: Vec<f32> = numbers(1, heads * capacity).into_iter().map(|x| 12.0 * x).collect();
-            let rows = halves(2, (start + keys) * row);
-            let up = halves(3, layout.values.slices.iter().map(|s| s.kv_heads * s.width * c.head_dim).sum());
-            let bias = numbers(4, c.num_key_value_heads * c.head_dim);
-
-            let head = |h: usize| {
-                let (kv, line) = (h / c.group_size(), &scores[h * capacity..][..keys]);
-                let slice = layout.values.of_head(kv);
-                let total: f64 = line.iter().map(|s| (*s as f64).exp()).sum();
-                let mut sum = vec![0.0; slice.width];
-                for (k, s) in line.iter().enumerate() {
-                    let p = (*s as f64).exp() / total;
-                    let value = &rows[(start + k) * row + slice.at..][..slice.width];
-                    sum.iter_mut().zip(value).for_each(|(u, v)| *u += p * v.to_f64());
-                }
-                if !layout.up {
-                    return sum;
-                }
-                let at = |dim: usize, i: usize| up[4 * vectors[kv] + dim * slice.width + i].to_f64();
-                (0..c.head_dim).map(|d| bias[kv * c.head_dim + d] as f64 + sum.iter().enumerate().map(|(i, u)| u * at(d, i)).sum::<f64>()).collect()
+        let formats = formats();
+        let wide = Format { bands: vec![Band { bits: 2, runs: 65 }], scale: Scale::Fixed };
+        let c = config(false, None, 6, 3, 14);
+        let (heads, padded, columns) = (c.num_attention_heads, pad(c.head_dim), 5300);
+        let side = coded_side(&c, &[(2, &wide), (1, &formats[1])], capacity);
+        let (means, last) = (numbers(4, 3 * 14), start + keys - 1);
+        for coded in [false, true] {
+            let exact = Exact { sinks: 3, recent: 5 };
+            let slots = if coded { Slots::new(&exact, 200, capacity) } else { Slots::ALL };
+            let reach = coded.then(|| exact.reach(last, 1, false, 0));
+            let mut ring = halves(2, 3 * padded * if coded { slots.count() } else { capacity });
+            ring.iter_mut().enumerate().filter(|(i, _)| i % padded >= 14).for_each(|(_, padding)| *padding = half::f16::ZERO);
+            let at = |tokens: u32, at: u32| Block::new(last as u32 + 1 - tokens, tokens, at, Some(keys), reach);
+            // Scores far apart, so that splits differ in what they add; by key, since the columns of two tokens differ.
+            let by_key = numbers(1, heads * capacity);
+            let scores = |block: Block| -> Vec<f32> {
+                let count = (block.exact() + block.coded) as usize;
+                let score = |h: usize, column: usize| {
+                    let exact = column < block.exact() as usize;
+                    let key = if exact { block.exact_key(column as u32) as usize } else { (block.start + column as u32 - block.exact()) as usize };
+                    let seen = column < count && key >= start && reach.is_none_or(|reach| reach.coded(last, key) != exact);
+                    if seen { 12.0 * by_key[h * capacity + key] } else { -3.4028234e38 }
+                };
+                let token: Vec<f32> =
+                    (0..heads).flat_map(|h| (0..columns).map(move |column| (h, column))).map(|(h, column)| score(h, column)).collect();
+                token.repeat(block.tokens as usize)
             };
-            let expected: Vec<f64> = (0..heads).flat_map(head).collect();
-
+            let value = |kv: usize, key: usize| -> Vec<f64> {
+                if reach.is_some_and(|reach| reach.coded(last, key)) {
+                    let z = &side.coordinates[side.coded.of_head(kv).0][key];
+                    let dim =
+                        |d: usize| f64::from(means[kv * 14 + d]) + z.iter().enumerate().map(|(i, z)| z * f64::from(side.up(kv, i, d))).sum::<f64>();
+                    (0..14).map(dim).collect()
+                } else {
+                    let slot = if coded { slots.of(key) } else { key };
+                    ring[(slot * 3 + kv) * padded..][..14].iter().map(|v| v.to_f64()).collect()
+                }
+            };
+            let mut expected = vec![0.0; heads * padded];
+            for (h, out) in expected.chunks_exact_mut(padded).enumerate() {
+                let p = |key: usize| (12.0 * f64::from(by_key[h * capacity + key])).exp();
+                let total: f64 = (start..=last).map(p).sum();
+                (start..=last).for_each(|key| value(h / 2, key).iter().zip(&mut *out).for_each(|(v, out)| *out += p(key) / total * v));
+            }
+            let up: Vec<_> = (0..3).flat_map(|kv| by_coordinates(|i, d| side.up(kv, i, d), side.coded.rank(kv), 14)).collect();
             for device in devices(None) {
-                let scores = device.upload("scores", &[&scores[..], &scores].concat()).unwrap();
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap() };
-                let table = device.upload("slices", &groups(&c, &layout)).unwrap();
-                let sums = device.buffer("sums", SPLITS as u64 * layout.sums(&c).1 as u64 * 4).unwrap();
-                let weights = device.buffer("weights", SPLITS as u64 * heads as u64 * 8).unwrap();
-                let values = Values::plan(&device, &c, &layout, &scores, capacity, &cache, &table, &sums, &weights).unwrap();
-                let (table, up, bias) = (
-                    device.upload("heads", &super::heads(&c, &layout)).unwrap(),
-                    device.upload("up", &up).unwrap(),
-                    device.upload("bias", &bias).unwrap(),
-                );
-                let out = device.buffer("out", 3 * pad(expected.len()) as u64 * 4).unwrap();
-                let up = layout.up.then_some(Up { up: &up, bias: Some(&bias) });
-                let merge = Merge::plan(&device, &c, &layout, &sums, &weights, &table, &out, up).unwrap();
-                let attend = |tokens: u32, at: u32| {
-                    let block = Block { first: (start + keys) as u32 - tokens, tokens, at, start: start as u32 };
-                    assert_eq!(splits(block).0, if tokens == 1 { 20 } else { 1 });
-                    let got = run::<f32>(&device, &out, 3 * pad(expected.len()), |pass| {
+                let sides = coded.then_some(&side.coded);
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap() };
+                let table = device.upload("groups", &groups(&c, sides).0).unwrap();
+                let from = device.buffer("sums", 2 * SPLITS as u64 * sums(&c, sides) as u64 * 4).unwrap();
+                let weights = device.buffer("weights", 2 * SPLITS as u64 * heads as u64 * 8).unwrap();
+                let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
+                let lines = device.upload("heads", &super::heads(&c, &side.coded)).unwrap();
+                let (up, means) = (device.upload("up", &up).unwrap(), device.upload("means", &means).unwrap());
+                let out = device.buffer("out", 3 * expected.len() as u64 * 4).unwrap();
+                let attend = |block: Block| {
+                    let scores = device.upload("scores", &scores(block)).unwrap();
+                    let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs });
+                    let values = Values::plan(&device, &c, &scores, columns, &cache, slots, coded, &table, &from, &weights).unwrap();
+                    let up = sides.map(|coded| Up { coded, heads: &lines, up: &up, means: &means });
+                    let merge = Merge::plan(&device, &c, &from, &weights, &out, up).unwrap();
+                    let got = run::<f32>(&device, &out, 3 * expected.len(), |pass| {
                         values.record(pass, block);
                         merge.record(pass, block);
                     });
-                    got.chunks_exact(pad(expected.len()))
-                        .skip(at as usize)
-                        .take(tokens as usize)
-                        .flat_map(|t| t[..expected.len()].to_vec())
-                        .map(f64::from)
+                    got[block.at as usize * expected.len()..][..block.tokens as usize * expected.len()]
+                        .iter()
+                        .map(|x| f64::from(*x))
                         .collect::<Vec<_>>()
                 };
-                let what = |way: &str| format!("{way}, {:?} of {} numbers, {:?}", layout.up, layout.sums(&c).1, device.tier());
-                let once = attend(1, 2);
-                assert_close(once.iter().copied(), &expected, 1e-10, &what("splits"));
-                assert_close(attend(2, 0), &[&once[..], &once].concat(), 1e-10, &what("one pass"));
+                let what = |way: &str| format!("{way}, coded: {coded}, {:?}", device.tier());
+                let once = attend(at(1, 2));
+                assert_close(once.iter().copied(), &expected, 1e-9, &what("splits"));
+                assert_close(attend(at(2, 0)), &[&once[..], &once].concat(), 1e-9, &what("one pass"));
             }
         }
     }

@@ -4,13 +4,19 @@
 //! [`values`] → [`merge`] (and the values' up-projection) → [`matvec`] (output projection onto the residual) → [`matvec`] (norm, gate, up, SiLU) → [`matvec`] (down,
 //! onto the residual): eight dispatches. Scoring and summing are two kernels, not one, because their groups differ: keys are scored by key/value head, while
 //! value rows may belong to all heads at once, and a fused kernel would read those once per head.
+//!
+//! Beside coded rows the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
+//! coordinates) → [`pack`].
 
 pub mod argmax;
+pub(crate) mod coded;
 pub mod embed;
+pub mod gather;
 pub mod matmul;
 pub mod matvec;
 pub mod merge;
 pub mod norm;
+pub mod pack;
 pub mod prepare;
 pub mod score;
 pub mod values;
@@ -42,10 +48,12 @@ pub fn variants() -> Vec<Spec> {
     [
         argmax::variants(),
         embed::variants(),
+        gather::variants(),
         matmul::variants(),
         matvec::variants(),
         merge::variants(),
         norm::variants(),
+        pack::variants(),
         prepare::variants(),
         score::variants(),
         values::variants(),
@@ -57,8 +65,10 @@ pub fn variants() -> Vec<Spec> {
 /// What the kernels' tests share: devices of every tier, numbers, running and reading back.
 #[cfg(test)]
 mod oracle {
+    use super::coded::{Coded, Slice};
     use crate::checkpoint::Config;
     use crate::gpu::{Device, Options, Pass, Tier};
+    use crate::rows::Format;
     use half::f16;
     use std::sync::Arc;
 
@@ -111,5 +121,58 @@ mod oracle {
             if i < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
         };
         (0..head.len()).map(turn).collect()
+    }
+
+    /// One side of a layer, coded at random.
+    pub struct CodedSide {
+        pub coded: Coded,
+        /// `[capacity][words]`.
+        pub rows: Vec<u32>,
+        /// By slice and token, what the rows decode to.
+        pub coordinates: Vec<Vec<Vec<f64>>>,
+        /// By slice, `[rank][heads · head_dim]`, as f16 holds them.
+        ups: Vec<Vec<f32>>,
+        head_dim: usize,
+    }
+
+    impl CodedSide {
+        /// A key/value head's up-projection.
+        pub fn up(&self, kv: usize, coordinate: usize, dim: usize) -> f32 {
+            let (i, slice) = self.coded.of_head(kv);
+            self.ups[i][(coordinate * slice.kv_heads + kv - slice.first_head) * self.head_dim + dim]
+        }
+    }
+
+    /// Slices of so many heads in such formats, behind one another with a word between.
+    pub fn coded_side(config: &Config, slices: &[(usize, &Format)], capacity: usize) -> CodedSide {
+        let (mut word, mut first_head) = (1, 0);
+        let slice = |(row, &(kv_heads, format)): (usize, &(usize, &Format))| {
+            let slice = Slice { row, word, offset: 0, first_head, kv_heads, format: format.clone() };
+            word += format.words() + 1;
+            first_head += kv_heads;
+            slice
+        };
+        let slices: Vec<Slice> = slices.iter().enumerate().map(slice).collect();
+        assert_eq!(first_head, config.num_key_value_heads);
+        let mut side = CodedSide {
+            rows: vec![0; capacity * word],
+            coordinates: Vec::new(),
+            ups: Vec::new(),
+            head_dim: config.head_dim,
+            coded: Coded { store: 0, words: word, slices },
+        };
+        for (i, slice) in side.coded.slices.iter().enumerate() {
+            let (rank, words) = (slice.format.rank(), slice.format.words());
+            let encoded = |(token, z): (usize, &[f32])| {
+                let words = &mut side.rows[token * side.coded.words + slice.word..][..words];
+                slice.format.encode(z, words);
+                let mut z = vec![0.0; rank];
+                slice.format.decode(words, &mut z);
+                z.into_iter().map(f64::from).collect()
+            };
+            side.coordinates.push(numbers(i as u64 + 20, capacity * rank).chunks_exact(rank).enumerate().map(encoded).collect());
+            side.ups.push(halves(i as u64 + 40, rank * slice.kv_heads * config.head_dim).into_iter().map(f32::from).collect());
+        }
+        side
     }
 }

@@ -1,8 +1,9 @@
-//! `prepare.wgsl`: bias, QK-norm and RoPE, and the append of new rows to the cache.
+//! `prepare.wgsl`: bias, QK-norm and RoPE, the append of new exact rows to the cache, and queries for coded keys.
 
+use super::coded::{BOOKS, Coded};
 use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Layout};
+use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
 
@@ -11,73 +12,97 @@ use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
 struct Step {
     first: u32,
     stride: u32,
+    queries: u32,
+    sinks: u32,
+    ring: u32,
     epsilon: f32,
 }
 
-/// Makes a layer's queries and cache rows from its projection.
+/// What takes queries to the coordinates of coded keys.
+#[derive(Clone, Copy)]
+pub(crate) struct Taken<'a> {
+    pub coded: &'a Coded,
+    /// [`Coded::key_table`].
+    pub table: &'a wgpu::Buffer,
+    /// By key/value head, `[pad(head_dim) / 4][rank]` vectors of f16.
+    pub up: &'a wgpu::Buffer,
+}
+
+/// Makes a layer's queries and exact rows from its projection.
 pub struct Prepare {
     kernel: Kernel,
     step: Step,
     units: u32,
 }
 
-/// Numbers of a latent row that one workgroup copies.
+/// Numbers of a row of values that one workgroup copies.
 const BLOCK: usize = WORKGROUP as usize * 4;
 
-fn variant(config: &Config, layout: &Layout, bias: bool) -> (Spec, u32) {
+fn variant(config: &Config, bias: bool, taken: bool) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
-    if layout.direct {
-        flags.push("DIRECT");
-    }
-    if bias {
-        flags.push("BIAS");
+    flags.extend([(bias, "BIAS"), (config.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
+    if !flags.is_empty() {
+        flags.push("ADDED");
         bindings.push((5, Access::Read));
     }
-    if config.qk_norm {
-        flags.push("QK_NORM");
-        bindings.push((6, Access::Read));
+    if taken {
+        flags.push("TAKEN");
+        bindings.extend([(6, Access::Read), (7, Access::Read)]);
     }
-    let key_units = if layout.direct { config.num_key_value_heads } else { layout.keys.row.div_ceil(BLOCK) };
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("PAIRS", (config.head_dim / 2) as u32),
         ("NEAR", NEAR),
+        ("BOOKS", BOOKS),
         ("QUERY_HEADS", config.num_attention_heads as u32),
-        ("KEY_UNITS", key_units as u32),
-        ("KEY_ROW", layout.keys.row as u32),
-        ("VALUE_ROW", layout.values.row as u32),
+        ("KV_HEADS", config.num_key_value_heads as u32),
+        ("GROUP", config.group_size() as u32),
     ];
-    let units = config.num_attention_heads + key_units + layout.values.row.div_ceil(BLOCK);
-    (spec("prepare.wgsl", &flags, &constants, &bindings), units as u32)
+    spec("prepare.wgsl", &flags, &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::shapes().iter().flat_map(|(config, layout)| [true, false].map(|bias| variant(config, layout, bias).0)).collect()
+    let pairs = [(false, false), (false, true), (true, false), (true, true)];
+    super::score::configs().iter().flat_map(|config| pairs.map(|(bias, taken)| variant(config, bias, taken))).collect()
+}
+
+/// Numbers from one token to the next in a projection: query heads, key heads and value heads, each padded to four.
+pub(crate) fn stride(config: &Config) -> usize {
+    (config.num_attention_heads + 2 * config.num_key_value_heads) * pad(config.head_dim)
 }
 
 impl Prepare {
-    /// `projected`: `[n][stride]` f32, query heads (each padded to four), key row, value row; `turns`: RoPE's tables; `queries`: `[n][H][pad(head_dim)]`; `bias` as a token in `projected`;
-    /// `gains`: QK-norm's, `[2][head_dim]`, where the model has it.
+    /// `projected`: `[n][`[`stride`]`]` f32; `turns`: RoPE's tables; `queries`: `[n][H][pad(head_dim)]`, and behind those of a token its taken ones; `added`: QK-norm's gains
+    /// `[2][head_dim]` where the model has them, then biases as a token in `projected` where `bias`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
         config: &Config,
-        layout: &Layout,
         projected: &wgpu::Buffer,
         turns: &wgpu::Buffer,
         queries: &wgpu::Buffer,
         cache: &LayerCache,
-        bias: Option<&wgpu::Buffer>,
-        gains: Option<&wgpu::Buffer>,
+        slots: Slots,
+        added: Option<&wgpu::Buffer>,
+        bias: bool,
+        taken: Option<Taken>,
     ) -> Result<Prepare> {
-        let (spec, units) = variant(config, layout, bias.is_some());
         let mut buffers = vec![projected, turns, queries, &cache.keys, &cache.values];
-        buffers.extend(bias);
-        buffers.extend(gains);
-        let stride = config.num_attention_heads * pad(config.head_dim) + layout.keys.row + layout.values.row;
-        let step = Step { first: 0, stride: stride as u32, epsilon: config.rms_norm_eps };
-        Ok(Prepare { kernel: device.kernel(spec, &buffers)?, step, units })
+        buffers.extend(added);
+        buffers.extend(taken.iter().flat_map(|taken| [taken.table, taken.up]));
+        let whole = config.num_attention_heads * pad(config.head_dim);
+        let step = Step {
+            first: 0,
+            stride: stride(config) as u32,
+            queries: taken.map_or(whole, |taken| taken.coded.query_stride(config, true)) as u32,
+            sinks: slots.sinks,
+            ring: slots.ring,
+            epsilon: config.rms_norm_eps,
+        };
+        let kv_heads = config.num_key_value_heads;
+        let units = config.num_attention_heads + kv_heads + (kv_heads * pad(config.head_dim)).div_ceil(BLOCK);
+        Ok(Prepare { kernel: device.kernel(variant(config, bias, taken.is_some()), &buffers)?, step, units: units as u32 })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -89,58 +114,71 @@ impl Prepare {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{FactoredLayer, Group};
-    use crate::kernels::oracle::{assert_close, devices, numbers, run, turned};
+    use crate::kernels::coded::by_dimensions;
+    use crate::kernels::oracle::{assert_close, coded_side, devices, numbers, run, turned};
+    use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
     use crate::kernels::turns;
     use half::f16;
 
-    /// Queries and rows of three tokens around position 64, where RoPE's tables meet: whole keys with everything, and latent ones without a norm.
+    /// Queries and rows of three tokens around position 64, where RoPE's tables meet: into a slot for every token with everything that a family adds, and into a
+    /// ring that wraps between them, with queries taken to coded keys.
     #[test]
     fn queries_are_turned_and_rows_appended() {
-        let group = |kv_heads, rank| Group { kv_heads, rank };
-        let factors = FactoredLayer { key_groups: vec![group(2, 9), group(1, 301)], value_groups: vec![group(3, 270)], fused: true };
-        for (qk_norm, factors) in [(true, None), (false, Some(&factors))] {
+        let formats = formats();
+        for (qk_norm, bias, taken) in [(true, true, false), (false, false, true), (true, false, true), (false, true, false)] {
             let c = config(qk_norm, None, 6, 3, 14);
-            let layout = Layout::new(&c, factors);
-            let (first, tokens, heads) = (63, 3, c.num_attention_heads);
-            let (query, keys, values) = (pad(c.head_dim), layout.keys.row, layout.values.row);
-            let stride = heads * query + keys + values;
-            let (projected, bias, gains) = (numbers(1, tokens * stride), numbers(2, stride), numbers(3, 2 * c.head_dim));
+            let (first, tokens, heads, padded) = (63, 3, c.num_attention_heads, pad(c.head_dim));
+            let row = 3 * padded;
+            let slots = if taken { Slots { sinks: 2, ring: 30 } } else { Slots::ALL };
+            let side = coded_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1);
+            let (stride, means) = (stride(&c), numbers(5, 3 * c.head_dim));
+            let (projected, biases, gains) = (numbers(1, tokens * stride), numbers(2, stride), numbers(3, 2 * c.head_dim));
 
-            let input =
-                |t: usize, at: usize, width: usize| (at..at + width).map(|i| projected[t * stride + i] as f64 + bias[i] as f64).collect::<Vec<_>>();
+            let added = |i: usize| if bias { f64::from(biases[i]) } else { 0.0 };
+            let input = |t: usize, at: usize, width: usize| (at..at + width).map(|i| projected[t * stride + i] as f64 + added(i)).collect::<Vec<_>>();
             let head = |t: usize, at: usize, gain: &[f32]| {
                 let mut head = turned(&c, &input(t, at, c.head_dim), qk_norm.then_some(gain), first + t);
-                head.resize(query, 0.0);
+                head.resize(padded, 0.0);
                 head
             };
             let (query_gain, key_gain) = gains.split_at(c.head_dim);
-            let queries: Vec<f64> =
-                (0..tokens).flat_map(|t| (0..heads).flat_map(move |h| [(t, h)])).flat_map(|(t, h)| head(t, h * query, query_gain)).collect();
-            let key_row = |t: usize| match layout.direct {
-                true => (0..3).flat_map(|h| head(t, (heads + h) * query, key_gain)).collect(),
-                false => input(t, heads * query, keys),
-            };
-            let key_rows: Vec<f64> = (0..tokens).flat_map(key_row).collect();
-            let value_rows: Vec<f64> = (0..tokens).flat_map(|t| input(t, heads * query + keys, values)).collect();
+            let mut queries: Vec<f64> = Vec::new();
+            for t in 0..tokens {
+                let whole: Vec<Vec<f64>> = (0..heads).map(|h| head(t, h * padded, query_gain)).collect();
+                queries.extend(whole.iter().flatten());
+                for (h, q) in whole.iter().enumerate().filter(|_| taken) {
+                    let (kv, rank) = (h / 2, side.coded.rank(h / 2));
+                    queries.extend((0..rank).map(|i| (0..c.head_dim).map(|d| q[d] * f64::from(side.up(kv, i, d))).sum::<f64>()));
+                    queries.push((0..c.head_dim).map(|d| q[d] * f64::from(means[kv * c.head_dim + d])).sum());
+                    queries.extend([0.0; 3]);
+                }
+            }
+            let key_rows: Vec<f64> =
+                (0..tokens).flat_map(|t| (0..3).flat_map(move |h| [(t, h)])).flat_map(|(t, h)| head(t, (heads + h) * padded, key_gain)).collect();
+            let value_rows: Vec<f64> = (0..tokens).flat_map(|t| input(t, (heads + 3) * padded, row)).collect();
 
+            let mut added = if qk_norm { gains.clone() } else { Vec::new() };
+            added.extend(biases.iter().filter(|_| bias));
+            let up: Vec<_> = (0..3).flat_map(|kv| by_dimensions(|i, d| side.up(kv, i, d), side.coded.rank(kv), c.head_dim)).collect();
             for device in devices(None) {
-                let [projected, bias, gains, turns] =
-                    [&projected, &bias, &gains, turns(&c.rope_frequencies(), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                let [projected, turns] = [&projected, turns(&c.rope_frequencies(), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                 let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
-                let rows = |row: usize| device.buffer("rows", 70 * row as u64 * 2).unwrap();
-                let cache = LayerCache { keys: rows(keys), values: rows(values) };
-                let gains = qk_norm.then_some(&gains);
-                let prepare = Prepare::plan(&device, &c, &layout, &projected, &turns, &out, &cache, Some(&bias), gains).unwrap();
-                let what = |side: &str| format!("{side}, direct: {}, {:?}", layout.direct, device.tier());
+                let count = if taken { slots.count() } else { 70 };
+                let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
+                let cache = LayerCache { keys: rows(), values: rows() };
+                let buffer = (!added.is_empty()).then(|| device.upload("added", &added).unwrap());
+                let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
+                let to = taken.then_some(Taken { coded: &side.coded, table: &table, up: &up });
+                let prepare = Prepare::plan(&device, &c, &projected, &turns, &out, &cache, slots, buffer.as_ref(), bias, to).unwrap();
+                let what = |side: &str| format!("{side}, norm: {qk_norm}, taken: {taken}, {:?}", device.tier());
                 let got = run::<f32>(&device, &out, queries.len(), |pass| prepare.record(pass, first as u32, tokens as u32));
                 assert_close(got.into_iter().map(f64::from), &queries, 1e-10, &what("queries"));
-                for (side, buffer, row, expected) in [("keys", &cache.keys, keys, &key_rows), ("values", &cache.values, values, &value_rows)] {
-                    let got = run::<f16>(&device, buffer, 70 * row, |_| ());
-                    let (before, rest) = got.split_at(first * row);
-                    let (written, after) = rest.split_at(tokens * row);
-                    assert!(before.iter().chain(after).all(|x| *x == f16::ZERO), "{}: other rows", what(side));
+                for (side, buffer, expected) in [("keys", &cache.keys, &key_rows), ("values", &cache.values, &value_rows)] {
+                    let mut got = run::<f16>(&device, buffer, count * row, |_| ());
+                    let written: Vec<f16> = (first..first + tokens).flat_map(|p| got[slots.of(p) * row..][..row].to_vec()).collect();
+                    (first..first + tokens).for_each(|p| got[slots.of(p) * row..][..row].fill(f16::ZERO));
+                    assert!(got.iter().all(|x| *x == f16::ZERO), "{}: other rows", what(side));
                     assert_close(written.iter().map(|x| x.to_f64()), expected, 1e-6, &what(side));
                 }
             }

@@ -1,10 +1,12 @@
-//! `score.wgsl`: how well every cached key answers every query, from keys that are stored whole or rebuilt tile by tile.
+//! `score.wgsl`: how well every cached key answers every query: exact keys, and coded ones beside them.
 
+use super::coded::{BOOKS, Coded};
 use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Layout};
-use crate::checkpoint::{Architecture, Config, FactoredLayer, Group, RopeScaling};
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::cache::{LayerCache, Slots};
+use crate::checkpoint::{Architecture, Config, RopeScaling};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::rows::Reach;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -12,15 +14,21 @@ struct Step {
     first: u32,
     tokens: u32,
     at: u32,
-    start: u32,
     stride: u32,
     span: u32,
+    queries: u32,
+    near: u32,
     window: u32,
-    scale: f32,
-    epsilon: f32,
+    start: u32,
+    sinks: u32,
+    ring: u32,
+    recent: u32,
+    low: u32,
+    high: u32,
+    words: u32,
 }
 
-/// A run of tokens whose queries are scored at once, and the keys that they are scored against.
+/// A run of tokens whose queries are scored at once, and the keys that they are scored against. Scores have a column for each exact key, then one for each coded key.
 #[derive(Debug, Clone, Copy)]
 pub struct Block {
     /// Position of the first token.
@@ -29,30 +37,60 @@ pub struct Block {
     pub tokens: u32,
     /// The first token's place in the chunk.
     pub at: u32,
-    /// The first key: those before it lie outside every window.
+    /// Columns of sinks; none where every key is exact.
+    pub fixed: u32,
+    /// The first exact key after them.
+    pub near: u32,
+    /// The first coded key.
     pub start: u32,
+    /// Coded keys.
+    pub coded: u32,
+    reach: Reach,
 }
 
 impl Block {
-    /// Keys scored.
-    pub fn keys(&self) -> u32 {
-        self.first + self.tokens - self.start
+    /// `tokens` from position `first` on, which see no key `window` or more before them, and read of coded rows what `reach` says, if there are any.
+    pub fn new(first: u32, tokens: u32, at: u32, window: Option<usize>, reach: Option<Reach>) -> Block {
+        let seen = window.map_or(0, |window| (first as usize + 1).saturating_sub(window));
+        let dense =
+            Block { first, tokens, at, fixed: 0, near: seen as u32, start: 0, coded: 0, reach: Reach { sinks: 0, low: 0, high: 0, recent: 0 } };
+        let Some(reach) = reach else { return dense };
+        let end = (first + tokens) as usize;
+        let (start, beyond) = (reach.sinks.max(seen), reach.of(end - 1));
+        Block {
+            fixed: reach.sinks.min(end) as u32,
+            near: reach.of(first as usize).max(seen) as u32,
+            start: start as u32,
+            coded: beyond.saturating_sub(start) as u32,
+            reach,
+            ..dense
+        }
+    }
+
+    /// Exact columns.
+    pub fn exact(&self) -> u32 {
+        self.fixed + (self.first + self.tokens).saturating_sub(self.near)
+    }
+
+    /// The key of an exact column.
+    #[cfg(test)]
+    pub fn exact_key(&self, column: u32) -> u32 {
+        if column < self.fixed { column } else { self.near + column - self.fixed }
     }
 }
 
-/// What rebuilt keys need beside their rows.
+/// Coded keys: their rows, and what they are scored with.
 #[derive(Clone, Copy)]
-pub(crate) struct Up<'a> {
-    /// RoPE's tables.
-    pub turns: &'a wgpu::Buffer,
-    /// `[H_kv]` of (vector at which the slice begins, its vectors, vector at which the head's rows of `up` begin, 0).
-    pub heads: &'a wgpu::Buffer,
-    /// By head, `[width / 4][head_dim]` vectors of f16.
+pub(crate) struct CodedKeys<'a> {
+    pub coded: &'a Coded,
+    /// `[capacity][words]`.
+    pub rows: &'a wgpu::Buffer,
+    /// [`Coded::key_table`].
+    pub table: &'a wgpu::Buffer,
+    /// By key/value head: `[rank / 4][head_dim]` where keys are rebuilt, else `[pad(head_dim) / 4][rank]`. Vectors of f16.
     pub up: &'a wgpu::Buffer,
-    /// `[H_kv][head_dim]` f32.
-    pub bias: Option<&'a wgpu::Buffer>,
-    /// `[head_dim]` f32: QK-norm's for keys.
-    pub gain: Option<&'a wgpu::Buffer>,
+    /// Whether the rows are of keys after RoPE: then queries are taken to them, and keys are not rebuilt.
+    pub taken: bool,
 }
 
 /// Scores one layer's keys.
@@ -62,13 +100,10 @@ pub struct Score {
     span: Option<u32>,
     kv_heads: u32,
     group: u32,
-    window: u32,
-    scale: f32,
-    epsilon: f32,
-    stride: u32,
+    step: Step,
 }
 
-/// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has. QK-norm of rebuilt keys takes half as much again.
+/// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has. The other half holds coordinates.
 fn tile(head_dim: usize) -> u32 {
     [32, 16, 8].into_iter().find(|t| head_dim * t * 4 <= 8 << 10).unwrap_or(4) as u32
 }
@@ -78,33 +113,31 @@ pub(crate) fn most_keys(head_dim: usize) -> usize {
     u16::MAX as usize * tile(head_dim) as usize
 }
 
-fn variant(config: &Config, layout: &Layout, bias: bool, rows: u32) -> Spec {
-    let mut flags = vec![if layout.direct { "DIRECT" } else { "REBUILT" }];
+/// How coded keys are scored, if there are any.
+type Kind = Option<bool>;
+
+fn variant(config: &Config, taken: Kind, rows: u32) -> Spec {
+    let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if config.sliding_window.is_some() {
         flags.push("WINDOW");
     }
-    if !layout.direct {
-        bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
-        if bias {
-            flags.push("BIAS");
-            bindings.push((6, Access::Read));
-        }
-        if config.qk_norm {
-            flags.push("QK_NORM");
-            bindings.push((7, Access::Read));
+    if let Some(taken) = taken {
+        flags.extend(["CODED", if taken { "TAKEN" } else { "REBUILT" }]);
+        bindings.extend([(3, Access::Read), (4, Access::Read)]);
+        if !taken {
+            bindings.extend([(5, Access::Read), (6, Access::Read)]);
         }
     }
-    let pairs = (config.head_dim / 2) as u32;
     let constants = [
         ("WORKGROUP", WORKGROUP),
-        ("PAIRS", pairs),
+        ("PAIRS", (config.head_dim / 2) as u32),
         ("NEAR", NEAR),
+        ("BOOKS", BOOKS),
         ("TILE", tile(config.head_dim)),
         ("ROWS", rows),
         ("KV_HEADS", config.num_key_value_heads as u32),
         ("GROUP", config.group_size() as u32),
-        ("KEY_ROW", layout.keys.row as u32),
     ];
     spec("score.wgsl", &flags, &constants, &bindings)
 }
@@ -133,71 +166,69 @@ pub(super) fn config(qk_norm: bool, sliding_window: Option<usize>, heads: usize,
     }
 }
 
-/// Shapes as they occur: direct and rebuilt, with and without norm and window.
-pub(super) fn shapes() -> Vec<(Config, Layout)> {
-    let mut shapes = Vec::new();
-    for config in [
+/// Geometries as they occur.
+pub(super) fn configs() -> Vec<Config> {
+    vec![
         config(false, None, 9, 3, 64),
         config(true, Some(100), 6, 3, 12),
         config(true, None, 32, 8, 128),
         config(false, Some(4096), 32, 32, 128),
         config(true, None, 8, 2, 512),
-    ] {
-        shapes.push((config.clone(), Layout::new(&config, None)));
-        for fused in [true, false] {
-            let groups = vec![Group { kv_heads: config.num_key_value_heads, rank: config.num_key_value_heads * config.head_dim / 2 }];
-            let factors = FactoredLayer { key_groups: groups.clone(), value_groups: groups, fused };
-            let layout = Layout::new(&config, Some(&factors));
-            shapes.push((config.clone(), layout));
-        }
-    }
-    shapes
+    ]
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    shapes().iter().flat_map(|(config, layout)| [true, false].map(|bias| variant(config, layout, bias, 4))).collect()
+    configs().iter().flat_map(|config| [None, Some(false), Some(true)].map(|taken| variant(config, taken, 4))).collect()
 }
 
 impl Score {
-    /// `queries`: `[n][H][pad(head_dim)]` f32; `scores`: `[block tokens][H][stride]` f32. `many`: for blocks of many tokens, else of one.
+    /// `queries`: `[n][…]` f32, `[H][pad(head_dim)]` and then those taken to coded keys; `scores`: `[block tokens][H][stride]` f32. `many`: for blocks of many tokens, else of one.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
         config: &Config,
-        layout: &Layout,
         queries: &wgpu::Buffer,
         cache: &LayerCache,
+        slots: Slots,
         scores: &wgpu::Buffer,
         stride: usize,
-        up: Option<Up>,
+        turns: &wgpu::Buffer,
+        coded: Option<CodedKeys>,
         many: bool,
     ) -> Result<Score> {
         let tile = tile(config.head_dim);
         let (teams, group) = (WORKGROUP / tile, config.group_size() as u32);
         let rows = if many { 8 } else { group.div_ceil(teams).min(8) };
         let mut buffers = vec![queries, &cache.keys, scores];
-        let mut bias = false;
-        if let Some(up) = up {
-            buffers.extend([up.turns, up.heads, up.up]);
-            buffers.extend(up.bias);
-            buffers.extend(up.gain);
-            bias = up.bias.is_some();
+        let taken = coded.map(|coded| coded.taken);
+        let mut query_stride = config.num_attention_heads * pad(config.head_dim);
+        if let Some(coded) = coded {
+            buffers.extend([coded.rows, coded.table]);
+            if !coded.taken {
+                buffers.extend([turns, coded.up]);
+            }
+            query_stride = coded.coded.query_stride(config, coded.taken);
         }
         Ok(Score {
-            kernel: device.kernel(variant(config, layout, bias, rows), &buffers)?,
+            kernel: device.kernel(variant(config, taken, rows), &buffers)?,
             tile,
             // A rebuilt tile serves all rows of the block; a stored one is cheap to load again.
-            span: layout.direct.then_some(teams * rows * 2),
+            span: (taken != Some(false)).then_some(teams * rows * 2),
             kv_heads: config.num_key_value_heads as u32,
             group,
-            window: config.sliding_window.unwrap_or(0) as u32,
-            scale: 1.0 / (config.head_dim as f32).sqrt(),
-            epsilon: config.rms_norm_eps,
-            stride: stride as u32,
+            step: Step {
+                stride: stride as u32,
+                queries: query_stride as u32,
+                window: config.sliding_window.unwrap_or(0) as u32,
+                sinks: slots.sinks,
+                ring: slots.ring,
+                words: coded.map_or(0, |coded| coded.coded.words as u32),
+                ..bytemuck::Zeroable::zeroed()
+            },
         })
     }
 
-    /// One workgroup per tile and key/value head, and per span of rows where keys are stored whole.
+    /// One workgroup per tile and key/value head, and per span of rows where keys are not rebuilt.
     pub fn record(&self, pass: &mut Pass, block: Block) {
         let rows = block.tokens * self.group;
         let span = self.span.unwrap_or(rows);
@@ -205,91 +236,170 @@ impl Score {
             first: block.first,
             tokens: block.tokens,
             at: block.at,
-            start: block.start,
-            stride: self.stride,
             span,
-            window: self.window,
-            scale: self.scale,
-            epsilon: self.epsilon,
+            near: block.near,
+            start: block.start,
+            recent: block.reach.recent as u32,
+            low: block.reach.low as u32,
+            high: block.reach.high as u32,
+            ..self.step
         };
-        self.kernel.record(pass, &step, [block.keys().div_ceil(self.tile), self.kv_heads, rows.div_ceil(span)]);
+        let tiles = block.exact().div_ceil(self.tile) + block.coded.div_ceil(self.tile);
+        self.kernel.record(pass, &step, [tiles, self.kv_heads, rows.div_ceil(span)]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::pad;
-    use crate::kernels::merge::up_vectors;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, turned};
+    use crate::kernels::coded::{by_coordinates, by_dimensions};
+    use crate::kernels::oracle::{assert_close, coded_side, devices, halves, numbers, run, turned};
     use crate::kernels::turns;
+    use crate::rows::{Exact, Format};
 
-    /// Blocks of one token and of several, from the beginning and from within, against keys that are stored whole or rebuilt with all that a family adds.
+    /// Blocks of one token and of several, from the beginning and from within, of keys that are all exact.
     #[test]
     fn every_key_answers_every_query() {
-        let group = |kv_heads, rank| Group { kv_heads, rank };
-        let factors = |key_groups| FactoredLayer { key_groups, value_groups: vec![group(1, 4)], fused: true };
-        let uneven = factors(vec![group(2, 21), group(2, 9), group(1, 13)]);
-        let wide = factors(vec![group(1, 33)]);
-        let block = |first, tokens, at, start| Block { first, tokens, at, start };
-        let cases = [
-            (config(false, Some(40), 10, 5, 14), None, vec![block(101, 1, 0, 62), block(90, 5, 2, 51)]),
-            (config(true, Some(40), 10, 5, 14), Some(&uneven), vec![block(101, 1, 0, 62), block(90, 5, 2, 51), block(0, 37, 0, 0)]),
-            (config(true, None, 3, 1, 512), Some(&wide), vec![block(18, 1, 0, 0)]),
-        ];
+        let c = config(false, Some(40), 10, 5, 14);
+        let (head, query, heads, capacity) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, 110);
+        let queries: Vec<f32> = numbers(1, 40 * heads * query).into_iter().enumerate().map(|(i, x)| if i % query < head { x } else { 0.0 }).collect();
+        let rows = halves(2, capacity * 5 * query);
         for device in devices(None) {
-            for (c, factors, blocks) in &cases {
-                let layout = Layout::new(c, *factors);
-                let (head, query, heads, capacity) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, 110);
-                let queries: Vec<f32> =
-                    numbers(1, 40 * heads * query).into_iter().enumerate().map(|(i, x)| if i % query < head { x } else { 0.0 }).collect();
-                let rows = halves(2, capacity * layout.keys.row);
-                let (vectors, bias, gain) = (up_vectors(&layout.keys, c), numbers(4, c.num_key_value_heads * head), numbers(5, head));
-                let up = halves(3, layout.keys.slices.iter().map(|s| s.kv_heads * s.width * head).sum::<usize>().max(4));
-                let slice = |kv: usize| [layout.keys.of_head(kv).at / 4, layout.keys.of_head(kv).width / 4, vectors[kv], 0].map(|n| n as u32);
-                let table: Vec<u32> = (0..c.num_key_value_heads).flat_map(slice).collect();
-                let key = |kv: usize, position: usize| {
-                    let s = layout.keys.of_head(kv);
-                    let row = &rows[position * layout.keys.row + s.at..][..s.width];
-                    if layout.direct {
-                        return row[..head].iter().map(|x| x.to_f64()).collect();
-                    }
-                    let at = |dim: usize, i: usize| up[4 * (vectors[kv] + i / 4 * head + dim) + i % 4].to_f64();
-                    let dim = |d: usize| bias[kv * head + d] as f64 + row.iter().enumerate().map(|(i, z)| z.to_f64() * at(d, i)).sum::<f64>();
-                    turned(c, &(0..head).map(dim).collect::<Vec<_>>(), Some(&gain), position)
-                };
-                let keys: Vec<Vec<Vec<f64>>> = (0..c.num_key_value_heads).map(|kv| (0..capacity).map(|p| key(kv, p)).collect()).collect();
-
-                let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap() };
-                let [from, bias, gain, turns] =
-                    [&queries, &bias, &gain, turns(&c.rope_frequencies(), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
-                let (table, up) = (device.upload("slices", &table).unwrap(), device.upload("up", &up).unwrap());
-                let up = Up { turns: &turns, heads: &table, up: &up, bias: Some(&bias), gain: Some(&gain) };
-                for b in blocks {
-                    let (tokens, count) = (b.tokens as usize, b.keys() as usize);
-                    let out = device.buffer("scores", (tokens * heads * capacity * 4) as u64).unwrap();
-                    let up = (!layout.direct).then_some(up);
-                    let score = Score::plan(&device, c, &layout, &from, &cache, &out, capacity, up, tokens > 1).unwrap();
-                    let got = run::<f32>(&device, &out, tokens * heads * capacity, |pass| score.record(pass, *b));
-                    let (mut seen, mut expected) = (Vec::new(), Vec::new());
-                    for (line, got) in got.chunks_exact(capacity).enumerate() {
-                        let (t, h) = (line / heads, line % heads);
-                        let position = b.first as usize + t;
-                        let q = &queries[((b.at as usize + t) * heads + h) * query..][..head];
-                        for (column, got) in got.iter().enumerate() {
-                            let key = b.start as usize + column;
-                            if column >= count {
-                                assert_eq!(*got, 0.0, "{b:?}: nothing is written past the keys");
-                            } else if key > position || c.sliding_window.is_some_and(|w| key + w <= position) {
-                                assert!(*got < -3e38, "{b:?}: token {t} may not see key {key}: {got}");
-                            } else {
-                                seen.push(*got as f64);
-                                let dot: f64 = q.iter().zip(&keys[h / c.group_size()][key]).map(|(q, k)| *q as f64 * k).sum();
-                                expected.push(dot / (head as f64).sqrt());
-                            }
+            let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap() };
+            let from = device.upload("queries", &queries).unwrap();
+            for b in [Block::new(101, 1, 0, Some(40), None), Block::new(90, 5, 2, Some(40), None), Block::new(0, 37, 0, Some(40), None)] {
+                let (tokens, count) = (b.tokens as usize, b.exact() as usize);
+                let out = device.buffer("scores", (tokens * heads * capacity * 4) as u64).unwrap();
+                let score = Score::plan(&device, &c, &from, &cache, Slots::ALL, &out, capacity, &from, None, tokens > 1).unwrap();
+                let got = run::<f32>(&device, &out, tokens * heads * capacity, |pass| score.record(pass, b));
+                let (mut seen, mut expected) = (Vec::new(), Vec::new());
+                for (line, got) in got.chunks_exact(capacity).enumerate() {
+                    let (t, h) = (line / heads, line % heads);
+                    let position = b.first as usize + t;
+                    let q = &queries[((b.at as usize + t) * heads + h) * query..][..head];
+                    for (column, got) in got.iter().enumerate() {
+                        let key = b.exact_key(column as u32) as usize;
+                        if column >= count {
+                            assert_eq!(*got, 0.0, "{b:?}: nothing is written past the keys");
+                        } else if key > position || key + 40 <= position {
+                            assert!(*got < -3e38, "{b:?}: token {t} may not see key {key}: {got}");
+                        } else {
+                            seen.push(*got as f64);
+                            let k = &rows[(key * 5 + h / c.group_size()) * query..];
+                            expected.push(q.iter().zip(k).map(|(q, k)| *q as f64 * k.to_f64()).sum::<f64>() / (head as f64).sqrt());
                         }
                     }
-                    assert_close(seen, &expected, 1e-10, &format!("{b:?}, direct: {}, {:?}", layout.direct, device.tier()));
+                }
+                assert_close(seen, &expected, 1e-10, &format!("{b:?}, {:?}", device.tier()));
+            }
+        }
+    }
+
+    /// Sinks, a ring and coded rows of uneven slices: rebuilt and turned, or with the query taken to them; every query reads every key once, exactly or by its code.
+    #[test]
+    fn coded_keys_are_scored_as_what_they_decode_to() {
+        let exact = Exact { sinks: 3, recent: 5 };
+        let capacity = 110;
+        let formats = crate::kernels::pack::tests::formats();
+        let cases: Vec<(Config, Vec<(usize, &Format)>)> = vec![
+            (config(true, Some(60), 10, 5, 14), vec![(2, &formats[1]), (1, &formats[0]), (1, &formats[5]), (1, &formats[6])]),
+            (config(false, None, 3, 1, 512), vec![(1, &formats[2])]),
+        ];
+        for (c, slices) in &cases {
+            let (head, query, heads, kv_heads, group) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, c.num_key_value_heads, c.group_size());
+            let slots = Slots::new(&exact, 40, capacity);
+            let side = coded_side(c, slices, capacity);
+            let ring = halves(2, slots.count() * kv_heads * query);
+            let means = numbers(4, kv_heads * head);
+            for taken in [false, true] {
+                let stride = side.coded.query_stride(c, taken);
+                // Queries as `prepare` leaves them.
+                let table = side.coded.key_table(c, taken, &means);
+                let mut queries = numbers(1, 40 * stride);
+                let plain = |t: usize, h: usize, i: usize| t * stride + h * query + i;
+                for (t, h) in (0..40).flat_map(|t| (0..heads).map(move |h| (t, h))) {
+                    (head..query).for_each(|i| queries[plain(t, h, i)] = 0.0);
+                    if taken {
+                        let (kv, rank) = (h / group, side.coded.rank(h / group));
+                        let at = t * stride + 4 * (table[(BOOKS as usize) + 2 * kv][3] as usize + h % group * (rank / 4 + 1));
+                        for i in 0..rank {
+                            queries[at + i] = (0..head).map(|d| queries[plain(t, h, d)] * side.up(kv, i, d)).sum();
+                        }
+                        queries[at + rank] = (0..head).map(|d| queries[plain(t, h, d)] * means[kv * head + d]).sum();
+                    }
+                }
+                let up: Vec<_> = (0..kv_heads)
+                    .flat_map(|kv| {
+                        let (up, rank) = (|i, d| side.up(kv, i, d), side.coded.rank(kv));
+                        if taken { by_dimensions(up, rank, head) } else { by_coordinates(up, rank, head) }
+                    })
+                    .collect();
+                let decoded: Vec<Vec<f64>> = (0..kv_heads * capacity)
+                    .map(|i| {
+                        let (kv, position) = (i / capacity, i % capacity);
+                        let z = &side.coordinates[side.coded.of_head(kv).0][position];
+                        let at = |d: usize| {
+                            f64::from(means[kv * head + d]) + z.iter().enumerate().map(|(i, z)| z * f64::from(side.up(kv, i, d))).sum::<f64>()
+                        };
+                        let key: Vec<f64> = (0..head).map(at).collect();
+                        if taken { key } else { turned(c, &key, None, position) }
+                    })
+                    .collect();
+                let blocks = [
+                    (0, 2, 0, true, 0),
+                    (101, 1, 0, false, 0),
+                    (101, 1, 0, true, 0),
+                    (70, 40, 0, true, 0),
+                    (60, 5, 2, false, 0),
+                    (99, 3, 1, false, 97),
+                ];
+                for device in devices(None) {
+                    let cache = LayerCache { keys: device.upload("keys", &ring).unwrap(), values: device.buffer("values", 4).unwrap() };
+                    let [from, turns] =
+                        [&queries, turns(&c.rope_frequencies(), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                    let (rows, table, up) =
+                        (device.upload("rows", &side.rows).unwrap(), device.upload("table", &table).unwrap(), device.upload("up", &up).unwrap());
+                    let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, taken };
+                    for (first, tokens, at, strict, exact_from) in blocks {
+                        let reach = exact.reach(first, tokens, strict, exact_from);
+                        let b = Block::new(first as u32, tokens as u32, at, c.sliding_window, Some(reach));
+                        let (many, columns) = (tokens > 1, 200);
+                        let out = device.buffer("scores", (tokens * heads * columns * 4) as u64).unwrap();
+                        let score = Score::plan(&device, c, &from, &cache, slots, &out, columns, &turns, Some(keys), many).unwrap();
+                        let got = run::<f32>(&device, &out, tokens * heads * columns, |pass| score.record(pass, b));
+                        let what = format!("{first} + {tokens}, strict: {strict}, taken: {taken}, {:?}", device.tier());
+                        let (mut seen, mut expected) = (Vec::new(), Vec::new());
+                        for (line, got) in got.chunks_exact(columns).enumerate() {
+                            let (t, h) = (line / heads, line % heads);
+                            let (position, kv) = (first + t, h / group);
+                            let mut read = vec![0; position + 1];
+                            for (column, got) in got.iter().enumerate() {
+                                let column = column as u32;
+                                if column >= b.exact() + b.coded {
+                                    assert_eq!(*got, 0.0, "{what}: nothing is written past the keys");
+                                    continue;
+                                }
+                                let coded = column >= b.exact();
+                                let key = if coded { b.start + column - b.exact() } else { b.exact_key(column) } as usize;
+                                let unseen = key > position || c.sliding_window.is_some_and(|w| key + w <= position);
+                                if unseen || reach.coded(position, key) != coded {
+                                    assert!(*got < -3e38, "{what}: token {t} may not see key {key}, coded: {coded}: {got}");
+                                    continue;
+                                }
+                                read[key] += 1;
+                                let k: Vec<f64> = match coded {
+                                    true => decoded[kv * capacity + key].clone(),
+                                    false => ring[(slots.of(key) * kv_heads + kv) * query..][..head].iter().map(|k| k.to_f64()).collect(),
+                                };
+                                let q = |d: usize| f64::from(queries[plain(at as usize + t, h, d)]);
+                                seen.push(f64::from(*got));
+                                expected.push(k.iter().enumerate().map(|(d, k)| q(d) * k).sum::<f64>() / (head as f64).sqrt());
+                            }
+                            let from = c.sliding_window.map_or(0, |w| (position + 1).saturating_sub(w));
+                            assert!(read[from..].iter().all(|n| *n == 1), "{what}: token {t} reads {read:?}");
+                        }
+                        assert_close(seen, &expected, 1e-9, &what);
+                    }
                 }
             }
         }

@@ -1,139 +1,210 @@
-//! `values.wgsl`: the weighted sum of value rows, split by split.
+//! `values.wgsl`: the weighted sum of value rows, split by split, exact ones and coded ones apart.
 
+use super::coded::{BOOKS, Coded};
 use super::score::Block;
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Layout};
+use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Step {
-    keys: u32,
+    exact: u32,
+    coded: u32,
     tokens: u32,
-    start: u32,
+    near: u32,
     stride: u32,
     length: u32,
+    sums: u32,
+    entries: u32,
+    all: u32,
+    splits: u32,
+    along: u32,
+    start: u32,
+    words: u32,
+    fixed: u32,
+    sinks: u32,
+    ring: u32,
 }
 
 /// Keys weighed at a time.
 const KEYS: u32 = 128;
 /// The most query heads that a workgroup sums for: each costs four registers a lane, and a KiB of workgroup memory at the end.
 const MOST_ROWS: usize = 8;
-/// The most splits of one token's keys.
+/// The most splits of one token's keys, exact and coded ones each.
 pub(crate) const SPLITS: u32 = 32;
+
+/// Coded values: their rows, and what they are read with.
+#[derive(Clone, Copy)]
+pub(crate) struct CodedValues<'a> {
+    pub coded: &'a Coded,
+    /// `[capacity][words]`.
+    pub rows: &'a wgpu::Buffer,
+    /// [`Coded::value_table`].
+    pub table: &'a wgpu::Buffer,
+}
 
 /// Sums one layer's values.
 pub struct Values {
     kernel: Kernel,
-    groups: u32,
-    blocks: u32,
     rows: u32,
     heads: u32,
-    stride: u32,
+    step: Step,
 }
 
-/// Rows per workgroup, lanes along the slice, and blocks of the widest slice.
-fn shape(config: &Config, layout: &Layout) -> (u32, u32, u32) {
-    let most = layout.values.slices.iter().map(|s| s.kv_heads * config.group_size()).max().unwrap_or(1);
-    let rows = most.div_ceil(most.div_ceil(MOST_ROWS));
-    let widest = layout.values.slices.iter().map(|s| s.width / 4).max().unwrap_or(1);
-    let dims = widest.next_power_of_two().min(WORKGROUP as usize);
-    (rows as u32, dims as u32, widest.div_ceil(dims) as u32)
+/// The most query heads of a group, and how many of them a workgroup sums for.
+fn shape(config: &Config, coded: Option<&Coded>) -> (u32, u32) {
+    let widest = coded.map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
+    let heads = widest * config.group_size();
+    (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-fn variant(config: &Config, layout: &Layout) -> Spec {
-    let (rows, dims, blocks) = shape(config, layout);
+fn variant(config: &Config, coded: bool, rows: u32) -> Spec {
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("KEYS", KEYS),
+        ("BOOKS", BOOKS),
         ("ROWS", rows),
-        ("DIMS", dims),
-        ("BLOCKS", blocks),
         ("HEADS", config.num_attention_heads as u32),
-        ("VALUE_ROW", layout.values.row as u32),
-        ("SUMS", layout.sums(config).1 as u32),
+        ("EXACT_ROW", (config.num_key_value_heads * pad(config.head_dim)) as u32),
     ];
-    let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
-    spec("values.wgsl", &[], &constants, &bindings)
+    let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
+    if !coded {
+        return spec("values.wgsl", &[], &constants, &bindings);
+    }
+    bindings.extend([(5, Access::Read), (6, Access::Read)]);
+    spec("values.wgsl", &["CODED"], &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::shapes().iter().map(|(config, layout)| variant(config, layout)).collect()
+    let rows = |config: &Config| shape(config, None).1;
+    super::score::configs().iter().flat_map(|config| [variant(config, false, rows(config)), variant(config, true, MOST_ROWS as u32)]).collect()
 }
 
-/// The splits of a block's keys: their number and length. Many tokens fill the device by themselves.
-pub(crate) fn splits(block: Block) -> (u32, u32) {
-    let keys = block.keys();
-    if block.tokens > 1 {
-        return (1, keys);
-    }
-    let length = keys.div_ceil(SPLITS).next_multiple_of(KEYS);
-    (keys.div_ceil(length), length)
+/// A block's splits, exact and coded ones: their numbers and lengths. Many tokens fill the device by themselves.
+pub(crate) fn splits(block: Block) -> [(u32, u32); 2] {
+    [block.exact(), block.coded].map(|columns| {
+        if block.tokens > 1 {
+            return (columns.min(1), columns);
+        }
+        let length = columns.div_ceil(SPLITS).next_multiple_of(KEYS);
+        (columns.div_ceil(length.max(1)), length)
+    })
 }
 
-/// The shader's table of value groups, five numbers each: vector at which the slice begins, its vectors, first query head, query heads, vector at which its sums begin.
-pub(crate) fn groups(config: &Config, layout: &Layout) -> Vec<u32> {
-    let (at, _) = layout.sums(config);
+/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are.
+pub(crate) fn groups(config: &Config, coded: Option<&Coded>) -> (Vec<u32>, [u32; 2]) {
     let g = config.group_size();
-    let group = |s: &crate::cache::Slice| [s.at / 4, s.width / 4, s.first_head * g, s.kv_heads * g, at[s.first_head * g] / 4].map(|n| n as u32);
-    layout.values.slices.iter().flat_map(group).collect()
+    // (where its rows begin, vectors, first query head, query heads, where its sums begin, first run)
+    let entries = |[at, width, first, heads, sums, runs]: [usize; 6]| {
+        let dims = width.next_power_of_two().min(WORKGROUP as usize);
+        (0..width).step_by(dims).map(move |begin| [at, width, first, heads, sums, begin, dims, runs].map(|n| n as u32)).collect::<Vec<_>>()
+    };
+    let vectors = pad(config.head_dim) / 4;
+    let mut table: Vec<_> = (0..config.num_key_value_heads).flat_map(|kv| entries([kv * vectors, vectors, kv * g, g, kv * g * vectors, 0])).collect();
+    let exact = table.len();
+    if let Some(coded) = coded {
+        let (sums, runs) = (coded.sums(config), coded.value_runs());
+        for (slice, runs) in coded.slices.iter().zip(runs) {
+            let first = slice.first_head * g;
+            table.extend(entries([slice.word, slice.format.rank() / 4, first, slice.kv_heads * g, sums[first], runs]));
+        }
+    }
+    let counts = [exact, table.len() - exact].map(|n| n as u32);
+    (table.into_iter().flatten().collect(), counts)
+}
+
+/// Numbers that a token's sums of one split take: whole heads, or coordinates.
+pub(crate) fn sums(config: &Config, coded: Option<&Coded>) -> usize {
+    let exact = config.num_attention_heads * pad(config.head_dim);
+    exact.max(coded.map_or(0, |coded| 4 * coded.sums(config)[config.num_attention_heads]))
 }
 
 impl Values {
-    /// `scores`: `[tokens][H][stride]`; `groups`: [`groups`]'s table; `sums`: `[tokens][splits][Σ widths]`; `weights`: `[tokens][splits][H]` pairs. All f32.
+    /// `scores`: `[tokens][H][stride]`; `table`: [`groups`]'s; `out`: `[tokens][splits][`[`sums`]`]`; `weights`: `[tokens][splits][H]` pairs. All f32.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
         config: &Config,
-        layout: &Layout,
         scores: &wgpu::Buffer,
         stride: usize,
         cache: &LayerCache,
-        groups: &wgpu::Buffer,
-        sums: &wgpu::Buffer,
+        slots: Slots,
+        coded: Option<CodedValues>,
+        table: &wgpu::Buffer,
+        out: &wgpu::Buffer,
         weights: &wgpu::Buffer,
     ) -> Result<Values> {
-        let (rows, _, blocks) = shape(config, layout);
+        let side = coded.map(|coded| coded.coded);
+        let (heads, rows) = shape(config, side);
+        let mut buffers = vec![scores, &cache.values, table, out, weights];
+        buffers.extend(coded.iter().flat_map(|coded| [coded.rows, coded.table]));
+        let [entries, more] = groups(config, side).1;
         Ok(Values {
-            kernel: device.kernel(variant(config, layout), &[scores, &cache.values, groups, sums, weights])?,
-            groups: layout.values.slices.len() as u32,
-            blocks,
+            kernel: device.kernel(variant(config, coded.is_some(), rows), &buffers)?,
             rows,
-            heads: layout.values.slices.iter().map(|s| s.kv_heads * config.group_size()).max().unwrap_or(1) as u32,
-            stride: stride as u32,
+            heads,
+            step: Step {
+                stride: stride as u32,
+                sums: sums(config, side) as u32 / 4,
+                entries,
+                all: entries + more,
+                words: side.map_or(0, |coded| coded.words as u32),
+                sinks: slots.sinks,
+                ring: slots.ring,
+                ..bytemuck::Zeroable::zeroed()
+            },
         })
     }
 
-    /// One workgroup per split, slice (or block of a wide one) and block of rows.
+    /// One workgroup per split, entry of the table and block of rows.
     pub fn record(&self, pass: &mut Pass, block: Block) {
-        let (splits, length) = splits(block);
-        let step = Step { keys: block.keys(), tokens: block.tokens, start: block.start, stride: self.stride, length };
-        self.kernel.record(pass, &step, [splits, self.groups * self.blocks, (block.tokens * self.heads).div_ceil(self.rows)]);
+        let [(splits, length), (more, along)] = splits(block);
+        let step = Step {
+            exact: block.exact(),
+            coded: block.coded,
+            tokens: block.tokens,
+            near: block.near,
+            length,
+            splits,
+            along,
+            start: block.start,
+            fixed: block.fixed,
+            ..self.step
+        };
+        let entries = step.entries.max(step.all - step.entries);
+        self.kernel.record(pass, &step, [splits + more, entries, (block.tokens * self.heads).div_ceil(self.rows)]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, coded_side, devices, halves, numbers, run};
+    use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
+    use crate::rows::{Exact, Format};
 
     /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in three splits, and two tokens in one, the last keys of the first masked.
     #[test]
     fn every_split_is_the_sum_of_its_keys() {
         let c = config(false, None, 9, 3, 14);
-        let layout = Layout::new(&c, None);
-        let (heads, row, width, capacity) = (c.num_attention_heads, layout.values.row, 16, 310);
+        let (heads, width, capacity) = (c.num_attention_heads, 16, 310);
+        let row = 3 * width;
         let rows = halves(2, capacity * row);
         for (tokens, start, keys) in [(1, 9, 300), (2, 0, 131)] {
-            let block = Block { first: (start + keys - tokens) as u32, tokens: tokens as u32, at: 0, start: start as u32 };
+            // The window ends where the keys are to begin.
+            let window = (start > 0).then_some(keys);
+            let block = Block::new((start + keys - tokens) as u32, tokens as u32, 0, window, None);
+            assert_eq!((block.near as usize, block.exact() as usize), (start, keys));
             let mut scores: Vec<f32> = numbers(1, tokens * heads * capacity).into_iter().map(|x| 5.0 * x).collect();
             for h in 0..heads {
                 scores[h * capacity + keys - (tokens - 1)..h * capacity + keys].fill(-3.4028234e38);
             }
-            let (count, length) = splits(block);
+            let [(count, length), none] = splits(block);
+            assert_eq!(none.0, 0);
             let (mut sums, mut weights) = (Vec::new(), Vec::new());
             for (t, s) in (0..tokens).flat_map(|t| (0..count as usize).map(move |s| (t, s))) {
                 for h in 0..heads {
@@ -149,12 +220,70 @@ mod tests {
             for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap() };
-                let table = device.upload("slices", &groups(&c, &layout)).unwrap();
+                let table = device.upload("groups", &groups(&c, None).0).unwrap();
                 let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
-                let values = Values::plan(&device, &c, &layout, &from, capacity, &cache, &table, &out, &shares).unwrap();
+                let values = Values::plan(&device, &c, &from, capacity, &cache, Slots::ALL, None, &table, &out, &shares).unwrap();
                 let what = format!("{tokens} tokens, {:?}", device.tier());
                 let got = run::<f32>(&device, &out, sums.len(), |pass| values.record(pass, block));
                 assert_close(got.into_iter().map(f64::from), &sums, 1e-10, &what);
+                let got = run::<f32>(&device, &shares, weights.len(), |_| ());
+                assert_close(got.into_iter().map(f64::from), &weights, 1e-10, &what);
+            }
+        }
+    }
+
+    /// Exact columns from sinks and ring, coded ones as coordinates: slices of one head and of several, one of them wider than a workgroup.
+    #[test]
+    fn coded_values_are_summed_as_coordinates_beside_exact_ones() {
+        let formats = formats();
+        let wide = Format { bands: vec![crate::rows::Band { bits: 2, runs: 17 }], scale: crate::rows::Scale::Band };
+        let c = config(false, None, 12, 6, 10);
+        let exact = Exact { sinks: 3, recent: 5 };
+        let (heads, padded, capacity, stride) = (12, pad(10), 400, 700);
+        let side = coded_side(&c, &[(2, &wide), (1, &formats[0]), (2, &formats[1]), (1, &formats[6])], capacity);
+        let slots = Slots::new(&exact, 40, capacity);
+        let ring = halves(2, slots.count() * 6 * padded);
+        let (at, split) = (side.coded.sums(&c), sums(&c, Some(&side.coded)));
+        for (first, tokens) in [(390, 1), (100, 3)] {
+            let block = Block::new(first, tokens, 0, None, Some(exact.reach(first as usize, tokens as usize, false, 0)));
+            let [(count, length), (more, along)] = splits(block);
+            assert_eq!((count, more), (1, if tokens == 1 { 3 } else { 1 }));
+            let scores: Vec<f32> = numbers(1, tokens as usize * heads * stride).into_iter().map(|x| 5.0 * x).collect();
+            let (mut expected, mut weights) = (vec![0.0; (tokens * (count + more)) as usize * split], Vec::new());
+            for (line, out) in expected.chunks_exact_mut(split).enumerate() {
+                let (t, s) = (line as u32 / (count + more), line as u32 % (count + more));
+                let coded = s >= count;
+                let (begin, end) = match coded {
+                    false => (0, length.min(block.exact())),
+                    true => (block.exact() + (s - count) * along, block.exact() + block.coded.min((s - count + 1) * along)),
+                };
+                for h in 0..heads {
+                    let line = &scores[(t as usize * heads + h) * stride..][begin as usize..end as usize];
+                    let largest = f64::from(line.iter().copied().fold(f32::MIN, f32::max));
+                    weights.extend([largest, line.iter().map(|s| (f64::from(*s) - largest).exp()).sum()]);
+                    for (column, score) in (begin..end).zip(line) {
+                        let p = (f64::from(*score) - largest).exp();
+                        if coded {
+                            let z = &side.coordinates[side.coded.of_head(h / 2).0][(block.start + column - block.exact()) as usize];
+                            z.iter().enumerate().for_each(|(i, z)| out[4 * at[h] + i] += p * z);
+                        } else {
+                            let value = &ring[(slots.of(block.exact_key(column) as usize) * 6 + h / 2) * padded..][..padded];
+                            value.iter().enumerate().for_each(|(i, v)| out[h * padded + i] += p * v.to_f64());
+                        }
+                    }
+                }
+            }
+            for device in devices(None) {
+                let from = device.upload("scores", &scores).unwrap();
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap() };
+                let table = device.upload("groups", &groups(&c, Some(&side.coded)).0).unwrap();
+                let [out, shares] = [expected.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
+                let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
+                let coded = CodedValues { coded: &side.coded, rows: &rows, table: &runs };
+                let values = Values::plan(&device, &c, &from, stride, &cache, slots, Some(coded), &table, &out, &shares).unwrap();
+                let what = format!("{tokens} tokens, {:?}", device.tier());
+                let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, block));
+                assert_close(got.into_iter().map(f64::from), &expected, 1e-9, &what);
                 let got = run::<f32>(&device, &shares, weights.len(), |_| ());
                 assert_close(got.into_iter().map(f64::from), &weights, 1e-10, &what);
             }

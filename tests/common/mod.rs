@@ -6,6 +6,7 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 
 pub mod gguf;
+pub mod rows;
 
 use half::{bf16, f16};
 use lowkey::checkpoint::{Architecture, Checkpoint};
@@ -357,7 +358,11 @@ pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Pat
     let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest(&["random"]));
     let options = calibrate::Options { window: 160, sensitivity: calibrate::SensitivityKind::None, ..Default::default() };
     let (statistics, _) = calibrate::gather(&model, &[tokens], source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let plan = compress::Plan::new(checkpoint.config(), compress::Method::ReCalKv, keep, heads).unwrap();
-    compress::run(checkpoint, &plan, &statistics, compress::Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
+    let plan = compress::Plan {
+        group_heads: heads,
+        ranks: Some(compress::Ranks::Uniform),
+        ..compress::Plan::new(compress::Method::ReCalKv, compress::Budget::Keep(keep))
+    };
+    compress::run(checkpoint, &plan, Some(&statistics), compress::Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
     Checkpoint::open(output).unwrap()
 }

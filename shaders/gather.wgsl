@@ -1,0 +1,68 @@
+// What rows are coded from: one layer's part of y − μ, from exact keys and values.
+//
+// Grid: x = the row's key heads, then its value heads; y = tokens, at positions first, first + 1, …
+#include "lib/half.wgsl"
+#include "lib/rope.wgsl"
+#include "lib/ring.wgsl"
+
+struct Step {
+    first: u32,  // position of the first token
+    sinks: u32,
+    ring: u32,
+    head: u32,   // the row's first key/value head
+    keys: u32,   // its key heads, or 0
+    unturn: u32, // whether keys are wanted as they were before RoPE
+    at: u32,     // where the layer begins in y: keys, then values
+    width: u32,  // of y
+    stride: u32, // numbers from one token to the next in out
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read> keys: array<half4>;     // [slots][EXACT_ROW / 4], after RoPE
+@group(0) @binding(1) var<storage, read> values: array<half4>;   // [slots][EXACT_ROW / 4]
+@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read> mean: array<f32>;       // [width]
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;  // [tokens][stride], padding zero
+
+const HEAD = PAIRS * 2u;
+const PADDED = (HEAD + 3u) / 4u * 4u;
+
+fn key(at: u32, i: u32) -> f32 {
+    return widen(keys[(at + i) / 4u])[i % 4u];
+}
+
+fn value(at: u32, i: u32) -> f32 {
+    return widen(values[(at + i) / 4u])[i % 4u];
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let position = step.first + group.y;
+    let is_key = group.x < step.keys;
+    let head = step.head + select(group.x - step.keys, group.x, is_key);
+    let row = slot(position) * EXACT_ROW + head * PADDED;
+    let at = step.at + group.x * HEAD;
+    let base = group.y * step.stride;
+    for (var i = local; i < PAIRS; i += WORKGROUP) {
+        var a: f32;
+        var b: f32;
+        if is_key {
+            a = key(row, i);
+            b = key(row, i + PAIRS);
+            if step.unturn != 0u {
+                let c = turn(position, i);
+                let turned = vec2<f32>(a, b);
+                a = turned.x * c.x + turned.y * c.y;
+                b = turned.y * c.x - turned.x * c.y;
+            }
+        } else {
+            a = value(row, i);
+            b = value(row, i + PAIRS);
+        }
+        out[base + at + i] = a - mean[at + i];
+        out[base + at + i + PAIRS] = b - mean[at + i + PAIRS];
+    }
+    if group.x == 0u && local < step.stride - step.width {
+        out[base + step.width + local] = 0.0;
+    }
+}

@@ -1,0 +1,60 @@
+// Four coordinates of a packed row, as src/rows/format.rs lays them out.
+//
+// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, then the first level and the step of 8 bits. A run is
+// (its word within the row, its bits, where its highest bits stand, what scales it).
+
+const AFFINE = 5u; // a run's scale: none, one of the header's four bytes, or its two halves
+
+var<workgroup> book: array<f32, BOOKS * 4u>;
+
+fn load_book(local: u32) {
+    for (var i = local; i < BOOKS * 4u; i += WORKGROUP) {
+        book[i] = bitcast<f32>(table[i / 4u][i % 4u]);
+    }
+}
+
+// Where the levels of 2, 3 or 4 bits begin.
+fn book_of(bits: u32) -> u32 {
+    return (1u << bits) - 4u;
+}
+
+// The least level of 8 bits, and their step.
+fn eight_bits() -> vec2<f32> {
+    return vec2<f32>(book[28], book[29]);
+}
+
+fn scale_value(code: u32) -> f32 {
+    return exp2((f32(code) - 128.0) / 8.0);
+}
+
+// `row`: the word at which the row begins. Quarter: which four of the run's sixteen.
+fn unpack(row: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
+    let at = row + run.x;
+    let bits = run.y;
+    if bits == 16u {
+        return vec4<f32>(unpack2x16float(rows[at + 2u * quarter]), unpack2x16float(rows[at + 2u * quarter + 1u]));
+    }
+    let width = select(bits, 2u, bits == 3u);
+    let each = vec4<u32>(0u, 1u, 2u, 3u);
+    let word = rows[at + quarter * width / 8u] >> (quarter * width * 4u % 32u);
+    var code = (vec4<u32>(word) >> (each * width)) & vec4<u32>((1u << width) - 1u);
+    if bits == 3u {
+        let high = rows[row + run.z / 2u] >> (16u * (run.z % 2u) + 4u * quarter);
+        code |= ((vec4<u32>(high) >> each) & vec4<u32>(1u)) << vec4<u32>(2u);
+    }
+    if run.w == AFFINE {
+        let header = unpack2x16float(rows[row]);
+        return header.y + header.x * vec4<f32>(code);
+    }
+    var value: vec4<f32>;
+    if bits == 8u {
+        value = eight_bits().x + eight_bits().y * vec4<f32>(code);
+    } else {
+        code += vec4<u32>(book_of(bits));
+        value = vec4<f32>(book[code.x], book[code.y], book[code.z], book[code.w]);
+    }
+    if run.w > 0u {
+        value *= scale_value((rows[row] >> (8u * (run.w - 1u))) & 0xffu);
+    }
+    return value;
+}

@@ -1,0 +1,136 @@
+// Coordinates into packed rows, as src/rows/format.rs lays them out.
+//
+// Grid: x = tokens, at positions first, first + 1, … A workgroup finds the scales of one token's row, band by band; then a lane packs a run of sixteen coordinates.
+#include "lib/reduce.wgsl"
+#include "lib/rows.wgsl"
+
+struct Step {
+    first: u32, // position of the first token
+    at: u32,    // word of a token at which the row begins
+    words: u32, // words of a token
+    bands: u32,
+    runs: u32,
+    header: u32, // words of the header
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read> coordinates: array<f32>;    // [tokens][runs][16]
+@group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;    // codebooks, [bands] of (first run, runs, bits, scale), [runs]
+@group(0) @binding(2) var<storage, read_write> rows: array<u32>;     // [capacity][words]
+
+var<workgroup> scales: array<vec2<f32>, BANDS>; // what is taken off a band's coordinates, and what they are divided by
+
+const LARGEST = 65504.0; // of f16
+
+fn code(z: f32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
+    let x = (z - scale.x) / scale.y;
+    if run.w == AFFINE {
+        return u32(clamp(round(x), 0.0, f32((1u << run.y) - 1u)));
+    }
+    if run.y == 8u {
+        return u32(clamp(round((x - eight_bits().x) / eight_bits().y), 0.0, 255.0));
+    }
+    let levels = book_of(run.y);
+    var nearest = 0u;
+    for (var i = 1u; i < (1u << run.y); i++) {
+        if x > (book[levels + i - 1u] + book[levels + i]) / 2.0 {
+            nearest = i;
+        }
+    }
+    return nearest;
+}
+
+// The band that a run belongs to.
+fn band_of(run: u32) -> u32 {
+    var band = 0u;
+    while run >= table[BOOKS + band].x + table[BOOKS + band].y {
+        band++;
+    }
+    return band;
+}
+
+// The highest bits of a run of three.
+fn highest(token: u32, index: u32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
+    var bits = 0u;
+    for (var i = 0u; i < 16u; i++) {
+        bits |= (code(coordinates[(token * step.runs + index) * 16u + i], run, scale) >> 2u) << i;
+    }
+    return bits;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let token = group.x;
+    let row = (step.first + token) * step.words + step.at;
+    load_book(local);
+    var header = 0u;
+    for (var b = 0u; b < step.bands; b++) {
+        let band = table[BOOKS + b];
+        let begin = (token * step.runs + band.x) * 16u;
+        let end = begin + band.y * 16u;
+        var scale = vec2<f32>(0.0, 1.0);
+        if band.w == AFFINE {
+            var low = -coordinates[begin];
+            var high = coordinates[begin];
+            for (var i = begin + local; i < end; i += WORKGROUP) {
+                low = max(low, -coordinates[i]);
+                high = max(high, coordinates[i]);
+            }
+            low = -workgroup_max(low, local);
+            high = workgroup_max(high, local);
+            // As f16 holds them: what codes are read with.
+            let least = unpack2x16float(pack2x16float(vec2<f32>(clamp(low, -LARGEST, LARGEST), 0.0))).x;
+            let step_size = max((high - least) / f32((1u << band.z) - 1u), 6.103515625e-5);
+            header = pack2x16float(vec2<f32>(min(step_size, LARGEST), least));
+            scale = unpack2x16float(header).yx;
+        } else if band.w > 0u {
+            var squares = 0.0;
+            for (var i = begin + local; i < end; i += WORKGROUP) {
+                squares += coordinates[i] * coordinates[i];
+            }
+            squares = workgroup_sum(squares, local) / f32(band.y * 16u);
+            let eighths = u32(clamp(128.0 + round(4.0 * log2(max(squares, 1e-12))), 1.0, 255.0));
+            header |= eighths << (8u * (band.w - 1u));
+            scale.y = scale_value(eighths);
+        }
+        if local == 0u {
+            scales[b] = scale;
+        }
+    }
+    if local == 0u && step.header != 0u {
+        rows[row] = header;
+    }
+    workgroupBarrier();
+    for (var index = local; index < step.runs; index += WORKGROUP) {
+        let run = table[BOOKS + step.bands + index];
+        let scale = scales[band_of(index)];
+        let z = (token * step.runs + index) * 16u;
+        if run.y == 16u {
+            for (var i = 0u; i < 8u; i++) {
+                let pair = vec2<f32>(coordinates[z + 2u * i], coordinates[z + 2u * i + 1u]);
+                rows[row + run.x + i] = pack2x16float(clamp(pair, vec2<f32>(-LARGEST), vec2<f32>(LARGEST)));
+            }
+            continue;
+        }
+        let width = select(run.y, 2u, run.y == 3u);
+        for (var w = 0u; w < width / 2u; w++) {
+            let count = 32u / width;
+            var word = 0u;
+            for (var i = 0u; i < count; i++) {
+                word |= (code(coordinates[z + w * count + i], run, scale) & ((1u << width) - 1u)) << (i * width);
+            }
+            rows[row + run.x + w] = word;
+        }
+        // Two runs of three bits share a word of highest ones: the lane of the first writes it.
+        if run.y == 3u && run.z % 2u == 0u {
+            var word = highest(token, index, run, scale);
+            if index + 1u < step.runs {
+                let next = table[BOOKS + step.bands + index + 1u];
+                if next.y == 3u {
+                    word |= highest(token, index + 1u, next, scale) << 16u;
+                }
+            }
+            rows[row + run.z / 2u] = word;
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a method answers with: the vectors that share a row, and the basis it would code them in. How many bits they get is the plan's.
+
+use super::basis::Basis;
+use super::{Part, Plan, Ranks};
+use crate::calibrate::{Sensitivity, Statistics};
+use crate::checkpoint::Checkpoint;
+use crate::rows::{Format, Holds, RowSpec, Side};
+use crate::{Error, Result};
+use nalgebra::{DMatrix, DVector};
+
+/// What a method works from.
+pub(super) struct Context<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) statistics: &'a Statistics,
+    pub(super) plan: &'a Plan,
+    /// Key/value heads.
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
+}
+
+impl Context<'_> {
+    /// The bias of a layer's key or value projection, `[H_kv·d]`; zero where it has none. With QK-norm what is cached is no longer linear in the input, and the point to be linear
+    /// about is zero.
+    pub(super) fn bias(&self, layer: usize, side: Side) -> Result<DVector<f64>> {
+        let width = self.heads * self.head_dim;
+        let part = if side == Side::Keys { "k_proj" } else { "v_proj" };
+        let name = format!("model.layers.{layer}.self_attn.{part}.bias");
+        if !self.checkpoint.has(&name) || side == Side::Keys && self.checkpoint.config().qk_norm {
+            return Ok(DVector::zeros(width));
+        }
+        Ok(DVector::from_vec(self.checkpoint.f32(&name, &[width])?).map(f64::from))
+    }
+
+    /// The share of the dense cache that the budget keeps.
+    pub(super) fn keep(&self) -> Result<f64> {
+        let dense = self.checkpoint.config().dense_kv_bytes_per_token();
+        Ok(self.plan.budget.bytes(dense)? as f64 / dense as f64)
+    }
+
+    /// What scales the losses of one side of a layer to those of another.
+    fn weight(&self, rule: Ranks, layer: usize, side: Side) -> Result<f64> {
+        let side = usize::from(side == Side::Values);
+        let statistics = &self.statistics.layers[layer];
+        let missing = |what: &str| {
+            let message = format!("hold no {what} of layer {layer}; gather them with --sensitivity full");
+            Error::Argument { name: "statistics".into(), message }
+        };
+        match (rule, &statistics.sensitivity) {
+            (Ranks::Fisher, _) => Ok(f64::from(statistics.fisher.ok_or_else(|| missing("Fisher information"))?[side])),
+            (Ranks::Spectrum, Some(Sensitivity { keys, values, .. })) => Ok(f64::from([keys, values][side].trace()) / keys.nrows() as f64),
+            (Ranks::Spectrum, None) => Ok(f64::from(statistics.scalar.ok_or_else(|| missing("sensitivity"))?[side])),
+            (Ranks::Uniform | Ranks::Energy, _) => Ok(1.0),
+        }
+    }
+}
+
+/// A row without its format.
+pub(super) struct Unit {
+    pub(super) first_layer: usize,
+    pub(super) layers: usize,
+    pub(super) holds: Holds,
+    pub(super) first_head: usize,
+    pub(super) kv_heads: usize,
+    pub(super) basis: Basis,
+}
+
+impl Unit {
+    /// The row, packed as `format`.
+    pub(super) fn spec(&self, format: Format) -> RowSpec {
+        let Unit { first_layer, layers, holds, first_head, kv_heads, .. } = *self;
+        RowSpec { first_layer, layers, holds, first_head, kv_heads, format }
+    }
+    /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is spread over the coordinates, and from the sensitivity what it is altogether.
+    pub(super) fn part(&self, context: &Context, rule: Ranks) -> Result<Part> {
+        let side = if self.holds == Holds::Values { Side::Values } else { Side::Keys };
+        let Basis { down, up, variance, loss, .. } = &self.basis;
+        let mut weight = context.weight(rule, self.first_layer, side)?;
+        if rule == Ranks::Spectrum {
+            let energy: f64 = up.row_iter().zip(variance).map(|(row, variance)| row.norm_squared() * variance).sum();
+            let all = self.basis.tail(0);
+            weight *= if all > 0.0 { energy / all } else { 0.0 };
+        }
+        Ok(Part { width: down.nrows(), module: 2 * self.first_layer + usize::from(side == Side::Values), weight, loss: loss.as_slice().to_vec() })
+    }
+}
+
+/// Rows of their own for every head of a layer: keys after RoPE, and values. `keys` and `values` make a basis from what they are called, their head, and their second
+/// moment about zero, `[d, d]`.
+pub(super) fn by_head(
+    context: &Context,
+    layer: usize,
+    keys: impl Fn(&str, usize, &DMatrix<f64>) -> Result<Basis>,
+    values: impl Fn(&str, usize, &DMatrix<f64>) -> Result<Basis>,
+) -> Result<Vec<Unit>> {
+    let (heads, d) = (context.heads, context.head_dim);
+    let turned = &context.statistics.layers[layer].turned_keys;
+    let untouched = context.statistics.rows(layer..layer + 1)?.part(heads * d..2 * heads * d);
+    let mut units = Vec::new();
+    for head in 0..heads {
+        let basis = keys(&format!("the keys of layer {layer}, head {head}"), head, &turned.part(head * d..(head + 1) * d).second.map(f64::from))?;
+        units.push(Unit { first_layer: layer, layers: 1, holds: Holds::TurnedKeys, first_head: head, kv_heads: 1, basis });
+    }
+    for head in 0..heads {
+        let basis =
+            values(&format!("the values of layer {layer}, head {head}"), head, &untouched.part(head * d..(head + 1) * d).second.map(f64::from))?;
+        units.push(Unit { first_layer: layer, layers: 1, holds: Holds::Values, first_head: head, kv_heads: 1, basis });
+    }
+    Ok(units)
+}

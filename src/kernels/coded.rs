@@ -1,0 +1,187 @@
+//! The tables by which shaders write and read packed rows: see `shaders/lib/rows.wgsl`.
+
+use crate::cache::Layout;
+use crate::checkpoint::Config;
+use crate::gpu::pad;
+use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, ScaleSource, Side, levels};
+use half::f16;
+
+/// A row as one side of a layer reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Slice {
+    /// Which row of the model.
+    pub row: usize,
+    /// Words into a token's at which it begins.
+    pub word: usize,
+    /// Where the side begins in the row's vector `y`.
+    pub offset: usize,
+    /// Its first key/value head, and how many.
+    pub first_head: usize,
+    pub kv_heads: usize,
+    pub format: Format,
+}
+
+/// What one side of a layer reads of coded rows: all from one store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Coded {
+    pub store: usize,
+    /// Words of a token in the store.
+    pub words: usize,
+    /// In the order of the heads, all of which they cover.
+    pub slices: Vec<Slice>,
+}
+
+impl Coded {
+    pub fn new(config: &Config, specs: &[RowSpec], layout: &Layout, layer: usize, side: Side) -> Coded {
+        let sources = RowSet::sources(specs, layer, side, config.head_dim);
+        let store = layout.store(&sources);
+        let slices = sources.iter().map(|source| Slice {
+            row: source.row,
+            word: layout.places[source.row].word,
+            offset: source.offset,
+            first_head: source.first_head,
+            kv_heads: source.kv_heads,
+            format: specs[source.row].format.clone(),
+        });
+        Coded { store, words: layout.stores[store], slices: slices.collect() }
+    }
+
+    /// The slice that a key/value head reads, and its place among them.
+    pub fn of_head(&self, kv_head: usize) -> (usize, &Slice) {
+        let i = self.slices.partition_point(|s| s.first_head + s.kv_heads <= kv_head);
+        (i, &self.slices[i])
+    }
+
+    /// Coordinates that a key/value head reads.
+    pub fn rank(&self, kv_head: usize) -> usize {
+        self.of_head(kv_head).1.format.rank()
+    }
+
+    /// Of all heads one after the other, `size` of each: where they begin, and where the last ends.
+    fn begins(&self, heads: usize, size: impl Fn(usize) -> usize) -> Vec<usize> {
+        (0..=heads)
+            .scan(0, |at, head| {
+                let begin = *at;
+                *at += if head < heads { size(head) } else { 0 };
+                Some(begin)
+            })
+            .collect()
+    }
+
+    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and one more for `q · μ`.
+    fn queries(&self, config: &Config, taken: bool) -> Vec<usize> {
+        let whole = config.num_attention_heads * pad(config.head_dim) / 4;
+        let each = |kv: usize| if taken { config.group_size() * (self.rank(kv) / 4 + 1) } else { 0 };
+        self.begins(config.num_key_value_heads, each).iter().map(|at| whole + at).collect()
+    }
+
+    /// Numbers from one token's queries to the next.
+    pub fn query_stride(&self, config: &Config, taken: bool) -> usize {
+        4 * self.queries(config, taken)[config.num_key_value_heads]
+    }
+
+    /// The table that keys are scored with, as `score.wgsl` says: `means` by key/value head, `[H_kv][head_dim]`.
+    pub fn key_table(&self, config: &Config, taken: bool, means: &[f32]) -> Vec<[u32; 4]> {
+        let (heads, dim) = (config.num_key_value_heads, config.head_dim);
+        let up = self.begins(heads, |kv| self.rank(kv) / 4 * if taken { pad(dim) } else { dim });
+        let queries = self.queries(config, taken);
+        let mut table = books();
+        let runs_at = table.len() + 2 * heads + means.len().div_ceil(4);
+        let runs_of = self.begins(self.slices.len(), |i| self.slices[i].format.rank() / RUN);
+        for kv in 0..heads {
+            let (i, slice) = self.of_head(kv);
+            table.push([slice.word, runs_at + runs_of[i], slice.format.rank() / RUN, queries[kv]].map(|n| n as u32));
+            table.push([up[kv] as u32, 0, 0, 0]);
+        }
+        table.extend(floats(means));
+        self.slices.iter().for_each(|slice| table.extend(runs(&slice.format)));
+        table
+    }
+
+    /// The table that values are summed with: codebooks and runs.
+    pub fn value_table(&self) -> Vec<[u32; 4]> {
+        let runs = self.slices.iter().map(|slice| runs(&slice.format));
+        std::iter::once(books()).chain(runs).flatten().collect()
+    }
+
+    /// Where in [`value_table`](Self::value_table) each slice's runs begin.
+    pub fn value_runs(&self) -> Vec<usize> {
+        self.begins(self.slices.len(), |i| self.slices[i].format.rank() / RUN).iter().map(|at| BOOKS as usize + at).collect()
+    }
+
+    /// Where each key/value head's `[rank / 4][head_dim]` vectors of an up-projection begin when all are laid end to end.
+    pub fn ups(&self, config: &Config) -> Vec<usize> {
+        self.begins(config.num_key_value_heads, |kv| self.rank(kv) / 4 * config.head_dim)
+    }
+
+    /// Where each query head's sum of coordinates begins, in vectors, and where the last ends.
+    pub fn sums(&self, config: &Config) -> Vec<usize> {
+        self.begins(config.num_attention_heads, |head| self.rank(head / config.group_size()) / 4)
+    }
+}
+
+/// Vectors of codebooks at the head of every table.
+pub(crate) const BOOKS: u32 = 8;
+
+/// `[BOOKS]`: the levels of 2, 3 and 4 bits, then the first level and the step of 8.
+pub(crate) fn books() -> Vec<[u32; 4]> {
+    let mut numbers: Vec<f32> = [2, 3, 4].into_iter().flat_map(levels).copied().collect();
+    numbers.extend([EIGHT_BITS.0, EIGHT_BITS.1]);
+    numbers.resize(4 * BOOKS as usize, 0.0);
+    floats(&numbers)
+}
+
+/// f32 numbers as a table holds them, four to a vector.
+pub(crate) fn floats(numbers: &[f32]) -> Vec<[u32; 4]> {
+    let vector = |four: &[f32]| std::array::from_fn(|i| four.get(i).map_or(0, |x| x.to_bits()));
+    numbers.chunks(4).map(vector).collect()
+}
+
+/// What a shader knows of what scales a run: nothing, one of the header's bytes, or its halves.
+fn scale(source: ScaleSource) -> u32 {
+    match source {
+        ScaleSource::One => 0,
+        ScaleSource::Byte(byte) => 1 + byte as u32,
+        ScaleSource::Affine => 5,
+    }
+}
+
+/// The runs of a row: (word, bits, where the highest bits stand, scale).
+pub(crate) fn runs(format: &Format) -> Vec<[u32; 4]> {
+    format.runs().iter().map(|run| [run.word as u32, u32::from(run.bits), run.high as u32, scale(run.scale)]).collect()
+}
+
+/// The bands of a row: (first run, runs, bits, scale).
+pub(crate) fn bands(format: &Format) -> Vec<[u32; 4]> {
+    let runs = format.runs();
+    let mut first = 0;
+    let band = |band: &crate::rows::Band| {
+        let begin = first;
+        first += band.runs;
+        [begin as u32, band.runs as u32, u32::from(band.bits), scale(runs[begin].scale)]
+    };
+    format.bands.iter().map(band).collect()
+}
+
+/// An up-projection of one key/value head, `up(coordinate, dimension)`, as `[rank / 4][head_dim]` vectors: neighbouring lanes have neighbouring dimensions.
+pub(crate) fn by_coordinates(up: impl Fn(usize, usize) -> f32, rank: usize, head_dim: usize) -> Vec<f16> {
+    let mut vectors = Vec::with_capacity(rank * head_dim);
+    for v in 0..rank / 4 {
+        for dim in 0..head_dim {
+            vectors.extend((0..4).map(|i| f16::from_f32(up(4 * v + i, dim))));
+        }
+    }
+    vectors
+}
+
+/// The same as `[pad(head_dim) / 4][rank]` vectors, padding zero: neighbouring lanes have neighbouring coordinates.
+pub(crate) fn by_dimensions(up: impl Fn(usize, usize) -> f32, rank: usize, head_dim: usize) -> Vec<f16> {
+    let mut vectors = Vec::with_capacity(rank * pad(head_dim));
+    for v in 0..pad(head_dim) / 4 {
+        for coordinate in 0..rank {
+            let number = |dim: usize| if dim < head_dim { f16::from_f32(up(coordinate, dim)) } else { f16::ZERO };
+            vectors.extend((0..4).map(|j| number(4 * v + j)));
+        }
+    }
+    vectors
+}

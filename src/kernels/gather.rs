@@ -1,0 +1,144 @@
+//! `gather.wgsl`: what rows are coded from, out of the exact keys and values.
+
+use super::{NEAR, WORKGROUP, spec};
+use crate::Result;
+use crate::cache::{LayerCache, Slots};
+use crate::checkpoint::Config;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::rows::{Holds, RowSpec, Side};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    first: u32,
+    sinks: u32,
+    ring: u32,
+    head: u32,
+    keys: u32,
+    unturn: u32,
+    at: u32,
+    width: u32,
+    stride: u32,
+}
+
+/// One layer's part of a row's `y − μ`.
+pub struct Gather {
+    kernel: Kernel,
+    step: Step,
+    heads: u32,
+}
+
+fn variant(config: &Config) -> Spec {
+    let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Read), (4, Access::Write)];
+    let constants = [
+        ("WORKGROUP", WORKGROUP),
+        ("PAIRS", (config.head_dim / 2) as u32),
+        ("NEAR", NEAR),
+        ("EXACT_ROW", (config.num_key_value_heads * pad(config.head_dim)) as u32),
+    ];
+    spec("gather.wgsl", &[], &constants, &bindings)
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    super::score::configs().iter().map(variant).collect()
+}
+
+impl Gather {
+    /// `cache`: the exact rows of `layer`, one of the row's; `turns`: RoPE's tables; `mean`: `[w]`; `out`: `[n][pad(w)]`. All f32 but the rows.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn plan(
+        device: &Device,
+        config: &Config,
+        row: &RowSpec,
+        layer: usize,
+        cache: &LayerCache,
+        slots: Slots,
+        turns: &wgpu::Buffer,
+        mean: &wgpu::Buffer,
+        out: &wgpu::Buffer,
+    ) -> Result<Gather> {
+        let side = |side| row.offset(layer, side, config.head_dim);
+        let (keys, values) = (side(Side::Keys), side(Side::Values));
+        let heads = row.kv_heads as u32;
+        let width = row.width(config.head_dim);
+        let step = Step {
+            first: 0,
+            sinks: slots.sinks,
+            ring: slots.ring,
+            head: row.first_head as u32,
+            keys: if keys.is_some() { heads } else { 0 },
+            unturn: u32::from(row.holds != Holds::TurnedKeys),
+            at: keys.or(values).unwrap_or(0) as u32,
+            width: width as u32,
+            stride: pad(width) as u32,
+        };
+        let sides = u32::from(keys.is_some()) + u32::from(values.is_some());
+        Ok(Gather { kernel: device.kernel(variant(config), &[&cache.keys, &cache.values, turns, mean, out])?, step, heads: sides * heads })
+    }
+
+    /// Tokens at positions `first`, `first + 1`, ….
+    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
+        self.kernel.record(pass, &Step { first, ..self.step }, [self.heads, tokens, 1]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::score::config;
+    use crate::kernels::turns;
+    use crate::rows::Format;
+
+    /// Two layers side by side, from slots that wrap around: keys before RoPE and values, keys after it, values alone.
+    #[test]
+    fn a_row_begins_as_keys_and_values_without_their_mean() {
+        let c = config(false, None, 6, 3, 14);
+        let slots = Slots { sinks: 2, ring: 7 };
+        let (first, tokens, padded) = (63, 5, pad(c.head_dim));
+        let exact: Vec<_> = (0..4).map(|seed| halves(seed, slots.count() * 3 * padded)).collect();
+        for holds in [Holds::Both, Holds::Keys, Holds::TurnedKeys, Holds::Values] {
+            let row = RowSpec { first_layer: 4, layers: 2, holds, first_head: 1, kv_heads: 2, format: Format::half(1) };
+            let (w, mean) = (row.width(c.head_dim), numbers(9, row.width(c.head_dim)));
+            let mut expected = Vec::new();
+            for position in first..first + tokens {
+                let mut y = Vec::new();
+                for layer in exact.chunks(2) {
+                    for (side, numbers) in layer.iter().enumerate() {
+                        if [Holds::Both, [Holds::Keys, Holds::Values][side]].contains(&holds) || (side == 0 && holds == Holds::TurnedKeys) {
+                            for head in 1..3 {
+                                let from = &numbers[(slots.of(position) * 3 + head) * padded..][..c.head_dim];
+                                let pair = |i: usize| {
+                                    let (a, b) = (from[i % 7].to_f64(), from[i % 7 + 7].to_f64());
+                                    let (sin, cos) = match side == 0 && holds != Holds::TurnedKeys {
+                                        true => (position as f64 * c.rope_frequencies()[i % 7]).sin_cos(),
+                                        false => (0.0, 1.0),
+                                    };
+                                    if i < 7 { a * cos + b * sin } else { b * cos - a * sin }
+                                };
+                                y.extend((0..14).map(pair));
+                            }
+                        }
+                    }
+                }
+                assert_eq!(y.len(), w);
+                y.iter_mut().zip(&mean).for_each(|(y, mean)| *y -= f64::from(*mean));
+                y.resize(pad(w), 0.0);
+                expected.extend(y);
+            }
+            for device in devices(None) {
+                let [turns, mean] = [turns(&c.rope_frequencies(), 70).as_flattened(), &mean].map(|v| device.upload("numbers", v).unwrap());
+                let out = device.upload("out", &vec![f32::NAN; expected.len()]).unwrap();
+                let gathers: Vec<_> = (0..2)
+                    .map(|l| {
+                        let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
+                        let cache = LayerCache { keys: upload(0), values: upload(1) };
+                        Gather::plan(&device, &c, &row, 4 + l, &cache, slots, &turns, &mean, &out).unwrap()
+                    })
+                    .collect();
+                let got = run::<f32>(&device, &out, expected.len(), |pass| gathers.iter().for_each(|g| g.record(pass, first as u32, tokens as u32)));
+                assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{holds:?}, {:?}", device.tier()));
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! `pack.wgsl`: coordinates into packed rows.
+
+use super::coded::{BOOKS, bands, books, runs};
+use super::{WORKGROUP, spec};
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::rows::Format;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    first: u32,
+    at: u32,
+    words: u32,
+    bands: u32,
+    runs: u32,
+    header: u32,
+}
+
+/// The most bands of a row: one of each width.
+const BANDS: u32 = 5;
+
+/// Packs one row's coordinates.
+pub struct Pack {
+    kernel: Kernel,
+    step: Step,
+}
+
+fn variant() -> Spec {
+    let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Write)];
+    spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS), ("BANDS", BANDS)], &bindings)
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    vec![variant()]
+}
+
+impl Pack {
+    /// The table of a format.
+    pub(crate) fn table(format: &Format) -> Vec<[u32; 4]> {
+        [books(), bands(format), runs(format)].concat()
+    }
+
+    /// `coordinates`: `[n][rank]` f32; `table`: [`table`](Self::table)'s; `rows`: `[capacity][words]`, of which a row's begin `at` words into a token's.
+    pub(crate) fn plan(
+        device: &Device,
+        format: &Format,
+        coordinates: &wgpu::Buffer,
+        table: &wgpu::Buffer,
+        rows: &wgpu::Buffer,
+        at: usize,
+        words: usize,
+    ) -> Result<Pack> {
+        let [at, words, bands, runs, header] = [at, words, format.bands.len(), format.runs().len(), format.header()].map(|n| n as u32);
+        Ok(Pack { kernel: device.kernel(variant(), &[coordinates, table, rows])?, step: Step { first: 0, at, words, bands, runs, header } })
+    }
+
+    /// Tokens at positions `first`, `first + 1`, ….
+    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
+        self.kernel.record(pass, &Step { first, ..self.step }, [tokens, 1, 1]);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::kernels::oracle::{devices, numbers, run};
+    use crate::rows::{Band, Scale};
+    use half::f16;
+
+    /// Every width, alone and together, with every kind of scale.
+    pub fn formats() -> Vec<Format> {
+        let band = |bits, runs| Band { bits, runs };
+        let all = vec![band(16, 1), band(8, 2), band(4, 3), band(3, 3), band(2, 2)];
+        let one = |bits, runs, scale| Format { bands: vec![band(bits, runs)], scale };
+        vec![
+            Format { bands: all.clone(), scale: Scale::Fixed },
+            Format { bands: all, scale: Scale::Band },
+            one(3, 2, Scale::Band),
+            one(2, 70, Scale::Band),
+            one(16, 2, Scale::Band),
+            one(4, 3, Scale::Affine),
+            one(8, 2, Scale::Affine),
+        ]
+    }
+
+    /// The words that [`Format::encode`] makes, but for a coordinate in a thousand that rounding leaves between two codes.
+    #[test]
+    fn rows_are_packed_as_their_format_says() {
+        let (first, tokens, capacity) = (3, 4, 9);
+        for format in formats() {
+            let (at, rank, own) = (2, format.rank(), format.words());
+            let words = at + own + 1;
+            // Tokens of different sizes, the bands of each too.
+            let z: Vec<f32> = numbers(1, tokens * rank).iter().enumerate().map(|(i, z)| z * (1.0 + (i / 48) as f32)).collect();
+            let mut expected = vec![7u32; capacity * words];
+            for (t, z) in z.chunks_exact(rank).enumerate() {
+                format.encode(z, &mut expected[(first + t) * words + at..][..own]);
+            }
+            for device in devices(None) {
+                let (z, table) = (device.upload("coordinates", &z).unwrap(), device.upload("table", &Pack::table(&format)).unwrap());
+                let rows = device.upload("rows", &vec![7u32; capacity * words]).unwrap();
+                let pack = Pack::plan(&device, &format, &z, &table, &rows, at, words).unwrap();
+                let got = run::<u32>(&device, &rows, capacity * words, |pass| pack.record(pass, first as u32, tokens as u32));
+                let (mut differ, mut decoded, mut meant) = (0, vec![0.0; rank], vec![0.0; rank]);
+                for (token, (got, expected)) in got.chunks_exact(words).zip(expected.chunks_exact(words)).enumerate() {
+                    assert!(got[..at] == expected[..at] && got[at + own..] == expected[at + own..], "beside the row");
+                    if !(first..first + tokens).contains(&token) {
+                        assert_eq!(got, expected, "other tokens");
+                        continue;
+                    }
+                    let header = |words: &[u32]| words[at..][..format.header()].iter().flat_map(|w| [w & 0xffff, w >> 16]).collect::<Vec<_>>();
+                    // A device may round a number to either of the f16 beside it.
+                    let most = if format.scale == Scale::Affine { 1 } else { 0 };
+                    let same = header(got).iter().zip(header(expected)).all(|(a, b)| a.abs_diff(b) <= most);
+                    assert!(same, "{format:?}, {:?}: scales {:x?}, not {:x?}", device.tier(), header(got), header(expected));
+                    format.decode(&got[at..][..own], &mut decoded);
+                    format.decode(&expected[at..][..own], &mut meant);
+                    // Steps that are not quite equal make one code of the next.
+                    let step = f16::from_bits(expected[at] as u16).to_f32();
+                    let most = if format.scale == Scale::Affine { 1.1 * step } else { 0.0 };
+                    differ += decoded.iter().zip(&meant).filter(|(a, b)| (*a - *b).abs() > most).count();
+                }
+                assert!(differ * 1000 <= tokens * rank, "{format:?}, {:?}: {differ} of {}", device.tier(), tokens * rank);
+            }
+        }
+    }
+}

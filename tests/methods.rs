@@ -1,0 +1,165 @@
+//! The published methods side by side: what holds for each of them, on every family of models.
+
+mod common;
+
+use common::{Random, SyntheticModel, families, nmse};
+use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest};
+use lowkey::checkpoint::Checkpoint;
+use lowkey::compress::recalkv::Grouping;
+use lowkey::compress::{Budget, Float, Method, Plan, Ranks, Report, run};
+use lowkey::cpu::{Model, RowType};
+use lowkey::progress::Progress;
+use lowkey::rows::{Exact, Holds, RUN};
+use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::{Error, Result};
+use safetensors::Dtype;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+const PUBLISHED: [Method; 5] = [Method::Palu, Method::ReCalKv, Method::KqSvd, Method::KSvd, Method::Eigen];
+const RULES: [Option<Ranks>; 5] = [None, Some(Ranks::Uniform), Some(Ranks::Fisher), Some(Ranks::Spectrum), Some(Ranks::Energy)];
+
+fn quietly(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn load(checkpoint: &Checkpoint) -> Arc<Model> {
+    Arc::new(Model::load(checkpoint).unwrap())
+}
+
+/// Statistics of a few hundred random tokens, sensitivity and all.
+fn calibrate(checkpoint: &Checkpoint) -> Statistics {
+    let model = load(checkpoint);
+    let tokens = Random(77).tokens(480, model.config().vocab_size);
+    let options = Options { window: 160, ..Options::default() };
+    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
+}
+
+fn compress(checkpoint: &Checkpoint, statistics: &Statistics, plan: &Plan, output: &Path) -> Result<(Report, Checkpoint)> {
+    let report = run(checkpoint, plan, Some(statistics), Float::F32, output, &mut quietly)?;
+    Ok((report, Checkpoint::open(output)?))
+}
+
+/// Every query reads all but eight keys and the first four from coded rows.
+fn logits(model: &Arc<Model>) -> Vec<f32> {
+    let tokens = Random(78).tokens(150, model.config().vocab_size);
+    let exact = Some(Exact { sinks: 4, recent: 8 });
+    let options = SequenceOptions { capacity: tokens.len(), strict: true, exact, chunk: None };
+    model.sequence(options, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap()
+}
+
+/// Runs `check` on a checkpoint of every family, in f32 so that copying it rounds nothing, and its statistics.
+fn for_every_family(check: impl Fn(&str, &Checkpoint, &Statistics, &Path)) {
+    for (family, synthetic) in families() {
+        let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let statistics = calibrate(&checkpoint);
+        let outputs = tempfile::tempdir().unwrap();
+        check(family, &checkpoint, &statistics, outputs.path());
+    }
+}
+
+/// Only the rounding of rows to f16 is left.
+#[test]
+fn full_rank_gives_the_dense_logits_by_every_method() {
+    for_every_family(|family, checkpoint, statistics, outputs| {
+        let dense = logits(&load(checkpoint));
+        for (method, ranks) in PUBLISHED.iter().zip(RULES) {
+            let plan = Plan { ranks, group_heads: 2, ..Plan::new(*method, Budget::Keep(1.0)) };
+            let (_, factored) = compress(checkpoint, statistics, &plan, &outputs.join(method.name())).unwrap();
+            let error = nmse(&logits(&load(&factored)), &dense);
+            assert!(error < 1e-5, "{family}, {}: {error}", method.name());
+        }
+    });
+}
+
+#[test]
+fn by_every_rule_error_falls_with_the_budget_and_the_budget_is_kept() {
+    // Heads of several runs, so that there is something to choose.
+    let synthetic = SyntheticModel { heads: 4, kv_heads: 2, head_dim: 64, hidden: 160, dtype: Dtype::F32, ..SyntheticModel::default() };
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (statistics, dense) = (calibrate(&checkpoint), logits(&load(&checkpoint)));
+    let outputs = tempfile::tempdir().unwrap();
+    for method in PUBLISHED {
+        for (index, ranks) in RULES.into_iter().enumerate() {
+            let mut before = f64::INFINITY;
+            for keep in [0.5, 0.75, 1.0] {
+                let plan = Plan { ranks, ..Plan::new(method, Budget::Keep(keep)) };
+                let (report, factored) =
+                    compress(&checkpoint, &statistics, &plan, &outputs.path().join(format!("{}{index}{keep}", method.name()))).unwrap();
+                let error = nmse(&logits(&load(&factored)), &dense);
+                assert!(error < before, "{}, {ranks:?}: {error} at {keep}, {before} with less", method.name());
+                before = error;
+                // One run of all heads in one layer, in f16, is what a rule may be off by.
+                let slack = (2 * RUN * checkpoint.config().num_key_value_heads) as f64;
+                let most = keep * report.kv_bytes_per_token_dense as f64 + slack;
+                assert!(report.kv_bytes_per_token as f64 <= most, "{}, {ranks:?}: {} at {keep}", method.name(), report.kv_bytes_per_token);
+            }
+        }
+    }
+}
+
+/// Palu's groups are as asked for; the methods that read turned keys have a row for each head.
+#[test]
+fn rows_are_what_the_papers_say() {
+    for_every_family(|family, checkpoint, statistics, outputs| {
+        let heads = checkpoint.config().num_key_value_heads;
+        for (index, (method, group_heads, keys, holds)) in [
+            (Method::Palu, 1, heads, Holds::Keys),
+            (Method::Palu, heads, 1, Holds::Keys),
+            (Method::ReCalKv, heads, 1, Holds::Keys),
+            (Method::KqSvd, 4, heads, Holds::TurnedKeys),
+            (Method::Eigen, 4, heads, Holds::TurnedKeys),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let plan = Plan { group_heads, ..Plan::new(method, Budget::Keep(0.5)) };
+            let output = outputs.join(index.to_string());
+            let (_, factored) = compress(checkpoint, statistics, &plan, &output).unwrap();
+            let rows = factored.rows().unwrap().unwrap();
+            let layers = checkpoint.config().num_hidden_layers;
+            let found = rows.specs.iter().filter(|spec| spec.holds == holds).count();
+            assert_eq!(found, keys * layers, "{family}, {}", method.name());
+        }
+    });
+}
+
+/// Whatever the grouping, heads move with all that belongs to them.
+#[test]
+fn grouping_by_loss_reorders_heads_and_changes_nothing_at_full_rank() {
+    for_every_family(|family, checkpoint, statistics, outputs| {
+        let plan = Plan { group_heads: 2, grouping: Grouping::Loss, ranks: Some(Ranks::Uniform), ..Plan::new(Method::ReCalKv, Budget::Keep(1.0)) };
+        let (_, factored) = compress(checkpoint, statistics, &plan, &outputs.join("full")).unwrap();
+        let error = nmse(&logits(&load(&factored)), &logits(&load(checkpoint)));
+        assert!(error < 1e-5, "{family}: {error}");
+    });
+}
+
+#[test]
+fn what_a_rule_needs_and_options_that_mean_nothing_are_named() {
+    let (_, synthetic) = families().remove(0);
+    let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let mut statistics = calibrate(&checkpoint);
+    statistics.layers.iter_mut().for_each(|layer| (layer.fisher, layer.sensitivity, layer.scalar) = (None, None, None));
+    let outputs = tempfile::tempdir().unwrap();
+    let output = outputs.path().join("none");
+    let keep = Budget::Keep(0.5);
+    for (plan, word) in [
+        (Plan::new(Method::Palu, keep), "Fisher"),
+        (Plan { ranks: Some(Ranks::Spectrum), ..Plan::new(Method::KqSvd, keep) }, "sensitivity"),
+        (Plan { grouping: Grouping::Loss, ..Plan::new(Method::Palu, keep) }, "recalkv"),
+        (Plan { ranks: Some(Ranks::Uniform), ..Plan::new(Method::LowKey, keep) }, "ranks"),
+    ] {
+        let error = compress(&checkpoint, &statistics, &plan, &output).err().unwrap();
+        assert!(matches!(error, Error::Argument { .. }) && error.to_string().contains(word), "{error}");
+        assert!(!output.exists());
+    }
+    // These need neither.
+    for plan in [Plan { ranks: Some(Ranks::Uniform), ..Plan::new(Method::Palu, keep) }, Plan::new(Method::KqSvd, keep)] {
+        compress(&checkpoint, &statistics, &plan, &outputs.path().join(plan.method.name())).unwrap();
+    }
+}
