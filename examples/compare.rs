@@ -3,8 +3,8 @@
 //! `cargo run --release --example compare -- MODEL SMALL… --text assets/evaluation.txt --report DIR --figure assets/frontier.svg`
 
 use clap::Parser;
-use lowkey::sequence::SequenceOptions;
 use lowkey::eval::{self, Report, Subject, Task, Text, Windowing, report};
+use lowkey::sequence::SequenceOptions;
 use lowkey::{Device, Engine, LoadOptions, Model};
 use std::io::Write;
 use std::ops::ControlFlow;

@@ -1,7 +1,7 @@
 //! lowkey runs large language models with a compressed key/value cache on any GPU.
 //!
-//! A model that generates text keeps, for every token it has seen, a key and a value in every layer. lowkey factors the projections that make them, once
-//! and on the processor ([`compress`], weighed by what [`calibrate`] found), and caches the shorter rows that come out. The decoder works on these rows as
+//! A model that generates text keeps, for every token it has seen, a key and a value in every layer. lowkey writes them in few bits: once and on the processor it finds a basis in which
+//! they matter in order ([`compress`], weighed by what [`calibrate`] found), and from then on caches codes of their coordinates ([`rows`]). The decoder works on these rows as
 //! they are: on Vulkan, Metal and DX12 through wgpu ([`decoder`]), and once more in plain Rust ([`cpu`]), which is the specification and what the tests
 //! hold the kernels against.
 //!
@@ -18,7 +18,7 @@
 //! }
 //! ```
 //!
-//! From the bottom up: [`checkpoint`] reads models; [`linalg`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
+//! From the bottom up: [`checkpoint`] reads models; [`linalg`], [`rows`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
 //! [`decoder`] stand on each other; [`sequence`] is what both decoders offer; [`session`], [`eval`] and [`mod@bench`] stand on that alone. [`Model`] puts it
 //! together. Nothing here prints, ends the process or keeps global state.
 

@@ -199,7 +199,7 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
 
     // Statistics are read where they exist: no text is needed, and the result is the same.
     let again = bench.path("again");
-    done(&["compress", &model, "-o", &again, "--statistics", &statistics]);
+    done(&["compress", &model, "-o", &again, "--keep", "0.5", "--statistics", &statistics]);
     let weights = |directory: &str| std::fs::read(Path::new(directory).join("model.safetensors")).unwrap();
     assert!(weights(&small) == weights(&again));
 

@@ -289,7 +289,7 @@ fn factored_metadata_is_checked_against_the_model() {
         (|o| o["format"] = json!(99), "unsupported", &["format 99", "reads 2"]),
         (|o| o["format"] = Value::Null, "checkpoint", &["format"]),
         (|o| o["rows"].as_array_mut().unwrap().truncate(6), "checkpoint", &["keys of layer 2", "no row"]),
-        (|o| o["rows"][1]["kv_heads"] = json!(1), "checkpoint", &["values of layer 0", "head 1"]),
+        (|o| o["rows"][1]["first_head"] = json!(1), "checkpoint", &["values of layer 0", "head 0"]),
         (|o| o["rows"][2]["first_head"] = json!(1), "checkpoint", &["values of layer 0", "two"]),
         (|o| o["rows"][8]["kv_heads"] = json!(2), "checkpoint", &["row 8", "2 heads from 2 on, of 3"]),
         (|o| o["rows"][8]["layers"] = json!(u64::MAX), "checkpoint", &["row 8", "layers"]),

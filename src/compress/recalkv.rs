@@ -4,19 +4,18 @@
 //!
 //! - **Keys: head-wise similarity reordering.** Similarity of heads `i` and `j` is linear CKA of their outputs, `‖G_ij‖²_F / (‖G_ii‖_F·‖G_jj‖_F)`, where
 //!   `G = W_KᵀCW_K`, `[H_kv·d, H_kv·d]`, is all that is needed. Greedily, the most similar heads share a group of at most `s`; each group
-//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`low_rank`](super::low_rank)). The row `x·[A_1 … A_G]` is cached,
-//!   before RoPE; the key is rebuilt from it, `z·B + b`, then normalised and turned as ever.
+//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`Basis`]). The row `x·[A_1 … A_G]` is cached, before RoPE; the key is rebuilt
+//!   from it, `z·B + b`, and turned as ever.
 //! - **Values: offline calibration.** All heads share one latent, `W_V ≈ A·B`. The paper alternates least squares, `B ← (AᵀCA)⁻¹AᵀCW` (its equation 7) and
 //!   `A ← WBᵀ(BBᵀ)⁻¹` (equation 8), from a plain SVD. The whitened SVD of the same `C` is the fixed point of both, and the global optimum: it is computed at once.
-//! - **Fusion.** The up-projection of a query head's values, `B_h·W_O^(h)`, replaces `W_O^(h)` where its `r_v` rows are no more than the `d` they replace.
-//!   At half the values of a multi-head model they are many times more, and then the sum of latents is brought back first, `(Σ p·z)·B_h`, once per token.
+//! - **Fusion.** The paper folds `B_h·W_O^(h)` into the output projection. The exact rows that stand beside the coded ones here need `W_O` as it is, so the sum of latents is brought back
+//!   first, `(Σ p·z)·B_h`, once per token; with all heads in one latent that is also the smaller of the two.
 //!
 //! What differs from the paper and its released code, and why: the permutation of heads is absorbed into the weights (queries, keys, values, their biases
-//! and the rows of `W_O` move together), so nothing is reordered at run time, and a key bias moves with its head, which the code forgets. `C` is divided by the number
+//! and the rows of `W_O` move together), so nothing is reordered at run time, and a key bias moves with its head, which the code forgets. Moments are divided by the number
 //! of tokens and everything is solved in f64; the code squares unnormalised sums in f16. CKA is taken of the outputs, not of the rows of a whitened weight
-//! around their mean, which depends on the square root of `C` that one happens to pick. The calibrated inputs are the dense model's, and `C` weighs the first
-//! positions of a text as they are attended to ([`crate::calibrate::Options::sinks`]). Ranks follow the budget
-//! uniformly, not the Fisher information.
+//! around their mean, which depends on the square root of `C` that one happens to pick; where keys are normalised before RoPE, of the normalised ones. CKA does not promise that a group
+//! loses less: [`Grouping::Loss`] looks at what it is to stand for, `Σ_{i>r} λ_i(G_g)`, summed over the groups. The calibrated inputs are the dense model's.
 
 use super::basis::{Basis, about};
 use super::factored::MadeTensors;
