@@ -84,12 +84,14 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// Of `metric`, to which a little of its own mean is added on the diagonal, so that no direction is free.
+    /// Of `metric`, to which some of its own mean is added on the diagonal, so that no direction is free and none is trusted too far.
     ///
     /// # Errors
     /// [`crate::Error::Numeric`], naming `what`.
     pub fn of(what: &str, metric: &DMatrix<f64>) -> Result<Roots> {
-        const RIDGE: f64 = 1e-3;
+        // What a few thousand tokens' gradients say of hundreds of directions is mostly noise in the weaker ones. SmolLM2-135M, 8,192 tokens, KL divergence on another text with 0.001, 0.01, 0.05
+        // and 0.2: 0.0049, 0.0043, 0.0038, 0.0040 (small, 2880 bytes); 0.0054, 0.0034, 0.0028 (fast, 4608 bytes).
+        const RIDGE: f64 = 0.05;
         let n = metric.nrows();
         let ridge = (RIDGE * metric.trace() / n.max(1) as f64).max(f64::MIN_POSITIVE.sqrt());
         let eigen = Eigen::of(what, &(metric + DMatrix::from_diagonal_element(n, n, ridge)))?;
