@@ -53,14 +53,19 @@ fn budgets_are_kept_and_bought_well() {
             assert!(error < 1e-5, "{family}, {}: {error}", plan.options());
         }
         for layout in 0..3 {
+            // A header and one run of two bits for each row is the least there is.
+            let least = rows(&plans(Budget::Bytes(4 * bytes))[layout]).specs.len() as f64 * 8.0;
             let mut before = f64::INFINITY;
             for times in [8.0, 4.0, 2.0] {
                 let plan = &plans(Budget::Times(times))[layout];
+                if bytes as f64 / times < least {
+                    let refused = factor(&checkpoint, plan, Some(&statistics), &mut quietly).err().unwrap().to_string();
+                    assert!(refused.starts_with("kv-bytes: "), "{family}, {}: {refused}", plan.options());
+                    continue;
+                }
                 let rows = rows(plan);
                 let (asked, taken) = (bytes as f64 / times, RowSet::bytes_per_token(&rows.specs) as f64);
-                // One run of two bits for each row is the least there is.
-                let least = (rows.specs.len() * 8) as f64;
-                assert!(taken <= asked.max(least), "{family}, {}: {taken} of {asked}", plan.options());
+                assert!(taken <= asked, "{family}, {}: {taken} of {asked}", plan.options());
                 let error = nmse(&logits(&checkpoint, Some(rows)), &dense);
                 // A row over two layers is coded 32 tokens at a time, and Mistral's window of 24 sees none of those.
                 let unseen = family == "mistral" && plan.span == 2 && error == 0.0;
@@ -85,6 +90,8 @@ fn sensitivity_is_what_was_gathered() {
     assert!(message(&Plan { sensing: Sensing::Full, ..scalar.clone() }, Some(&statistics)).contains("--sensitivity full"));
     assert!(message(&Plan { span: 4, ..scalar.clone() }, Some(&statistics)).contains("gather them anew"));
     assert!(message(&scalar, None).contains("calibrate first"));
-    let fast = Plan { layout: Layout::Fast, span: 2, ..scalar };
+    let fast = Plan { layout: Layout::Fast, span: 2, ..scalar.clone() };
     assert!(message(&fast, Some(&statistics)).starts_with("span: "));
+    let nothing = Plan { budget: Budget::Bytes(8), span: 1, ..fast };
+    assert!(message(&nothing, Some(&statistics)).starts_with("kv-bytes: 8 bytes per token are too few"));
 }

@@ -200,6 +200,10 @@ impl Args {
     /// What the options ask for.
     fn plan(&self, config: &Config) -> Result<Plan> {
         let method = Method::named(&self.method)?;
+        if method == Method::Dense && (self.times.is_some() || self.keep.is_some() || self.kv_bytes.is_some()) {
+            let message = "dense has no budget to spend: its size is that of its numbers; choose --bits 8 or 4".into();
+            return Err(Error::Argument { name: "method".into(), message });
+        }
         let budget = match (self.kv_bytes, self.keep) {
             (Some(bytes), _) => Budget::Bytes(bytes),
             (_, Some(keep)) => Budget::Keep(keep),

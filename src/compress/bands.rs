@@ -7,7 +7,7 @@ use super::basis::Basis;
 use crate::rows::{Band, Format, RUN, Scale, distortion};
 
 /// Allots at most `budget` bytes per token to the rows that have these bases: a format for each. A row whose every run is worth less than the bits it would take still gets one run
-/// of two bits, since a row cannot be empty.
+/// of two bits, since a row cannot be empty: the only case in which the budget is exceeded, for the caller to refuse.
 pub(super) fn water_fill(bases: &[&Basis], scale: Scale, budget: u64) -> Vec<Format> {
     let widths: &[u8] = &[0, 2, 3, 4, 8, 16];
     // By how much each step saves, per bit and unit of loss; made to fall from step to step, so that the wider never comes before the narrower.
@@ -81,9 +81,9 @@ mod tests {
         formats.iter().map(|format| 4 * format.words() as u64).sum()
     }
 
-    /// No other way to spend as many bytes costs less: all ways are tried.
+    /// Against all ways to spend as many bytes: never over the budget, never dearer than with less, and near the least. It is not the least itself where the next step is too large for what is left.
     #[test]
-    fn nothing_is_cheaper_at_equal_bytes() {
+    fn budgets_are_kept_and_spent_nearly_as_well_as_can_be() {
         let bases = [basis(&[9.0, 3.0, 0.2]), basis(&[40.0, 0.7])];
         let widths = [0u8, 2, 3, 4, 8, 16];
         let ways = |runs: usize| -> Vec<Vec<usize>> {
@@ -109,7 +109,6 @@ mod tests {
                     }
                 }
             }
-            // Water-filling is optimal where bits can be had one by one; the last step may be too large to fit.
             let step = water_fill(&[&bases[0], &bases[1]], Scale::Fixed, budget.saturating_sub(32));
             let before = cost(&bases[0], &step[0]) + cost(&bases[1], &step[1]);
             assert!(found <= before && least <= found * (1.0 + 1e-12), "{budget}: {found}, the least {least}");

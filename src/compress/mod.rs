@@ -111,6 +111,11 @@ pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statisti
         Method::LowKey => bands::water_fill(&bases, plan.scale, budget),
         _ => dealt(&context, &units)?,
     };
+    let least: u64 = formats.iter().map(|format| 4 * format.words() as u64).sum();
+    if plan.method == Method::LowKey && least > budget {
+        let message = format!("{budget} bytes per token are too few for the rows of this layout, which take at least {least}; allow more");
+        return Err(Error::Argument { name: "kv-bytes".into(), message });
+    }
     let coders = units.par_iter().zip(&formats).map(|(unit, format)| coder::coder(&unit.basis, format)).collect();
     let specs = units.iter().zip(formats).map(|(unit, format)| unit.spec(format)).collect();
     Ok(Made { rows: RowSet { specs, coders, exact: plan.exact }, tensors })
