@@ -347,6 +347,7 @@ fn wrong_usage_exits_with_2() {
         (vec!["compress", &model, "-o", "/tmp/never", "--keep", "1.5"], "keep"),
         (vec!["compress", &model, "-o", "/tmp/never", "--times", "0.5"], "times"),
         (vec!["compress", &model, "-o", "/tmp/never", "--sensitivity", "none"], "sensitivity"),
+        (vec!["compress", &model, "-o", "/tmp/never", "--recent", "18446744073709551615"], "window"),
         (vec!["compress", &model, "-o", "/tmp/never", "--kv-bytes", "0"], "kv-bytes"),
         (vec!["compress", &model, "-o", "/tmp/never", "--method", "dense", "--times", "4"], "--bits"),
         (vec!["compress", &model, "-o", "/tmp/never", "--layout", "fast", "--span", "2"], "span"),

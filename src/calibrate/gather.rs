@@ -124,7 +124,7 @@ pub fn gather(
     }
     let full = options.sensitivity == SensitivityKind::Full;
     let loss_from = if options.sensitivity == SensitivityKind::None { 0 } else { options.loss_from };
-    let least = 1 + options.sinks.max(options.recent).max(loss_from);
+    let least = options.sinks.max(options.recent).max(loss_from).saturating_add(1);
     if options.window < least {
         return refuse("window", format!("windows of {} tokens are too short; at least {least} are needed", options.window));
     }

@@ -42,7 +42,9 @@ impl CpuSequence {
             return Err(refuse("more tokens than memory has room for; ask for fewer"));
         }
         let coded = model.rows.clone().map(|rows| {
-            let exact = exact.unwrap_or(rows.exact);
+            let Exact { sinks, recent } = exact.unwrap_or(rows.exact);
+            // More than there are tokens is all of them.
+            let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
             (rows, exact, strict, head_dim)
         });
         let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);

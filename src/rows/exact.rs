@@ -47,7 +47,7 @@ impl Exact {
 
     /// The newest exact rows that have to be kept where up to `chunk` tokens go through the model together.
     pub fn window(&self, chunk: usize) -> usize {
-        self.recent + Self::BLOCK + chunk
+        self.recent.saturating_add(Self::BLOCK).saturating_add(chunk)
     }
 
     /// For `tokens` queries from `position` on, where exact rows below `exact_from`, sinks apart, are gone.
