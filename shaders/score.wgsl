@@ -1,16 +1,18 @@
 // How well every cached key answers every query: scores[row][column] = (q · k) / √head_dim, masked where the query may not look.
 //
 // Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of `span` rows. A row is one query head of one token; those of a key/value head share its tile.
-// Columns are exact keys: in a dense cache all from `near` on; beside coded rows the sinks first, then from `near` on. After them come coded keys from `start` on.
+// Columns are exact keys: in a dense cache all from `near` on; beside coded rows the sinks first, then from `near` on. After them come `coded` coded keys.
 // A tile of keys is brought into workgroup memory once, in f32, and every row of the block is scored against it.
 //
 // CODED     there are coded rows; which query reads which keys exactly, and which by their codes, is src/rows/exact.rs. A tile is exact or coded as a whole
 // REBUILT   (CODED) k = RoPE(ẑ·B + μ), TILE × head_dim at a time, never written out. A lane owns a pair of RoPE, which it turns in registers.
+// CHOSEN    (CODED) coded keys are those of chosen chunks, else all from `start` on (lib/chosen.wgsl)
 // TAKEN     (CODED) coded keys are those after RoPE, and prepare.wgsl has taken the query to their coordinates: q · k = q̃ · ẑ + q · μ
 // WINDOW    keys `window` or more before the query are masked
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 #if CODED
+#include "lib/chosen.wgsl"
 #include "lib/ring.wgsl"
 #include "lib/rows.wgsl"
 #endif
@@ -27,7 +29,8 @@ struct Step {
     queries: u32, // numbers from one token to the next in queries
     near: u32,    // the first exact key, beside the sinks
     window: u32,  // (WINDOW)
-    start: u32,   // (CODED) the first coded key
+    start: u32,   // (CODED) the first coded key; (CHOSEN) the last
+    coded: u32,   // (CODED) coded columns
     sinks: u32,   // (CODED) and all below as in exact.rs
     ring: u32,
     recent: u32,
@@ -50,6 +53,9 @@ var<immediate> step: Step;
 @group(0) @binding(5) var<storage, read> turns: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read> up: array<half4>;              // by head: [rank / 4][HEAD]
 #endif
+#if CHOSEN
+@group(0) @binding(7) var<storage, read> chosen: array<u32>;            // [KV_HEADS][MOST]
+#endif
 
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
@@ -67,14 +73,19 @@ fn reach(position: u32) -> u32 {
     return clamp(max(position + 1u, step.recent) - step.recent, step.low, step.high);
 }
 
-// Brings runs first, … of the tile's keys into workgroup memory. Past the last key the last is unpacked again, and not scored.
-fn unpack_stage(info: vec4<u32>, first: u32, first_key: u32, last_key: u32, local: u32) {
+// The key that a lane brings in for a coded column; past the last column, the last's.
+fn key_at(kv: u32, column: u32) -> u32 {
+    return row_key(kv, min(column, step.coded - 1u));
+}
+
+// Brings runs first, … of the tile's keys into workgroup memory, from coded column `begin` on. Past the last key the last is unpacked again, and not scored.
+fn unpack_stage(info: vec4<u32>, first: u32, kv: u32, begin: u32, local: u32) {
     let vectors = 4u * min(STAGE, info.z - first);
     workgroupBarrier();
     for (var i = local; i < vectors * TILE; i += WORKGROUP) {
         let v = i % vectors;
         let t = i / vectors;
-        let row = min(first_key + t, last_key) * step.words + info.x;
+        let row = key_at(kv, begin + t) * step.words + info.x;
         stage[v * TILE + t] = unpack(row, table[info.y + first + v / 4u], v % 4u);
     }
     workgroupBarrier();
@@ -86,13 +97,13 @@ const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
 const UNITS = (PAIRS * (TILE / STRETCH) + WORKGROUP - 1u) / WORKGROUP;
 
 // A lane's work is a pair of RoPE for STRETCH keys, UNITS times. Neighbouring lanes have neighbouring pairs: they share the coordinates and read `up` in a row.
-fn rebuild(kv: u32, first_key: u32, last_key: u32, local: u32) {
+fn rebuild(kv: u32, begin: u32, local: u32) {
     let info = table[BOOKS + 2u * kv];
     let up_begin = table[BOOKS + 2u * kv + 1u].x;
     var low: array<array<f32, STRETCH>, UNITS>;
     var high: array<array<f32, STRETCH>, UNITS>;
     for (var first = 0u; first < info.z; first += STAGE) {
-        unpack_stage(info, first, first_key, last_key, local);
+        unpack_stage(info, first, kv, begin, local);
         let vectors = 4u * min(STAGE, info.z - first);
         for (var u = 0u; u < UNITS; u++) {
             let unit = local + u * WORKGROUP;
@@ -120,7 +131,7 @@ fn rebuild(kv: u32, first_key: u32, last_key: u32, local: u32) {
             for (var t = 0u; t < STRETCH; t++) {
                 let a = low[u][t] + mean(kv * HEAD + pair);
                 let b = high[u][t] + mean(kv * HEAD + pair + PAIRS);
-                let c = turn(min(first_key + stretch + t, last_key), pair);
+                let c = turn(key_at(kv, begin + stretch + t), pair);
                 tile[pair * TILE + stretch + t] = a * c.x - b * c.y;
                 tile[(pair + PAIRS) * TILE + stretch + t] = b * c.x + a * c.y;
             }
@@ -150,14 +161,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let exact = fixed + max(end, step.near) - step.near;
     let tiles = (exact + TILE - 1u) / TILE;
     let coded = group.x >= tiles;
-    let first_coded = step.start + (group.x - tiles) * TILE;
-    let last_coded = reach(end - 1u) - 1u;
+    let begin = (group.x - tiles) * TILE; // of a coded tile, among the coded columns
     var key = select(step.near + column - fixed, column, column < fixed);
     var there = column < exact;
     if coded {
-        key = first_coded + t;
-        column = exact + key - step.start;
-        there = key <= last_coded;
+        there = begin + t < step.coded;
+        key = coded_key(kv, min(begin + t, step.coded - 1u));
+        column = exact + begin + t;
     }
 #else
     let exact = end - step.near;
@@ -190,7 +200,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
 #if REBUILT
     if coded {
-        rebuild(kv, first_coded, last_coded, local);
+        rebuild(kv, begin, local);
     }
 #endif
     workgroupBarrier();
@@ -220,7 +230,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 sums[r] = queries[base[r] + 4u * info.z].x;
             }
             for (var first = 0u; first < info.z; first += STAGE) {
-                unpack_stage(info, first, first_coded, last_coded, local);
+                unpack_stage(info, first, kv, begin, local);
                 let vectors = 4u * min(STAGE, info.z - first);
                 for (var v = 0u; v < vectors; v++) {
                     let z = stage[v * TILE + t];
@@ -250,7 +260,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                         s = LOWEST;
                     }
 #if CODED
-                    if key >= step.sinks && (key < reach(position)) != coded {
+                    if (key >= step.sinks && key < reach(position)) != coded {
                         s = LOWEST;
                     }
 #endif

@@ -6,9 +6,11 @@
 // Lanes: vectors of the entry × the keys; the latter are added up at the end.
 //
 // CODED     there are coded columns after the exact ones
+// CHOSEN    (CODED) those of chosen chunks; a group is of one key/value head's queries
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 #if CODED
+#include "lib/chosen.wgsl"
 #include "lib/ring.wgsl"
 #include "lib/rows.wgsl"
 #endif
@@ -25,7 +27,7 @@ struct Step {
     all: u32,     // all entries
     splits: u32,  // (CODED) exact splits
     along: u32,   // (CODED) columns per coded split, a multiple of KEYS
-    start: u32,   // (CODED) the first coded key
+    start: u32,   // (CODED) the first coded key; (CHOSEN) the last
     words: u32,   // (CODED) words of a token in rows
     fixed: u32,   // (CODED) columns of sinks
     sinks: u32,   // (CODED)
@@ -52,6 +54,9 @@ struct Group {
 #if CODED
 @group(0) @binding(5) var<storage, read> rows: array<u32>;                 // [capacity][words]
 @group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;          // codebooks, runs
+#endif
+#if CHOSEN
+@group(0) @binding(7) var<storage, read> chosen: array<u32>;               // [KV_HEADS][MOST]
 #endif
 
 const PER_ROW = WORKGROUP / ROWS; // lanes that look after one row's weights
@@ -145,9 +150,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         if vector < group.width {
 #if CODED
             if coded {
-                let first = step.start + tile - step.exact;
+                let first = tile - step.exact;
                 for (var k = share; k < count; k += sharing) {
-                    let v = unpack((first + k) * step.words + group.at, run, vector % 4u);
+                    let v = unpack(row_key(group.first / GROUP, first + k) * step.words + group.at, run, vector % 4u);
                     for (var r = 0u; r < ROWS; r++) {
                         acc[r] += p[r * KEYS + k] * v;
                     }

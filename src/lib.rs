@@ -42,9 +42,11 @@ pub mod rows;
 pub mod sequence;
 pub mod session;
 
+mod cancel;
 mod error;
 mod model;
 mod output;
+mod prompted;
 mod random;
 
 pub use error::{Error, Result};

@@ -3,7 +3,10 @@
 use crate::bench::{self, Cost, Roofline};
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::gpu::Tier;
-use crate::sequence::{Sequence, SequenceOptions};
+use crate::cancel::Cancel;
+use crate::compress::Xkv;
+use crate::prompted::{Prompted, Reader};
+use crate::sequence::{Logits, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
 use std::path::Path;
@@ -136,6 +139,7 @@ pub struct Model {
     tokenizer: OnceLock<Arc<Tokenizer>>,
 }
 
+#[derive(Clone)]
 enum Weights {
     Cpu(Arc<cpu::Model>),
     Gpu(Arc<decoder::Model>),
@@ -211,9 +215,37 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] for a capacity of zero or beyond all bounds, [`Error::OutOfMemory`] where the cache does not fit.
     pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Box<dyn Sequence>> {
-        match &self.weights {
+        let options = options.into();
+        let Some(xkv) = options.xkv else { return self.weights.plain(options) };
+        let config = self.checkpoint.config();
+        if let Some(factored) = self.checkpoint.factored() {
+            let message = format!("xkv makes bases of keys and values, and this model's are coded by {} already; give the dense model", factored.method);
+            return Err(Error::Argument { name: "method".into(), message });
+        }
+        xkv.check(config)?;
+        options.check(true)?;
+        Ok(Box::new(Prompted::new(self.weights.clone(), xkv, options, xkv.pays_from(config)?)?))
+    }
+}
+
+impl Reader for Weights {
+    fn plain(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
+        match self {
             Weights::Cpu(model) => Ok(Box::new(model.sequence(options, cpu::RowType::F16)?)),
             Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
+        }
+    }
+
+    fn read(&self, tokens: &[u32], xkv: &Xkv, options: SequenceOptions, logits: Logits, cancel: &Cancel) -> Result<(Box<dyn Sequence>, Vec<f32>)> {
+        match self {
+            Weights::Cpu(model) => {
+                let (sequence, found) = model.read_prompt(tokens, xkv, options, cpu::RowType::F16, logits, cancel)?;
+                Ok((Box::new(sequence), found))
+            }
+            Weights::Gpu(model) => {
+                let (sequence, found) = model.read_prompt(tokens, xkv, options, logits, cancel)?;
+                Ok((Box::new(sequence), found))
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What a decoder offers to everything above it: a sequence of tokens with its cache. Implemented by [`crate::cpu`] and by the GPU decoder.
 
-use crate::Result;
-use crate::rows::Exact;
+use crate::cancel::Cancel;
+use crate::compress::Xkv;
+use crate::{Error, Result};
+use crate::rows::{Exact, Selection};
 
 /// Which logits [`Sequence::forward`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +17,7 @@ pub enum Logits {
 }
 
 /// How a sequence is to be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SequenceOptions {
     /// Tokens that it has room for.
     pub capacity: usize,
@@ -26,6 +28,27 @@ pub struct SequenceOptions {
     pub strict: bool,
     /// The most tokens that go through the model together; `None` for what suits the device.
     pub chunk: Option<usize>,
+    /// How many coded tokens one that goes through the model alone reads; `None` for all.
+    pub select: Option<Selection>,
+    /// How the prompt of a dense model is compressed in bases of its own, if at all.
+    pub xkv: Option<Xkv>,
+}
+
+impl SequenceOptions {
+    /// Whether they are possible ones, for a model whose rows are `coded` or not.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with what is possible.
+    pub fn check(&self, coded: bool) -> Result<()> {
+        let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
+        match self.select {
+            Some(Selection { tokens }) if tokens == 0 || tokens % Selection::CHUNK != 0 => {
+                refuse("select", format!("{tokens} tokens; choose a multiple of {}, at least one", Selection::CHUNK))
+            }
+            Some(_) if !coded => refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl From<usize> for SequenceOptions {
@@ -90,4 +113,12 @@ pub trait Sequence: Send {
 
     /// What the last call cost.
     fn counters(&self) -> StepCounters;
+
+    /// Has calls that read a whole text stop, with [`crate::Error::Interrupted`], where `cancel` is set. Others are short.
+    fn set_cancel(&mut self, _cancel: Cancel) {}
+
+    /// What the user should know of how the text is kept, as a sentence without its end.
+    fn remark(&self) -> Option<String> {
+        None
+    }
 }

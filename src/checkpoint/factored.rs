@@ -92,7 +92,7 @@ impl Checkpoint {
                 format: spec.format.clone(),
                 mean: DVector::from_vec(self.f32(&mean.0, &mean.1)?),
                 // Row by row `[out, in]` is column by column `[in, out]`.
-                down: DMatrix::from_vec(width, rank, self.f32(&down.0, &down.1)?),
+                down: Some(DMatrix::from_vec(width, rank, self.f32(&down.0, &down.1)?)),
                 up: DMatrix::from_vec(rank, width, self.f32(&up.0, &up.1)?),
             })
         };

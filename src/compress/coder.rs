@@ -41,7 +41,7 @@ pub(super) fn coder(basis: &Basis, format: &Format) -> Coder {
         }
         first += count;
     }
-    Coder { format: format.clone(), mean: basis.mean.map(|x| x as f32), down: down.map(|x| x as f32), up: up.map(|x| x as f32) }
+    Coder { format: format.clone(), mean: basis.mean.map(|x| x as f32), down: Some(down.map(|x| x as f32)), up: up.map(|x| x as f32) }
 }
 
 /// Every program makes the same rotations.

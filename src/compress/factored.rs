@@ -84,7 +84,15 @@ fn all(made: &Made, head_dim: usize) -> MadeTensors {
     let mut all = made.tensors.clone();
     for (index, (spec, coder)) in made.rows.specs.iter().zip(&made.rows.coders).enumerate() {
         // Column by column `[in, out]` is row by row `[out, in]`.
-        let numbers = [coder.mean.as_slice(), coder.down.as_slice(), coder.up.as_slice()];
+        let transposed;
+        let down = match &coder.down {
+            Some(down) => down,
+            None => {
+                transposed = coder.up.transpose();
+                &transposed
+            }
+        };
+        let numbers = [coder.mean.as_slice(), down.as_slice(), coder.up.as_slice()];
         for ((name, shape), numbers) in row_tensors(index, spec, head_dim).into_iter().zip(numbers) {
             all.insert(name, (shape, numbers.to_vec()));
         }

@@ -18,6 +18,7 @@ mod plan;
 mod ranks;
 pub mod recalkv;
 mod unit;
+pub mod xkv;
 
 pub use basis::{Basis, Roots, about};
 pub use dense::rotated;
@@ -25,6 +26,7 @@ pub use factored::Float;
 pub use plan::{Budget, Layout, Method, Plan, Sensing};
 pub use ranks::{Part, Ranks};
 pub use recalkv::Grouping;
+pub use xkv::Xkv;
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored};

@@ -80,9 +80,10 @@ impl Attention {
         let heads: Vec<DMatrix<f32>> = (0..queries.nrows() / d)
             .into_par_iter()
             .map(|head| {
-                let first = head / self.group_size * d;
+                let kv_head = head / self.group_size;
+                let first = kv_head * d;
                 let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
-                self.softmax(&mut weights, position, cached);
+                self.softmax(&mut weights, position, cached, kv_head);
                 cached.values.rows(first, d) * weights
             })
             .collect();
@@ -90,10 +91,10 @@ impl Attention {
     }
 
     /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each query sees.
-    fn softmax(&self, scores: &mut DMatrix<f32>, position: usize, cached: &Columns) {
+    fn softmax(&self, scores: &mut DMatrix<f32>, position: usize, cached: &Columns, kv_head: usize) {
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         for (j, mut column) in scores.column_iter_mut().enumerate() {
-            let (seen, scores) = (cached.seen(position + j, self.window), column.as_mut_slice());
+            let (seen, scores) = (cached.seen(position + j, self.window, kv_head), column.as_mut_slice());
             let highest = seen.iter().flat_map(|range| &scores[range.clone()]).copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
             for score in seen.iter().flat_map(|range| range.clone()) {

@@ -4,10 +4,12 @@
 //! [`rows::Exact`](crate::rows::Exact)'s. To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
+use super::attention::stack;
+use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
 use crate::linalg::tr_product;
-use crate::rows::{Exact, Holds, Reach, RowSet, Side};
+use crate::rows::{Exact, Holds, Reach, RowSet, Selection, Side};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,6 +40,16 @@ struct Coded {
     done: usize,
     /// Exact rows below this have been overwritten, sinks apart.
     exact_from: usize,
+    landmarks: Option<Landmarks>,
+}
+
+/// How a cache of coded rows is to be.
+pub(super) struct CodedOptions {
+    pub(super) set: Arc<RowSet>,
+    pub(super) exact: Exact,
+    pub(super) strict: bool,
+    pub(super) select: Option<Selection>,
+    pub(super) head_dim: usize,
 }
 
 /// What the queries of one call read, and what is coded meanwhile.
@@ -57,12 +69,18 @@ pub(super) struct Columns {
     pub(super) keys: DMatrix<f32>,
     pub(super) values: DMatrix<f32>,
     reach: Reach,
-    /// Exact columns: tokens `0..sinks`, then those from `window` on, up to `coded`; then coded ones from `reach.sinks` on.
+    /// Exact columns: tokens `0..sinks`, then those from `window` on; after them come coded ones, run by run.
     sinks: usize,
     window: usize,
-    coded: usize,
-    /// The token after the last coded one.
-    last: usize,
+    runs: Vec<Run>,
+    /// Which runs a key/value head reads, where it does not read all of them.
+    chosen: Option<Vec<Vec<usize>>>,
+}
+
+/// Consecutive coded tokens, and the column of the first.
+struct Run {
+    tokens: Range<usize>,
+    column: usize,
 }
 
 impl Cache {
@@ -73,16 +91,18 @@ impl Cache {
         capacity: usize,
         chunk: usize,
         row_type: RowType,
-        coded: Option<(Arc<RowSet>, Exact, bool, usize)>,
+        coded: Option<CodedOptions>,
     ) -> Cache {
-        let coded = coded.map(|(set, exact, strict, head_dim)| Coded {
+        let coded = coded.map(|CodedOptions { set, exact, strict, select, head_dim }| Coded {
             words: set.specs.iter().map(|spec| vec![0; capacity * spec.format.words()]).collect(),
-            strict: strict && !set.spans(),
+            // Rows over several layers, and chunks that share a landmark, are coded together.
+            strict: strict && !set.spans() && select.is_none(),
             set,
             exact,
             head_dim,
             done: 0,
             exact_from: 0,
+            landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity, row_type)),
         });
         let (sinks, ring) = coded.as_ref().map_or((0, capacity), |coded| (coded.exact.sinks.min(capacity), coded.exact.window(chunk).min(capacity)));
         let rows = || Rows::new(width, sinks + ring, row_type);
@@ -137,32 +157,42 @@ impl Cache {
                 (row, coded.set.coders[row].encode(&y))
             })
             .collect();
+        let keys = coded.landmarks.is_some().then(|| {
+            let first = turn.code.start.max(coded.exact.sinks).min(turn.code.end);
+            (first, self.exact(layer, Side::Keys, first..turn.code.end))
+        });
         let Some(coded) = &mut self.coded else { return };
+        if let (Some(landmarks), Some((first, keys))) = (&mut coded.landmarks, keys) {
+            landmarks.make(layer, first, &keys);
+        }
         for (row, made) in made {
             let words = coded.set.specs[row].format.words();
             coded.words[row][turn.code.start * words..][..made.len()].copy_from_slice(&made);
         }
     }
 
-    /// What the queries of `turn` see in `layer`.
-    pub(super) fn read(&self, layer: usize, turn: &Turn, rope: &Rope) -> Columns {
+    /// What the queries of `turn`, `[H·d, tokens]`, see in `layer`.
+    pub(super) fn read(&self, layer: usize, turn: &Turn, queries: &DMatrix<f32>, rope: &Rope) -> Columns {
         let Turn { position, end, reach, .. } = *turn;
         let sinks = reach.sinks.min(end);
         let window = reach.of(position).clamp(sinks, end);
-        let coded = sinks + end - window;
+        let exact = sinks + end - window;
         let last = reach.of(end - 1).clamp(sinks, end);
+        let (runs, chosen) = match &self.coded {
+            Some(coded) if last > sinks => coded.runs(layer, queries, sinks..last, exact),
+            _ => (Vec::new(), None),
+        };
         let width = self.layers[layer].keys.width();
-        let [mut keys, mut values] = [(); 2].map(|()| DMatrix::zeros(width, coded + last - sinks));
+        let columns = exact + runs.iter().map(|run| run.tokens.len()).sum::<usize>();
+        let [mut keys, mut values] = [(); 2].map(|()| DMatrix::zeros(width, columns));
         for (side, all) in [(Side::Keys, &mut keys), (Side::Values, &mut values)] {
             all.columns_mut(0, sinks).copy_from(&self.exact(layer, side, 0..sinks));
             all.columns_mut(sinks, end - window).copy_from(&self.exact(layer, side, window..end));
         }
-        if let Some(rows) = &self.coded
-            && last > sinks
-        {
-            rows.rebuild(layer, sinks..last, &mut keys, &mut values, coded, rope);
+        if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
+            rows.rebuild(layer, &runs, exact, &mut keys, &mut values, rope);
         }
-        Columns { keys, values, reach, sinks, window, coded, last }
+        Columns { keys, values, reach, sinks, window, runs, chosen }
     }
 
     /// When all layers have run.
@@ -171,6 +201,54 @@ impl Cache {
             coded.done = turn.code.end;
             coded.exact_from = coded.exact_from.max(turn.end.saturating_sub(self.ring));
         }
+    }
+
+    /// Takes over what `from`, a dense cache of the layers from `first` on, holds of `position` tokens: the exact rows that are kept.
+    pub(super) fn keep_exact(&mut self, first: usize, from: &Cache, position: usize) {
+        let window = position.saturating_sub(self.ring).max(self.sinks.min(position));
+        for within in 0..from.layers.len() {
+            for positions in [0..self.sinks.min(position), window..position] {
+                let [keys, values] = [Side::Keys, Side::Values].map(|side| from.exact(within, side, positions.clone()));
+                self.append(first + within, positions.start, &keys, &values);
+            }
+        }
+    }
+
+    /// Makes the landmarks of the layers from `first` on, whose turned keys `from` holds.
+    pub(super) fn make_landmarks(&mut self, first: usize, from: &Cache, tokens: Range<usize>) {
+        if let Some(landmarks) = self.coded.as_mut().and_then(|coded| coded.landmarks.as_mut()) {
+            (0..from.layers.len()).for_each(|within| landmarks.make(first + within, tokens.start, &from.exact(within, Side::Keys, tokens.clone())));
+        }
+    }
+
+    /// Begins with the rows of `set`, of which `words` are the first `done` tokens', packed, when `position` tokens have gone through the model.
+    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, done: usize, position: usize, capacity: usize) {
+        let ring = self.ring;
+        if let Some(coded) = &mut self.coded {
+            coded.words = words;
+            coded.words.iter_mut().zip(&set.specs).for_each(|(words, spec)| {
+                words.reserve_exact(capacity * spec.format.words() - words.len());
+                words.resize(capacity * spec.format.words(), 0);
+            });
+            coded.strict = coded.strict && !set.spans();
+            coded.set = set;
+            coded.done = done;
+            coded.exact_from = position.saturating_sub(ring);
+        }
+    }
+
+    /// One side of all layers of a dense cache, keys as they are before RoPE: `[layers·H_kv·d, tokens]`.
+    pub(super) fn vectors(&self, side: Side, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
+        let parts: Vec<DMatrix<f32>> = (0..self.layers.len())
+            .map(|layer| {
+                let mut part = self.exact(layer, side, tokens.clone());
+                if side == Side::Keys {
+                    rope.turn_back(&mut part, tokens.start);
+                }
+                part
+            })
+            .collect();
+        stack(&parts)
     }
 
     /// Forgets tokens from `position` on.
@@ -186,7 +264,10 @@ impl Cache {
         let exact = self.layers.iter().map(|rows| rows.keys.bytes() + rows.values.bytes()).sum();
         match &self.coded {
             None => (exact, 0),
-            Some(coded) => (coded.words.iter().map(|words| words.capacity() * size_of::<u32>()).sum(), exact),
+            Some(coded) => {
+                let words: usize = coded.words.iter().map(|words| words.capacity() * size_of::<u32>()).sum();
+                (words + coded.landmarks.as_ref().map_or(0, Landmarks::bytes), exact)
+            }
         }
     }
 
@@ -214,15 +295,39 @@ impl Cache {
 }
 
 impl Coded {
-    /// Fills columns `first..` of `keys` and `values` with what the rows of `positions` stand for.
-    fn rebuild(&self, layer: usize, positions: Range<usize>, keys: &mut DMatrix<f32>, values: &mut DMatrix<f32>, first: usize, rope: &Rope) {
+    /// The runs of `tokens` that `queries` read, columns from `column` on, and which key/value head reads which.
+    fn runs(&self, layer: usize, queries: &DMatrix<f32>, tokens: Range<usize>, column: usize) -> (Vec<Run>, Option<Vec<Vec<usize>>>) {
+        let chosen = match &self.landmarks {
+            Some(landmarks) if queries.ncols() == 1 => landmarks.choose(layer, queries, Selection::range(tokens.start, tokens.end)),
+            _ => None,
+        };
+        let Some(chosen) = chosen else { return (vec![Run { tokens, column }], None) };
+        let mut chunks = chosen.concat();
+        chunks.sort_unstable();
+        chunks.dedup();
+        let mut next = column;
+        let run = |&chunk: &usize| {
+            let within = (chunk * Selection::CHUNK).max(tokens.start)..((chunk + 1) * Selection::CHUNK).min(tokens.end);
+            next += within.len();
+            Run { column: next - within.len(), tokens: within }
+        };
+        let runs = chunks.iter().map(run).collect();
+        let heads = chosen.iter().map(|head| head.iter().filter_map(|chunk| chunks.binary_search(chunk).ok()).collect()).collect();
+        (runs, Some(heads))
+    }
+
+    /// Fills the columns of `runs`, which begin at `first`, of `keys` and `values` with what their rows stand for.
+    fn rebuild(&self, layer: usize, runs: &[Run], first: usize, keys: &mut DMatrix<f32>, values: &mut DMatrix<f32>, rope: &Rope) {
+        let count = keys.ncols() - first;
         for (row, (spec, coder)) in self.set.specs.iter().zip(&self.set.coders).enumerate() {
             let offsets = [Side::Keys, Side::Values].map(|side| spec.offset(layer, side, self.head_dim));
             if offsets == [None, None] {
                 continue;
             }
             let words = coder.format.words();
-            let z = coder.coordinates(&self.words[row][positions.start * words..positions.end * words]);
+            let packed: Vec<u32> =
+                runs.iter().flat_map(|run| &self.words[row][run.tokens.start * words..run.tokens.end * words]).copied().collect();
+            let z = coder.coordinates(&packed);
             let (head, height) = (spec.first_head * self.head_dim, spec.kv_heads * self.head_dim);
             for (side, (offset, all)) in offsets.into_iter().zip([&mut *keys, &mut *values]).enumerate() {
                 let Some(offset) = offset else { continue };
@@ -230,24 +335,36 @@ impl Coded {
                 let mean = coder.mean.rows(offset, height);
                 y.column_iter_mut().for_each(|mut column| column += mean);
                 if side == 0 && spec.holds != Holds::TurnedKeys {
-                    rope.turn(&mut y, positions.start);
+                    for run in runs {
+                        rope.turn(y.columns_mut(run.column - first, run.tokens.len()), run.tokens.start);
+                    }
                 }
-                all.view_mut((head, first), (height, positions.len())).copy_from(&y);
+                all.view_mut((head, first), (height, count)).copy_from(&y);
             }
         }
     }
 }
 
 impl Columns {
-    /// The columns that the query at `position` sees, where it sees no further back than `window` tokens, itself included: exact sinks, exact others, coded.
-    pub(super) fn seen(&self, position: usize, window: usize) -> [Range<usize>; 3] {
+    /// The columns that the query at `position` sees with a key/value head, where it sees no further back than `window` tokens, itself included: exact sinks, exact others, coded.
+    pub(super) fn seen(&self, position: usize, window: usize, kv_head: usize) -> Vec<Range<usize>> {
         let oldest = (position + 1).saturating_sub(window);
         let exact_from = self.reach.of(position).max(oldest).max(self.window);
         let range = |start: usize, end: usize| start.min(end)..end;
-        [
+        let mut seen = vec![
             range(oldest, self.sinks.min(position + 1)),
             range(self.sinks + exact_from - self.window, self.sinks + (position + 1).saturating_sub(self.window)),
-            range(self.coded + oldest.saturating_sub(self.sinks), self.coded + self.reach.of(position).min(self.last).saturating_sub(self.sinks)),
-        ]
+        ];
+        let mut add = |run: &Run| {
+            let tokens = range(run.tokens.start.max(oldest), run.tokens.end.min(self.reach.of(position)));
+            if !tokens.is_empty() {
+                seen.push(run.column + tokens.start - run.tokens.start..run.column + tokens.end - run.tokens.start);
+            }
+        };
+        match &self.chosen {
+            None => self.runs.iter().for_each(&mut add),
+            Some(chosen) => chosen[kv_head].iter().for_each(|&run| add(&self.runs[run])),
+        }
+        seen
     }
 }

@@ -37,7 +37,7 @@ impl Layer {
         let mut attend = |[queries, keys, values]: [DMatrix<f32>; 3]| {
             cache.append(index, position, &keys, &values);
             cache.code(index, turn, true, rope);
-            let attended = self.attention.attend(&queries, position, &cache.read(index, turn, rope));
+            let attended = self.attention.attend(&queries, position, &cache.read(index, turn, &queries, rope));
             cache.code(index, turn, false, rope);
             attended
         };

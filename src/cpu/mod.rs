@@ -11,8 +11,10 @@ mod attention;
 mod backward;
 mod cache;
 mod disturb;
+mod landmarks;
 mod layer;
 mod linear;
+mod prompt;
 mod rope;
 mod rows;
 mod sequence;
@@ -101,7 +103,7 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Argument`] where the capacity is zero or too large to be counted.
     pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>, row_type: RowType) -> Result<CpuSequence> {
-        CpuSequence::new(self.clone(), options.into(), row_type)
+        CpuSequence::with_rows(self.clone(), self.rows.clone(), options.into(), row_type)
     }
 
     /// Runs `tokens`, the first at `position`, through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
@@ -114,10 +116,7 @@ impl Model {
         logits: Logits,
         mut observer: Option<&mut dyn Observer>,
     ) -> DMatrix<f32> {
-        let mut x = DMatrix::zeros(self.config.hidden_size, tokens.len());
-        for (mut column, &token) in x.column_iter_mut().zip(tokens) {
-            column.copy_from(&self.embedding.column(token as usize));
-        }
+        let mut x = self.embed(tokens);
         let turn = cache.begin(position, tokens.len());
         for (index, layer) in self.layers.iter().enumerate() {
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
@@ -133,6 +132,15 @@ impl Model {
             Logits::All => x,
         };
         self.head(&wanted)
+    }
+
+    /// What enters the first layer, `[hidden_size, tokens]`.
+    fn embed(&self, tokens: &[u32]) -> DMatrix<f32> {
+        let mut x = DMatrix::zeros(self.config.hidden_size, tokens.len());
+        for (mut column, &token) in x.column_iter_mut().zip(tokens) {
+            column.copy_from(&self.embedding.column(token as usize));
+        }
+        x
     }
 
     /// Logits `[vocab, tokens]` of what leaves the last layer, `x: [hidden_size, tokens]`.

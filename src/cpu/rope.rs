@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout: dimension `i` of a head turns with dimension `i + d/2`.
 
 use crate::checkpoint::Config;
-use nalgebra::DMatrix;
+use nalgebra::DMatrixViewMut;
 
 /// Cosines and sines of all positions reached so far.
 pub(super) struct Rope {
@@ -28,17 +28,17 @@ impl Rope {
     }
 
     /// Turns every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at position `first + j`, which has been reached.
-    pub(super) fn turn(&self, x: &mut DMatrix<f32>, first: usize) {
-        self.turn_towards(x, first, 1.0);
+    pub(super) fn turn<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
+        self.turn_towards(x.into(), first, 1.0);
     }
 
     /// Undoes [`turn`](Self::turn). A turn is orthogonal, so this also takes a gradient back through one.
-    pub(super) fn turn_back(&self, x: &mut DMatrix<f32>, first: usize) {
-        self.turn_towards(x, first, -1.0);
+    pub(super) fn turn_back<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
+        self.turn_towards(x.into(), first, -1.0);
     }
 
     /// Turns by `direction` times the angle.
-    fn turn_towards(&self, x: &mut DMatrix<f32>, first: usize, direction: f32) {
+    fn turn_towards(&self, mut x: DMatrixViewMut<f32>, first: usize, direction: f32) {
         let half = self.frequencies.len();
         for (mut column, turns) in x.column_iter_mut().zip(self.turns[first * half..].chunks_exact(half)) {
             for head in column.as_mut_slice().chunks_exact_mut(2 * half) {

@@ -1,6 +1,6 @@
 //! One sequence decoded on the CPU.
 
-use super::cache::Cache;
+use super::cache::{Cache, CodedOptions};
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
 use crate::rows::{Exact, RowSet};
@@ -11,8 +11,12 @@ use std::sync::Arc;
 /// A sequence of tokens with its cache, in main memory.
 pub struct CpuSequence {
     model: Arc<Model>,
-    cache: Cache,
-    rope: Rope,
+    pub(super) cache: Cache,
+    pub(super) rope: Rope,
+    /// What stays exact beside coded rows.
+    pub(super) exact: Exact,
+    /// Bytes of bases that belong to this sequence alone.
+    bases: usize,
     position: usize,
     capacity: usize,
     chunk: usize,
@@ -20,14 +24,16 @@ pub struct CpuSequence {
 
 impl CpuSequence {
     /// Tokens that go through the model together: enough for matrix products to run at full speed.
-    const CHUNK: usize = 256;
+    pub(super) const CHUNK: usize = 256;
 
-    pub(super) fn new(model: Arc<Model>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
+    /// A sequence of `model` whose rows are coded as `rows` say, if at all.
+    pub(super) fn with_rows(model: Arc<Model>, rows: Option<Arc<RowSet>>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
+        options.check(rows.is_some())?;
         let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
-        let SequenceOptions { capacity, exact, strict, chunk } = options;
-        let spans = model.rows.as_ref().is_some_and(|rows| rows.spans());
-        // Rows over several layers are coded after a chunk: small ones come closest to one token at a time.
-        let most = if strict && spans { Exact::BLOCK } else { capacity };
+        let SequenceOptions { capacity, exact, strict, chunk, select, xkv } = options;
+        let spans = rows.as_ref().is_some_and(|rows| rows.spans());
+        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time.
+        let most = if strict && (spans || select.is_some() || xkv.is_some()) { Exact::BLOCK } else { capacity };
         let chunk = chunk.unwrap_or(Self::CHUNK).clamp(1, most.max(1));
         if capacity == 0 {
             return Err(refuse("no room for any token; ask for at least one"));
@@ -35,20 +41,38 @@ impl CpuSequence {
         let (layers, head_dim) = (model.config.num_hidden_layers, model.config.head_dim);
         let width = model.config.num_key_value_heads * head_dim;
         let dense = 2 * layers * width * row_type.bytes();
-        let bytes_per_token = model.rows.as_ref().map_or(dense, |rows| RowSet::bytes_per_token(&rows.specs) as usize);
+        let bytes_per_token = rows.as_ref().map_or(dense, |rows| RowSet::bytes_per_token(&rows.specs) as usize);
         // Tried out first: an allocation that fails would end the process.
         let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
         if !capacity.checked_mul(bytes_per_token).is_some_and(fits) {
             return Err(refuse("more tokens than memory has room for; ask for fewer"));
         }
-        let coded = model.rows.clone().map(|rows| {
-            let Exact { sinks, recent } = exact.unwrap_or(rows.exact);
-            // More than there are tokens is all of them.
-            let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
-            (rows, exact, strict, head_dim)
-        });
+        let Exact { sinks, recent } = exact.or(rows.as_ref().map(|rows| rows.exact)).unwrap_or_default();
+        // More than there are tokens is all of them.
+        let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
+        let coded = rows.map(|set| CodedOptions { set, exact, strict, select, head_dim });
         let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);
-        Ok(CpuSequence { cache, rope: Rope::new(&model.config), position: 0, capacity, chunk, model })
+        Ok(CpuSequence { cache, rope: Rope::new(&model.config), exact, bases: 0, position: 0, capacity, chunk, model })
+    }
+
+    /// Goes on from rows that are coded already: [`Cache::adopt`].
+    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, done: usize, position: usize) {
+        self.bases = set.coders.iter().map(|coder| size_of::<f32>() * (coder.up.len() + coder.mean.len())).sum();
+        self.cache.adopt(set, words, done, position, self.capacity);
+        self.position = position;
+    }
+
+    /// Whether `tokens` can be appended.
+    pub(super) fn check(&self, tokens: &[u32]) -> Result<()> {
+        let needed = self.position.saturating_add(tokens.len());
+        if needed > self.capacity {
+            return Err(Error::Context { needed, capacity: self.capacity });
+        }
+        let vocab = self.model.config.vocab_size;
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(Error::Argument { name: "tokens".into(), message: format!("token {token} is outside the vocabulary of {vocab}") });
+        }
+        Ok(())
     }
 
     /// [`Sequence::forward`] under the eyes of `observer`.
@@ -60,14 +84,8 @@ impl CpuSequence {
     }
 
     fn run(&mut self, tokens: &[u32], logits: Logits, mut observer: Option<&mut dyn Observer>) -> Result<Vec<f32>> {
-        let needed = self.position.saturating_add(tokens.len());
-        if needed > self.capacity {
-            return Err(Error::Context { needed, capacity: self.capacity });
-        }
-        let vocab = self.model.config.vocab_size;
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::Argument { name: "tokens".into(), message: format!("token {token} is outside the vocabulary of {vocab}") });
-        }
+        self.check(tokens)?;
+        let (needed, vocab) = (self.position + tokens.len(), self.model.config.vocab_size);
         if tokens.is_empty() && logits == Logits::Last {
             return Err(Error::Argument { name: "tokens".into(), message: "no token was given, so there are no logits after the last".into() });
         }
@@ -127,7 +145,8 @@ impl Sequence for CpuSequence {
     }
 
     fn memory(&self) -> KvMemory {
-        let (rows, fixed) = self.cache.bytes();
+        let (rows, exact) = self.cache.bytes();
+        let fixed = exact + self.bases;
         KvMemory { kv_bytes_per_token: (rows / self.capacity) as u64, kv_fixed_bytes: fixed as u64, allocated_bytes: (rows + fixed) as u64 }
     }
 

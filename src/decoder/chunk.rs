@@ -1,6 +1,7 @@
 //! The plan of a chunk of tokens, as a prompt is read: the same attention, matrix products in place of matrix-vector products.
 
 use super::Model;
+use super::coded::CodedRows;
 use super::coding::{Coding, Turn};
 use super::sequence::Buffers;
 use super::step::Attention;
@@ -32,17 +33,17 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    pub fn plan(model: &Model, cache: &Cache, b: &Buffers) -> Result<Chunk> {
+    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<Chunk> {
         let (device, c) = (&*model.device, &model.config);
         let width = pad(c.hidden_size);
         let norm = |gain| Norm::plan(device, &b.x, gain, &b.normed, c.hidden_size, c.rms_norm_eps);
-        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, exact)| {
+        let layers = model.layers.iter().enumerate().map(|(index, layer)| {
             let onto = |bias| Around { residual: true, bias, ..Default::default() };
             let stride = layer.projection.rows as usize;
             Ok(LayerChunk {
                 attention_norm: norm(&layer.attention_gain)?,
                 projection: Matmul::plan(device, &layer.projection, &b.normed, &b.projected, stride, Around::default())?,
-                attention: Attention::plan(model, layer, cache, exact, b, true)?,
+                attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, true)?,
                 output: Matmul::plan(device, &layer.output, &b.attended, &b.x, width, onto(layer.output_bias.as_ref()))?,
                 mlp_norm: norm(&layer.mlp_gain)?,
                 gate_up: Matmul::plan(

@@ -1,30 +1,44 @@
 //! How exact rows become coded ones: what a row is made from, less its mean, then its coordinates, then their codes.
 
 use super::Model;
+use super::coded::CodedRows;
 use super::sequence::Buffers;
 use crate::Result;
-use crate::cache::Cache;
-use crate::gpu::Pass;
+use crate::cache::{Cache, LayerCache, Slots};
+use crate::gpu::{Pass, pad};
 use crate::kernels::gather::Gather;
+use crate::kernels::landmark::Landmark;
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matvec::Around;
 use crate::kernels::pack::Pack;
-use crate::rows::Reach;
+use crate::kernels::project::{Project, Shape};
+use crate::rows::{Holds, Reach, Side};
 use std::ops::Range;
 
 /// Every row of the model.
 pub(super) struct Coding {
     /// By the last of their layers.
     layers: Vec<Vec<Row>>,
+    /// By layer, where tokens choose among coded rows.
+    landmarks: Vec<Landmark>,
+    sinks: usize,
     /// Tokens that the buffers take at once.
     most: usize,
 }
 
-struct Row {
+/// What codes one row.
+pub(super) struct Row {
     /// By layer of the row.
     gathers: Vec<Gather>,
-    down: Matmul,
+    down: Down,
     pack: Pack,
+}
+
+/// What takes a row's vector to its coordinates.
+enum Down {
+    Matrix(Matmul),
+    /// By layer of the row.
+    Up(Vec<Project>),
 }
 
 /// What the queries of one call read of coded rows, and which rows are coded meanwhile.
@@ -37,21 +51,75 @@ pub(super) struct Turn {
     pub at_once: bool,
 }
 
-impl Coding {
-    pub fn plan(model: &Model, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
+impl Row {
+    /// Codes `row` from the exact rows of all layers, `exact` in their `slots`. `buffers`: RoPE's tables, and to work in `[n][pad(w)]` and `[n][r]`.
+    pub fn plan(
+        model: &Model,
+        coded: &CodedRows,
+        row: usize,
+        exact: &[LayerCache],
+        slots: Slots,
+        stores: &[wgpu::Buffer],
+        (turns, vectors, coordinates): (&wgpu::Buffer, &wgpu::Buffer, &wgpu::Buffer),
+    ) -> Result<Row> {
         let (device, config) = (&*model.device, &model.config);
-        let mut layers: Vec<Vec<Row>> = model.layers.iter().map(|_| Vec::new()).collect();
-        let Some(coded) = &model.coded else { return Ok(Coding { layers, most }) };
-        for ((spec, basis), place) in coded.specs.iter().zip(&coded.bases).zip(&coded.layout.places) {
-            let gather = |layer: usize| Gather::plan(device, config, spec, layer, &cache.layers[layer], cache.slots, &b.turns, &basis.mean, &b.coded);
-            let (store, words) = (&cache.stores[place.store], coded.layout.stores[place.store]);
-            layers[spec.last_layer()].push(Row {
-                gathers: (spec.first_layer..=spec.last_layer()).map(gather).collect::<Result<_>>()?,
-                down: Matmul::plan(device, &basis.down, &b.coded, &b.coordinates, spec.format.rank(), Around::default())?,
-                pack: Pack::plan(device, &spec.format, &b.coordinates, &basis.table, store, place.word, words)?,
-            });
+        let (spec, basis, place) = (&coded.specs[row], &coded.bases[row], coded.layout.places[row]);
+        let (rank, layers) = (spec.format.rank(), spec.first_layer..=spec.last_layer());
+        let gather = |layer: usize| Gather::plan(device, config, spec, layer, &exact[layer], slots, turns, &basis.mean, vectors);
+        let project = |layer: usize| {
+            let side = if spec.holds == Holds::Values { Side::Values } else { Side::Keys };
+            let read = &coded.layers[layer];
+            let up = if side == Side::Values { &read.value_up } else { &read.key_up };
+            let shape = Shape {
+                at: spec.offset(layer, side, config.head_dim).unwrap_or(0),
+                stride: pad(spec.width(config.head_dim)),
+                heads: spec.kv_heads,
+                head_dim: config.head_dim,
+                rank,
+                onto: layer > spec.first_layer,
+            };
+            Project::plan(device, vectors, up, coordinates, shape)
+        };
+        Ok(Row {
+            gathers: layers.clone().map(gather).collect::<Result<_>>()?,
+            down: match &basis.down {
+                Some(down) => Down::Matrix(Matmul::plan(device, down, vectors, coordinates, rank, Around::default())?),
+                None => Down::Up(layers.map(project).collect::<Result<_>>()?),
+            },
+            pack: Pack::plan(device, &spec.format, coordinates, &basis.table, &stores[place.store], place.word, coded.layout.stores[place.store])?,
+        })
+    }
+
+    /// The tokens from position `first` on.
+    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
+        self.gathers.iter().for_each(|gather| gather.record(pass, first, tokens));
+        match &self.down {
+            Down::Matrix(matmul) => matmul.record(pass, tokens),
+            Down::Up(layers) => layers.iter().for_each(|project| project.record(pass, tokens)),
         }
-        Ok(Coding { layers, most })
+        self.pack.record(pass, first, tokens);
+    }
+}
+
+impl Turn {
+    /// Of a dense cache.
+    pub fn exact() -> Turn {
+        Turn { reach: None, code: 0..0, at_once: false }
+    }
+}
+
+impl Coding {
+    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
+        let mut layers: Vec<Vec<Row>> = model.layers.iter().map(|_| Vec::new()).collect();
+        let sinks = cache.slots.sinks as usize;
+        let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), sinks, most }) };
+        let (device, config) = (&*model.device, &model.config);
+        for (row, spec) in coded.specs.iter().enumerate() {
+            layers[spec.last_layer()].push(Row::plan(model, coded, row, &cache.layers, cache.slots, &cache.stores, (&b.turns, &b.coded, &b.coordinates))?);
+        }
+        let landmark = |(exact, landmarks)| Landmark::plan(device, config, exact, cache.slots, landmarks);
+        let landmarks = cache.layers.iter().zip(&cache.landmarks).map(landmark).collect::<Result<_>>()?;
+        Ok(Coding { layers, landmarks, sinks, most })
     }
 
     /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
@@ -59,12 +127,12 @@ impl Coding {
         if turn.at_once != reading {
             return;
         }
+        if let Some(landmark) = self.landmarks.get(layer) {
+            landmark.record(pass, turn.code.start.max(self.sinks).min(turn.code.end)..turn.code.end);
+        }
         for row in &self.layers[layer] {
             for first in turn.code.clone().step_by(self.most) {
-                let (at, tokens) = (first as u32, (turn.code.end - first).min(self.most) as u32);
-                row.gathers.iter().for_each(|gather| gather.record(pass, at, tokens));
-                row.down.record(pass, tokens);
-                row.pack.record(pass, at, tokens);
+                row.record(pass, first as u32, (turn.code.end - first).min(self.most) as u32);
             }
         }
     }

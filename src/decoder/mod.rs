@@ -4,7 +4,9 @@
 //! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back four bytes.
 
 mod chunk;
+mod coded;
 mod coding;
+mod prompt;
 mod sequence;
 mod step;
 mod weights;
@@ -12,13 +14,13 @@ mod weights;
 pub use sequence::GpuSequence;
 
 use crate::Result;
-use crate::cache::Layout;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::Device;
-use crate::rows::{Exact, RowSet, RowSpec};
+use crate::rows::RowSet;
 use crate::sequence::SequenceOptions;
+use coded::CodedRows;
 use std::sync::Arc;
-use weights::{Basis, Ends, Layer};
+use weights::{Ends, Layer};
 
 /// A checkpoint's weights on a device, and the bases of its coded rows if it has any. Shared by any number of sequences.
 pub struct Model {
@@ -26,16 +28,7 @@ pub struct Model {
     config: Config,
     layers: Vec<Layer>,
     ends: Ends,
-    coded: Option<CodedRows>,
-}
-
-/// The coded rows of a model.
-struct CodedRows {
-    specs: Vec<RowSpec>,
-    exact: Exact,
-    layout: Layout,
-    /// By row.
-    bases: Vec<Basis>,
+    coded: Option<Arc<CodedRows>>,
 }
 
 impl Model {
@@ -52,22 +45,14 @@ impl Model {
     /// # Errors
     /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
     pub fn with_rows(checkpoint: &Checkpoint, rows: Option<RowSet>, device: Arc<Device>) -> Result<Model> {
-        weights::check(checkpoint, rows.as_ref().map(|rows| &rows.specs[..]))?;
+        weights::check(checkpoint)?;
         let config = checkpoint.config().clone();
-        let rows = rows.map(|rows| {
-            let layout = Layout::new(&rows.specs, config.num_hidden_layers, config.head_dim);
-            (rows, layout)
-        });
-        let read = rows.as_ref().map(|(rows, layout)| (rows, layout));
-        let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, read, l)).collect::<Result<_>>()?;
+        if let Some(rows) = &rows {
+            coded::check(&rows.specs, checkpoint)?;
+        }
+        let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, l)).collect::<Result<_>>()?;
         let ends = Ends::load(&device, checkpoint)?;
-        let coded = match rows {
-            None => None,
-            Some((rows, layout)) => {
-                let bases = (0..rows.specs.len()).map(|row| Basis::load(&device, &rows, row)).collect::<Result<_>>()?;
-                Some(CodedRows { specs: rows.specs, exact: rows.exact, layout, bases })
-            }
-        };
+        let coded = rows.map(|rows| CodedRows::load(&device, &config, &rows)).transpose()?.map(Arc::new);
         device.wait(None)?;
         Ok(Model { config, layers, ends, coded, device })
     }
@@ -87,6 +72,6 @@ impl Model {
     /// # Errors
     /// [`crate::Error::OutOfMemory`], [`crate::Error::Argument`] for a capacity of zero, [`crate::Error::Gpu`] where the driver refuses a kernel.
     pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>) -> Result<GpuSequence> {
-        GpuSequence::new(self.clone(), options.into())
+        GpuSequence::new(self.clone(), self.coded.clone(), options.into())
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Model;
 use super::chunk::{AllLogits, Chunk};
+use super::coded::CodedRows;
 use super::coding::{Coding, Turn};
 use super::step::Step;
 use crate::cache::{Cache, Slots};
@@ -9,14 +10,14 @@ use crate::gpu::pad;
 use crate::kernels::score::most_keys;
 use crate::kernels::values::{self, SPLITS};
 use crate::kernels::{prepare, turns};
-use crate::rows::{Exact, Reach};
+use crate::rows::{Exact, Reach, Selection};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// The most tokens that go through the layers together.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 /// Bytes that the scores of a block of tokens may take; longer contexts are attended to in smaller blocks.
 const SCORE_BYTES: u64 = 32 << 20;
 /// No submit should keep the device for longer: drivers stop those that take seconds, and the screen stands still meanwhile.
@@ -51,20 +52,41 @@ pub(super) struct Buffers {
     pub columns: usize,
     /// Tokens attended to together.
     pub block: usize,
+    /// Where a token chooses among coded rows.
+    pub choice: Option<Choice>,
+}
+
+/// What a token chooses with.
+pub(super) struct Choice {
+    pub selection: Selection,
+    /// Scores of landmarks, `[H][chunks]`.
+    pub dots: wgpu::Buffer,
+    /// Chunks, u32 `[H_kv][most]`.
+    pub chosen: wgpu::Buffer,
+}
+
+impl Choice {
+    fn new(model: &Model, selection: Selection, capacity: usize) -> Result<Choice> {
+        let (device, c) = (&*model.device, &model.config);
+        Ok(Choice {
+            selection,
+            dots: device.buffer("scores of landmarks", (4 * c.num_attention_heads * capacity.div_ceil(Selection::CHUNK)) as u64)?,
+            chosen: device.buffer("chosen chunks", (4 * c.num_key_value_heads) as u64 * selection.most() as u64)?,
+        })
+    }
 }
 
 impl Buffers {
-    fn new(model: &Model, capacity: usize) -> Result<Buffers> {
+    pub(super) fn new(model: &Model, coded: Option<&CodedRows>, select: Option<Selection>, capacity: usize) -> Result<Buffers> {
         let (device, c) = (&*model.device, &model.config);
         let floats = |what: &str, rows: usize, width: usize| device.buffer(what, rows as u64 * width as u64 * 4);
-        let widest = |f: &dyn Fn(&super::weights::Layer) -> usize| model.layers.iter().map(f).max().unwrap_or(0);
         let heads = c.num_attention_heads;
-        let coded = model.coded.as_ref().map_or(&[][..], |coded| &coded.specs);
-        let columns = capacity + if model.coded.is_some() { CHUNK } else { 0 };
+        let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
+        let columns = capacity + if coded.is_some() { CHUNK } else { 0 };
         // Of a token in a block: exact and coded values are summed apart.
-        let sides = if model.coded.is_some() { 2 } else { 1 };
-        let sums = widest(&|l| values::sums(c, l.coded.as_ref().map(|coded| &coded.values)));
-        let queries = widest(&|l| l.coded.as_ref().map_or(heads * pad(c.head_dim), |coded| coded.keys.query_stride(c, coded.taken)));
+        let sides = if coded.is_some() { 2 } else { 1 };
+        let sums = layers.iter().map(|layer| values::sums(c, Some(&layer.values))).max().unwrap_or(values::sums(c, None));
+        let queries = layers.iter().map(|layer| layer.keys.query_stride(c, layer.taken)).max().unwrap_or(heads * pad(c.head_dim));
         // What a token of a block takes, in the larger of its two tables.
         let line = (heads * columns).max(sides * sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
@@ -83,11 +105,12 @@ impl Buffers {
             gated: floats("MLP activations", CHUNK, pad(c.intermediate_size))?,
             logits: floats("logits", 1, c.vocab_size)?,
             token: device.buffer("token", 4)?,
-            coded: floats("rows to be coded", CHUNK, coded.iter().map(|row| pad(row.width(c.head_dim))).max().unwrap_or(0))?,
-            coordinates: floats("coordinates of rows", CHUNK, coded.iter().map(|row| row.format.rank()).max().unwrap_or(0))?,
+            coded: floats("rows to be coded", CHUNK, specs.iter().map(|row| pad(row.width(c.head_dim))).max().unwrap_or(0))?,
+            coordinates: floats("coordinates of rows", CHUNK, specs.iter().map(|row| row.format.rank()).max().unwrap_or(0))?,
             turns: device.upload("RoPE tables", &turns(&c.rope_frequencies(), capacity))?,
             columns,
             block,
+            choice: select.map(|selection| Choice::new(model, selection, capacity)).transpose()?,
         })
     }
 }
@@ -96,14 +119,16 @@ impl Buffers {
 pub struct GpuSequence {
     model: Arc<Model>,
     cache: Cache,
-    buffers: Buffers,
-    step: Step,
+    pub(super) buffers: Buffers,
+    pub(super) step: Step,
     chunk: Chunk,
     coding: Coding,
     coded: Option<Coded>,
+    /// Bytes of bases that belong to this sequence alone.
+    own: u64,
     all: Option<AllLogits>,
     token_back: wgpu::Buffer,
-    logits_back: wgpu::Buffer,
+    pub(super) logits_back: wgpu::Buffer,
     position: usize,
     counters: StepCounters,
     /// Tokens per chunk and layers per submit, as the device turned out to be fast.
@@ -112,6 +137,35 @@ pub struct GpuSequence {
     /// The least and the most tokens per chunk.
     least: usize,
     most: usize,
+}
+
+/// How a sequence divides its tokens, from what is asked of it and of rows that are coded.
+pub(super) struct Shape {
+    /// What stays exact beside coded rows.
+    pub exact: Exact,
+    strict: bool,
+    /// The least and the most tokens per chunk.
+    least: usize,
+    pub most: usize,
+}
+
+impl Shape {
+    /// `spans`: whether rows belong to several layers.
+    pub fn new(options: &SequenceOptions, exact: Exact, spans: bool) -> Shape {
+        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time.
+        let together = spans || options.select.is_some();
+        let largest = if options.strict && together { Exact::BLOCK } else { CHUNK };
+        let most = options.chunk.unwrap_or(largest).clamp(1, largest);
+        let Exact { sinks, recent } = options.exact.unwrap_or(exact);
+        Shape {
+            // More than there are tokens is all of them.
+            exact: Exact { sinks: sinks.min(options.capacity), recent: recent.min(options.capacity) },
+            strict: options.strict && !together,
+            // What was asked for is kept to: it decides which rows a query reads exactly.
+            least: if options.chunk.is_some() || (options.strict && together) { most } else { 8 },
+            most,
+        }
+    }
 }
 
 /// How far coded rows have come.
@@ -125,32 +179,35 @@ struct Coded {
 }
 
 impl GpuSequence {
-    pub(super) fn new(model: Arc<Model>, options: SequenceOptions) -> Result<GpuSequence> {
+    /// A sequence of `model` whose rows are coded as `rows` say, if at all.
+    pub(super) fn new(model: Arc<Model>, rows: Option<Arc<CodedRows>>, options: SequenceOptions) -> Result<GpuSequence> {
+        options.check(rows.is_some())?;
         let capacity = options.capacity;
         // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
-        let most = most_keys(model.config.head_dim) - if model.coded.is_some() { 2 * CHUNK } else { 0 };
+        let most = most_keys(model.config.head_dim) - if rows.is_some() { 2 * CHUNK } else { 0 };
         if capacity == 0 || capacity > most {
             return Err(Error::Argument { name: "context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") });
         }
+        let shape = Shape::new(&options, rows.as_ref().map_or(Exact::default(), |rows| rows.exact), rows.as_ref().is_some_and(|rows| rows.spans()));
+        let stores = rows.as_ref().map(|rows| (&rows.layout, Slots::new(&shape.exact, shape.most, capacity)));
+        let cache = Cache::new(&model.device, &model.config, stores, options.select, capacity)?;
+        GpuSequence::on(model, rows, cache, shape, options.select)
+    }
+
+    /// A sequence with this cache, which is empty.
+    pub(super) fn on(model: Arc<Model>, rows: Option<Arc<CodedRows>>, cache: Cache, shape: Shape, select: Option<Selection>) -> Result<GpuSequence> {
         let device = model.device.clone();
-        let spans = model.coded.as_ref().is_some_and(|rows| rows.specs.iter().any(|row| row.layers > 1));
-        // Rows over several layers are coded after a chunk: small ones come closest to one token at a time.
-        let largest = if options.strict && spans { Exact::BLOCK } else { CHUNK };
-        let most = options.chunk.unwrap_or(largest).clamp(1, largest);
-        let coded = model.coded.as_ref().map(|rows| {
-            let Exact { sinks, recent } = options.exact.unwrap_or(rows.exact);
-            let strict = options.strict && !spans;
-            // More than there are tokens is all of them.
-            Coded { exact: Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) }, strict, done: 0, exact_from: 0 }
-        });
-        let rows = model.coded.as_ref().zip(coded.as_ref()).map(|(rows, coded)| (&rows.layout, Slots::new(&coded.exact, most, capacity)));
-        let cache = Cache::new(&device, &model.config, rows, capacity)?;
-        let buffers = Buffers::new(&model, capacity)?;
+        let own = rows.as_ref().filter(|rows| !model.coded.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, rows))).map_or(0, |rows| rows.bytes());
+        let Shape { exact, strict, least, most } = shape;
+        let coded = rows.is_some().then_some(Coded { exact, strict, done: 0, exact_from: 0 });
+        let rows = rows.as_deref();
+        let buffers = Buffers::new(&model, rows, select, cache.capacity)?;
         Ok(GpuSequence {
-            step: Step::plan(&model, &cache, &buffers)?,
-            chunk: Chunk::plan(&model, &cache, &buffers)?,
-            coding: Coding::plan(&model, &cache, &buffers, CHUNK)?,
+            step: Step::plan(&model, rows, &cache, &buffers)?,
+            chunk: Chunk::plan(&model, rows, &cache, &buffers)?,
+            coding: Coding::plan(&model, rows, &cache, &buffers, CHUNK)?,
             coded,
+            own,
             all: None,
             token_back: device.readback("token", 4)?,
             logits_back: device.readback("logits", 4 * model.config.vocab_size as u64)?,
@@ -158,13 +215,20 @@ impl GpuSequence {
             counters: StepCounters::default(),
             tokens_per_chunk: most,
             layers_per_submit: 2,
-            // What was asked for is kept to: it decides which rows a query reads exactly.
-            least: if options.chunk.is_some() || (options.strict && spans) { most } else { 8 },
+            least,
             most,
             cache,
             buffers,
             model,
         })
+    }
+
+    /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded.
+    pub(super) fn resume(&mut self, position: usize, done: usize) {
+        self.position = position;
+        if let Some(coded) = &mut self.coded {
+            (coded.done, coded.exact_from) = (done, position.saturating_sub(self.cache.slots.ring as usize));
+        }
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -194,7 +258,7 @@ impl GpuSequence {
 
     /// What the next `tokens` are to read, and what is to be coded meanwhile.
     fn turn(&self, tokens: usize, reach: Option<Reach>) -> Turn {
-        let (Some(coded), Some(reach)) = (&self.coded, reach) else { return Turn { reach: None, code: 0..0, at_once: false } };
+        let (Some(coded), Some(reach)) = (&self.coded, reach) else { return Turn::exact() };
         let end = self.position + tokens;
         let to = if coded.strict { reach.of(end - 1) } else { coded.exact.coded(end) };
         Turn { reach: Some(reach), code: coded.done..to.max(coded.done), at_once: coded.strict }
@@ -277,6 +341,8 @@ impl GpuSequence {
 
     /// Tokens chunk by chunk, and the logits that are asked for.
     fn run(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        // One token is a step, whichever logits are asked for.
+        let logits = if tokens.len() == 1 && logits == Logits::All { Logits::Last } else { logits };
         let mut out = Vec::new();
         let mut longest = self.most;
         if logits == Logits::All {
@@ -314,7 +380,7 @@ impl GpuSequence {
     }
 }
 
-fn finite(logits: Vec<f32>) -> Result<Vec<f32>> {
+pub(super) fn finite(logits: Vec<f32>) -> Result<Vec<f32>> {
     if logits.iter().all(|l| l.is_finite()) { Ok(logits) } else { Err(not_a_number()) }
 }
 
@@ -362,7 +428,8 @@ impl Sequence for GpuSequence {
     }
 
     fn memory(&self) -> KvMemory {
-        self.cache.memory()
+        let memory = self.cache.memory();
+        KvMemory { kv_fixed_bytes: memory.kv_fixed_bytes + self.own, allocated_bytes: memory.allocated_bytes + self.own, ..memory }
     }
 
     fn counters(&self) -> StepCounters {

@@ -1,40 +1,60 @@
 //! The plan of one token: every kernel of every layer, bound once.
 
 use super::Model;
+use super::coded::{CodedLayer, CodedRows};
 use super::coding::{Coding, Turn};
 use super::sequence::Buffers;
-use super::weights::Layer;
 use crate::Result;
-use crate::cache::{Cache, LayerCache};
+use crate::cache::Cache;
 use crate::gpu::Pass;
 use crate::kernels::argmax::Argmax;
+use crate::kernels::choose::Choose;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::{Around, Matvec};
 use crate::kernels::merge::{self, Merge};
 use crate::kernels::prepare::{Prepare, Taken};
 use crate::kernels::score::{Block, CodedKeys, Score};
 use crate::kernels::values::{CodedValues, Values};
+use crate::rows::Selection;
 
 /// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
 pub(super) struct Attention {
     prepare: Prepare,
+    choose: Option<(Selection, Choose)>,
     score: Score,
     values: Values,
     merge: Merge,
 }
 
 impl Attention {
-    pub fn plan(model: &Model, layer: &Layer, cache: &Cache, exact: &LayerCache, b: &Buffers, many: bool) -> Result<Attention> {
+    /// That of layer `index`, which reads `coded` rows, those of them that a token chooses where it goes through alone, or none.
+    pub fn plan(model: &Model, index: usize, coded: Option<&CodedLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
         let (device, config, slots) = (&*model.device, &model.config, cache.slots);
-        let coded = layer.coded.as_ref();
+        let (layer, exact) = (&model.layers[index], &cache.layers[index]);
+        let choice = b.choice.as_ref().filter(|_| !many);
+        let chosen = choice.map(|choice| (choice.selection, &choice.chosen));
         let taken = coded.filter(|c| c.taken).map(|c| Taken { coded: &c.keys, table: &c.key_table, up: &c.key_up });
-        let keys = coded.map(|c| CodedKeys { coded: &c.keys, rows: &cache.stores[c.keys.store], table: &c.key_table, up: &c.key_up, taken: c.taken });
-        let values = coded.map(|c| CodedValues { coded: &c.values, rows: &cache.stores[c.values.store], table: &c.value_table });
+        let keys = coded.map(|c| CodedKeys {
+            coded: &c.keys,
+            rows: &cache.stores[c.keys.store],
+            table: &c.key_table,
+            up: &c.key_up,
+            taken: c.taken,
+            chosen,
+        });
+        let values = coded.map(|c| CodedValues { coded: &c.values, rows: &cache.stores[c.values.store], table: &c.value_table, chosen });
+        let groups = coded.map_or(&layer.value_groups, |c| if chosen.is_some() { &c.chosen_groups } else { &c.value_groups });
         let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
+        let choose = choice.zip(coded).map(|(choice, c)| {
+            let stride = c.keys.query_stride(config, c.taken);
+            let choose = Choose::plan(device, config, choice.selection, (&b.queries, stride), &cache.landmarks[index], &choice.dots, &choice.chosen)?;
+            Ok((choice.selection, choose))
+        });
         Ok(Attention {
             prepare: Prepare::plan(device, config, &b.projected, &b.turns, &b.queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
+            choose: choose.transpose()?,
             score: Score::plan(device, config, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
-            values: Values::plan(device, config, &b.scores, b.columns, exact, slots, values, &layer.value_groups, &b.sums, &b.weights)?,
+            values: Values::plan(device, config, &b.scores, b.columns, exact, slots, values, groups, &b.sums, &b.weights)?,
             merge: Merge::plan(device, config, &b.sums, &b.weights, &b.attended, up)?,
         })
     }
@@ -47,10 +67,14 @@ impl Attention {
     /// The tokens, in blocks of at most `block`, each of which sees keys from `window` before it on, and coded ones as `turn` says.
     pub fn attend(&self, pass: &mut Pass, first: u32, tokens: u32, block: u32, window: Option<usize>, turn: &Turn) {
         for at in (0..tokens).step_by(block as usize) {
-            let block = Block::new(first + at, block.min(tokens - at), at, window, turn.reach);
-            self.score.record(pass, block);
-            self.values.record(pass, block);
-            self.merge.record(pass, block);
+            let mut block = Block::new(first + at, block.min(tokens - at), at, window, turn.reach);
+            if let Some((selection, choose)) = &self.choose {
+                block = block.choosing(*selection);
+                choose.record(pass, &block);
+            }
+            self.score.record(pass, &block);
+            self.values.record(pass, &block);
+            self.merge.record(pass, &block);
         }
     }
 }
@@ -73,13 +97,13 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub fn plan(model: &Model, cache: &Cache, b: &Buffers) -> Result<Step> {
+    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<Step> {
         let (device, c) = (&*model.device, &model.config);
         let norm = |gain| Around { norm: Some((gain, c.rms_norm_eps, c.hidden_size)), ..Default::default() };
-        let layers = model.layers.iter().zip(&cache.layers).map(|(layer, exact)| {
+        let layers = model.layers.iter().enumerate().map(|(index, layer)| {
             Ok(LayerStep {
                 projection: Matvec::plan(device, &layer.projection, &b.x, &b.projected, norm(&layer.attention_gain))?,
-                attention: Attention::plan(model, layer, cache, exact, b, false)?,
+                attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, false)?,
                 output: Matvec::plan(
                     device,
                     &layer.output,
@@ -114,6 +138,11 @@ impl Step {
             layer.gate_up.record(pass);
             layer.down.record(pass);
         }
+        self.end(pass);
+    }
+
+    /// What follows the last layer: logits, and the largest.
+    pub fn end(&self, pass: &mut Pass) {
         self.head.record(pass);
         self.argmax.record(pass);
     }

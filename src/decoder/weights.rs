@@ -1,16 +1,13 @@
 //! A checkpoint's weights on the device, laid out as the kernels read them.
 
-use crate::cache::Layout;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, Matrix, pad};
-use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
-use crate::kernels::{merge, pack::Pack, prepare, values};
-use crate::rows::{Holds, RowSet, RowSpec, Side};
+use crate::kernels::{prepare, values};
 use crate::{Error, Result};
 use half::f16;
 
 /// Rows of a matrix that must stay in one part: a block of the widest kernel.
-const ALIGN: usize = 128;
+pub(super) const ALIGN: usize = 128;
 
 /// One layer.
 pub(super) struct Layer {
@@ -20,8 +17,8 @@ pub(super) struct Layer {
     /// QK-norm's gains and the projection's biases, where the family has either.
     pub added: Option<wgpu::Buffer>,
     pub bias: bool,
+    /// The table by which values are summed in a dense cache.
     pub value_groups: wgpu::Buffer,
-    pub coded: Option<CodedLayer>,
     /// `[D][H·pad(head_dim)]`.
     pub output: Matrix,
     pub output_bias: Option<wgpu::Buffer>,
@@ -29,28 +26,6 @@ pub(super) struct Layer {
     /// Rows in pairs: gate, up.
     pub gate_up: Matrix,
     pub down: Matrix,
-}
-
-/// What a layer reads coded rows with.
-pub(super) struct CodedLayer {
-    pub keys: Coded,
-    pub values: Coded,
-    /// Whether keys are coded after RoPE, and queries taken to them.
-    pub taken: bool,
-    pub key_table: wgpu::Buffer,
-    pub key_up: wgpu::Buffer,
-    pub value_table: wgpu::Buffer,
-    pub query_heads: wgpu::Buffer,
-    pub value_up: wgpu::Buffer,
-    pub value_means: wgpu::Buffer,
-}
-
-/// What a row is coded with.
-pub(super) struct Basis {
-    /// `Aᵀ`, `[r][w]` in f32: rounding would move coordinates from one code to the next.
-    pub down: Matrix,
-    pub mean: wgpu::Buffer,
-    pub table: wgpu::Buffer,
 }
 
 fn padded(mut v: Vec<f32>) -> Vec<f32> {
@@ -63,70 +38,6 @@ fn widen<T: Copy>(to: &mut Vec<T>, numbers: &[T], width: usize, unit: usize, zer
     for run in numbers.chunks_exact(width * unit) {
         to.extend_from_slice(run);
         to.resize(to.len() + (pad(width) - width) * unit, zero);
-    }
-}
-
-/// The numbers, or an error that names them.
-fn checked(what: &str, numbers: Vec<f16>) -> Result<Vec<f16>> {
-    if numbers.iter().all(|x| x.is_finite()) {
-        return Ok(numbers);
-    }
-    Err(Error::Numeric { what: what.into(), message: "a number is beyond what 16 bits hold; --device cpu runs it".into() })
-}
-
-impl Basis {
-    pub fn load(device: &Device, rows: &RowSet, row: usize) -> Result<Basis> {
-        let coder = &rows.coders[row];
-        let label = |what: &str| format!("row {row}'s {what}");
-        Ok(Basis {
-            // Column by column `[w, r]` is row by row `[r, w]`.
-            down: Matrix::upload(device, &label("down-projection"), coder.down.as_slice(), coder.down.ncols(), coder.down.nrows(), ALIGN)?,
-            mean: device.upload(&label("mean"), coder.mean.as_slice())?,
-            table: device.upload(&label("table"), &Pack::table(&coder.format))?,
-        })
-    }
-}
-
-/// A side's means by key/value head, `[H_kv][head_dim]`.
-fn means(config: &Config, rows: &RowSet, coded: &Coded) -> Vec<f32> {
-    let slice =
-        |slice: &crate::kernels::coded::Slice| rows.coders[slice.row].mean.as_slice()[slice.offset..][..slice.kv_heads * config.head_dim].to_vec();
-    coded.slices.iter().flat_map(slice).collect()
-}
-
-/// A side's up-projections by key/value head, as `lay` lays them out.
-fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize, usize) -> f32, usize, usize) -> Vec<f16>) -> Vec<f16> {
-    let head = |kv: usize| {
-        let (_, slice) = coded.of_head(kv);
-        let first = slice.offset + (kv - slice.first_head) * config.head_dim;
-        let up = &rows.coders[slice.row].up;
-        lay(&|coordinate, dim| up[(coordinate, first + dim)], up.nrows(), config.head_dim)
-    };
-    (0..config.num_key_value_heads).flat_map(head).collect()
-}
-
-impl CodedLayer {
-    fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
-        let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(config, &rows.specs, layout, layer, side));
-        let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
-        let taken = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
-        let key_up = match taken {
-            true => ups(config, rows, &keys, |up, rank, dim| by_dimensions(up, rank, dim)),
-            false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
-        };
-        let value_up = ups(config, rows, &values, |up, rank, dim| by_coordinates(up, rank, dim));
-        let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
-        Ok(CodedLayer {
-            taken,
-            key_table: device.upload(&label("key table"), &keys.key_table(config, taken, &means(config, rows, &keys)))?,
-            key_up: upload("key up-projection", key_up)?,
-            value_table: device.upload(&label("value table"), &values.value_table())?,
-            query_heads: device.upload(&label("query heads"), &merge::heads(config, &values))?,
-            value_up: upload("value up-projection", value_up)?,
-            value_means: device.upload(&label("value means"), &means(config, rows, &values))?,
-            keys,
-            values,
-        })
     }
 }
 
@@ -193,7 +104,7 @@ impl Attention<'_> {
 }
 
 impl Layer {
-    pub fn load(device: &Device, checkpoint: &Checkpoint, rows: Option<(&RowSet, &Layout)>, l: usize) -> Result<Layer> {
+    pub fn load(device: &Device, checkpoint: &Checkpoint, l: usize) -> Result<Layer> {
         let c = checkpoint.config();
         let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
         let prefix = format!("model.layers.{l}");
@@ -204,7 +115,6 @@ impl Layer {
 
         let projection = attention.projection()?;
         let (added, bias) = attention.added()?;
-        let coded = rows.map(|(rows, layout)| CodedLayer::load(device, c, rows, layout, l)).transpose()?;
         let output = attention.output(device, &label("output projection"))?;
         let gate = checkpoint.f16(&at("mlp.gate_proj.weight"), &[ffn, hidden])?;
         let up = checkpoint.f16(&at("mlp.up_proj.weight"), &[ffn, hidden])?;
@@ -216,8 +126,7 @@ impl Layer {
             projection: Matrix::upload(device, &label("projection"), &projection, prepare::stride(c), hidden, ALIGN)?,
             added: if added.is_empty() { None } else { Some(device.upload(&label("norms and biases"), &added)?) },
             bias,
-            value_groups: device.upload(&label("value groups"), &values::groups(c, coded.as_ref().map(|coded| &coded.values)).0)?,
-            coded,
+            value_groups: device.upload(&label("value groups"), &values::groups(c, None, false).0)?,
             output,
             output_bias,
             mlp_gain: gain("post_attention_layernorm.weight", hidden)?,
@@ -251,22 +160,11 @@ impl Ends {
 }
 
 /// What the kernels cannot be made for, said before weights are read.
-pub(super) fn check(checkpoint: &Checkpoint, rows: Option<&[RowSpec]>) -> Result<()> {
-    let config = checkpoint.config();
-    let refuse = |message: String| Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });
-    if config.head_dim > 512 {
-        return refuse(format!("heads are {} numbers wide; the GPU kernels take up to 512. --device cpu runs it", config.head_dim));
+pub(super) fn check(checkpoint: &Checkpoint) -> Result<()> {
+    let head_dim = checkpoint.config().head_dim;
+    if head_dim <= 512 {
+        return Ok(());
     }
-    let Some(specs) = rows else { return Ok(()) };
-    RowSet::check(specs, config).map_err(|message| Error::Argument { name: "rows".into(), message })?;
-    for layer in 0..config.num_hidden_layers {
-        let keys = RowSet::sources(specs, layer, Side::Keys, config.head_dim);
-        let turned = keys.iter().filter(|source| specs[source.row].holds == Holds::TurnedKeys).count();
-        if turned > 0 && turned < keys.len() {
-            return refuse(format!(
-                "layer {layer} codes some keys before RoPE and others after it, which the GPU kernels do not take. --device cpu runs it"
-            ));
-        }
-    }
-    Ok(())
+    let message = format!("heads are {head_dim} numbers wide; the GPU kernels take up to 512. --device cpu runs it");
+    Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message })
 }

@@ -91,7 +91,7 @@ impl Merge {
     }
 
     /// One workgroup per query head and token.
-    pub fn record(&self, pass: &mut Pass, block: Block) {
+    pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(exact, _), (coded, _)] = splits(block);
         self.kernel.record(pass, &Step { splits: exact + coded, exact, at: block.at, ..self.step }, [self.heads, block.tokens, 1]);
     }
@@ -128,7 +128,7 @@ mod tests {
             let at = |tokens: u32, at: u32| Block::new(last as u32 + 1 - tokens, tokens, at, Some(keys), reach);
             // Scores far apart, so that splits differ in what they add; by key, since the columns of two tokens differ.
             let by_key = numbers(1, heads * capacity);
-            let scores = |block: Block| -> Vec<f32> {
+            let scores = |block: &Block| -> Vec<f32> {
                 let count = (block.exact() + block.coded) as usize;
                 let score = |h: usize, column: usize| {
                     let exact = column < block.exact() as usize;
@@ -161,16 +161,16 @@ mod tests {
             for device in devices(None) {
                 let sides = coded.then_some(&side.coded);
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap() };
-                let table = device.upload("groups", &groups(&c, sides).0).unwrap();
+                let table = device.upload("groups", &groups(&c, sides, false).0).unwrap();
                 let from = device.buffer("sums", 2 * SPLITS as u64 * sums(&c, sides) as u64 * 4).unwrap();
                 let weights = device.buffer("weights", 2 * SPLITS as u64 * heads as u64 * 8).unwrap();
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
                 let lines = device.upload("heads", &super::heads(&c, &side.coded)).unwrap();
                 let (up, means) = (device.upload("up", &up).unwrap(), device.upload("means", &means).unwrap());
                 let out = device.buffer("out", 3 * expected.len() as u64 * 4).unwrap();
-                let attend = |block: Block| {
+                let attend = |block: &Block| {
                     let scores = device.upload("scores", &scores(block)).unwrap();
-                    let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs });
+                    let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs, chosen: None });
                     let values = Values::plan(&device, &c, &scores, columns, &cache, slots, coded, &table, &from, &weights).unwrap();
                     let up = sides.map(|coded| Up { coded, heads: &lines, up: &up, means: &means });
                     let merge = Merge::plan(&device, &c, &from, &weights, &out, up).unwrap();
@@ -184,9 +184,9 @@ mod tests {
                         .collect::<Vec<_>>()
                 };
                 let what = |way: &str| format!("{way}, coded: {coded}, {:?}", device.tier());
-                let once = attend(at(1, 2));
+                let once = attend(&at(1, 2));
                 assert_close(once.iter().copied(), &expected, 1e-9, &what("splits"));
-                assert_close(attend(at(2, 0)), &[&once[..], &once].concat(), 1e-9, &what("one pass"));
+                assert_close(attend(&at(2, 0)), &[&once[..], &once].concat(), 1e-9, &what("one pass"));
             }
         }
     }

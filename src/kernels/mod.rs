@@ -6,18 +6,23 @@
 //! value rows may belong to all heads at once, and a fused kernel would read those once per head.
 //!
 //! Beside coded rows the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
-//! coordinates) → [`pack`].
+//! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores: those of the
+//! landmarks, and [`choose`].
 
 pub mod argmax;
+pub mod choose;
 pub(crate) mod coded;
 pub mod embed;
 pub mod gather;
+pub mod gram;
+pub mod landmark;
 pub mod matmul;
 pub mod matvec;
 pub mod merge;
 pub mod norm;
 pub mod pack;
 pub mod prepare;
+pub mod project;
 pub mod score;
 pub mod values;
 
@@ -47,14 +52,18 @@ fn spec(shader: &'static str, flags: &[&'static str], constants: &[(&'static str
 pub fn variants() -> Vec<Spec> {
     [
         argmax::variants(),
+        choose::variants(),
         embed::variants(),
         gather::variants(),
+        gram::variants(),
+        landmark::variants(),
         matmul::variants(),
         matvec::variants(),
         merge::variants(),
         norm::variants(),
         pack::variants(),
         prepare::variants(),
+        project::variants(),
         score::variants(),
         values::variants(),
         crate::gpu::roofline_variants(),

@@ -6,7 +6,8 @@ use crate::Result;
 use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
-use crate::rows::Reach;
+use crate::rows::{Reach, Selection};
+use std::ops::Range;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -20,6 +21,7 @@ struct Step {
     near: u32,
     window: u32,
     start: u32,
+    coded: u32,
     sinks: u32,
     ring: u32,
     recent: u32,
@@ -29,7 +31,7 @@ struct Step {
 }
 
 /// A run of tokens whose queries are scored at once, and the keys that they are scored against. Scores have a column for each exact key, then one for each coded key.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Block {
     /// Position of the first token.
     pub first: u32,
@@ -41,10 +43,12 @@ pub struct Block {
     pub fixed: u32,
     /// The first exact key after them.
     pub near: u32,
-    /// The first coded key.
+    /// The first coded key; the last where they are chosen.
     pub start: u32,
-    /// Coded keys.
+    /// Columns of coded keys.
     pub coded: u32,
+    /// The chunks that coded keys are chosen from; none where all are read.
+    pub chunks: Range<u32>,
     reach: Reach,
 }
 
@@ -52,8 +56,8 @@ impl Block {
     /// `tokens` from position `first` on, which see no key `window` or more before them, and read of coded rows what `reach` says, if there are any.
     pub fn new(first: u32, tokens: u32, at: u32, window: Option<usize>, reach: Option<Reach>) -> Block {
         let seen = window.map_or(0, |window| (first as usize + 1).saturating_sub(window));
-        let dense =
-            Block { first, tokens, at, fixed: 0, near: seen as u32, start: 0, coded: 0, reach: Reach { sinks: 0, low: 0, high: 0, recent: 0 } };
+        let reach_of_none = Reach { sinks: 0, low: 0, high: 0, recent: 0 };
+        let dense = Block { first, tokens, at, fixed: 0, near: seen as u32, start: 0, coded: 0, chunks: 0..0, reach: reach_of_none };
         let Some(reach) = reach else { return dense };
         let end = (first + tokens) as usize;
         let (start, beyond) = (reach.sinks.max(seen), reach.of(end - 1));
@@ -65,6 +69,20 @@ impl Block {
             reach,
             ..dense
         }
+    }
+
+    /// One token and exact keys `near..end`.
+    pub fn keys(near: u32, end: u32) -> Block {
+        Block { near, ..Block::new(end - 1, 1, 0, None, None) }
+    }
+
+    /// This block, of one token, where it reads chosen chunks of its coded keys.
+    pub fn choosing(self, selection: Selection) -> Block {
+        let end = self.start + self.coded;
+        let chunks = Selection::range(self.start as usize, end as usize);
+        let chunks = if self.coded == 0 { 0..0 } else { chunks.start as u32..chunks.end as u32 };
+        let columns = Selection::CHUNK * chunks.len().min(selection.most());
+        Block { start: end.saturating_sub(1), coded: columns as u32, chunks, ..self }
     }
 
     /// Exact columns.
@@ -91,6 +109,8 @@ pub(crate) struct CodedKeys<'a> {
     pub up: &'a wgpu::Buffer,
     /// Whether the rows are of keys after RoPE: then queries are taken to them, and keys are not rebuilt.
     pub taken: bool,
+    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::most`]`]`.
+    pub chosen: Option<(Selection, &'a wgpu::Buffer)>,
 }
 
 /// Scores one layer's keys.
@@ -113,24 +133,31 @@ pub(crate) fn most_keys(head_dim: usize) -> usize {
     u16::MAX as usize * tile(head_dim) as usize
 }
 
-/// How coded keys are scored, if there are any.
-type Kind = Option<bool>;
+/// How coded keys are scored, if there are any: whether queries are taken to them, and whether they are chosen.
+type Kind = Option<(bool, Option<Selection>)>;
 
-fn variant(config: &Config, taken: Kind, rows: u32) -> Spec {
+fn variant(config: &Config, coded: Kind, rows: u32) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if config.sliding_window.is_some() {
         flags.push("WINDOW");
     }
-    if let Some(taken) = taken {
+    if let Some((taken, chosen)) = coded {
         flags.extend(["CODED", if taken { "TAKEN" } else { "REBUILT" }]);
         bindings.extend([(3, Access::Read), (4, Access::Read)]);
         if !taken {
             bindings.extend([(5, Access::Read), (6, Access::Read)]);
         }
+        if chosen.is_some() {
+            flags.push("CHOSEN");
+            bindings.push((7, Access::Read));
+        }
     }
+    let most = coded.and_then(|(_, chosen)| chosen).map_or(0, |selection| selection.most());
     let constants = [
         ("WORKGROUP", WORKGROUP),
+        ("CHUNK", Selection::CHUNK as u32),
+        ("MOST", most as u32),
         ("PAIRS", (config.head_dim / 2) as u32),
         ("NEAR", NEAR),
         ("BOOKS", BOOKS),
@@ -178,7 +205,9 @@ pub(super) fn configs() -> Vec<Config> {
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    configs().iter().flat_map(|config| [None, Some(false), Some(true)].map(|taken| variant(config, taken, 4))).collect()
+    let chosen = Some(Selection { tokens: 256 });
+    let kinds = [None, Some((false, None)), Some((true, None)), Some((false, chosen)), Some((true, chosen))];
+    configs().iter().flat_map(|config| kinds.map(|kind| variant(config, kind, 4))).collect()
 }
 
 impl Score {
@@ -200,20 +229,21 @@ impl Score {
         let (teams, group) = (WORKGROUP / tile, config.group_size() as u32);
         let rows = if many { 8 } else { group.div_ceil(teams).min(8) };
         let mut buffers = vec![queries, &cache.keys, scores];
-        let taken = coded.map(|coded| coded.taken);
+        let kind = coded.map(|coded| (coded.taken, coded.chosen.map(|(selection, _)| selection)));
         let mut query_stride = config.num_attention_heads * pad(config.head_dim);
         if let Some(coded) = coded {
             buffers.extend([coded.rows, coded.table]);
             if !coded.taken {
                 buffers.extend([turns, coded.up]);
             }
+            buffers.extend(coded.chosen.map(|(_, chosen)| chosen));
             query_stride = coded.coded.query_stride(config, coded.taken);
         }
         Ok(Score {
-            kernel: device.kernel(variant(config, taken, rows), &buffers)?,
+            kernel: device.kernel(variant(config, kind, rows), &buffers)?,
             tile,
             // A rebuilt tile serves all rows of the block; a stored one is cheap to load again.
-            span: (taken != Some(false)).then_some(teams * rows * 2),
+            span: coded.is_none_or(|coded| coded.taken).then_some(teams * rows * 2),
             kv_heads: config.num_key_value_heads as u32,
             group,
             step: Step {
@@ -228,8 +258,14 @@ impl Score {
         })
     }
 
+    /// This kernel, for queries that stand `stride` numbers apart.
+    pub(super) fn with_query_stride(mut self, stride: usize) -> Score {
+        self.step.queries = stride as u32;
+        self
+    }
+
     /// One workgroup per tile and key/value head, and per span of rows where keys are not rebuilt.
-    pub fn record(&self, pass: &mut Pass, block: Block) {
+    pub fn record(&self, pass: &mut Pass, block: &Block) {
         let rows = block.tokens * self.group;
         let span = self.span.unwrap_or(rows);
         let step = Step {
@@ -239,6 +275,7 @@ impl Score {
             span,
             near: block.near,
             start: block.start,
+            coded: block.coded,
             recent: block.reach.recent as u32,
             low: block.reach.low as u32,
             high: block.reach.high as u32,
@@ -271,7 +308,7 @@ mod tests {
                 let (tokens, count) = (b.tokens as usize, b.exact() as usize);
                 let out = device.buffer("scores", (tokens * heads * capacity * 4) as u64).unwrap();
                 let score = Score::plan(&device, &c, &from, &cache, Slots::ALL, &out, capacity, &from, None, tokens > 1).unwrap();
-                let got = run::<f32>(&device, &out, tokens * heads * capacity, |pass| score.record(pass, b));
+                let got = run::<f32>(&device, &out, tokens * heads * capacity, |pass| score.record(pass, &b));
                 let (mut seen, mut expected) = (Vec::new(), Vec::new());
                 for (line, got) in got.chunks_exact(capacity).enumerate() {
                     let (t, h) = (line / heads, line % heads);
@@ -359,14 +396,14 @@ mod tests {
                         [&queries, turns(&c.rope_frequencies(), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                     let (rows, table, up) =
                         (device.upload("rows", &side.rows).unwrap(), device.upload("table", &table).unwrap(), device.upload("up", &up).unwrap());
-                    let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, taken };
+                    let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, taken, chosen: None };
                     for (first, tokens, at, strict, exact_from) in blocks {
                         let reach = exact.reach(first, tokens, strict, exact_from);
                         let b = Block::new(first as u32, tokens as u32, at, c.sliding_window, Some(reach));
                         let (many, columns) = (tokens > 1, 200);
                         let out = device.buffer("scores", (tokens * heads * columns * 4) as u64).unwrap();
                         let score = Score::plan(&device, c, &from, &cache, slots, &out, columns, &turns, Some(keys), many).unwrap();
-                        let got = run::<f32>(&device, &out, tokens * heads * columns, |pass| score.record(pass, b));
+                        let got = run::<f32>(&device, &out, tokens * heads * columns, |pass| score.record(pass, &b));
                         let what = format!("{first} + {tokens}, strict: {strict}, taken: {taken}, {:?}", device.tier());
                         let (mut seen, mut expected) = (Vec::new(), Vec::new());
                         for (line, got) in got.chunks_exact(columns).enumerate() {

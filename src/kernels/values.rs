@@ -7,6 +7,7 @@ use crate::Result;
 use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::rows::Selection;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -44,6 +45,8 @@ pub(crate) struct CodedValues<'a> {
     pub rows: &'a wgpu::Buffer,
     /// [`Coded::value_table`].
     pub table: &'a wgpu::Buffer,
+    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::most`]`]`.
+    pub chosen: Option<(Selection, &'a wgpu::Buffer)>,
 }
 
 /// Sums one layer's values.
@@ -54,16 +57,19 @@ pub struct Values {
     step: Step,
 }
 
-/// The most query heads of a group, and how many of them a workgroup sums for.
-fn shape(config: &Config, coded: Option<&Coded>) -> (u32, u32) {
-    let widest = coded.map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
+/// The most query heads of a group, and how many of them a workgroup sums for. Where keys are chosen the heads of a group read the same ones: those of one key/value head.
+fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
+    let widest = coded.filter(|_| !chosen).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
     let heads = widest * config.group_size();
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-fn variant(config: &Config, coded: bool, rows: u32) -> Spec {
+fn variant(config: &Config, coded: bool, chosen: Option<Selection>, rows: u32) -> Spec {
     let constants = [
         ("WORKGROUP", WORKGROUP),
+        ("CHUNK", Selection::CHUNK as u32),
+        ("MOST", chosen.map_or(0, |selection| selection.most()) as u32),
+        ("GROUP", config.group_size() as u32),
         ("KEYS", KEYS),
         ("BOOKS", BOOKS),
         ("ROWS", rows),
@@ -75,16 +81,24 @@ fn variant(config: &Config, coded: bool, rows: u32) -> Spec {
         return spec("values.wgsl", &[], &constants, &bindings);
     }
     bindings.extend([(5, Access::Read), (6, Access::Read)]);
-    spec("values.wgsl", &["CODED"], &constants, &bindings)
+    if chosen.is_none() {
+        return spec("values.wgsl", &["CODED"], &constants, &bindings);
+    }
+    bindings.push((7, Access::Read));
+    spec("values.wgsl", &["CODED", "CHOSEN"], &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    let rows = |config: &Config| shape(config, None).1;
-    super::score::configs().iter().flat_map(|config| [variant(config, false, rows(config)), variant(config, true, MOST_ROWS as u32)]).collect()
+    let rows = |config: &Config| shape(config, None, false).1;
+    let kinds = |config: &Config| {
+        let chosen = Some(Selection { tokens: 256 });
+        [variant(config, false, None, rows(config)), variant(config, true, None, MOST_ROWS as u32), variant(config, true, chosen, rows(config))]
+    };
+    super::score::configs().iter().flat_map(kinds).collect()
 }
 
 /// A block's splits, exact and coded ones: their numbers and lengths. Many tokens fill the device by themselves.
-pub(crate) fn splits(block: Block) -> [(u32, u32); 2] {
+pub(crate) fn splits(block: &Block) -> [(u32, u32); 2] {
     [block.exact(), block.coded].map(|columns| {
         if block.tokens > 1 {
             return (columns.min(1), columns);
@@ -94,8 +108,8 @@ pub(crate) fn splits(block: Block) -> [(u32, u32); 2] {
     })
 }
 
-/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are.
-pub(crate) fn groups(config: &Config, coded: Option<&Coded>) -> (Vec<u32>, [u32; 2]) {
+/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are. Where keys are `chosen`, coded ones are by key/value head.
+pub(crate) fn groups(config: &Config, coded: Option<&Coded>, chosen: bool) -> (Vec<u32>, [u32; 2]) {
     let g = config.group_size();
     // (where its rows begin, vectors, first query head, query heads, where its sums begin, first run)
     let entries = |[at, width, first, heads, sums, runs]: [usize; 6]| {
@@ -108,8 +122,10 @@ pub(crate) fn groups(config: &Config, coded: Option<&Coded>) -> (Vec<u32>, [u32;
     if let Some(coded) = coded {
         let (sums, runs) = (coded.sums(config), coded.value_runs());
         for (slice, runs) in coded.slices.iter().zip(runs) {
-            let first = slice.first_head * g;
-            table.extend(entries([slice.word, slice.format.rank() / 4, first, slice.kv_heads * g, sums[first], runs]));
+            let heads = if chosen { 1 } else { slice.kv_heads };
+            for kv in (slice.first_head..slice.first_head + slice.kv_heads).step_by(heads) {
+                table.extend(entries([slice.word, slice.format.rank() / 4, kv * g, heads * g, sums[kv * g], runs]));
+            }
         }
     }
     let counts = [exact, table.len() - exact].map(|n| n as u32);
@@ -137,13 +153,14 @@ impl Values {
         out: &wgpu::Buffer,
         weights: &wgpu::Buffer,
     ) -> Result<Values> {
-        let side = coded.map(|coded| coded.coded);
-        let (heads, rows) = shape(config, side);
+        let (side, chosen) = (coded.map(|coded| coded.coded), coded.and_then(|coded| coded.chosen));
+        let (heads, rows) = shape(config, side, chosen.is_some());
         let mut buffers = vec![scores, &cache.values, table, out, weights];
         buffers.extend(coded.iter().flat_map(|coded| [coded.rows, coded.table]));
-        let [entries, more] = groups(config, side).1;
+        buffers.extend(chosen.map(|(_, chosen)| chosen));
+        let [entries, more] = groups(config, side, chosen.is_some()).1;
         Ok(Values {
-            kernel: device.kernel(variant(config, coded.is_some(), rows), &buffers)?,
+            kernel: device.kernel(variant(config, coded.is_some(), chosen.map(|(selection, _)| selection), rows), &buffers)?,
             rows,
             heads,
             step: Step {
@@ -160,7 +177,7 @@ impl Values {
     }
 
     /// One workgroup per split, entry of the table and block of rows.
-    pub fn record(&self, pass: &mut Pass, block: Block) {
+    pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(splits, length), (more, along)] = splits(block);
         let step = Step {
             exact: block.exact(),
@@ -203,7 +220,7 @@ mod tests {
             for h in 0..heads {
                 scores[h * capacity + keys - (tokens - 1)..h * capacity + keys].fill(-3.4028234e38);
             }
-            let [(count, length), none] = splits(block);
+            let [(count, length), none] = splits(&block);
             assert_eq!(none.0, 0);
             let (mut sums, mut weights) = (Vec::new(), Vec::new());
             for (t, s) in (0..tokens).flat_map(|t| (0..count as usize).map(move |s| (t, s))) {
@@ -220,11 +237,11 @@ mod tests {
             for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap() };
-                let table = device.upload("groups", &groups(&c, None).0).unwrap();
+                let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let values = Values::plan(&device, &c, &from, capacity, &cache, Slots::ALL, None, &table, &out, &shares).unwrap();
                 let what = format!("{tokens} tokens, {:?}", device.tier());
-                let got = run::<f32>(&device, &out, sums.len(), |pass| values.record(pass, block));
+                let got = run::<f32>(&device, &out, sums.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &sums, 1e-10, &what);
                 let got = run::<f32>(&device, &shares, weights.len(), |_| ());
                 assert_close(got.into_iter().map(f64::from), &weights, 1e-10, &what);
@@ -246,7 +263,7 @@ mod tests {
         let (at, split) = (side.coded.sums(&c), sums(&c, Some(&side.coded)));
         for (first, tokens) in [(390, 1), (100, 3)] {
             let block = Block::new(first, tokens, 0, None, Some(exact.reach(first as usize, tokens as usize, false, 0)));
-            let [(count, length), (more, along)] = splits(block);
+            let [(count, length), (more, along)] = splits(&block);
             assert_eq!((count, more), (1, if tokens == 1 { 3 } else { 1 }));
             let scores: Vec<f32> = numbers(1, tokens as usize * heads * stride).into_iter().map(|x| 5.0 * x).collect();
             let (mut expected, mut weights) = (vec![0.0; (tokens * (count + more)) as usize * split], Vec::new());
@@ -276,13 +293,13 @@ mod tests {
             for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap() };
-                let table = device.upload("groups", &groups(&c, Some(&side.coded)).0).unwrap();
+                let table = device.upload("groups", &groups(&c, Some(&side.coded), false).0).unwrap();
                 let [out, shares] = [expected.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
-                let coded = CodedValues { coded: &side.coded, rows: &rows, table: &runs };
+                let coded = CodedValues { coded: &side.coded, rows: &rows, table: &runs, chosen: None };
                 let values = Values::plan(&device, &c, &from, stride, &cache, slots, Some(coded), &table, &out, &shares).unwrap();
                 let what = format!("{tokens} tokens, {:?}", device.tier());
-                let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, block));
+                let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &expected, 1e-9, &what);
                 let got = run::<f32>(&device, &shares, weights.len(), |_| ());
                 assert_close(got.into_iter().map(f64::from), &weights, 1e-10, &what);

@@ -1,7 +1,7 @@
 //! From a token's vectors to its row and back: a basis and a format.
 
 use super::Format;
-use crate::linalg::tr_product;
+use crate::linalg::{product, tr_product};
 use nalgebra::{DMatrix, DVector};
 
 /// An offline basis with the format of its coordinates: `z = (y − μ)·A`, `ŷ = ẑ·B + μ`.
@@ -11,8 +11,8 @@ pub struct Coder {
     pub format: Format,
     /// `μ`, `[w]`.
     pub mean: DVector<f32>,
-    /// `A`, `[w, r]`: coordinates of unit variance where their scale is fixed.
-    pub down: DMatrix<f32>,
+    /// `A`, `[w, r]`: coordinates of unit variance where their scale is fixed. `None` where it is `Bᵀ`.
+    pub down: Option<DMatrix<f32>>,
     /// `B`, `[r, w]`.
     pub up: DMatrix<f32>,
 }
@@ -24,7 +24,10 @@ impl Coder {
         for mut column in centred.column_iter_mut() {
             column -= &self.mean;
         }
-        let z = tr_product(self.down.as_view(), centred.as_view());
+        let z = match &self.down {
+            Some(down) => tr_product(down.as_view(), centred.as_view()),
+            None => product(&self.up, &centred),
+        };
         let mut words = vec![0; y.ncols() * self.format.words()];
         for (z, words) in z.column_iter().zip(words.chunks_exact_mut(self.format.words())) {
             self.format.encode(z.as_slice(), words);

@@ -12,10 +12,12 @@ mod codebook;
 mod coder;
 mod exact;
 mod format;
+mod selection;
 mod spec;
 
 pub use codebook::{EIGHT_BITS, distortion, levels};
 pub use coder::Coder;
 pub use exact::{Exact, Reach};
 pub use format::{Band, Format, RUN, Run, Scale, ScaleSource};
+pub use selection::Selection;
 pub use spec::{Holds, RowSet, RowSpec, Side, Source};

@@ -43,6 +43,11 @@ impl Context {
         self.sequence.position() >= self.sequence.capacity()
     }
 
+    /// Has long calls of the sequence stop where `cancel` is set.
+    pub fn set_cancel(&mut self, cancel: Cancel) {
+        self.sequence.set_cancel(cancel);
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.sequence.truncate(0);

@@ -4,14 +4,13 @@
 //! conversation, render all of it anew for each turn, and only the last message costs anything. [`Session::generate`] gives an iterator that does one
 //! step of the model for each item; whoever stops iterating stops the model.
 
-mod cancel;
 mod context;
 mod generation;
 mod sampler;
 mod stop;
 
+pub use crate::cancel::Cancel;
 pub use crate::random::Random;
-pub use cancel::Cancel;
 pub use context::{Context, Read};
 pub use generation::{Finish, Generation, Summary, Token};
 pub use sampler::{Candidate, Sampler, Sampling, argmax};
@@ -80,14 +79,17 @@ impl Session {
     pub fn new(sequence: Box<dyn Sequence>, tokenizer: Arc<Tokenizer>, options: SessionOptions) -> Result<Session> {
         let mut ends = if options.ignore_eos { Vec::new() } else { tokenizer.eos_ids().to_vec() };
         ends.sort_unstable();
+        let cancel = Cancel::default();
+        let mut context = Context::new(sequence);
+        context.set_cancel(cancel.clone());
         Ok(Session {
-            context: Context::new(sequence),
+            context,
             sampler: Sampler::new(options.sampling)?,
             stop: StopStrings::new(options.stop)?,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             ends,
             tokenizer,
-            cancel: Cancel::default(),
+            cancel,
         })
     }
 
@@ -112,6 +114,7 @@ impl Session {
 
     /// Has `cancel` stop answers from now on.
     pub fn set_cancel(&mut self, cancel: Cancel) {
+        self.context.set_cancel(cancel.clone());
         self.cancel = cancel;
     }
 

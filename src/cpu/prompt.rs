@@ -1,0 +1,101 @@
+//! Reads a prompt and codes it in bases of its own: xKV, as [`compress::xkv`](crate::compress::xkv) has it.
+//!
+//! The prompt goes through the model group by group of layers, not chunk by chunk: when it has gone through one group its keys and values there are coded, and the exact ones are forgotten
+//! but for sinks and the newest. So no more than one group's exact rows are ever in memory.
+
+use super::cache::Cache;
+use super::rope::Rope;
+use super::{CpuSequence, Model, RowType};
+use crate::calibrate::Moments;
+use crate::cancel::Cancel;
+use crate::compress::Xkv;
+use crate::linalg::gram;
+use crate::rows::{RowSet, Side};
+use crate::sequence::{Logits, SequenceOptions};
+use crate::{Error, Result};
+use nalgebra::{DMatrix, DVector};
+use std::ops::Range;
+use std::sync::Arc;
+
+impl Model {
+    /// A sequence that has read `tokens`, coded as `xkv` says, and the logits asked for.
+    ///
+    /// # Errors
+    /// As [`Xkv::rows`] and [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`] where `cancel` is set.
+    pub fn read_prompt(
+        self: &Arc<Self>,
+        tokens: &[u32],
+        xkv: &Xkv,
+        options: SequenceOptions,
+        row_type: RowType,
+        logits: Logits,
+        cancel: &Cancel,
+    ) -> Result<(CpuSequence, Vec<f32>)> {
+        let (config, count) = (&self.config, tokens.len());
+        let empty = Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact: options.exact.unwrap_or_default() });
+        let mut sequence = CpuSequence::with_rows(self.clone(), Some(empty), options, row_type)?;
+        sequence.check(tokens)?;
+        sequence.rope.reach(count);
+        let width = config.num_key_value_heads * config.head_dim;
+        let coded = sequence.exact.coded(count);
+        let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact: sequence.exact };
+        let mut words = Vec::new();
+        let mut x = self.embed(tokens);
+        for group in xkv.groups(config) {
+            let mut exact = Cache::new(group.len(), width, count, count, row_type, None);
+            for start in (0..count).step_by(CpuSequence::CHUNK) {
+                cancel.check()?;
+                let chunk = CpuSequence::CHUNK.min(count - start);
+                let mut part = x.columns(start, chunk).into_owned();
+                let turn = exact.begin(start, chunk);
+                for (within, layer) in self.layers[group.clone()].iter().enumerate() {
+                    layer.apply(&mut part, within, &mut exact, &turn, &sequence.rope, None);
+                }
+                x.columns_mut(start, chunk).copy_from(&part);
+            }
+            let fitted = sequence.exact.sinks.min(count - 1)..count;
+            let [keys, values] = [Side::Keys, Side::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
+            for ((spec, coder), side) in xkv.rows(config, &group, [&keys, &values])?.into_iter().zip([Side::Keys, Side::Values]) {
+                let packed = blocks(0..coded).flat_map(|tokens| coder.encode(&exact.vectors(side, tokens, &sequence.rope)));
+                words.push(packed.collect());
+                set.specs.push(spec);
+                set.coders.push(coder);
+            }
+            sequence.cache.keep_exact(group.start, &exact, count);
+            sequence.cache.make_landmarks(group.start, &exact, sequence.exact.sinks.min(coded)..coded);
+        }
+        sequence.adopt(Arc::new(set), words, coded, count);
+        let wanted = match logits {
+            Logits::None => DMatrix::zeros(config.vocab_size, 0),
+            Logits::Last => self.head(&x.columns(count - 1, 1).into_owned()),
+            Logits::All => self.head(&x),
+        };
+        match wanted.iter().position(|logit| !logit.is_finite()) {
+            None => Ok((sequence, wanted.data.into())),
+            Some(at) => {
+                let what = format!("the logits of the prompt, number {at}");
+                Err(Error::Numeric { what, message: format!("is {}: the weights or the cached rows overflow", wanted[at]) })
+            }
+        }
+    }
+}
+
+/// Runs of tokens that are looked at together.
+fn blocks(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = tokens.end;
+    tokens.step_by(CpuSequence::CHUNK).map(move |start| start..(start + CpuSequence::CHUNK).min(end))
+}
+
+/// Mean and second moment of one side over `tokens`.
+fn moments(exact: &Cache, side: Side, tokens: Range<usize>, rope: &Rope) -> Moments {
+    let count = tokens.len() as f64;
+    let mut sums: Option<(DVector<f64>, DMatrix<f64>)> = None;
+    for block in blocks(tokens) {
+        let y = exact.vectors(side, block, rope);
+        let (mean, second) = sums.get_or_insert_with(|| (DVector::zeros(y.nrows()), DMatrix::zeros(y.nrows(), y.nrows())));
+        y.column_iter().for_each(|column| mean.zip_apply(&column, |sum, x| *sum += f64::from(x)));
+        second.zip_apply(&gram(&y), |sum, x| *sum += f64::from(x));
+    }
+    let (mean, second) = sums.unwrap_or_default();
+    Moments { mean: mean.map(|x| (x / count) as f32), second: second.map(|x| (x / count) as f32) }
+}

@@ -1,0 +1,189 @@
+//! Coded rows on the device: what they are read with in every layer, and what they are coded with.
+
+use super::weights::ALIGN;
+use crate::cache::Layout;
+use crate::checkpoint::{Checkpoint, Config};
+use crate::gpu::{Device, Matrix};
+use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
+use crate::kernels::{merge, pack::Pack, values as sum};
+use crate::rows::{Exact, Holds, RowSet, RowSpec, Side};
+use crate::{Error, Result};
+use half::f16;
+use nalgebra::DMatrix;
+
+/// The coded rows of a model, or of one text.
+pub(super) struct CodedRows {
+    pub specs: Vec<RowSpec>,
+    pub exact: Exact,
+    pub layout: Layout,
+    /// By row.
+    pub bases: Vec<Basis>,
+    pub layers: Vec<CodedLayer>,
+}
+
+impl CodedRows {
+    /// Uploads bases and tables.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and [`Error::Numeric`] where a basis does not fit 16 bits.
+    pub fn load(device: &Device, config: &Config, rows: &RowSet) -> Result<CodedRows> {
+        let layout = Layout::new(&rows.specs, config.num_hidden_layers, config.head_dim);
+        Ok(CodedRows {
+            bases: (0..rows.specs.len()).map(|row| Basis::load(device, rows, row)).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers).map(|layer| CodedLayer::load(device, config, rows, &layout, layer)).collect::<Result<_>>()?,
+            specs: rows.specs.clone(),
+            exact: rows.exact,
+            layout,
+        })
+    }
+
+    /// Those of a text that is being read: none so far.
+    pub fn none(exact: Exact) -> CodedRows {
+        CodedRows { specs: Vec::new(), exact, layout: Layout { stores: Vec::new(), places: Vec::new() }, bases: Vec::new(), layers: Vec::new() }
+    }
+
+    /// Appends what `set`, all rows so far, has in addition, and the `layers` that read it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn append(&mut self, device: &Device, config: &Config, set: &RowSet, layers: std::ops::Range<usize>) -> Result<()> {
+        self.layout = Layout::new(&set.specs, config.num_hidden_layers, config.head_dim);
+        for row in self.specs.len()..set.specs.len() {
+            self.bases.push(Basis::load(device, set, row)?);
+            self.specs.push(set.specs[row].clone());
+        }
+        for layer in layers {
+            self.layers.push(CodedLayer::load(device, config, set, &self.layout, layer)?);
+        }
+        Ok(())
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        let basis = |basis: &Basis| {
+            let down = basis.down.iter().flat_map(|down| &down.parts).map(|part| part.buffer.size()).sum::<u64>();
+            down + basis.mean.size() + basis.table.size()
+        };
+        let layer = |l: &CodedLayer| {
+            let tables = [&l.key_table, &l.value_table, &l.value_groups, &l.chosen_groups, &l.query_heads, &l.value_means];
+            tables.iter().map(|table| table.size()).sum::<u64>() + l.key_up.size() + l.value_up.size()
+        };
+        self.bases.iter().map(basis).sum::<u64>() + self.layers.iter().map(layer).sum::<u64>()
+    }
+
+    /// Whether any row belongs to several layers.
+    pub fn spans(&self) -> bool {
+        self.specs.iter().any(|row| row.layers > 1)
+    }
+}
+
+/// What a layer reads coded rows with.
+pub(super) struct CodedLayer {
+    pub keys: Coded,
+    pub values: Coded,
+    /// Whether keys are coded after RoPE, and queries taken to them.
+    pub taken: bool,
+    pub key_table: wgpu::Buffer,
+    pub key_up: wgpu::Buffer,
+    pub value_table: wgpu::Buffer,
+    /// The table by which values are summed, where all are read and where they are chosen by key/value head.
+    pub value_groups: wgpu::Buffer,
+    pub chosen_groups: wgpu::Buffer,
+    pub query_heads: wgpu::Buffer,
+    pub value_up: wgpu::Buffer,
+    pub value_means: wgpu::Buffer,
+}
+
+/// What a row is coded with.
+pub(super) struct Basis {
+    /// `Aᵀ`, `[r][w]` in f32: rounding would move coordinates from one code to the next. `None` where the basis is orthonormal, and rows are coded with what they are read with.
+    pub down: Option<Matrix>,
+    pub mean: wgpu::Buffer,
+    pub table: wgpu::Buffer,
+}
+
+/// The numbers, or an error that names them.
+fn checked(what: &str, numbers: Vec<f16>) -> Result<Vec<f16>> {
+    if numbers.iter().all(|x| x.is_finite()) {
+        return Ok(numbers);
+    }
+    Err(Error::Numeric { what: what.into(), message: "a number is beyond what 16 bits hold; --device cpu runs it".into() })
+}
+
+impl Basis {
+    pub fn load(device: &Device, rows: &RowSet, row: usize) -> Result<Basis> {
+        let coder = &rows.coders[row];
+        let label = |what: &str| format!("row {row}'s {what}");
+        // Column by column `[w, r]` is row by row `[r, w]`.
+        let upload = |down: &DMatrix<f32>| Matrix::upload(device, &label("down-projection"), down.as_slice(), down.ncols(), down.nrows(), ALIGN);
+        Ok(Basis {
+            down: coder.down.as_ref().map(upload).transpose()?,
+            mean: device.upload(&label("mean"), coder.mean.as_slice())?,
+            table: device.upload(&label("table"), &Pack::table(&coder.format))?,
+        })
+    }
+}
+
+/// A side's means by key/value head, `[H_kv][head_dim]`.
+fn means(config: &Config, rows: &RowSet, coded: &Coded) -> Vec<f32> {
+    let slice =
+        |slice: &crate::kernels::coded::Slice| rows.coders[slice.row].mean.as_slice()[slice.offset..][..slice.kv_heads * config.head_dim].to_vec();
+    coded.slices.iter().flat_map(slice).collect()
+}
+
+/// A side's up-projections by key/value head, as `lay` lays them out.
+fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize, usize) -> f32, usize, usize) -> Vec<f16>) -> Vec<f16> {
+    let head = |kv: usize| {
+        let (_, slice) = coded.of_head(kv);
+        let first = slice.offset + (kv - slice.first_head) * config.head_dim;
+        let up = &rows.coders[slice.row].up;
+        lay(&|coordinate, dim| up[(coordinate, first + dim)], up.nrows(), config.head_dim)
+    };
+    (0..config.num_key_value_heads).flat_map(head).collect()
+}
+
+impl CodedLayer {
+    fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
+        let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(config, &rows.specs, layout, layer, side));
+        let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
+        let taken = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
+        let key_up = match taken {
+            true => ups(config, rows, &keys, |up, rank, dim| by_dimensions(up, rank, dim)),
+            false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
+        };
+        let value_up = ups(config, rows, &values, |up, rank, dim| by_coordinates(up, rank, dim));
+        let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
+        Ok(CodedLayer {
+            taken,
+            key_table: device.upload(&label("key table"), &keys.key_table(config, taken, &means(config, rows, &keys)))?,
+            key_up: upload("key up-projection", key_up)?,
+            value_table: device.upload(&label("value table"), &values.value_table())?,
+            value_groups: device.upload(&label("value groups"), &sum::groups(config, Some(&values), false).0)?,
+            chosen_groups: device.upload(&label("chosen value groups"), &sum::groups(config, Some(&values), true).0)?,
+            query_heads: device.upload(&label("query heads"), &merge::heads(config, &values))?,
+            value_up: upload("value up-projection", value_up)?,
+            value_means: device.upload(&label("value means"), &means(config, rows, &values))?,
+            keys,
+            values,
+        })
+    }
+}
+
+/// Whether the kernels take rows like these.
+///
+/// # Errors
+/// [`Error::Argument`] where they are another model's, [`Error::Unsupported`] where keys before and after RoPE are mixed.
+pub(super) fn check(specs: &[RowSpec], checkpoint: &Checkpoint) -> Result<()> {
+    let config = checkpoint.config();
+    RowSet::check(specs, config).map_err(|message| Error::Argument { name: "rows".into(), message })?;
+    for layer in 0..config.num_hidden_layers {
+        let keys = RowSet::sources(specs, layer, Side::Keys, config.head_dim);
+        let turned = keys.iter().filter(|source| specs[source.row].holds == Holds::TurnedKeys).count();
+        if turned > 0 && turned < keys.len() {
+            let message =
+                format!("layer {layer} codes some keys before RoPE and others after it, which the GPU kernels do not take. --device cpu runs it");
+            return Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! `gram.wgsl`: second moments of what rows are made from.
+
+use super::spec;
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    tokens: u32,
+    width: u32,
+    stride: u32,
+}
+
+/// Adds products of numbers up over tokens.
+pub struct Gram {
+    kernel: Kernel,
+    step: Step,
+}
+
+fn variant() -> Spec {
+    spec("gram.wgsl", &[], &[], &[(0, Access::Read), (1, Access::Write)])
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    vec![variant()]
+}
+
+impl Gram {
+    /// `x`: `[n][pad(width)]`; `sums`: `[width + 1][width]`, products and then the numbers themselves. f32.
+    pub(crate) fn plan(device: &Device, x: &wgpu::Buffer, width: usize, sums: &wgpu::Buffer) -> Result<Gram> {
+        let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32 };
+        Ok(Gram { kernel: device.kernel(variant(), &[x, sums])?, step })
+    }
+
+    /// Adds those of the first `tokens`.
+    pub fn record(&self, pass: &mut Pass, tokens: u32) {
+        const TILE: u32 = 32;
+        let tiles = |lines: u32| lines.div_ceil(TILE);
+        self.kernel.record(pass, &Step { tokens, ..self.step }, [tiles(self.step.width), tiles(self.step.width + 1), 1]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::oracle::{assert_close, devices, numbers, run};
+
+    /// Twice, of different numbers of tokens, of a width that is no multiple of anything.
+    #[test]
+    fn products_are_summed_over_calls() {
+        let width = 70;
+        let x = numbers(1, 40 * pad(width));
+        let mut expected = vec![0.0; (width + 1) * width];
+        for tokens in [40, 17] {
+            for (t, i, j) in (0..tokens).flat_map(|t| (0..=width).flat_map(move |i| (0..width).map(move |j| (t, i, j)))) {
+                let number = |i: usize| if i == width { 1.0 } else { f64::from(x[t * pad(width) + i]) };
+                expected[i * width + j] += number(i) * number(j);
+            }
+        }
+        for device in devices(None) {
+            let from = device.upload("x", &x).unwrap();
+            let sums = device.buffer("sums", expected.len() as u64 * 4).unwrap();
+            let gram = Gram::plan(&device, &from, width, &sums).unwrap();
+            let got = run::<f32>(&device, &sums, expected.len(), |pass| [40, 17].iter().for_each(|&tokens| gram.record(pass, tokens)));
+            assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{:?}", device.tier()));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! `project.wgsl`: coordinates by an orthonormal basis, from what keys and values are read with.
+
+use super::{WORKGROUP, spec};
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    tokens: u32,
+    at: u32,
+    stride: u32,
+    heads: u32,
+    vectors: u32,
+    onto: u32,
+}
+
+/// One layer's part in the coordinates of its rows.
+pub struct Project {
+    kernel: Kernel,
+    step: Step,
+}
+
+fn variant(head_dim: usize) -> Spec {
+    spec("project.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("HEAD", head_dim as u32)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    super::score::configs().iter().map(|config| variant(config.head_dim)).collect()
+}
+
+/// Where a layer's numbers stand, and how many coordinates they come to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    /// Numbers into `y` at which the layer begins, and from one token to the next.
+    pub at: usize,
+    pub stride: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub rank: usize,
+    /// Whether another layer has begun.
+    pub onto: bool,
+}
+
+impl Project {
+    /// `y`: `[n][stride]` f32; `up`: by head, `[rank / 4][head_dim]` vectors of f16; `z`: `[n][rank]` f32.
+    pub(crate) fn plan(device: &Device, y: &wgpu::Buffer, up: &wgpu::Buffer, z: &wgpu::Buffer, shape: Shape) -> Result<Project> {
+        let [at, stride, heads, vectors] = [shape.at, shape.stride, shape.heads, shape.rank / 4].map(|n| n as u32);
+        let step = Step { tokens: 0, at, stride, heads, vectors, onto: u32::from(shape.onto) };
+        Ok(Project { kernel: device.kernel(variant(shape.head_dim), &[y, up, z])?, step })
+    }
+
+    /// Those of the first `tokens`.
+    pub fn record(&self, pass: &mut Pass, tokens: u32) {
+        const TOKENS: u32 = 8;
+        self.kernel.record(pass, &Step { tokens, ..self.step }, [self.step.vectors.div_ceil(WORKGROUP), tokens.div_ceil(TOKENS), 1]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::coded::by_coordinates;
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+
+    /// Two layers of two heads, one onto the other, of more coordinates than a workgroup has lanes.
+    #[test]
+    fn layers_add_up_to_coordinates() {
+        let (rank, head_dim, tokens, stride) = (272, 14, 11, 60);
+        let (y, up) = (numbers(1, tokens * stride), halves(2, 4 * rank * head_dim));
+        let number = |head: usize, coordinate: usize, dim: usize| up[(head * rank + coordinate) * head_dim + dim].to_f32();
+        let layer = |layer: usize| -> Vec<_> {
+            (0..2).flat_map(|head| by_coordinates(|coordinate, dim| number(2 * layer + head, coordinate, dim), rank, head_dim)).collect()
+        };
+        let mut expected = Vec::new();
+        for (t, i) in (0..tokens).flat_map(|t| (0..rank).map(move |i| (t, i))) {
+            let part = |head: usize, dim: usize| f64::from(y[t * stride + 2 + head * head_dim + dim]) * f64::from(number(head, i, dim));
+            expected.push((0..4).map(|head| (0..head_dim).map(|dim| part(head, dim)).sum::<f64>()).sum::<f64>());
+        }
+        for device in devices(None) {
+            let from = device.upload("y", &y).unwrap();
+            let z = device.buffer("z", expected.len() as u64 * 4).unwrap();
+            let ups = [0, 1].map(|l| device.upload("up", &layer(l)).unwrap());
+            let plan = |l: usize| {
+                let shape = Shape { at: 2 + l * 2 * head_dim, stride, heads: 2, head_dim, rank, onto: l > 0 };
+                Project::plan(&device, &from, &ups[l], &z, shape).unwrap()
+            };
+            let both = [plan(0), plan(1)];
+            let got = run::<f32>(&device, &z, expected.len(), |pass| both.iter().for_each(|project| project.record(pass, tokens as u32)));
+            assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{:?}", device.tier()));
+        }
+    }
+}

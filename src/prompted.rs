@@ -1,0 +1,118 @@
+//! A sequence whose bases are made of its own prompt: xKV's ([`compress::xkv`](crate::compress::xkv)).
+//!
+//! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any coded rows. A sequence that is cut within its
+//! prompt is read anew with what comes next: another text has other bases. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
+//! [`Sequence::remark`] says so.
+
+use crate::cancel::Cancel;
+use crate::compress::Xkv;
+use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
+use crate::{Error, Result};
+
+/// What reads prompts: a model on one device.
+pub(crate) trait Reader: Send {
+    /// An exact sequence.
+    fn plain(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>>;
+
+    /// One that has read `tokens`, coded as `xkv` says, and the logits asked for.
+    fn read(&self, tokens: &[u32], xkv: &Xkv, options: SequenceOptions, logits: Logits, cancel: &Cancel) -> Result<(Box<dyn Sequence>, Vec<f32>)>;
+}
+
+/// A sequence before and after its prompt.
+pub(crate) struct Prompted<R> {
+    reader: R,
+    xkv: Xkv,
+    options: SequenceOptions,
+    /// The length from which bases pay.
+    pays_from: usize,
+    cancel: Cancel,
+    tokens: Vec<u32>,
+    /// How many of them were the prompt.
+    prompt: usize,
+    /// What has read them; nothing where that is still to be done.
+    inner: Option<Box<dyn Sequence>>,
+}
+
+impl<R: Reader> Prompted<R> {
+    /// For prompts that pay from `pays_from` tokens on.
+    pub(crate) fn new(reader: R, xkv: Xkv, options: SequenceOptions, pays_from: usize) -> Result<Prompted<R>> {
+        if options.capacity == 0 {
+            return Err(Error::Argument { name: "context".into(), message: "no room for any token; ask for at least one".into() });
+        }
+        Ok(Prompted { reader, xkv, options, pays_from, cancel: Cancel::default(), tokens: Vec::new(), prompt: 0, inner: None })
+    }
+
+    /// Reads what is still to be read, and `tokens` after it.
+    fn begin(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        let whole = [&self.tokens, tokens].concat();
+        if whole.len() > self.options.capacity {
+            return Err(Error::Context { needed: whole.len(), capacity: self.options.capacity });
+        }
+        let (inner, mut found) = if whole.len() < self.pays_from.max(1) {
+            let mut inner = self.reader.plain(SequenceOptions { select: None, ..self.options })?;
+            let found = inner.forward(&whole, logits)?;
+            (inner, found)
+        } else {
+            self.reader.read(&whole, &self.xkv, self.options, logits, &self.cancel)?
+        };
+        if logits == Logits::All {
+            found.drain(..found.len() / whole.len().max(1) * self.tokens.len());
+        }
+        (self.inner, self.prompt, self.tokens) = (Some(inner), whole.len(), whole);
+        Ok(found)
+    }
+}
+
+impl<R: Reader> Sequence for Prompted<R> {
+    fn position(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.options.capacity
+    }
+
+    fn chunk(&self) -> usize {
+        // The prompt is one call.
+        self.inner.as_ref().map_or(self.options.capacity, |inner| inner.chunk())
+    }
+
+    fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        let Some(inner) = &mut self.inner else { return self.begin(tokens, logits) };
+        let found = inner.forward(tokens, logits)?;
+        self.tokens.extend_from_slice(tokens);
+        Ok(found)
+    }
+
+    fn step(&mut self, token: u32) -> Result<u32> {
+        let Some(inner) = &mut self.inner else { return crate::session::argmax(&self.begin(&[token], Logits::Last)?) };
+        let next = inner.step(token)?;
+        self.tokens.push(token);
+        Ok(next)
+    }
+
+    fn truncate(&mut self, position: usize) {
+        self.tokens.truncate(position);
+        match &mut self.inner {
+            Some(inner) if position >= self.prompt => inner.truncate(position),
+            inner => *inner = None,
+        }
+    }
+
+    fn memory(&self) -> KvMemory {
+        self.inner.as_ref().map_or(KvMemory::default(), |inner| inner.memory())
+    }
+
+    fn counters(&self) -> StepCounters {
+        self.inner.as_ref().map_or(StepCounters::default(), |inner| inner.counters())
+    }
+
+    fn set_cancel(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
+    }
+
+    fn remark(&self) -> Option<String> {
+        let (short, prompt, pays_from) = (self.inner.is_some() && self.prompt < self.pays_from, self.prompt, self.pays_from);
+        short.then(|| format!("xkv keeps a prompt of {prompt} tokens exactly: its bases take less than they save from {pays_from} tokens on"))
+    }
+}
