@@ -1,11 +1,12 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
 use crate::bench::{self, Cost, Roofline};
-use crate::checkpoint::{Checkpoint, Tokenizer};
-use crate::gpu::Tier;
 use crate::cancel::Cancel;
+use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::compress::Xkv;
+use crate::gpu::Tier;
 use crate::prompted::{Prompted, Reader};
+use crate::rows::Selection;
 use crate::sequence::{Logits, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
@@ -177,13 +178,14 @@ impl Model {
         }
     }
 
-    /// What a decode step costs at the least.
-    pub fn cost(&self) -> Cost {
+    /// What a decode step costs at the least, for a sequence of this model that has read its prompt, and reads so many coded tokens.
+    pub fn cost(&self, select: Option<Selection>) -> impl Fn(&dyn Sequence) -> Cost + 'static {
         let bytes_per_weight = match &self.weights {
             Weights::Cpu(_) => 4,
             Weights::Gpu(_) => 2,
         };
-        Cost::of(self.checkpoint.config(), self.checkpoint.factored(), bytes_per_weight)
+        let config = self.checkpoint.config().clone();
+        move |sequence| Cost::of(&config, sequence.rows(), select, bytes_per_weight)
     }
 
     /// Its tokenizer.
@@ -207,7 +209,8 @@ impl Model {
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
         const MODERATE: usize = 4096;
         let capacity = options.context.unwrap_or(self.checkpoint.config().max_position_embeddings.min(MODERATE));
-        Session::new(self.sequence(capacity)?, self.tokenizer()?, options)
+        let sequence = SequenceOptions { capacity, select: options.select, xkv: options.xkv, ..SequenceOptions::default() };
+        Session::new(self.sequence(sequence)?, self.tokenizer()?, options)
     }
 
     /// An empty sequence.
@@ -219,7 +222,8 @@ impl Model {
         let Some(xkv) = options.xkv else { return self.weights.plain(options) };
         let config = self.checkpoint.config();
         if let Some(factored) = self.checkpoint.factored() {
-            let message = format!("xkv makes bases of keys and values, and this model's are coded by {} already; give the dense model", factored.method);
+            let message =
+                format!("xkv makes bases of keys and values, and this model's are coded by {} already; give the dense model", factored.method);
             return Err(Error::Argument { name: "method".into(), message });
         }
         xkv.check(config)?;

@@ -6,6 +6,7 @@
 
 use crate::cancel::Cancel;
 use crate::compress::Xkv;
+use crate::rows::RowSpec;
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 
@@ -109,6 +110,10 @@ impl<R: Reader> Sequence for Prompted<R> {
 
     fn set_cancel(&mut self, cancel: Cancel) {
         self.cancel = cancel;
+    }
+
+    fn rows(&self) -> &[RowSpec] {
+        self.inner.as_ref().map_or(&[], |inner| inner.rows())
     }
 
     fn remark(&self) -> Option<String> {

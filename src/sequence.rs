@@ -2,8 +2,8 @@
 
 use crate::cancel::Cancel;
 use crate::compress::Xkv;
+use crate::rows::{Exact, RowSpec, Selection};
 use crate::{Error, Result};
-use crate::rows::{Exact, Selection};
 
 /// Which logits [`Sequence::forward`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,13 @@ pub struct SequenceOptions {
 }
 
 impl SequenceOptions {
+    /// How rows are stored, in words, where those of the checkpoint are stored as `layout` says.
+    pub fn layout(&self, layout: &str) -> String {
+        let xkv = self.xkv.map(|xkv| xkv.options());
+        let select = self.select.map(|selection| format!("{} selected", selection.tokens));
+        xkv.iter().map(String::as_str).chain(self.xkv.is_none().then_some(layout)).chain(select.as_deref()).collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether they are possible ones, for a model whose rows are `coded` or not.
     ///
     /// # Errors
@@ -45,7 +52,9 @@ impl SequenceOptions {
             Some(Selection { tokens }) if tokens == 0 || tokens % Selection::CHUNK != 0 => {
                 refuse("select", format!("{tokens} tokens; choose a multiple of {}, at least one", Selection::CHUNK))
             }
-            Some(_) if !coded => refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into()),
+            Some(_) if !coded => {
+                refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into())
+            }
             _ => Ok(()),
         }
     }
@@ -116,6 +125,11 @@ pub trait Sequence: Send {
 
     /// Has calls that read a whole text stop, with [`crate::Error::Interrupted`], where `cancel` is set. Others are short.
     fn set_cancel(&mut self, _cancel: Cancel) {}
+
+    /// The coded rows that are read; none in an exact cache.
+    fn rows(&self) -> &[RowSpec] {
+        &[]
+    }
 
     /// What the user should know of how the text is kept, as a sentence without its end.
     fn remark(&self) -> Option<String> {

@@ -39,7 +39,7 @@ fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_h
 
 /// A sequence whose queries read all but eight keys and the first four from coded rows, however they are asked.
 fn strict(capacity: usize) -> SequenceOptions {
-    SequenceOptions { capacity, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), chunk: None }
+    SequenceOptions { capacity, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), ..SequenceOptions::default() }
 }
 
 fn logits(model: &Arc<Model>, row_type: RowType) -> Vec<f32> {

@@ -29,7 +29,7 @@ fn calibrate(checkpoint: &Checkpoint, sensitivity: SensitivityKind) -> Statistic
 fn logits(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Vec<f32> {
     let model = Arc::new(Model::with_rows(checkpoint, rows).unwrap());
     let tokens = Random(78).tokens(150, model.config().vocab_size);
-    let options = SequenceOptions { capacity: 150, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), chunk: None };
+    let options = SequenceOptions { capacity: 150, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), ..SequenceOptions::default() };
     model.sequence(options, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap()
 }
 

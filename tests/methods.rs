@@ -45,7 +45,7 @@ fn compress(checkpoint: &Checkpoint, statistics: &Statistics, plan: &Plan, outpu
 fn logits(model: &Arc<Model>) -> Vec<f32> {
     let tokens = Random(78).tokens(150, model.config().vocab_size);
     let exact = Some(Exact { sinks: 4, recent: 8 });
-    let options = SequenceOptions { capacity: tokens.len(), strict: true, exact, chunk: None };
+    let options = SequenceOptions { capacity: tokens.len(), strict: true, exact, ..SequenceOptions::default() };
     model.sequence(options, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap()
 }
 

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example chat -- MODEL`. Where stdin is no terminal, each of its lines is a question.
 
+#[path = "../../src/cli/cache.rs"]
+mod cache;
 mod chat;
 #[path = "../../src/cli/device.rs"]
 mod device;
@@ -11,6 +13,7 @@ mod questions;
 #[path = "../../src/cli/sampling.rs"]
 mod sampling;
 
+use cache::CacheArgs;
 use chat::Chat;
 use clap::Parser;
 use device::{DeviceArgs, untrained};
@@ -36,6 +39,8 @@ struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 fn main() -> ExitCode {
@@ -55,7 +60,7 @@ fn run(args: Args) -> Result<()> {
     eprintln!("loading {} …", path.display());
     let engine = args.device.open()?;
     let model = engine.load(&path)?;
-    let options = args.sampling.resolve();
+    let options = args.sampling.resolve(&args.cache)?;
     let beyond = options.context.and_then(|context| untrained(&args.model, model.checkpoint().config(), context));
     args.device.remark(&engine).iter().chain(&beyond).for_each(|remark| eprintln!("{remark}"));
     let cancel = Cancel::default();

@@ -5,12 +5,13 @@
 //!
 //! - dense: `2·H·d` operations for scores and as many for values;
 //! - rebuilt keys: first `2·Σ rank·s·d` to rebuild the keys of each group of `s` heads, then `2·H·d` for scores;
-//! - values summed as rows: `2·Σ rank` over query heads, each with its group's rank.
+//! - values summed as rows: `2·Σ rank` over query heads, each with its group's rank;
+//! - where tokens are chosen: `2·H·d` for every landmark, one for eight tokens, and the above for those chosen.
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
-use crate::checkpoint::{Config, Factored};
-use crate::rows::{Holds, RowSet, RowSpec, Side};
+use crate::checkpoint::Config;
+use crate::rows::{Holds, RowSet, RowSpec, Selection, Side};
 
 /// The least cost of a step, apart from how many tokens are cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +20,17 @@ pub struct Cost {
     pub weight_bytes: u64,
     /// Operations with weights, whatever the depth.
     pub linear_flops: u64,
-    /// Operations in attention for each cached token.
+    /// Operations in attention for each cached token that is read.
     pub flops_per_cached_token: u64,
+    /// Bytes of landmarks read, and operations with them, for each cached token; nothing where all are read.
+    pub landmarks: [u64; 2],
+    /// The most coded tokens that are read.
+    pub most: usize,
 }
 
 impl Cost {
-    /// Counts from a model's shapes, with `bytes_per_weight` bytes for each weight.
-    pub fn of(config: &Config, factored: Option<&Factored>, bytes_per_weight: u64) -> Cost {
+    /// Counts from a model's shapes, its coded `rows` (none where it is dense) and how many tokens of them are read, with `bytes_per_weight` bytes for each weight.
+    pub fn of(config: &Config, rows: &[RowSpec], select: Option<Selection>, bytes_per_weight: u64) -> Cost {
         let [d, i, heads, layers, vocab] =
             [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
         let q_width = heads * config.head_dim as u64;
@@ -40,27 +45,35 @@ impl Cost {
             let projections = 2 * d * kv_width + q_width * d;
             weights += projections;
             linear += 2 * projections;
-            match factored {
-                None => attention += 4 * q_width,
-                Some(factored) => {
-                    let rows = rows_of(config, &factored.rows, layer);
-                    weights += rows.weights;
-                    linear += rows.linear;
-                    attention += rows.per_token;
-                }
+            if rows.is_empty() {
+                attention += 4 * q_width;
+            } else {
+                let rows = rows_of(config, rows, layer);
+                weights += rows.weights;
+                linear += rows.linear;
+                attention += rows.per_token;
             }
         }
-        Cost { weight_bytes: weights * bytes_per_weight, linear_flops: linear, flops_per_cached_token: attention }
+        let chunk = Selection::CHUNK as u64;
+        Cost {
+            weight_bytes: weights * bytes_per_weight,
+            linear_flops: linear,
+            flops_per_cached_token: attention,
+            landmarks: select.map_or([0, 0], |_| [layers * 2 * kv_width / chunk, layers * 2 * q_width / chunk]),
+            most: select.map_or(usize::MAX, |selection| Selection::CHUNK * selection.most()),
+        }
     }
 
     /// Bytes that a step moves at `depth`.
     pub fn bytes(&self, depth: usize, kv_bytes_per_token: u64) -> u64 {
-        self.weight_bytes + depth as u64 * kv_bytes_per_token
+        let [landmarks, _] = self.landmarks;
+        let rows = kv_bytes_per_token.saturating_sub(landmarks);
+        self.weight_bytes + depth.min(self.most) as u64 * rows + depth as u64 * landmarks
     }
 
     /// Operations that a step makes at `depth`.
     pub fn flops(&self, depth: usize) -> u64 {
-        self.linear_flops + depth as u64 * self.flops_per_cached_token
+        self.linear_flops + depth.min(self.most) as u64 * self.flops_per_cached_token + depth as u64 * self.landmarks[1]
     }
 }
 
@@ -101,7 +114,7 @@ fn rows_of(config: &Config, specs: &[RowSpec], layer: usize) -> Rows {
 mod tests {
     use super::*;
     use crate::checkpoint::{Architecture, RopeScaling};
-    use crate::rows::{Exact, Format};
+    use crate::rows::Format;
 
     fn config() -> Config {
         Config {
@@ -126,23 +139,14 @@ mod tests {
         }
     }
 
-    fn factored(holds: Holds) -> Factored {
+    fn rows(holds: Holds) -> Vec<RowSpec> {
         let row = |first_layer, holds, runs| RowSpec { first_layer, layers: 1, holds, first_head: 0, kv_heads: 2, format: Format::half(runs) };
-        Factored {
-            format: Factored::FORMAT,
-            method: "recalkv".into(),
-            options: String::new(),
-            kv_bytes_per_token: 2 * 96,
-            calibration_digest: String::new(),
-            source_digest: String::new(),
-            exact: Exact::default(),
-            rows: (0..2).flat_map(|layer| [row(layer, holds, 2), row(layer, Holds::Values, 1)]).collect(),
-        }
+        (0..2).flat_map(|layer| [row(layer, holds, 2), row(layer, Holds::Values, 1)]).collect()
     }
 
     #[test]
     fn a_dense_model_is_counted_by_hand() {
-        let cost = Cost::of(&config(), None, 2);
+        let cost = Cost::of(&config(), &[], None, 2);
         // Query 10×32, key and value 10×16 each, output 32×10, MLP 3×10×20; twice. Head 100×10 and one embedding row.
         let matrices = 2 * (320 + 320 + 320 + 600) + 1000;
         assert_eq!(cost.weight_bytes, 2 * (matrices + 10));
@@ -153,16 +157,26 @@ mod tests {
 
     #[test]
     fn a_factored_model_is_counted_by_hand() {
-        let dense = Cost::of(&config(), None, 1);
+        let dense = Cost::of(&config(), &[], None, 1);
         // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
         let ups = [16 * 32, 16 * 16];
-        let rebuilt = Cost::of(&config(), Some(&factored(Holds::Keys)), 1);
+        let rebuilt = Cost::of(&config(), &rows(Holds::Keys), None, 1);
         assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
         assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
         assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
-        let direct = Cost::of(&config(), Some(&factored(Holds::TurnedKeys)), 1);
+        let direct = Cost::of(&config(), &rows(Holds::TurnedKeys), None, 1);
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
+    }
+
+    #[test]
+    fn what_is_chosen_is_read_and_every_landmark() {
+        let all = Cost::of(&config(), &rows(Holds::Keys), None, 1);
+        let some = Cost::of(&config(), &rows(Holds::Keys), Some(Selection { tokens: 64 }), 1);
+        // 64 tokens and one chunk of outliers; two layers' landmarks of 16 numbers, scored by four heads of eight.
+        assert_eq!(some.bytes(800, 200), all.weight_bytes + 72 * (200 - 8) + 800 * 8);
+        assert_eq!(some.flops(800), all.flops(72) + 800 * 2 * 2 * 32 / 8);
+        assert_eq!(some.flops(40) - all.flops(40), 40 * 2 * 2 * 32 / 8);
     }
 }

@@ -28,8 +28,8 @@ pub struct Subject {
     pub weights: String,
     /// Tokens are drawn from this many.
     pub vocab: usize,
-    /// What a step costs at the least.
-    pub cost: Cost,
+    /// What a step costs at the least, once the sequence has read something.
+    pub cost: Box<dyn Fn(&dyn Sequence) -> Cost>,
     /// A sequence with room for [`Task::capacity`] tokens.
     pub sequence: Box<dyn Sequence>,
 }
@@ -210,8 +210,9 @@ fn row(task: &Task, subject: &Subject, depth: usize, mut measured: Measured, roo
     // Step s of a measurement reads depth + s cached rows and its own.
     let mean_depth = depth + task.steps.div_ceil(2);
     let kv_bytes_per_token = subject.sequence.memory().kv_bytes_per_token;
-    let bytes_per_step = subject.cost.bytes(mean_depth, kv_bytes_per_token);
-    let flops_per_step = subject.cost.flops(mean_depth);
+    let cost = (subject.cost)(subject.sequence.as_ref());
+    let bytes_per_step = cost.bytes(mean_depth, kv_bytes_per_token);
+    let flops_per_step = cost.flops(mean_depth);
     Row {
         model: subject.model.clone(),
         method: subject.method.clone(),

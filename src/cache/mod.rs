@@ -82,7 +82,8 @@ impl LandmarkCache {
     /// [`Error::OutOfMemory`].
     pub fn new(device: &Device, config: &Config, layer: usize, capacity: usize) -> Result<LandmarkCache> {
         let (chunks, heads) = (capacity.div_ceil(Selection::CHUNK), config.num_key_value_heads);
-        let make = |what: &str, bytes: usize| device.buffer(&format!("layer {layer}'s {what} for a context of {capacity}"), (chunks * heads * bytes) as u64);
+        let make =
+            |what: &str, bytes: usize| device.buffer(&format!("layer {layer}'s {what} for a context of {capacity}"), (chunks * heads * bytes) as u64);
         let rows = LayerCache { keys: make("landmarks", 2 * pad(config.head_dim))?, values: device.buffer("no values", 4)? };
         Ok(LandmarkCache { rows, cosines: make("cosines of landmarks", 4)?, chunks })
     }

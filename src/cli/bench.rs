@@ -1,10 +1,12 @@
 //! `lowkey bench`: prefill and decode speed by depth, and the device's measured roofline beside it.
 
+use super::cache::CacheArgs;
 use super::console::Console;
 use super::device::untrained;
 use super::locate::locate;
 use super::table::{bytes, number, table};
 use lowkey::bench::{Roofline, Row, Subject, Task, run};
+use lowkey::sequence::SequenceOptions;
 use lowkey::{Error, Result};
 use serde::Serialize;
 
@@ -31,6 +33,8 @@ pub struct Args {
     /// Seed of the pseudo-random tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Serialize)]
@@ -45,6 +49,7 @@ struct Report {
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed };
+        let options = self.cache.apply(SequenceOptions::default())?;
         let too_deep = || Error::Argument { name: "depth".into(), message: "more tokens than can be counted".into() };
         let capacity = task.capacity().ok_or_else(too_deep)?;
         let paths = self.models.iter().map(|model| locate(model)).collect::<Result<Vec<_>>>()?;
@@ -59,18 +64,19 @@ impl Args {
             }
             subjects.push(Subject {
                 model: model.clone(),
-                method: loaded.method().into(),
-                layout: loaded.layout(),
+                method: self.cache.method().unwrap_or(loaded.method()).into(),
+                layout: options.layout(&loaded.layout()),
                 weights: loaded.weight_type().into(),
                 vocab: loaded.checkpoint().config().vocab_size,
-                cost: loaded.cost(),
-                sequence: loaded.sequence(capacity).map_err(name_depth)?,
+                cost: Box::new(loaded.cost(options.select)),
+                sequence: loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?,
             });
         }
         bar.show("roofline", 0, None)?;
         let roofline = engine.roofline()?;
         let rows = run(&task, &mut subjects, &roofline, &mut |progress| bar.report(progress))?;
         drop(bar);
+        subjects.iter().filter_map(|subject| subject.sequence.remark()).for_each(|remark| console.remark(&remark));
         let report = Report { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, rows };
         console.result(&report, text)
     }

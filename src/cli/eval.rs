@@ -1,5 +1,6 @@
 //! `lowkey eval`: what compression cost in quality.
 
+use super::cache::CacheArgs;
 use super::console::{Console, read_text};
 use super::device::untrained;
 use super::locate::locate;
@@ -60,10 +61,13 @@ pub struct Args {
     /// What facts and texts are drawn from.
     #[arg(long, value_name = "N", default_value_t = needle::Task::default().seed, requires = "needle", help_heading = "Needle")]
     needle_seed: u64,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
+        self.cache.apply(SequenceOptions::default())?;
         let names: Vec<&String> = self.against.iter().chain(&self.models).collect();
         let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
         // Before any weight is read: whether these can be compared.
@@ -115,23 +119,33 @@ impl Args {
 
         // What the tokenizer puts before a text, if anything, stands before each window.
         let bos = tokenizers[0].encode("", true)?.first().copied();
-        let first_is_reference = self.against.is_some() || models[0].method() == "dense";
+        let first_is_reference = self.against.is_some() || (models[0].method() == "dense" && self.cache.method().is_none());
         let task = Task { texts: &texts, bos, windowing, first_is_reference };
         let windows = texts.iter().map(|text| windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
         let longest = windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1);
-        let subject = |name: &String, model: &Model, capacity| -> Result<Subject> {
-            let (method, layout) = (model.method().into(), model.layout());
+        let subject = |index: usize, capacity| -> Result<Subject> {
+            let (name, model): (&String, &Model) = (names[index], &models[index]);
             // Without a prompt every prediction is to be what it would be token by token.
-            let options = SequenceOptions { capacity, strict: self.prefill == 0, chunk: (self.prefill > 0).then_some(self.prefill), exact: None };
-            Ok(Subject { model: name.clone(), method, layout, sequence: model.sequence(options)? })
+            let plain = SequenceOptions {
+                capacity,
+                strict: self.prefill == 0,
+                chunk: (self.prefill > 0).then_some(self.prefill),
+                ..SequenceOptions::default()
+            };
+            // What is compared with is kept as it is.
+            let reference = index == 0 && self.against.is_some();
+            let options = if reference { plain } else { self.cache.apply(plain)? };
+            let method = options.xkv.and(self.cache.method()).unwrap_or(model.method()).into();
+            Ok(Subject { model: name.clone(), method, layout: options.layout(&model.layout()), sequence: model.sequence(options)? })
         };
-        let mut subjects = names.iter().zip(&models).map(|(name, model)| subject(name, model, longest)).collect::<Result<Vec<_>>>()?;
+        let mut subjects = (0..names.len()).map(|index| subject(index, longest)).collect::<Result<Vec<_>>>()?;
         let mut report = Report { rows: run(&task, &mut subjects, &mut |progress| bar.report(progress))?, ..Report::default() };
+        subjects.iter().filter_map(|subject| subject.sequence.remark()).for_each(|remark| console.remark(&remark));
         drop(subjects);
         if self.needle {
             // One after another: long texts fill long caches.
-            for (name, model) in names.iter().zip(&models) {
-                let mut subject = subject(name, model, farthest)?;
+            for index in 0..names.len() {
+                let mut subject = subject(index, farthest)?;
                 report.needle.extend(needle::run(&questions, &mut subject, &tokenizers[0], &mut |progress| bar.report(progress))?);
             }
         }

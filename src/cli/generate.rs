@@ -1,5 +1,6 @@
 //! `lowkey generate`: one answer, streamed.
 
+use super::cache::CacheArgs;
 use super::console::{Console, read_text};
 use super::device::untrained;
 use super::locate::locate;
@@ -32,6 +33,8 @@ pub struct Args {
     raw: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Serialize)]
@@ -56,7 +59,7 @@ impl Args {
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
         let model = console.engine()?.load(&path)?;
-        let options = self.sampling.resolve();
+        let options = self.sampling.resolve(&self.cache)?;
         if let Some(remark) = options.context.and_then(|context| untrained(&self.model, model.checkpoint().config(), context)) {
             console.remark(&remark);
         }
@@ -95,6 +98,9 @@ impl Args {
                 console.write("\n")?;
             }
             return Err(Error::Interrupted);
+        }
+        if let Some(remark) = session.remark() {
+            console.remark(&remark);
         }
         let Summary { prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = summary;
         let report = Report { text: answer, prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish };

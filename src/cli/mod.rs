@@ -4,6 +4,7 @@
 //! [`Console`], as text or as one JSON object. Exit codes: 0 done, 1 failed, 2 used wrongly.
 
 mod bench;
+mod cache;
 mod compress;
 mod console;
 mod device;

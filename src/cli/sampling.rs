@@ -1,7 +1,9 @@
 //! The options of generation, as `generate` and `examples/chat` take them.
 
+use super::cache::CacheArgs;
 use clap::builder::RangedU64ValueParser;
-use lowkey::{Sampling, SessionOptions};
+use lowkey::sequence::SequenceOptions;
+use lowkey::{Result, Sampling, SessionOptions};
 
 /// How tokens are chosen, and when to stop.
 #[derive(clap::Args)]
@@ -40,9 +42,15 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// The library's options.
-    pub fn resolve(self) -> SessionOptions {
-        SessionOptions {
+    /// The library's options, with a cache as `cache` says.
+    ///
+    /// # Errors
+    /// [`lowkey::Error::Argument`] where that cannot be.
+    pub fn resolve(self, cache: &CacheArgs) -> Result<SessionOptions> {
+        let SequenceOptions { select, xkv, .. } = cache.apply(SequenceOptions::default())?;
+        Ok(SessionOptions {
+            select,
+            xkv,
             context: self.context,
             max_tokens: self.max_tokens,
             stop: self.stop,
@@ -56,6 +64,6 @@ impl SamplingArgs {
                 seed: self.seed,
             },
             ..SessionOptions::default()
-        }
+        })
     }
 }

@@ -62,6 +62,12 @@ impl Xkv {
         Ok(())
     }
 
+    /// In words.
+    pub fn options(&self) -> String {
+        let bits = self.bits.map_or("bits by spectrum".into(), |bits| format!("{bits} bits"));
+        format!("groups of {}, {bits}", self.layers)
+    }
+
     /// The layers of each group.
     pub fn groups(&self, config: &Config) -> Vec<Range<usize>> {
         let layers = config.num_hidden_layers;
@@ -239,7 +245,7 @@ mod tests {
         let xkv = Xkv { layers: 2, budget: Budget::Times(2.0), bits: Some(16) };
         assert_eq!(xkv.groups(&config), [0..2, 2..4, 4..5]);
         let dense = config.dense_kv_bytes_per_token() as usize;
-        let bases = 2 * (2 * 96 * 96 + 8 * 96) + 2 * 48 * 48 + 8 * 48;
+        let bases: usize = 2 * (2 * 96 * 96 + 8 * 96) + 2 * 48 * 48 + 8 * 48;
         assert_eq!(xkv.pays_from(&config).unwrap(), bases.div_ceil(dense / 2));
     }
 

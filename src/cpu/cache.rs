@@ -9,7 +9,7 @@ use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
 use crate::linalg::tr_product;
-use crate::rows::{Exact, Holds, Reach, RowSet, Selection, Side};
+use crate::rows::{Exact, Holds, Reach, RowSet, RowSpec, Selection, Side};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,14 +85,7 @@ struct Run {
 
 impl Cache {
     /// Room for `capacity` tokens in `layers` layers of `width` numbers a side, in chunks of at most `chunk`.
-    pub(super) fn new(
-        layers: usize,
-        width: usize,
-        capacity: usize,
-        chunk: usize,
-        row_type: RowType,
-        coded: Option<CodedOptions>,
-    ) -> Cache {
+    pub(super) fn new(layers: usize, width: usize, capacity: usize, chunk: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
         let coded = coded.map(|CodedOptions { set, exact, strict, select, head_dim }| Coded {
             words: set.specs.iter().map(|spec| vec![0; capacity * spec.format.words()]).collect(),
             // Rows over several layers, and chunks that share a landmark, are coded together.
@@ -259,6 +252,11 @@ impl Cache {
         }
     }
 
+    /// The coded rows.
+    pub(super) fn rows(&self) -> &[RowSpec] {
+        self.coded.as_ref().map_or(&[], |coded| &coded.set.specs)
+    }
+
     /// Bytes allocated: of rows that grow with the capacity, and of those that do not.
     pub(super) fn bytes(&self) -> (usize, usize) {
         let exact = self.layers.iter().map(|rows| rows.keys.bytes() + rows.values.bytes()).sum();
@@ -325,8 +323,7 @@ impl Coded {
                 continue;
             }
             let words = coder.format.words();
-            let packed: Vec<u32> =
-                runs.iter().flat_map(|run| &self.words[row][run.tokens.start * words..run.tokens.end * words]).copied().collect();
+            let packed: Vec<u32> = runs.iter().flat_map(|run| &self.words[row][run.tokens.start * words..run.tokens.end * words]).copied().collect();
             let z = coder.coordinates(&packed);
             let (head, height) = (spec.first_head * self.head_dim, spec.kv_heads * self.head_dim);
             for (side, (offset, all)) in offsets.into_iter().zip([&mut *keys, &mut *values]).enumerate() {

@@ -3,7 +3,7 @@
 use super::cache::{Cache, CodedOptions};
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
-use crate::rows::{Exact, RowSet};
+use crate::rows::{Exact, RowSet, RowSpec};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -152,5 +152,9 @@ impl Sequence for CpuSequence {
 
     fn counters(&self) -> StepCounters {
         StepCounters::default()
+    }
+
+    fn rows(&self) -> &[RowSpec] {
+        self.cache.rows()
     }
 }

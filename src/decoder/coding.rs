@@ -115,7 +115,15 @@ impl Coding {
         let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), sinks, most }) };
         let (device, config) = (&*model.device, &model.config);
         for (row, spec) in coded.specs.iter().enumerate() {
-            layers[spec.last_layer()].push(Row::plan(model, coded, row, &cache.layers, cache.slots, &cache.stores, (&b.turns, &b.coded, &b.coordinates))?);
+            layers[spec.last_layer()].push(Row::plan(
+                model,
+                coded,
+                row,
+                &cache.layers,
+                cache.slots,
+                &cache.stores,
+                (&b.turns, &b.coded, &b.coordinates),
+            )?);
         }
         let landmark = |(exact, landmarks)| Landmark::plan(device, config, exact, cache.slots, landmarks);
         let landmarks = cache.layers.iter().zip(&cache.landmarks).map(landmark).collect::<Result<_>>()?;

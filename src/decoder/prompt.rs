@@ -3,11 +3,11 @@
 //! The prompt goes through the model group by group of layers, its residual stream kept between them. When it has gone through one group, second moments of its keys and values there are summed
 //! on the device, their eigenvectors found on the processor, and its rows coded; then the next group's exact rows take the place of this one's.
 
+use super::Model;
 use super::chunk::{AllLogits, Chunk};
 use super::coded::CodedRows;
 use super::coding::{Coding, Row, Turn};
 use super::sequence::{Buffers, CHUNK, GpuSequence, Shape, finite};
-use super::Model;
 use crate::cache::{Cache, LandmarkCache, LayerCache, Slots, store};
 use crate::calibrate::Moments;
 use crate::cancel::Cancel;
@@ -102,7 +102,8 @@ impl<'a> Reading<'a> {
     fn new(model: &'a Model, tokens: &'a [u32], xkv: &Xkv) -> Result<Reading<'a>> {
         let (device, config, count) = (&*model.device, &model.config, tokens.len());
         let together = xkv.layers.min(config.num_hidden_layers);
-        let some = (0..together).map(|_| LayerCache::new(device, config, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
+        let some =
+            (0..together).map(|_| LayerCache::new(device, config, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
         // The layers of a group have exact rows of their own; those of the next group the same again.
         let layers = (0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect();
         let exact = Cache { layers, stores: Vec::new(), landmarks: Vec::new(), slots: Slots::ALL, capacity: count };
@@ -145,13 +146,21 @@ impl<'a> Reading<'a> {
     /// Mean and second moment of one side of a group's layers, over the tokens from `from` on.
     fn moments(&self, group: &Range<usize>, holds: Holds, from: usize) -> Result<Moments> {
         let (device, config) = (&*self.model.device, &self.model.config);
-        let spec = RowSpec { first_layer: group.start, layers: group.len(), holds, first_head: 0, kv_heads: config.num_key_value_heads, format: Format::half(1) };
+        let spec = RowSpec {
+            first_layer: group.start,
+            layers: group.len(),
+            holds,
+            first_head: 0,
+            kv_heads: config.num_key_value_heads,
+            format: Format::half(1),
+        };
         let width = spec.width(config.head_dim);
         let zero = device.upload("no mean", &vec![0f32; width])?;
         let bytes = 4 * (width * (width + 1)) as u64;
         let sums = device.buffer("second moments", bytes)?;
-        let gather =
-            |layer: usize| Gather::plan(device, config, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.turns, &zero, &self.vectors);
+        let gather = |layer: usize| {
+            Gather::plan(device, config, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.turns, &zero, &self.vectors)
+        };
         let gathers = group.clone().map(gather).collect::<Result<Vec<_>>>()?;
         let gram = Gram::plan(device, &self.vectors, width, &sums)?;
         for start in (from..self.tokens.len()).step_by(CHUNK) {

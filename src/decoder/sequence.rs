@@ -10,7 +10,7 @@ use crate::gpu::pad;
 use crate::kernels::score::most_keys;
 use crate::kernels::values::{self, SPLITS};
 use crate::kernels::{prepare, turns};
-use crate::rows::{Exact, Reach, Selection};
+use crate::rows::{Exact, Reach, RowSpec, Selection};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -124,6 +124,7 @@ pub struct GpuSequence {
     chunk: Chunk,
     coding: Coding,
     coded: Option<Coded>,
+    rows: Option<Arc<CodedRows>>,
     /// Bytes of bases that belong to this sequence alone.
     own: u64,
     all: Option<AllLogits>,
@@ -200,12 +201,13 @@ impl GpuSequence {
         let own = rows.as_ref().filter(|rows| !model.coded.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, rows))).map_or(0, |rows| rows.bytes());
         let Shape { exact, strict, least, most } = shape;
         let coded = rows.is_some().then_some(Coded { exact, strict, done: 0, exact_from: 0 });
-        let rows = rows.as_deref();
-        let buffers = Buffers::new(&model, rows, select, cache.capacity)?;
+        let read = rows.as_deref();
+        let buffers = Buffers::new(&model, read, select, cache.capacity)?;
         Ok(GpuSequence {
-            step: Step::plan(&model, rows, &cache, &buffers)?,
-            chunk: Chunk::plan(&model, rows, &cache, &buffers)?,
-            coding: Coding::plan(&model, rows, &cache, &buffers, CHUNK)?,
+            step: Step::plan(&model, read, &cache, &buffers)?,
+            chunk: Chunk::plan(&model, read, &cache, &buffers)?,
+            coding: Coding::plan(&model, read, &cache, &buffers, CHUNK)?,
+            rows,
             coded,
             own,
             all: None,
@@ -434,5 +436,9 @@ impl Sequence for GpuSequence {
 
     fn counters(&self) -> StepCounters {
         self.counters
+    }
+
+    fn rows(&self) -> &[RowSpec] {
+        self.rows.as_ref().map_or(&[], |rows| &rows.specs)
     }
 }

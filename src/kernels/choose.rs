@@ -108,7 +108,8 @@ mod tests {
                     device.queue.write_buffer(&landmarks.rows.keys, 0, bytemuck::cast_slice(&means));
                     device.queue.write_buffer(&landmarks.cosines, 0, bytemuck::cast_slice(&cosines));
                     let from = device.upload("queries", &queries).unwrap();
-                    let (dots, chosen) = (device.buffer("dots", 6 * 4 * chunks as u64).unwrap(), device.buffer("chosen", 8 * selection.most() as u64).unwrap());
+                    let (dots, chosen) =
+                        (device.buffer("dots", 6 * 4 * chunks as u64).unwrap(), device.buffer("chosen", 8 * selection.most() as u64).unwrap());
                     let choose = Choose::plan(&device, &c, selection, (&from, 6 * padded), &landmarks, &dots, &chosen).unwrap();
                     let mut block = Block::keys(0, 1);
                     block.chunks = first as u32..end as u32;

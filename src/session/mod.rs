@@ -18,6 +18,8 @@ pub use stop::{Released, StopStrings};
 
 use crate::Result;
 use crate::checkpoint::Tokenizer;
+use crate::compress::Xkv;
+use crate::rows::Selection;
 use crate::sequence::{KvMemory, Sequence};
 use std::sync::Arc;
 
@@ -34,6 +36,10 @@ pub struct SessionOptions {
     pub max_tokens: Option<usize>,
     /// Whether the model's end tokens are taken as any other.
     pub ignore_eos: bool,
+    /// How many coded tokens each new one reads; `None` for all.
+    pub select: Option<Selection>,
+    /// How the prompt of a dense model is compressed in bases of its own, if at all.
+    pub xkv: Option<Xkv>,
 }
 
 /// What to continue.
@@ -72,7 +78,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session on any sequence, which it empties. `options.context` is of no effect here: the sequence has its capacity.
+    /// A session on any sequence, which it empties. `options.context`, `select` and `xkv` are of no effect here: the sequence has its own.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for an option out of its range.
@@ -131,6 +137,11 @@ impl Session {
     /// Tokens that the cache has room for.
     pub fn capacity(&self) -> usize {
         self.context.sequence().capacity()
+    }
+
+    /// What the user should know of how the text is kept: [`Sequence::remark`].
+    pub fn remark(&self) -> Option<String> {
+        self.context.sequence().remark()
     }
 
     /// What the cache costs.

@@ -51,7 +51,7 @@ pub fn coded(checkpoint: &Checkpoint, specs: Vec<RowSpec>, exact: Exact) -> RowS
         Coder {
             format: spec.format.clone(),
             mean,
-            down: DMatrix::from_fn(w, r, |i, j| number(i, j) / if j < w { spread(j) } else { 1.0 }),
+            down: Some(DMatrix::from_fn(w, r, |i, j| number(i, j) / if j < w { spread(j) } else { 1.0 })),
             up: DMatrix::from_fn(r, w, |j, i| number(i, j) * if j < w { spread(j) } else { 1.0 }),
         }
     };
