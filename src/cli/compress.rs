@@ -45,7 +45,8 @@ pub struct Args {
     /// lowkey: which rows [default: small].
     #[arg(long)]
     layout: Option<Layout>,
-    /// lowkey, small: consecutive layers that share a row, 1, 2 or 4; and how many calibration correlates with each other [default: 1].
+    /// lowkey, small: consecutive layers that share a row, 1, 2 or 4 [default: 1]. With --statistics, for any method that calibrates: how many layers are
+    /// correlated with each other there.
     #[arg(long, value_name = "N")]
     span: Option<usize>,
     /// palu, recalkv: key heads that share a row [default: 4, or all where there are fewer].
@@ -73,7 +74,8 @@ pub struct Args {
     /// Use no more than this many tokens of it, rounded up to whole windows of 512; the model itself writes 8192 where nothing else is asked.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
-    /// How it is found out what a disturbance of keys and values does to the output [default: full, where the method asks for it].
+    /// How it is found out what a disturbance of keys and values does to the output, where the method or its ranks ask for that; with --statistics for any method
+    /// that calibrates [default: full where it is asked for, else none].
     #[arg(long)]
     sensitivity: Option<Sensitivity>,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
@@ -159,9 +161,17 @@ impl Args {
             return Err(Error::Argument { name: "MODEL".into(), message });
         }
         let plan = self.plan(checkpoint.config())?;
+        self.check_heeded(&plan)?;
         plan.check(checkpoint.config())?;
-        if self.sensitivity == Some(Sensitivity::None) && plan.weighs() {
-            let message = format!("{} weighs what it leaves out; choose full or scalar, or other --ranks for a published method", self.method);
+        let short = match self.sensitivity {
+            Some(Sensitivity::None) if plan.weighs() => Some("weighs what it leaves out; choose full or scalar"),
+            Some(Sensitivity::Scalar) if plan.rule() == Ranks::Fisher => {
+                Some("deals out ranks by Fisher information, which only full has; choose that")
+            }
+            _ => None,
+        };
+        if let Some(short) = short {
+            let message = format!("{} {short}, or other --ranks for a published method", self.method);
             return Err(Error::Argument { name: "sensitivity".into(), message });
         }
 
@@ -200,23 +210,20 @@ impl Args {
     /// What the options ask for.
     fn plan(&self, config: &Config) -> Result<Plan> {
         let method = Method::named(&self.method)?;
-        if method == Method::Dense && (self.times.is_some() || self.keep.is_some() || self.kv_bytes.is_some()) {
-            let message = "dense has no budget to spend: its size is that of its numbers; choose --bits 8 or 4".into();
-            return Err(Error::Argument { name: "method".into(), message });
-        }
         let budget = match (self.kv_bytes, self.keep) {
             (Some(bytes), _) => Budget::Bytes(bytes),
             (_, Some(keep)) => Budget::Keep(keep),
             _ => Budget::Times(self.times.unwrap_or(8.0)),
         };
         let defaults = Plan::new(method, budget);
+        let spans = method == Method::LowKey && !matches!(self.layout, Some(Layout::Fast));
         Ok(Plan {
             layout: match self.layout {
                 Some(Layout::Small) => compress::Layout::Small,
                 Some(Layout::Fast) => compress::Layout::Fast,
                 None => defaults.layout,
             },
-            span: if method == Method::LowKey { self.span.unwrap_or(1) } else { 1 },
+            span: self.span.filter(|_| spans).unwrap_or(defaults.span),
             sensing: if self.sensitivity == Some(Sensitivity::Scalar) { Sensing::Scalar } else { defaults.sensing },
             group_heads: self.group_heads.unwrap_or(config.num_key_value_heads.min(defaults.group_heads)),
             grouping: match self.grouping {
@@ -231,6 +238,41 @@ impl Args {
         })
     }
 
+    /// Refuses, by its name, an option that is given and would change nothing.
+    fn check_heeded(&self, plan: &Plan) -> Result<()> {
+        let (dense, own) = (plan.method == Method::Dense, plan.method == Method::LowKey);
+        let small = own && plan.layout == compress::Layout::Small;
+        let groups = matches!(plan.method, Method::Palu | Method::ReCalKv);
+        let weighs = plan.weighs() || self.sensitivity == Some(Sensitivity::None);
+        // Statistics that are kept serve other methods as well: there may be more in them than this one asks for.
+        let kept = self.statistics.is_some();
+        const BUDGET: &str = "dense has no budget to spend: its size is that of its numbers; choose --bits 8 or 4";
+        const SPAN: &str = "only `--method lowkey --layout small` has rows over several layers, and no --statistics are kept for that";
+        const CALIBRATION: &str = "dense needs no calibration";
+        let options = [
+            // The name, whether it is given, whether it is heeded, and why not.
+            ("times", self.times.is_some(), !dense, BUDGET),
+            ("keep", self.keep.is_some(), !dense, BUDGET),
+            ("kv-bytes", self.kv_bytes.is_some(), !dense, BUDGET),
+            ("layout", self.layout.is_some(), own, "only `--method lowkey` has a choice of rows"),
+            ("span", self.span.is_some(), small || kept && !dense, SPAN),
+            ("group-heads", self.group_heads.is_some(), groups, "only palu and recalkv put heads into groups"),
+            ("grouping", self.grouping.is_some(), plan.method == Method::ReCalKv, "only `--method recalkv` reorders heads"),
+            ("ranks", self.ranks.is_some(), !dense && !own, "only published methods have ranks to deal out"),
+            ("bits", self.bits.is_some(), !own, "lowkey deals out bits itself, as its budget allows"),
+            ("calibration", !self.calibration.is_empty(), !dense, CALIBRATION),
+            ("calibration-tokens", self.calibration_tokens.is_some(), !dense, CALIBRATION),
+            ("statistics", kept, !dense, CALIBRATION),
+            ("sensitivity", self.sensitivity.is_some(), !dense && (weighs || kept), "by this method and these ranks nothing is weighed"),
+        ];
+        match options.into_iter().find(|(_, given, heeded, _)| *given && !heeded) {
+            Some((name, .., why)) => {
+                Err(Error::Argument { name: name.into(), message: format!("{why}; leave it out, or choose another --method than {}", self.method) })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Reads statistics, which must have what is asked for.
     fn reuse(&self, file: &Path, config: &Config, console: &Console) -> Result<Statistics> {
         let statistics = Statistics::load(file)?;
@@ -240,6 +282,10 @@ impl Args {
         };
         if !self.calibration.is_empty() && self.text(config)?.digest() != statistics.text {
             return refuse("was gathered from another text than --calibration gives");
+        }
+        // That many, in whole windows.
+        if self.calibration_tokens.is_some_and(|tokens| tokens.saturating_add(window(config)) <= statistics.tokens) {
+            return refuse("was gathered from more tokens than --calibration-tokens allows");
         }
         if self.span.is_some_and(|span| span > statistics.span) {
             return refuse("was gathered over a shorter span than --span gives");

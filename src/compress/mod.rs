@@ -139,7 +139,7 @@ fn units_of(context: &Context, layers: Range<usize>) -> Result<(Vec<Unit>, MadeT
 
 /// Rows of one band: a rank for each by the plan's rule, so that together they keep the budget's share of all numbers, and the plan's bits for every coordinate.
 fn dealt(context: &Context, units: &[Unit]) -> Result<Vec<Format>> {
-    let rule = context.plan.ranks.unwrap_or(context.plan.method.own_ranks());
+    let rule = context.plan.rule();
     let parts: Vec<Part> = units.iter().map(|unit| unit.part(context, rule)).collect::<Result<_>>()?;
     let (keep, numbers) = (context.keep()?, parts.iter().map(|part| part.width).sum::<usize>());
     // All is all, also where the last run of a row is not full.

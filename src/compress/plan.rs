@@ -188,10 +188,14 @@ impl Plan {
         Ok(())
     }
 
+    /// How ranks are dealt out: as asked for, or by the paper's rule.
+    pub fn rule(&self) -> Ranks {
+        self.ranks.unwrap_or(self.method.own_ranks())
+    }
+
     /// Whether the method asks what disturbances do to the output.
     pub fn weighs(&self) -> bool {
-        let ranks = self.ranks.unwrap_or(self.method.own_ranks());
-        self.method != Method::Dense && matches!(ranks, Ranks::Fisher | Ranks::Spectrum)
+        self.method != Method::Dense && matches!(self.rule(), Ranks::Fisher | Ranks::Spectrum)
     }
 
     /// The options in words, as far as they say something about the rows.
