@@ -84,6 +84,29 @@ fn the_frontier_has_a_point_for_each_model_at_a_distance() {
 }
 
 #[test]
+fn no_name_is_written_over_a_line() {
+    // A line that rises to the right, where names stand if nothing is in the way.
+    let rows: Vec<Row> = (0..4).map(|i| row(&format!("a-longer-name-{i}"), "m", 2000 << i, Some(0.0005 * 2.5f64.powi(i)))).collect();
+    let svg = frontier(&rows).unwrap().unwrap();
+    let document = Document::parse(&svg).unwrap();
+    let number = |node: roxmltree::Node, key: &str| node.attribute(key).unwrap().parse::<f64>().unwrap();
+    let names: Vec<_> = document.descendants().filter(|node| node.text().is_some_and(|text| text.trim().starts_with("a-longer"))).collect();
+    let circles: Vec<_> = document.descendants().filter(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "circle"))).collect();
+    let points: Vec<[f64; 2]> = circles.iter().map(|&node| [number(node, "cx"), number(node, "cy")]).collect();
+    assert_eq!((names.iter().filter(|node| node.is_element()).count(), points.len()), (4, 4));
+    for name in names.into_iter().filter(|node| node.is_element()) {
+        let (left, middle) = (number(name, "x"), number(name, "y"));
+        for i in 0..=1000 {
+            let (segment, share) = ((i * 3 / 1000).min(2), f64::from(i) * 0.003);
+            let [a, b] = [points[segment as usize], points[segment as usize + 1]];
+            let at = |k: usize| a[k] + (b[k] - a[k]) * (share - f64::from(segment));
+            let over = (left..left + 80.0).contains(&at(0)) && (at(1) - middle).abs() < 5.0;
+            assert!(!over, "{} at {left}, {middle} is over the line at {}, {}", name.text().unwrap(), at(0), at(1));
+        }
+    }
+}
+
+#[test]
 fn the_frontier_takes_any_number_of_models_and_any_distance() {
     let many: Vec<Row> = (1..200).map(|i| row(&format!("model-{i}"), &format!("m{}", i % 9), i * 131, Some(1e-9 * 1.15f64.powi(i as i32)))).collect();
     let svg = frontier(&many).unwrap().unwrap();

@@ -94,6 +94,7 @@ pub fn frontier(rows: &[Row]) -> Result<Option<String>> {
             .y_label_formatter(&|y| tick_label(*y))
             .draw()
             .map_err(failed)?;
+        let mut lines = Vec::new();
         for ((index, series), colour) in (0..).zip(series).zip(COLOURS.iter().cycle()) {
             let (left, middle) = (SIZE.0 - LEGEND + 16, 28 + 22 * index);
             area.draw(&PathElement::new([(left, middle), (left + 20, middle)], colour.stroke_width(3))).map_err(failed)?;
@@ -104,9 +105,10 @@ pub fn frontier(rows: &[Row]) -> Result<Option<String>> {
             let bars = bars.map(|(x, y, error)| PathElement::new([(x, (y - error).max(up.start)), (x, y + error)], colour.mix(0.6).stroke_width(1)));
             chart.draw_series(bars).map_err(failed)?;
             chart.draw_series(points.iter().map(|p| Circle::new((p.x, p.y), 4, colour.filled()))).map_err(failed)?;
+            lines.push(points.iter().map(|p| chart.backend_coord(&(p.x, p.y))).collect());
         }
         let placed = points.iter().map(|p| (chart.backend_coord(&(p.x, p.y)), short(&p.row.model)));
-        label(area, &placed.collect::<Vec<_>>(), SIZE.0 - LEGEND / 2)
+        label(area, &placed.collect::<Vec<_>>(), &lines, SIZE.0 - LEGEND / 2)
     })
     .map(Some)
 }
@@ -116,12 +118,17 @@ fn write(area: &Area, text: String, size: i32, colour: &RGBAColor, at: (i32, i32
     area.draw(&Text::new(text, at, style)).map_err(failed)
 }
 
-/// Writes names beside their points, where no other name or point is.
-fn label(area: &Area, names: &[((i32, i32), String)], right: i32) -> Result<()> {
+/// Writes names beside their points, where no other name, no point and no line is.
+fn label(area: &Area, names: &[((i32, i32), String)], lines: &[Vec<(i32, i32)>], right: i32) -> Result<()> {
     const SIZE: i32 = 13;
     let bottom = area.dim_in_pixel().1 as i32 - 62;
     // Left, top, right, bottom.
     let mut taken: Vec<[i32; 4]> = names.iter().map(|((x, y), _)| [x - 4, y - 4, x + 4, y + 4]).collect();
+    // A line is a row of dots that no name fits between.
+    for (a, b) in lines.iter().flat_map(|line| line.iter().zip(&line[1..])) {
+        let steps = ((b.0 - a.0).abs().max((b.1 - a.1).abs()) / (SIZE / 2)).max(1);
+        taken.extend((1..steps).map(|i| (a.0 + (b.0 - a.0) * i / steps, a.1 + (b.1 - a.1) * i / steps)).map(|(x, y)| [x - 1, y - 1, x + 1, y + 1]));
+    }
     for ((x, y), name) in names {
         let wide = name.chars().count() as i32 * SIZE * 11 / 20;
         let room = |(dx, dy): (i32, i32)| [x + dx, y + dy - SIZE / 2, x + dx + wide, y + dy + SIZE / 2];
