@@ -120,9 +120,9 @@ fn sums_are_those_of_the_positions_that_count_over_any_span() {
 fn noise_moves_the_output_as_far_as_the_gradients_say() {
     for (family, synthetic) in families() {
         let model = load(&synthetic);
-        let texts = [Random(32).tokens(6 * 160, synthetic.vocab)];
+        let texts = [Random(32).tokens(24 * 160, synthetic.vocab)];
         // Nearer than the sliding window of one family, beyond which no query sees anything.
-        let options = Options { window: 160, recent: 8, scalar_windows: 6, ..Options::default() };
+        let options = Options { window: 160, recent: 8, scalar_windows: 24, ..Options::default() };
         let full = statistics(&model, &texts, options).unwrap();
         let scalar = statistics(&model, &texts, Options { sensitivity: SensitivityKind::Scalar, ..options }).unwrap();
         for (layer, (full, scalar)) in full.layers.iter().zip(&scalar.layers).enumerate() {
