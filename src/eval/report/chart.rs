@@ -78,7 +78,7 @@ pub fn frontier(rows: &[Row]) -> Result<Option<String>> {
             .margin(16)
             .margin_right(LEGEND)
             .x_label_area_size(46)
-            .y_label_area_size(74)
+            .y_label_area_size(84)
             .build_cartesian_2d(across.clone().log_scale().with_key_points(ticks(&across)), up.clone().log_scale().with_key_points(ticks(&up)))
             .map_err(failed)?;
         chart
@@ -134,7 +134,7 @@ fn label(area: &Area, names: &[((i32, i32), String)], lines: &[Vec<(i32, i32)>],
         let room = |(dx, dy): (i32, i32)| [x + dx, y + dy - SIZE / 2, x + dx + wide, y + dy + SIZE / 2];
         let free = |place: &(i32, i32)| {
             let b = room(*place);
-            let inside = b[0] >= 90 && b[1] >= 16 && b[2] <= right && b[3] <= bottom;
+            let inside = b[0] >= 100 && b[1] >= 16 && b[2] <= right && b[3] <= bottom;
             inside && taken.iter().all(|t| b[0] >= t[2] || b[2] <= t[0] || b[1] >= t[3] || b[3] <= t[1])
         };
         let beside = [(8, -9), (8, 9), (-wide - 8, 9), (-wide - 8, -9), (-wide / 2, -18), (-wide / 2, 18), (8, -24), (-wide - 8, 24)];
