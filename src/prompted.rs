@@ -1,7 +1,8 @@
 //! A sequence whose bases are made of its own prompt: xKV's ([`compress::xkv`](crate::compress::xkv)).
 //!
 //! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any coded rows. A sequence that is cut within its
-//! prompt is read anew with what comes next: another text has other bases. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
+//! prompt is read anew with what comes next: another text has other bases. So is one whose text has gone elsewhere: where the bases lose much more of what came after the prompt than of the
+//! prompt itself, all of it is read again with the next token, and has bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
 //! [`Sequence::remark`] says so.
 
 use crate::cancel::Cancel;
@@ -19,6 +20,12 @@ pub(crate) trait Reader: Send {
     fn read(&self, tokens: &[u32], xkv: &Xkv, options: SequenceOptions, logits: Logits, cancel: &Cancel) -> Result<(Box<dyn Sequence>, Vec<f32>)>;
 }
 
+/// After so many tokens it is looked whether the bases still hold what comes.
+const REFIT: usize = 256;
+/// They do not where what they lose is so many times what they lost of the prompt, or of a hundredth where they lost less.
+const LOST: f64 = 1.5;
+const LEAST: f64 = 0.01;
+
 /// A sequence before and after its prompt.
 pub(crate) struct Prompted<R> {
     reader: R,
@@ -28,8 +35,9 @@ pub(crate) struct Prompted<R> {
     pays_from: usize,
     cancel: Cancel,
     tokens: Vec<u32>,
-    /// How many of them were the prompt.
+    /// How many of them were the prompt, and at how many it is looked next whether its bases still hold.
     prompt: usize,
+    check_at: usize,
     /// What has read them; nothing where that is still to be done.
     inner: Option<Box<dyn Sequence>>,
 }
@@ -40,7 +48,7 @@ impl<R: Reader> Prompted<R> {
         if options.capacity == 0 {
             return Err(Error::Argument { name: "context".into(), message: "no room for any token; ask for at least one".into() });
         }
-        Ok(Prompted { reader, xkv, options, pays_from, cancel: Cancel::default(), tokens: Vec::new(), prompt: 0, inner: None })
+        Ok(Prompted { reader, xkv, options, pays_from, cancel: Cancel::default(), tokens: Vec::new(), prompt: 0, check_at: 0, inner: None })
     }
 
     /// Reads what is still to be read, and `tokens` after it.
@@ -59,8 +67,23 @@ impl<R: Reader> Prompted<R> {
         if logits == Logits::All {
             found.drain(..found.len() / whole.len().max(1) * self.tokens.len());
         }
-        (self.inner, self.prompt, self.tokens) = (Some(inner), whole.len(), whole);
+        (self.inner, self.prompt, self.check_at, self.tokens) = (Some(inner), whole.len(), whole.len() + REFIT, whole);
         Ok(found)
+    }
+
+    /// After tokens were appended: has the text read anew where its bases no longer hold.
+    fn look(&mut self) -> Result<()> {
+        if self.tokens.len() < self.check_at {
+            return Ok(());
+        }
+        self.check_at = self.tokens.len() + REFIT;
+        if let Some(inner) = &mut self.inner
+            && let Some([prompt, since]) = inner.lost()?
+            && since > LOST * prompt.max(LEAST)
+        {
+            self.inner = None;
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +105,7 @@ impl<R: Reader> Sequence for Prompted<R> {
         let Some(inner) = &mut self.inner else { return self.begin(tokens, logits) };
         let found = inner.forward(tokens, logits)?;
         self.tokens.extend_from_slice(tokens);
+        self.look()?;
         Ok(found)
     }
 
@@ -89,6 +113,7 @@ impl<R: Reader> Sequence for Prompted<R> {
         let Some(inner) = &mut self.inner else { return crate::session::argmax(&self.begin(&[token], Logits::Last)?) };
         let next = inner.step(token)?;
         self.tokens.push(token);
+        self.look()?;
         Ok(next)
     }
 
@@ -110,6 +135,10 @@ impl<R: Reader> Sequence for Prompted<R> {
 
     fn set_cancel(&mut self, cancel: Cancel) {
         self.cancel = cancel;
+    }
+
+    fn lost(&mut self) -> Result<Option<[f64; 2]>> {
+        self.inner.as_mut().map_or(Ok(None), |inner| inner.lost())
     }
 
     fn rows(&self) -> &[RowSpec] {

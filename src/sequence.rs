@@ -131,6 +131,14 @@ pub trait Sequence: Send {
         &[]
     }
 
+    /// Where bases were made of a prompt: the share of keys' and values' energy that they do not hold, of the prompt and of what was coded after it.
+    ///
+    /// # Errors
+    /// The device's.
+    fn lost(&mut self) -> Result<Option<[f64; 2]>> {
+        Ok(None)
+    }
+
     /// What the user should know of how the text is kept, as a sentence without its end.
     fn remark(&self) -> Option<String> {
         None

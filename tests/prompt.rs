@@ -209,3 +209,38 @@ fn a_prompts_rows_can_be_chosen_from() {
     let error = nmse(&prompted(&checkpoint, Device::Auto, xkv, Some(48), &tokens), &some);
     assert!(error < 1e-3 && nmse(&some, &all) > 1e-7, "{error}");
 }
+
+/// Text that has gone elsewhere is read anew, with bases of its own; text that goes on as it began is not. Both decoders say the same of either.
+#[test]
+fn bases_are_made_anew_when_the_text_has_gone_elsewhere() {
+    let directory = narrow().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let mut random = Random(8);
+    // A prompt of few words, and later of others.
+    let mut text = |first: u32, count: usize| -> Vec<u32> { (0..count).map(|_| first + random.below(6) as u32).collect() };
+    let (prompt, same, other) = (text(40, 160), text(40, 280), text(200, 280));
+    let xkv = Xkv { layers: 2, budget: Budget::Keep(0.5), bits: Some(16) };
+    let mut shares = Vec::new();
+    for device in [Device::Cpu, Device::Auto] {
+        let model = Engine::open(&LoadOptions { device, ..Default::default() }).unwrap().load(directory.path()).unwrap();
+        let mut sequence = model.sequence(SequenceOptions { capacity: 500, xkv: Some(xkv), ..options(None) }).unwrap();
+        for (rest, anew) in [(&same, false), (&other, true)] {
+            sequence.truncate(0);
+            sequence.forward(&prompt, Logits::None).unwrap();
+            sequence.forward(&rest[..200], Logits::None).unwrap();
+            let [before, since] = sequence.lost().unwrap().unwrap();
+            assert_eq!(since > 1.5 * before.max(0.01), anew, "{before}, then {since}");
+            shares.push([before, since]);
+            sequence.forward(&rest[200..], Logits::None).unwrap();
+            // Where it is to be read anew, nothing is there until the next token.
+            assert_eq!(sequence.lost().unwrap().is_none(), anew);
+            let logits = sequence.forward(&[41], Logits::Last).unwrap();
+            assert_eq!((logits.len(), sequence.position()), (checkpoint.config().vocab_size, 441));
+            let [now, _] = sequence.lost().unwrap().unwrap();
+            assert_eq!(now == before, !anew);
+        }
+    }
+    for (cpu, gpu) in shares[..2].iter().flatten().zip(shares[2..].iter().flatten()) {
+        assert!((cpu - gpu).abs() < 1e-3, "{shares:?}");
+    }
+}

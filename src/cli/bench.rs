@@ -12,7 +12,7 @@ use serde::Serialize;
 
 /// Measure prefill and decode speed at given depths.
 ///
-/// Several models are measured in turns, so that a machine that warms up or is used by others treats them alike.
+/// Several models are measured in turns, so that a machine that warms up or is used by others treats them alike; with options of the cache each is also measured without them.
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory, .gguf file, or fetched name; any number of them.
@@ -62,15 +62,19 @@ impl Args {
             if let Some(remark) = untrained(model, loaded.checkpoint().config(), capacity) {
                 console.remark(&format!("{remark}, though the speed is true"));
             }
-            subjects.push(Subject {
-                model: model.clone(),
-                method: self.cache.method().unwrap_or(loaded.method()).into(),
-                layout: options.layout(&loaded.layout()),
-                weights: loaded.weight_type().into(),
-                vocab: loaded.checkpoint().config().vocab_size,
-                cost: Box::new(loaded.cost(options.select)),
-                sequence: loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?,
-            });
+            let mut settings = vec![SequenceOptions::default(), SequenceOptions { select: None, ..options }, options];
+            settings.dedup();
+            for options in settings {
+                subjects.push(Subject {
+                    model: model.clone(),
+                    method: options.xkv.and(self.cache.method()).unwrap_or(loaded.method()).into(),
+                    layout: options.layout(&loaded.layout()),
+                    weights: loaded.weight_type().into(),
+                    vocab: loaded.checkpoint().config().vocab_size,
+                    cost: Box::new(loaded.cost(options.select)),
+                    sequence: loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?,
+                });
+            }
         }
         bar.show("roofline", 0, None)?;
         let roofline = engine.roofline()?;
@@ -95,6 +99,7 @@ fn text(report: &Report) -> String {
     let head = [
         "model",
         "method",
+        "rows",
         "weights",
         "depth",
         "prefill t/s",
@@ -114,6 +119,7 @@ fn text(report: &Report) -> String {
             vec![
                 row.model.clone(),
                 row.method.clone(),
+                row.layout.clone(),
                 row.weights.clone(),
                 row.depth.to_string(),
                 number(Some(row.prefill_tps)),

@@ -9,7 +9,7 @@ use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
 use crate::linalg::tr_product;
-use crate::rows::{Exact, Holds, Reach, RowSet, RowSpec, Selection, Side};
+use crate::rows::{Energy, Exact, Holds, Reach, RowSet, RowSpec, Selection, Side};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ struct Coded {
     /// Exact rows below this have been overwritten, sinks apart.
     exact_from: usize,
     landmarks: Option<Landmarks>,
+    /// What bases hold of the rows that were coded here.
+    energy: Energy,
 }
 
 /// How a cache of coded rows is to be.
@@ -95,6 +97,7 @@ impl Cache {
             head_dim,
             done: 0,
             exact_from: 0,
+            energy: Energy::default(),
             landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity, row_type)),
         });
         let (sinks, ring) = coded.as_ref().map_or((0, capacity), |coded| (coded.exact.sinks.min(capacity), coded.exact.window(chunk).min(capacity)));
@@ -128,7 +131,7 @@ impl Cache {
         if turn.code.is_empty() || turn.at_once != reading {
             return;
         }
-        let made: Vec<(usize, Vec<u32>)> = coded
+        let made: Vec<(usize, (Vec<u32>, Energy))> = coded
             .set
             .specs
             .iter()
@@ -147,7 +150,7 @@ impl Cache {
                         y.rows_mut(offset, height).copy_from(&part);
                     }
                 }
-                (row, coded.set.coders[row].encode(&y))
+                (row, coded.set.coders[row].encode_measured(&y))
             })
             .collect();
         let keys = coded.landmarks.is_some().then(|| {
@@ -158,7 +161,8 @@ impl Cache {
         if let (Some(landmarks), Some((first, keys))) = (&mut coded.landmarks, keys) {
             landmarks.make(layer, first, &keys);
         }
-        for (row, made) in made {
+        for (row, (made, energy)) in made {
+            coded.energy += energy;
             let words = coded.set.specs[row].format.words();
             coded.words[row][turn.code.start * words..][..made.len()].copy_from_slice(&made);
         }
@@ -250,6 +254,11 @@ impl Cache {
             coded.done = coded.done.min(position);
             coded.exact_from = coded.exact_from.min(position);
         }
+    }
+
+    /// What bases hold of the rows that were coded here.
+    pub(super) fn energy(&self) -> Energy {
+        self.coded.as_ref().map_or(Energy::default(), |coded| coded.energy)
     }
 
     /// The coded rows.

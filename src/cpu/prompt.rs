@@ -10,7 +10,7 @@ use crate::calibrate::Moments;
 use crate::cancel::Cancel;
 use crate::compress::Xkv;
 use crate::linalg::gram;
-use crate::rows::{RowSet, Side};
+use crate::rows::{Energy, RowSet, Side};
 use crate::sequence::{Logits, SequenceOptions};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
@@ -39,7 +39,7 @@ impl Model {
         let width = config.num_key_value_heads * config.head_dim;
         let coded = sequence.exact.coded(count);
         let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact: sequence.exact };
-        let mut words = Vec::new();
+        let (mut words, mut energy) = (Vec::new(), Energy::default());
         let mut x = self.embed(tokens);
         for group in xkv.groups(config) {
             let mut exact = Cache::new(group.len(), width, count, count, row_type, None);
@@ -56,15 +56,20 @@ impl Model {
             let fitted = sequence.exact.sinks.min(count - 1)..count;
             let [keys, values] = [Side::Keys, Side::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
             for ((spec, coder), side) in xkv.rows(config, &group, [&keys, &values])?.into_iter().zip([Side::Keys, Side::Values]) {
-                let packed = blocks(0..coded).flat_map(|tokens| coder.encode(&exact.vectors(side, tokens, &sequence.rope)));
-                words.push(packed.collect());
+                let mut packed = Vec::new();
+                for tokens in blocks(0..coded) {
+                    let (some, held) = coder.encode_measured(&exact.vectors(side, tokens, &sequence.rope));
+                    packed.extend(some);
+                    energy += held;
+                }
+                words.push(packed);
                 set.specs.push(spec);
                 set.coders.push(coder);
             }
             sequence.cache.keep_exact(group.start, &exact, count);
             sequence.cache.make_landmarks(group.start, &exact, sequence.exact.sinks.min(coded)..coded);
         }
-        sequence.adopt(Arc::new(set), words, coded, count);
+        sequence.adopt(Arc::new(set), words, energy, coded, count);
         let wanted = match logits {
             Logits::None => DMatrix::zeros(config.vocab_size, 0),
             Logits::Last => self.head(&x.columns(count - 1, 1).into_owned()),

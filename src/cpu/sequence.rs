@@ -3,7 +3,7 @@
 use super::cache::{Cache, CodedOptions};
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
-use crate::rows::{Exact, RowSet, RowSpec};
+use crate::rows::{Energy, Exact, RowSet, RowSpec};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -15,8 +15,9 @@ pub struct CpuSequence {
     pub(super) rope: Rope,
     /// What stays exact beside coded rows.
     pub(super) exact: Exact,
-    /// Bytes of bases that belong to this sequence alone.
+    /// Bytes of bases that belong to this sequence alone, and what they hold of the prompt that they were made of.
     bases: usize,
+    prompt: Energy,
     position: usize,
     capacity: usize,
     chunk: usize,
@@ -52,11 +53,12 @@ impl CpuSequence {
         let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
         let coded = rows.map(|set| CodedOptions { set, exact, strict, select, head_dim });
         let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);
-        Ok(CpuSequence { cache, rope: Rope::new(&model.config), exact, bases: 0, position: 0, capacity, chunk, model })
+        Ok(CpuSequence { cache, rope: Rope::new(&model.config), exact, bases: 0, prompt: Energy::default(), position: 0, capacity, chunk, model })
     }
 
     /// Goes on from rows that are coded already: [`Cache::adopt`].
-    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, done: usize, position: usize) {
+    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, prompt: Energy, done: usize, position: usize) {
+        self.prompt = prompt;
         self.bases = set.coders.iter().map(|coder| size_of::<f32>() * (coder.up.len() + coder.mean.len())).sum();
         self.cache.adopt(set, words, done, position, self.capacity);
         self.position = position;
@@ -152,6 +154,10 @@ impl Sequence for CpuSequence {
 
     fn counters(&self) -> StepCounters {
         StepCounters::default()
+    }
+
+    fn lost(&mut self) -> Result<Option<[f64; 2]>> {
+        Ok((self.bases > 0).then(|| [self.prompt.lost(), self.cache.energy().lost()]))
     }
 
     fn rows(&self) -> &[RowSpec] {

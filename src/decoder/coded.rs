@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, Matrix};
 use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::{merge, pack::Pack, values as sum};
-use crate::rows::{Exact, Holds, RowSet, RowSpec, Side};
+use crate::rows::{Energy, Exact, Holds, RowSet, RowSpec, Side};
 use crate::{Error, Result};
 use half::f16;
 use nalgebra::DMatrix;
@@ -19,6 +19,8 @@ pub(super) struct CodedRows {
     /// By row.
     pub bases: Vec<Basis>,
     pub layers: Vec<CodedLayer>,
+    /// What orthonormal bases hold of what was coded with them, f32 `[rows][2]`.
+    pub energies: wgpu::Buffer,
 }
 
 impl CodedRows {
@@ -31,15 +33,35 @@ impl CodedRows {
         Ok(CodedRows {
             bases: (0..rows.specs.len()).map(|row| Basis::load(device, rows, row)).collect::<Result<_>>()?,
             layers: (0..config.num_hidden_layers).map(|layer| CodedLayer::load(device, config, rows, &layout, layer)).collect::<Result<_>>()?,
+            energies: device.buffer("energies of rows", 8 * rows.specs.len() as u64)?,
             specs: rows.specs.clone(),
             exact: rows.exact,
             layout,
         })
     }
 
-    /// Those of a text that is being read: none so far.
-    pub fn none(exact: Exact) -> CodedRows {
-        CodedRows { specs: Vec::new(), exact, layout: Layout { stores: Vec::new(), places: Vec::new() }, bases: Vec::new(), layers: Vec::new() }
+    /// Those of a text that is being read, none so far of `rows`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn none(device: &Device, exact: Exact, rows: usize) -> Result<CodedRows> {
+        let energies = device.buffer("energies of rows", 8 * rows as u64)?;
+        let layout = Layout { stores: Vec::new(), places: Vec::new() };
+        Ok(CodedRows { specs: Vec::new(), exact, layout, bases: Vec::new(), layers: Vec::new(), energies })
+    }
+
+    /// What orthonormal bases hold of all that was coded with them so far.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn energy(&self, device: &Device) -> Result<Energy> {
+        let bytes = 8 * self.specs.len() as u64;
+        let (mut sums, back) = (vec![[0f32; 2]; self.specs.len()], device.readback("energies of rows", bytes)?);
+        let (commands, _) = device.encode("energies", |_| (), |encoder| encoder.copy_buffer_to_buffer(&self.energies, 0, &back, 0, bytes));
+        device.submit_and_read(commands, &back, &mut sums)?;
+        let mut energy = Energy::default();
+        sums.iter().for_each(|[all, held]| energy += Energy { all: f64::from(*all), held: f64::from(*held) });
+        Ok(energy)
     }
 
     /// Appends what `set`, all rows so far, has in addition, and the `layers` that read it.

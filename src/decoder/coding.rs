@@ -6,6 +6,7 @@ use super::sequence::Buffers;
 use crate::Result;
 use crate::cache::{Cache, LayerCache, Slots};
 use crate::gpu::{Pass, pad};
+use crate::kernels::energy::Energy;
 use crate::kernels::gather::Gather;
 use crate::kernels::landmark::Landmark;
 use crate::kernels::matmul::Matmul;
@@ -37,8 +38,8 @@ pub(super) struct Row {
 /// What takes a row's vector to its coordinates.
 enum Down {
     Matrix(Matmul),
-    /// By layer of the row.
-    Up(Vec<Project>),
+    /// By layer of the row; and what the basis holds.
+    Up(Vec<Project>, Energy),
 }
 
 /// What the queries of one call read of coded rows, and which rows are coded meanwhile.
@@ -84,7 +85,11 @@ impl Row {
             gathers: layers.clone().map(gather).collect::<Result<_>>()?,
             down: match &basis.down {
                 Some(down) => Down::Matrix(Matmul::plan(device, down, vectors, coordinates, rank, Around::default())?),
-                None => Down::Up(layers.map(project).collect::<Result<_>>()?),
+                None => {
+                    let width = spec.width(config.head_dim);
+                    let energy = Energy::plan(device, (vectors, width), (coordinates, rank), &coded.energies, row)?;
+                    Down::Up(layers.map(project).collect::<Result<_>>()?, energy)
+                }
             },
             pack: Pack::plan(device, &spec.format, coordinates, &basis.table, &stores[place.store], place.word, coded.layout.stores[place.store])?,
         })
@@ -95,7 +100,10 @@ impl Row {
         self.gathers.iter().for_each(|gather| gather.record(pass, first, tokens));
         match &self.down {
             Down::Matrix(matmul) => matmul.record(pass, tokens),
-            Down::Up(layers) => layers.iter().for_each(|project| project.record(pass, tokens)),
+            Down::Up(layers, energy) => {
+                layers.iter().for_each(|project| project.record(pass, tokens));
+                energy.record(pass, tokens);
+            }
         }
         self.pack.record(pass, first, tokens);
     }

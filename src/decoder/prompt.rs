@@ -57,9 +57,10 @@ impl Model {
 
         let coded = exact.coded(tokens.len());
         let reading = Reading::new(self, tokens, xkv)?;
-        let mut rows = CodedRows::none(exact);
+        let groups = xkv.groups(&self.config);
+        let mut rows = CodedRows::none(&self.device, exact, 2 * groups.len())?;
         let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
-        for group in xkv.groups(&self.config) {
+        for group in groups {
             reading.run(group.clone(), cancel)?;
             let moments = |holds| reading.moments(&group, holds, exact.sinks.min(tokens.len() - 1));
             for (spec, coder) in xkv.rows(&self.config, &group, [&moments(Holds::Keys)?, &moments(Holds::Values)?])? {
@@ -71,8 +72,9 @@ impl Model {
             reading.code(&rows, &cache, &group, coded)?;
             reading.keep_exact(&cache, &group);
         }
+        let energy = rows.energy(&self.device)?;
         let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, shape, options.select)?;
-        sequence.resume(tokens.len(), coded);
+        sequence.resume(tokens.len(), coded, energy);
         let found = match logits {
             Logits::None => Vec::new(),
             Logits::Last => reading.last(&sequence)?,

@@ -10,7 +10,7 @@ use crate::gpu::pad;
 use crate::kernels::score::most_keys;
 use crate::kernels::values::{self, SPLITS};
 use crate::kernels::{prepare, turns};
-use crate::rows::{Exact, Reach, RowSpec, Selection};
+use crate::rows::{Energy, Exact, Reach, RowSpec, Selection};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -127,6 +127,8 @@ pub struct GpuSequence {
     rows: Option<Arc<CodedRows>>,
     /// Bytes of bases that belong to this sequence alone.
     own: u64,
+    /// What they hold of the prompt that they were made of.
+    prompt: Energy,
     all: Option<AllLogits>,
     token_back: wgpu::Buffer,
     pub(super) logits_back: wgpu::Buffer,
@@ -210,6 +212,7 @@ impl GpuSequence {
             rows,
             coded,
             own,
+            prompt: Energy::default(),
             all: None,
             token_back: device.readback("token", 4)?,
             logits_back: device.readback("logits", 4 * model.config.vocab_size as u64)?,
@@ -225,9 +228,9 @@ impl GpuSequence {
         })
     }
 
-    /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded.
-    pub(super) fn resume(&mut self, position: usize, done: usize) {
-        self.position = position;
+    /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded, of which the bases hold so much.
+    pub(super) fn resume(&mut self, position: usize, done: usize, prompt: Energy) {
+        (self.position, self.prompt) = (position, prompt);
         if let Some(coded) = &mut self.coded {
             (coded.done, coded.exact_from) = (done, position.saturating_sub(self.cache.slots.ring as usize));
         }
@@ -436,6 +439,12 @@ impl Sequence for GpuSequence {
 
     fn counters(&self) -> StepCounters {
         self.counters
+    }
+
+    fn lost(&mut self) -> Result<Option<[f64; 2]>> {
+        let Some(rows) = self.rows.as_ref().filter(|_| self.own > 0) else { return Ok(None) };
+        let (all, Energy { all: seen, held }) = (rows.energy(&self.model.device)?, self.prompt);
+        Ok(Some([self.prompt.lost(), Energy { all: all.all - seen, held: all.held - held }.lost()]))
     }
 
     fn rows(&self) -> &[RowSpec] {

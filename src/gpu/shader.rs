@@ -10,6 +10,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("argmax.wgsl", include_str!("../../shaders/argmax.wgsl")),
     ("choose.wgsl", include_str!("../../shaders/choose.wgsl")),
     ("embed.wgsl", include_str!("../../shaders/embed.wgsl")),
+    ("energy.wgsl", include_str!("../../shaders/energy.wgsl")),
     ("gather.wgsl", include_str!("../../shaders/gather.wgsl")),
     ("gram.wgsl", include_str!("../../shaders/gram.wgsl")),
     ("landmark.wgsl", include_str!("../../shaders/landmark.wgsl")),

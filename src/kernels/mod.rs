@@ -13,6 +13,7 @@ pub mod argmax;
 pub mod choose;
 pub(crate) mod coded;
 pub mod embed;
+pub mod energy;
 pub mod gather;
 pub mod gram;
 pub mod landmark;
@@ -54,6 +55,7 @@ pub fn variants() -> Vec<Spec> {
         argmax::variants(),
         choose::variants(),
         embed::variants(),
+        energy::variants(),
         gather::variants(),
         gram::variants(),
         landmark::variants(),

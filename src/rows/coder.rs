@@ -17,9 +17,37 @@ pub struct Coder {
     pub up: DMatrix<f32>,
 }
 
+/// Sums of squares, over any number of vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Energy {
+    /// Of the vectors about their mean.
+    pub all: f64,
+    /// Of what a basis holds of them.
+    pub held: f64,
+}
+
+impl Energy {
+    /// The share that the basis does not hold.
+    pub fn lost(self) -> f64 {
+        if self.all > 0.0 { (1.0 - self.held / self.all).max(0.0) } else { 0.0 }
+    }
+}
+
+impl std::ops::AddAssign for Energy {
+    fn add_assign(&mut self, other: Energy) {
+        self.all += other.all;
+        self.held += other.held;
+    }
+}
+
 impl Coder {
     /// Codes the columns of `y: [w, tokens]`: `[tokens][words]`.
     pub fn encode(&self, y: &DMatrix<f32>) -> Vec<u32> {
+        self.encode_measured(y).0
+    }
+
+    /// [`encode`](Self::encode), and what an orthonormal basis holds of the columns: the sum of their squares about the mean, and that of their coordinates, before these are rounded.
+    pub fn encode_measured(&self, y: &DMatrix<f32>) -> (Vec<u32>, Energy) {
         let mut centred = y.clone();
         for mut column in centred.column_iter_mut() {
             column -= &self.mean;
@@ -32,7 +60,7 @@ impl Coder {
         for (z, words) in z.column_iter().zip(words.chunks_exact_mut(self.format.words())) {
             self.format.encode(z.as_slice(), words);
         }
-        words
+        (words, Energy { all: f64::from(centred.norm_squared()), held: f64::from(z.norm_squared()) })
     }
 
     /// The coordinates `[r, tokens]` of packed rows `[tokens][words]`.

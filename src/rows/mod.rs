@@ -16,7 +16,7 @@ mod selection;
 mod spec;
 
 pub use codebook::{EIGHT_BITS, distortion, levels};
-pub use coder::Coder;
+pub use coder::{Coder, Energy};
 pub use exact::{Exact, Reach};
 pub use format::{Band, Format, RUN, Run, Scale, ScaleSource};
 pub use selection::Selection;
