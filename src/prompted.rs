@@ -77,7 +77,12 @@ impl<R: Reader> Prompted<R> {
             return Ok(());
         }
         self.check_at = self.tokens.len() + REFIT;
-        if let Some(inner) = &mut self.inner
+        if self.prompt < self.pays_from {
+            // A text that began short has grown: not when bases begin to pay, but when they pay for reading it again.
+            if self.tokens.len() / 2 >= self.pays_from {
+                self.inner = None;
+            }
+        } else if let Some(inner) = &mut self.inner
             && let Some([prompt, since]) = inner.lost()?
             && since > LOST * prompt.max(LEAST)
         {
@@ -147,6 +152,6 @@ impl<R: Reader> Sequence for Prompted<R> {
 
     fn remark(&self) -> Option<String> {
         let (short, prompt, pays_from) = (self.inner.is_some() && self.prompt < self.pays_from, self.prompt, self.pays_from);
-        short.then(|| format!("xkv keeps a prompt of {prompt} tokens exactly: its bases take less than they save from {pays_from} tokens on"))
+        short.then(|| format!("xkv keeps the cache exact: its bases pay from {pays_from} tokens on, and the prompt's number is {prompt}"))
     }
 }

@@ -315,6 +315,47 @@ fn options_that_a_method_does_not_take_are_refused() {
     assert_eq!(done(&["compress", &model, "-o", &bench.path("small"), "--method", "dense", "--bits", "8"])["options"], "q8");
 }
 
+/// Options of the cache in every command that reads text, beside the model without them; a prompt too short for them is said to be.
+#[test]
+fn what_depends_on_the_prompt_is_an_option_of_the_cache() {
+    let bench = Bench::new();
+    let (model, text) = (bench.path("model"), bench.path("text"));
+    let xkv = ["--method", "xkv", "--group-layers", "2", "--times", "2", "--bits", "16"];
+    let with = |command: &[&str], more: &[&str]| done(&[command, &xkv, more].concat());
+    let prompt = "the ring and the other ring ".repeat(30);
+
+    let generate = ["generate", &*model, "-p", &prompt, "--raw", "-n", "8", "--context", "700"];
+    let (dense, small) = (done(&generate), with(&generate, &["--select", "64"]));
+    assert_eq!(dense["prompt_tokens"], small["prompt_tokens"]);
+    assert_ne!(dense["kv_bytes"], small["kv_bytes"]);
+
+    let eval = with(&["eval", &model, "--against", &model, "--text", &text, "--prefill", "200", "--window", "260", "--tokens", "520"], &[]);
+    let rows = eval["rows"].as_array().unwrap();
+    assert_eq!((rows[0]["method"].as_str(), rows[1]["method"].as_str()), (Some("dense"), Some("xkv")));
+    assert_eq!(rows[1]["layout"], "groups of 2, 16 bits");
+    assert!(number(&rows[1]["kl_mean"]) > number(&rows[0]["kl_mean"]));
+    assert!(number(&rows[1]["kv_bytes_per_token"]) * 2.0 <= number(&rows[0]["kv_bytes_per_token"]));
+
+    let bench_rows = with(&["bench", &model, "--depth", "300", "--prefill", "4", "--steps", "2", "--rounds", "1"], &["--select", "64"]);
+    let rows: Vec<&str> = bench_rows["rows"].as_array().unwrap().iter().map(|row| row["layout"].as_str().unwrap()).collect();
+    assert_eq!(rows, ["f16", "groups of 2, 16 bits", "groups of 2, 16 bits, 64 selected"]);
+
+    let short = run(&[&["generate", &model, "-p", "the", "--raw", "-n", "2", "--device", "cpu"], &xkv[..]].concat());
+    assert!(stderr(&short).contains("xkv keeps the cache exact: its bases pay from 58 tokens on"), "{}", stderr(&short));
+
+    for (arguments, option) in [
+        (vec!["--select", "64"], "select"),
+        (vec!["--select", "63", "--method", "xkv"], "select"),
+        (vec!["--method", "xkv", "--bits", "5"], "bits"),
+        (vec!["--method", "xkv", "--keep", "2"], "keep"),
+        (vec!["--method", "xkv", "--group-layers", "0"], "group-layers"),
+    ] {
+        let (_, message, code) = failed(&[&["generate", &model, "-p", "x", "--device", "cpu"], &arguments[..]].concat());
+        assert!(code == 2 && message.starts_with(&format!("{option}: ")), "{arguments:?}: {message}");
+    }
+    assert_eq!(failed(&["generate", &model, "-p", "x", "--times", "4"]).2, 2);
+}
+
 #[test]
 fn models_with_different_tokens_are_not_compared() {
     let bench = Bench::new();

@@ -167,7 +167,10 @@ fn prompts_that_do_not_pay_stay_exact_and_cuts_are_read_anew() {
     let mut sequence = model.sequence(SequenceOptions { xkv: Some(xkv), ..options(None) }).unwrap();
     sequence.forward(&tokens[..pays - 1], Logits::Last).unwrap();
     assert_eq!(sequence.memory().kv_bytes_per_token, checkpoint.config().dense_kv_bytes_per_token());
-    assert!(sequence.remark().unwrap().contains(&format!("from {pays} tokens on")));
+    assert!(sequence.remark().unwrap().contains(&format!("its bases pay from {pays} tokens on")));
+    // A text that has grown to twice that length is read anew.
+    sequence.forward(&tokens[pays - 1..2 * pays], Logits::None).unwrap();
+    assert!(sequence.position() == 2 * pays && sequence.remark().is_some());
     sequence.truncate(0);
     assert_eq!(sequence.position(), 0);
 

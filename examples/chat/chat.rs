@@ -111,6 +111,9 @@ impl Chat {
         self.messages.push(Message::new("assistant", answer));
         self.count(&summary);
         say(&format!("{}\n", self.line(&summary)))?;
+        if let Some(remark) = self.session.remark() {
+            say(&format!("({remark})\n"))?;
+        }
         if summary.finish == Some(Finish::Length) && self.session.position() >= self.session.capacity() {
             say("(the context is full: /reset starts a new conversation)\n")?;
         }
