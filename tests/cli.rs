@@ -141,11 +141,19 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     let asked = ["eval", &*model, &*small, "--text", &*text, "--tokens", "100", "--needle", "--needle-lengths", "300,400", "--needle-trials", "2"];
     let evaluated = done(&asked);
     let found = evaluated["needle"].as_array().unwrap();
-    assert_eq!(keys(&found[0]), ["model", "method", "layout", "length", "depth_percent", "trials", "accuracy", "log_probability"]);
+    assert_eq!(keys(&found[0]), ["model", "method", "layout", "kind", "length", "depth_percent", "trials", "accuracy", "log_probability"]);
     assert_eq!(found.len(), 2 * 2 * 5);
+    assert!(found.iter().all(|row| row["kind"] == "single"));
     assert_eq!(found[..5].iter().map(|row| row["depth_percent"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 25, 50, 75, 100]);
     assert!(found.iter().all(|row| row["accuracy"] == 0.0 && row["trials"] == 2 && number(&row["log_probability"]) < -1.0));
     assert!(found[..10].iter().all(|row| row["model"] == *model) && found[10..].iter().all(|row| row["model"] == *small));
+    let kinds =
+        ["eval", &*model, "--text", &*text, "--tokens", "100", "--needle=tracking,multi-turn", "--needle-lengths", "900", "--needle-trials", "1"];
+    let names: Vec<_> = done(&kinds)["needle"].as_array().unwrap().iter().map(|row| row["kind"].clone()).collect();
+    assert_eq!(names, [["tracking"; 5], ["multi-turn"; 5]].concat());
+    let shown = run(&[&kinds[..], &["--device", "cpu"]].concat());
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.lines().any(|line| line.contains("  tracking  ")) && shown.contains("  multi-turn  "), "{shown}");
     let report = bench.path("report");
     let shown = run(&[&asked[..], &["--device", "cpu", "--report", &report]].concat());
     assert!(String::from_utf8_lossy(&shown.stdout).contains("at 75 %"), "{}", stderr(&shown));
@@ -430,6 +438,7 @@ fn wrong_usage_exits_with_2() {
     assert_eq!((kind.as_str(), code), ("usage", 2));
     assert!(message.contains("--seed") && !message.starts_with("error"), "{message}");
     for (arguments, option) in [
+        (vec!["eval", &model, "--text", "text", "--needle=single,several"], "--needle"),
         (vec!["inspect", &model, "--context", "0"], "--context"),
         (vec!["inspect", &model, "--context", "99999999999"], "--context"),
         (vec!["generate", &model, "-p", "x", "-n", "0"], "--max-tokens"),

@@ -5,12 +5,15 @@ mod toy;
 
 use lowkey::Error;
 use lowkey::bench::{self, Cost, Roofline};
-use lowkey::checkpoint::{Checkpoint, Tokenizer};
-use lowkey::eval::{self, Windowing, needle};
+use lowkey::checkpoint::{Checkpoint, Message, Tokenizer};
+use lowkey::eval::needle::{self, Kind};
+use lowkey::eval::{self, Windowing};
 use lowkey::progress::Progress;
 use lowkey::sequence::{KvMemory, Logits, Sequence, StepCounters};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use toy::Toy;
 
 fn subject(name: &str, toy: Toy) -> eval::Subject {
@@ -183,6 +186,16 @@ fn bench_refuses_what_measures_nothing_or_does_not_fit() {
     assert!(matches!(run(bench::Task { depths: vec![usize::MAX], ..task }), Err(Error::Context { .. })));
 }
 
+/// What a [`Reader`] was told to do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Call {
+    /// To read so many tokens.
+    Forward(usize),
+    Step,
+    /// To go back to this position.
+    Truncate(usize),
+}
+
 /// A sequence that has read all of its text, but only remembers the end of it: asked for a number, it tells the first that it remembers.
 struct Reader {
     tokenizer: Tokenizer,
@@ -190,10 +203,28 @@ struct Reader {
     tokens: Vec<u32>,
     /// The share of its tokens that it remembers.
     memory: f64,
+    calls: Arc<Mutex<Vec<Call>>>,
 }
 
 impl Reader {
     const CERTAINTY: f32 = 12.0;
+
+    fn new(checkpoint: &Checkpoint, memory: f64) -> Reader {
+        let (tokenizer, vocab) = (checkpoint.tokenizer().unwrap(), checkpoint.config().vocab_size);
+        Reader { tokenizer, vocab, tokens: Vec::new(), memory, calls: Arc::default() }
+    }
+
+    fn read(&mut self, tokens: &[u32], logits: Logits) -> Vec<f32> {
+        let mut all = Vec::new();
+        for (index, &token) in tokens.iter().enumerate() {
+            self.tokens.push(token);
+            if logits == Logits::All || (logits == Logits::Last && index + 1 == tokens.len()) {
+                let next = self.next();
+                all.extend((0..self.vocab as u32).map(|id| if id == next { Reader::CERTAINTY } else { 0.0 }));
+            }
+        }
+        all
+    }
 
     fn next(&self) -> u32 {
         let forgotten = (self.tokens.len() as f64 * (1.0 - self.memory)) as usize;
@@ -220,22 +251,17 @@ impl Sequence for Reader {
     }
 
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> lowkey::Result<Vec<f32>> {
-        let mut all = Vec::new();
-        for (index, &token) in tokens.iter().enumerate() {
-            self.tokens.push(token);
-            if logits == Logits::All || (logits == Logits::Last && index + 1 == tokens.len()) {
-                let next = self.next();
-                all.extend((0..self.vocab as u32).map(|id| if id == next { Reader::CERTAINTY } else { 0.0 }));
-            }
-        }
-        Ok(all)
+        self.calls.lock().unwrap().push(Call::Forward(tokens.len()));
+        Ok(self.read(tokens, logits))
     }
 
     fn step(&mut self, token: u32) -> lowkey::Result<u32> {
-        lowkey::session::argmax(&self.forward(&[token], Logits::Last)?)
+        self.calls.lock().unwrap().push(Call::Step);
+        lowkey::session::argmax(&self.read(&[token], Logits::Last))
     }
 
     fn truncate(&mut self, position: usize) {
+        self.calls.lock().unwrap().push(Call::Truncate(position));
         self.tokens.truncate(position);
     }
 
@@ -261,12 +287,13 @@ fn a_needle_is_where_it_was_asked_for() {
     for template in [None, Some(&template)] {
         let questions = task.questions(FILLER, &tokenizer, template).unwrap();
         assert_eq!(questions.len(), 2 * 5 * 4);
-        let mut wordings = std::collections::BTreeSet::new();
+        let mut wordings = BTreeSet::new();
         for question in &questions {
-            let used = question.prompt.len() + 16;
+            let [turn] = &question.turns[..] else { panic!("{} turns", question.turns.len()) };
+            let used = turn.len() + 16;
             assert!(used <= question.length && used + longest + 5 > question.length, "{used} of {}", question.length);
             assert_eq!(tokenizer.decode(&question.answer).unwrap().trim(), question.number);
-            let prompt = tokenizer.decode(&question.prompt).unwrap();
+            let prompt = tokenizer.decode(turn).unwrap();
             assert_eq!(prompt.matches(|c: char| c.is_ascii_digit()).count(), 5);
             let (before, after) =
                 prompt.split_once(&format!("{}. ", question.number)).or_else(|| prompt.split_once(&format!("{}.", question.number))).unwrap();
@@ -290,6 +317,167 @@ fn a_needle_is_where_it_was_asked_for() {
     }
 }
 
+/// Sentences that say something about secret numbers, each with the share of the other text that stands before it.
+fn statements(text: &str) -> Vec<(f64, &str)> {
+    let mut found = Vec::new();
+    let mut before = 0;
+    for sentence in text.split_inclusive(['.', '!']) {
+        match sentence.contains("secret number") {
+            true => found.push((before as f64, sentence.trim())),
+            false => before += sentence.len(),
+        }
+    }
+    found.iter_mut().for_each(|(share, _)| *share /= before as f64);
+    found
+}
+
+fn numbers(text: &str) -> Vec<&str> {
+    text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty()).collect()
+}
+
+/// The thing that `asked` is about.
+fn thing(asked: &str) -> &str {
+    asked.split_once("What is the secret number of the ").unwrap().1.split_once('?').unwrap().0
+}
+
+#[test]
+fn each_kind_of_needle_is_what_it_promises() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (tokenizer, template) = (checkpoint.tokenizer().unwrap(), checkpoint.chat_template().unwrap());
+    let longest = FILLER.split_inclusive(['.', '!']).map(str::len).max().unwrap();
+    for (kind, count, template) in [
+        (Kind::Single, 1, None),
+        (Kind::MultiKey, 5, None),
+        (Kind::MultiKey, 5, Some(&template)),
+        (Kind::Tracking, 4, None),
+        (Kind::Tracking, 4, Some(&template)),
+        (Kind::MultiTurn, 2, None),
+        (Kind::MultiTurn, 2, Some(&template)),
+    ] {
+        let task = needle::Task { kinds: vec![kind], lengths: vec![1200, 2000], trials: 3, seed: 5, ..needle::Task::default() };
+        let questions = task.questions(FILLER, &tokenizer, template).unwrap();
+        assert_eq!(questions.len(), 2 * 5 * 3);
+        for (index, question) in questions.iter().enumerate() {
+            assert_eq!((question.kind, &question.number), (kind, &questions[index % 3].number), "the trials are the same everywhere");
+            let used: usize = question.turns.iter().map(|turn| turn.len() + 16).sum();
+            assert!(used <= question.length && used + longest + 5 > question.length, "{used} of {}", question.length);
+            assert_eq!(tokenizer.decode(&question.answer).unwrap().trim(), question.number);
+
+            let turns: Vec<String> = question.turns.iter().map(|turn| tokenizer.decode(turn).unwrap()).collect();
+            let (text, _) = turns[0].split_once("What is the secret number of the ").unwrap();
+            let statements = statements(text.strip_prefix("user\nHere is a text, and after it a question.\n\n").unwrap_or(text));
+            assert_eq!(statements.len(), count, "{text}");
+            let told: Vec<&str> = numbers(text);
+            assert_eq!(numbers(&turns.concat()), told, "nothing but the text tells a number");
+            assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), if kind == Kind::Tracking { 2 } else { count });
+
+            let (share, sentence) = statements.iter().find(|(_, sentence)| sentence.contains(&question.number)).unwrap();
+            let slack = longest as f64 / (text.len() - statements.iter().map(|(_, sentence)| sentence.len()).sum::<usize>()) as f64;
+            assert!((share - f64::from(question.depth_percent) / 100.0).abs() < slack, "{share} for {} % in {text}", question.depth_percent);
+            let asked = thing(turns.last().unwrap());
+            let stated = |thing: &str, number: &str| format!("the secret number of the {thing} is {number}.");
+            let states = |sentence: &str, what: String| sentence.to_lowercase().contains(&what);
+            match kind {
+                Kind::Tracking => {
+                    let links: Vec<_> = statements
+                        .iter()
+                        .filter_map(|(share, sentence)| Some((share, sentence.strip_prefix("The ")?.strip_suffix('.')?)))
+                        .filter_map(|(share, link)| Some((share, link.split_once(" has the same secret number as the ")?)))
+                        .collect();
+                    assert_eq!(links.len(), 2);
+                    let (linked, (_, source)) = links.iter().find(|(_, (last, _))| *last == asked).unwrap();
+                    assert!(states(sentence, stated(source, &question.number)), "{text}");
+                    assert!(*linked >= share);
+                    // The other chain is as complete, and has another number.
+                    let (_, (_, other)) = links.iter().find(|(_, (last, _))| *last != asked).unwrap();
+                    let number = told.iter().find(|number| **number != question.number).unwrap();
+                    assert!(statements.iter().any(|(_, sentence)| states(sentence, stated(other, number))), "{text}");
+                }
+                _ => assert!(states(sentence, stated(asked, &question.number)), "{asked}: {text}"),
+            }
+            if kind != Kind::Tracking {
+                let mut shares: Vec<f64> = statements.iter().map(|(share, _)| *share).collect();
+                shares.dedup();
+                assert_eq!(shares.len(), count, "each stands elsewhere");
+            }
+            assert_eq!(turns.len(), if kind == Kind::MultiTurn { 2 } else { 1 });
+            if kind == Kind::MultiTurn {
+                let other = thing(&turns[0]);
+                let number = told.iter().find(|number| **number != question.number).unwrap();
+                assert!(statements.iter().any(|(_, sentence)| states(sentence, stated(other, number))) && other != asked);
+                // Put together, it is the conversation in which the first question was answered rightly.
+                let begun = |thing: &str| format!("The secret number of the {thing} is");
+                let whole = match template {
+                    Some(template) => {
+                        let asking = |text: &str, thing: &str| format!("{text}What is the secret number of the {thing}? Answer with the number.");
+                        let said = [
+                            Message::new("user", asking(text.trim_start_matches("user\n"), other)),
+                            Message::new("assistant", format!("{} {number}", begun(other))),
+                            Message::new("user", asking("", asked)),
+                        ];
+                        template.render(&said, true).unwrap() + &begun(asked)
+                    }
+                    None => format!("{} {number}\n\nQuestion: What is the secret number of the {asked}?\nAnswer: {}", turns[0], begun(asked)),
+                };
+                let answered = [&question.turns[0][..], &tokenizer.encode(&format!(" {number}"), false).unwrap(), &question.turns[1]].concat();
+                assert_eq!(answered, tokenizer.encode(&whole, template.is_none()).unwrap(), "{whole}");
+            }
+        }
+        assert_eq!(questions, task.questions(FILLER, &tokenizer, template).unwrap());
+        assert_ne!(questions, needle::Task { seed: 6, ..task.clone() }.questions(FILLER, &tokenizer, template).unwrap());
+    }
+}
+
+fn reading(reader: Reader) -> eval::Subject {
+    eval::Subject { model: "reader".into(), method: "m".into(), layout: "l".into(), sequence: Box::new(reader) }
+}
+
+#[test]
+fn a_second_question_goes_on_with_the_same_cache_and_answers_are_scored_token_by_token() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (tokenizer, template) = (checkpoint.tokenizer().unwrap(), checkpoint.chat_template().unwrap());
+    let task = needle::Task { kinds: vec![Kind::MultiTurn], lengths: vec![800], trials: 1, ..needle::Task::default() };
+    for template in [None, Some(&template)] {
+        let questions = task.questions(FILLER, &tokenizer, template).unwrap();
+        for question in &questions {
+            let reader = Reader::new(&checkpoint, 1.0);
+            let calls = reader.calls.clone();
+            let rows = needle::run(std::slice::from_ref(question), &mut reading(reader), &tokenizer, &mut quiet).unwrap();
+            // It always tells the first number of the text.
+            let told = if question.depth_percent < 50 { 1.0 } else { 0.0 };
+            assert_eq!((rows.len(), rows[0].kind, rows[0].accuracy), (1, Kind::MultiTurn, told), "at {} %", question.depth_percent);
+
+            let [first, second] = [0, 1].map(|turn| question.turns[turn].len());
+            let said = question.answer.len();
+            let mut expected = vec![Call::Truncate(0), Call::Forward(first)];
+            expected.extend(vec![Call::Step; said]);
+            expected.push(Call::Forward(second));
+            expected.extend(vec![Call::Step; said]);
+            // Back to where the second question has been asked: what was said to the first one is still there.
+            expected.push(Call::Truncate(first + said + second));
+            // The last token's own prediction is not needed.
+            expected.extend(vec![Call::Forward(1); said - 1]);
+            assert_eq!(*calls.lock().unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn kinds_have_rows_of_their_own() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let task = needle::Task { kinds: Kind::ALL.to_vec(), lengths: vec![900], depth_percents: vec![0, 50], trials: 2, ..needle::Task::default() };
+    let questions = task.questions(FILLER, &tokenizer, None).unwrap();
+    let rows = needle::run(&questions, &mut reading(Reader::new(&checkpoint, 1.0)), &tokenizer, &mut quiet).unwrap();
+    let labels: Vec<_> = rows.iter().map(|row| (row.kind.name(), row.depth_percent, row.trials, row.accuracy)).collect();
+    // Of several numbers the first is told, whichever is asked for.
+    let expected = [("single", [1.0, 1.0]), ("multi-key", [1.0, 0.0]), ("tracking", [1.0, 0.0]), ("multi-turn", [1.0, 0.0])];
+    assert_eq!(labels, expected.into_iter().flat_map(|(kind, [at, deep])| [(kind, 0, 2, at), (kind, 50, 2, deep)]).collect::<Vec<_>>());
+}
+
 #[test]
 fn what_is_forgotten_is_not_found() {
     let directory = common::SyntheticModel::default().write_temporary();
@@ -297,11 +485,7 @@ fn what_is_forgotten_is_not_found() {
     let (tokenizer, vocab) = (checkpoint.tokenizer().unwrap(), checkpoint.config().vocab_size);
     let task = needle::Task { lengths: vec![800], trials: 2, ..needle::Task::default() };
     let questions = task.questions(FILLER, &tokenizer, None).unwrap();
-    let rows = |memory| {
-        let reader = Reader { tokenizer: checkpoint.tokenizer().unwrap(), vocab, tokens: Vec::new(), memory };
-        let mut subject = eval::Subject { model: "reader".into(), method: "m".into(), layout: "l".into(), sequence: Box::new(reader) };
-        needle::run(&questions, &mut subject, &tokenizer, &mut quiet).unwrap()
-    };
+    let rows = |memory| needle::run(&questions, &mut reading(Reader::new(&checkpoint, memory)), &tokenizer, &mut quiet).unwrap();
     // ln p of what it says, and of anything else.
     let said = Reader::CERTAINTY as f64 - ((Reader::CERTAINTY as f64).exp() + vocab as f64 - 1.0).ln();
     let unsaid = said - Reader::CERTAINTY as f64;
@@ -329,11 +513,35 @@ fn needles_that_cannot_be_hidden_are_refused_by_name() {
         _ => "accepted".into(),
     };
     let task = needle::Task::default();
+    assert_eq!(name(needle::Task { kinds: vec![], ..task.clone() }, FILLER), "needle");
     assert_eq!(name(needle::Task { trials: 0, ..task.clone() }, FILLER), "needle-trials");
     assert_eq!(name(needle::Task { lengths: vec![50], ..task.clone() }, FILLER), "needle-lengths");
     assert_eq!(name(needle::Task { lengths: vec![], ..task.clone() }, FILLER), "needle-lengths");
     assert_eq!(name(needle::Task { depth_percents: vec![101], ..task.clone() }, FILLER), "needle-depths");
     assert_eq!(name(task.clone(), " \n"), "text");
     assert_eq!(name(task.clone(), &"word ".repeat(2000)), "text");
-    assert_eq!(name(task, FILLER), "accepted");
+    for kind in Kind::ALL {
+        assert_eq!(kind.name().parse::<Kind>().unwrap(), kind);
+        assert_eq!(name(needle::Task { kinds: vec![kind], lengths: vec![80], ..task.clone() }, FILLER), "needle-lengths");
+        assert_eq!(name(needle::Task { kinds: vec![kind], lengths: vec![1500], ..task.clone() }, FILLER), "accepted");
+    }
+    assert!(matches!("several".parse::<Kind>(), Err(Error::Argument { name, .. }) if name == "needle"));
+}
+
+#[test]
+fn a_template_that_takes_back_what_was_said_has_no_second_question() {
+    let directory = common::SyntheticModel::default().write_temporary();
+    let settings = directory.path().join("tokenizer_config.json");
+    let forgetful = "{% for message in messages[-1:] %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}<|im_start|>";
+    let original: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&settings).unwrap()).unwrap();
+    std::fs::write(&settings, serde_json::json!({ "eos_token": original["eos_token"], "chat_template": forgetful }).to_string()).unwrap();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (tokenizer, template) = (checkpoint.tokenizer().unwrap(), checkpoint.chat_template().unwrap());
+    let asked =
+        |kind| needle::Task { kinds: vec![kind], lengths: vec![900], ..needle::Task::default() }.questions(FILLER, &tokenizer, Some(&template));
+    assert!(asked(Kind::MultiKey).is_ok());
+    match asked(Kind::MultiTurn) {
+        Err(Error::Argument { name, message }) => assert!(name == "needle" && message.contains("multi-turn"), "{name}: {message}"),
+        other => panic!("{other:?}"),
+    }
 }

@@ -29,7 +29,17 @@ fn row(model: &str, method: &str, bytes: u64, kl: Option<f64>) -> Row {
 
 fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle::Row {
     let (method, layout) = ("dense".into(), "f16".into());
-    needle::Row { model: model.into(), method, layout, length, depth_percent, trials: 4, accuracy, log_probability: -1.25 }
+    needle::Row {
+        model: model.into(),
+        method,
+        layout,
+        kind: needle::Kind::Single,
+        length,
+        depth_percent,
+        trials: 4,
+        accuracy,
+        log_probability: -1.25,
+    }
 }
 
 fn hostile() -> Report {

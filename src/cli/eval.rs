@@ -5,9 +5,11 @@ use super::console::{Console, read_text};
 use super::device::untrained;
 use super::locate::locate;
 use super::table::{number, table};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
+use lowkey::eval::needle::{self, Kind};
 use lowkey::eval::report::Directory;
-use lowkey::eval::{Report, Row, Subject, Task, Text, Windowing, needle, run};
+use lowkey::eval::{Report, Row, Subject, Task, Text, Windowing, run};
 use lowkey::rows::Exact;
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Error, Model, Result};
@@ -49,13 +51,16 @@ pub struct Args {
     /// Write all of it to a new directory: report.json, CSV tables, and a page with charts, index.html.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Hide facts in the text, and ask for them at its end: by length, and by how deep in the text they are.
-    #[arg(long, help_heading = "Needle")]
-    needle: bool,
-    /// Tokens of text, question and answer [default: a quarter, half and all of the model's context, which counts as 8192 where it is longer].
+    /// Hide facts in the text, and ask for them at its end: by length, and by how deep in the text they are. Without a kind: single.
+    #[arg(
+        long, value_name = "KIND,KIND…", num_args = 0..=1, require_equals = true, value_delimiter = ',', default_missing_value = Kind::Single.name(),
+        value_parser = kinds(), help_heading = "Needle"
+    )]
+    needle: Vec<Kind>,
+    /// Tokens of text, questions and answers [default: a quarter, half and all of the model's context, which counts as 8192 where it is longer].
     #[arg(long, value_name = "N,N…", value_delimiter = ',', requires = "needle", help_heading = "Needle")]
     needle_lengths: Vec<usize>,
-    /// Facts for each length and depth.
+    /// Questions for each kind, length and depth.
     #[arg(long, value_name = "N", default_value_t = needle::Task::default().trials, requires = "needle", help_heading = "Needle")]
     needle_trials: usize,
     /// What facts and texts are drawn from.
@@ -63,6 +68,10 @@ pub struct Args {
     needle_seed: u64,
     #[command(flatten)]
     cache: CacheArgs,
+}
+
+fn kinds() -> impl TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(Kind::ALL.map(|kind| PossibleValue::new(kind.name()).help(kind.about()))).try_map(|name| name.parse::<Kind>())
 }
 
 impl Args {
@@ -84,14 +93,13 @@ impl Args {
         });
         let texts = texts.collect::<Result<Vec<_>>>()?;
         let trained = checkpoints.iter().map(|checkpoint| checkpoint.config().max_position_embeddings).min().unwrap_or(0);
-        let questions = match self.needle {
-            true => {
-                let task = self.needle_task(trained);
+        let questions = match self.needle_task(trained) {
+            Some(task) => {
                 // Without one, or without one that works, the text is continued as it is.
                 let template = checkpoints[0].chat_template().ok();
                 task.questions(&contents.join("\n\n"), &tokenizers[0], template.as_ref())?
             }
-            false => Vec::new(),
+            None => Vec::new(),
         };
         let directory = self.report.as_deref().map(Directory::reserve).transpose()?;
         let engine = console.engine()?;
@@ -142,7 +150,7 @@ impl Args {
         let mut report = Report { rows: run(&task, &mut subjects, &mut |progress| bar.report(progress))?, ..Report::default() };
         subjects.iter().filter_map(|subject| subject.sequence.remark()).for_each(|remark| console.remark(&remark));
         drop(subjects);
-        if self.needle {
+        if !questions.is_empty() {
             // One after another: long texts fill long caches.
             for index in 0..names.len() {
                 let mut subject = subject(index, farthest)?;
@@ -157,11 +165,13 @@ impl Args {
         console.result(&report, |report| text_table(&report.rows) + &needle_tables(&report.needle))
     }
 
-    fn needle_task(&self, trained: usize) -> needle::Task {
+    fn needle_task(&self, trained: usize) -> Option<needle::Task> {
         const MODERATE: usize = 8192;
         let whole = trained.min(MODERATE);
         let lengths = if self.needle_lengths.is_empty() { vec![whole / 4, whole / 2, whole] } else { self.needle_lengths.clone() };
-        needle::Task { lengths, trials: self.needle_trials, seed: self.needle_seed, ..needle::Task::default() }
+        let task =
+            needle::Task { kinds: self.needle.clone(), lengths, trials: self.needle_trials, seed: self.needle_seed, ..needle::Task::default() };
+        (!task.kinds.is_empty()).then_some(task)
     }
 }
 
@@ -209,15 +219,15 @@ fn text_table(rows: &[Row]) -> String {
     table(&head, &lines.map(pick).collect::<Vec<_>>())
 }
 
-/// A line per model and length, a column per depth: the share of facts told, and the mean log-probability of the right answer.
+/// A line per model, kind and length, a column per depth: the share of right answers, and the mean log-probability of the right answer.
 fn needle_tables(rows: &[needle::Row]) -> String {
     let Some(first) = rows.first() else { return String::new() };
-    let depths: Vec<_> = rows.iter().take_while(|row| (&row.model, row.length) == (&first.model, first.length)).collect();
+    let depths: Vec<_> = rows.iter().take_while(|row| (&row.model, row.kind, row.length) == (&first.model, first.kind, first.length)).collect();
     let names: Vec<String> = depths.iter().map(|row| format!("at {} %", row.depth_percent)).collect();
-    let head: Vec<&str> = ["needle", "method", "length"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let head: Vec<&str> = ["needle", "method", "kind", "length"].into_iter().chain(names.iter().map(String::as_str)).collect();
     let lines = rows.chunks(depths.len()).map(|line| {
         let told = line.iter().map(|row| format!("{:.0} % {}", 100.0 * row.accuracy, number(Some(row.log_probability))));
-        [line[0].model.clone(), line[0].method.clone(), line[0].length.to_string()].into_iter().chain(told).collect()
+        [line[0].model.clone(), line[0].method.clone(), line[0].kind.name().into(), line[0].length.to_string()].into_iter().chain(told).collect()
     });
     format!("\n{}", table(&head, &lines.collect::<Vec<_>>()))
 }
