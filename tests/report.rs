@@ -177,6 +177,33 @@ fn a_report_is_complete_and_parses_whatever_the_names() {
 }
 
 #[test]
+fn each_kind_of_needle_has_maps_and_a_column() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("report");
+    let kinds = [needle::Kind::MultiTurn, needle::Kind::Tracking];
+    let rows = ["a", "b"].into_iter().flat_map(|model| kinds.map(|kind| needle::Row { kind, ..told(model, 512, 50, 0.5) }));
+    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: rows.collect() }).unwrap();
+
+    let page = std::fs::read_to_string(path.join("index.html")).unwrap();
+    let document = Document::parse_with_options(&page, ParsingOptions { allow_dtd: true, ..Default::default() }).unwrap();
+    let headings: Vec<_> = document.descendants().filter(|node| node.has_tag_name("h3")).collect();
+    assert_eq!(headings.len(), 2);
+    for (heading, kind) in headings.iter().zip(["multi-turn", "tracking"]) {
+        assert!(heading.text().unwrap().starts_with(kind));
+        let maps = heading.next_sibling_element().unwrap();
+        let captions: Vec<_> = maps.descendants().filter(|node| node.has_tag_name("figcaption")).filter_map(|node| node.text()).collect();
+        assert_eq!(captions, ["a (dense, f16)", "b (dense, f16)"]);
+    }
+    let needles = std::fs::read_to_string(path.join("needle.csv")).unwrap();
+    let mut table = csv::Reader::from_reader(needles.as_bytes());
+    let column = table.headers().unwrap().iter().position(|name| name == "kind").unwrap();
+    assert_eq!(
+        table.records().map(|line| line.unwrap()[column].to_string()).collect::<Vec<_>>(),
+        ["multi-turn", "tracking", "multi-turn", "tracking"]
+    );
+}
+
+#[test]
 fn without_a_reference_or_needles_there_is_still_a_report() {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("report");

@@ -146,7 +146,7 @@ fn label(area: &Area, names: &[((i32, i32), String)], lines: &[Vec<(i32, i32)>],
     Ok(())
 }
 
-/// One model's answers: a column per length, a row per depth, darker where more facts were told. Below each share the mean log-probability of the right answer.
+/// One model's answers to one kind of question: a column per length, a row per depth, darker where more answers were right. Below each share the mean log-probability of the right answer.
 ///
 /// # Errors
 /// [`Error::Numeric`] for numbers that cannot be drawn.

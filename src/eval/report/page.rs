@@ -8,7 +8,7 @@ use serde_json::Value;
 
 const STYLE: &str =
     "body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; background: #fff }
-h1, h2 { line-height: 1.2; font-weight: 600 } h2 { margin-top: 2.5rem }
+h1, h2, h3 { line-height: 1.2; font-weight: 600 } h2 { margin-top: 2.5rem }
 figure { margin: 1rem 0; overflow-x: auto } figcaption, .note { color: #555; font-size: 0.9rem }
 .maps { display: flex; flex-wrap: wrap; gap: 1rem 2rem }
 .table { overflow-x: auto } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
@@ -34,20 +34,28 @@ pub fn page(report: &Report) -> Result<String> {
         body += &table(&rows)?;
     }
     if !report.needle.is_empty() {
-        body += "<h2>Facts found in long texts</h2>\n<p class=\"note\">By the length of the text and how deep in it the fact stands; ln p is the mean log-probability of the right answer.</p>\n";
-        let key = |row: &needle::Row| (row.model.clone(), row.method.clone(), row.layout.clone());
-        body += "<div class=\"maps\">\n";
-        for its in distinct(report.needle.iter().map(key)) {
-            let rows: Vec<needle::Row> = report.needle.iter().filter(|row| key(row) == its).cloned().collect();
-            body += &figure(&chart::needle_map(&rows)?, &format!("{} ({}, {})", its.0, its.1, its.2));
+        body += "<h2>Facts found in long texts</h2>\n<p class=\"note\">By the length of the text and how deep in it stands what is asked for; ln p is the mean log-probability of the right answer.</p>\n";
+        for kind in distinct(report.needle.iter().map(|row| row.kind)) {
+            let rows = report.needle.iter().filter(|row| row.kind == kind);
+            body += &maps(kind, &rows.cloned().collect::<Vec<_>>())?;
         }
-        body += "</div>\n";
         body += &table(&report.needle)?;
     }
     Ok(format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
          <title>lowkey: evaluation</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     ))
+}
+
+/// A map for each model that was asked questions of this kind.
+fn maps(kind: needle::Kind, rows: &[needle::Row]) -> Result<String> {
+    let key = |row: &needle::Row| (row.model.clone(), row.method.clone(), row.layout.clone());
+    let mut maps = format!("<h3>{}: {}</h3>\n<div class=\"maps\">\n", kind.name(), kind.about());
+    for its in distinct(rows.iter().map(key)) {
+        let rows: Vec<needle::Row> = rows.iter().filter(|row| key(row) == its).cloned().collect();
+        maps += &figure(&chart::needle_map(&rows)?, &format!("{} ({}, {})", its.0, its.1, its.2));
+    }
+    Ok(maps + "</div>\n")
 }
 
 fn figure(svg: &str, caption: &str) -> String {
