@@ -214,7 +214,7 @@ fn statistics_come_back_as_they_were_saved_and_nothing_else_is_taken_for_them() 
         let at = whole.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
         [&whole[..at], to.as_bytes(), &whole[at + to.len()..]].concat()
     };
-    refused(&replace("\"lowkey_statistics\":\"2\"", "\"lowkey_statistics\":\"7\""), "version 7");
+    refused(&replace("\"lowkey_statistics\":\"3\"", "\"lowkey_statistics\":\"7\""), "version 7");
     refused(&replace("\"window\":\"160\"", "\"window\":\"1x0\""), "window");
     refused(&replace("layers.1.", "layers.8."), "layers.1.");
     refused(&std::fs::read(directory.path().join("model.safetensors")).unwrap(), "not a statistics file");

@@ -6,7 +6,8 @@
 //! - the mean of `y` and of `yyᵀ`, by layer or over a span of consecutive layers;
 //! - the same of keys after RoPE ("turned keys"), and the mean of `qqᵀ` for the queries that meet them;
 //! - the *sensitivity*: how much the output moves when keys or values are disturbed (`sensitivity.rs`), and the Fisher information of their projections, by
-//!   which Palu (Chang et al., arXiv 2407.21118) deals out ranks.
+//!   which Palu (Chang et al., arXiv 2407.21118) deals out ranks;
+//! - `y` and turned keys themselves, of a small sample of tokens.
 //!
 //! The first positions of every window are in none of it: caches keep them exactly.
 
@@ -21,4 +22,4 @@ mod statistics;
 pub use digest::{source_digest, text_digest};
 pub use gather::{Options, Seconds, SensitivityKind, encode, gather, run};
 pub use sample::sample;
-pub use statistics::{LayerStatistics, Moments, Sensitivity, Statistics};
+pub use statistics::{LayerStatistics, Moments, Sample, Sensitivity, Statistics};

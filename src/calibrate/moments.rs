@@ -1,6 +1,6 @@
-//! Sums over tokens of what enters attention, gathered as the model runs forward.
+//! Sums over tokens of what enters attention, and a sample of it, gathered as the model runs forward.
 
-use super::statistics::Moments;
+use super::statistics::{Moments, Sample};
 use crate::Result;
 use crate::checkpoint::Config;
 use crate::cpu::{Heads, Observer, Residuals};
@@ -51,6 +51,9 @@ pub(super) struct Forward {
     rows: DMatrix<f32>,
     groups: Vec<Sum>,
     turned_keys: Vec<Sum>,
+    /// One token of so many is in the sample.
+    every: usize,
+    samples: Vec<Kept>,
     /// By layer and key/value head.
     queries: Vec<Vec<DMatrix<f64>>>,
     queries_count: usize,
@@ -60,14 +63,25 @@ pub(super) struct Forward {
     pub(super) seconds: f64,
 }
 
+/// A [`Sample`] on the way: column after column.
+#[derive(Clone, Default)]
+struct Kept {
+    rows: Vec<f32>,
+    turned_keys: Vec<f32>,
+}
+
 /// What [`Forward`] comes to.
 pub(super) struct Gathered {
     pub(super) moments: Vec<Moments>,
     pub(super) turned_keys: Vec<Moments>,
+    pub(super) samples: Vec<Sample>,
     pub(super) queries: Vec<Vec<DMatrix<f32>>>,
 }
 
 impl Forward {
+    /// Tokens in a sample, at most: enough to see how a row's energy varies, and a small part of the statistics.
+    const SAMPLE: usize = 256;
+
     /// For `windows` windows of `window` tokens of a model.
     pub(super) fn new(config: &Config, options: &super::Options, windows: usize, window: usize, residuals: bool) -> Forward {
         let (layers, d) = (config.num_hidden_layers, config.head_dim);
@@ -80,6 +94,8 @@ impl Forward {
             rows: DMatrix::zeros(0, 0),
             groups: (0..layers).step_by(options.span).map(|first| Sum::new(options.span.min(layers - first) * 2 * n)).collect(),
             turned_keys: (0..layers).map(|_| Sum::new(n)).collect(),
+            every: (windows * (window - options.sinks)).div_ceil(Self::SAMPLE),
+            samples: vec![Kept::default(); layers],
             queries: vec![vec![DMatrix::zeros(d, d); config.num_key_value_heads]; layers],
             queries_count: windows * (window - options.recent),
             residuals: residuals.then(|| Residuals::new(config, window)),
@@ -94,6 +110,11 @@ impl Forward {
     pub(super) fn finish(self) -> Result<Gathered> {
         let layered = |what: &str, layer: usize| format!("the second moment of {what} of layer {layer}");
         let (span, count) = (self.span, self.queries_count as f64);
+        let samples = self.samples.into_iter().zip(&self.turned_keys).map(|(kept, sum)| {
+            let (n, tokens) = (sum.mean.len(), sum.count.div_ceil(self.every));
+            Sample { rows: DMatrix::from_vec(2 * n, tokens, kept.rows), turned_keys: DMatrix::from_vec(n, tokens, kept.turned_keys) }
+        });
+        let samples = samples.collect();
         let queries: Vec<Vec<_>> =
             self.queries.into_iter().map(|heads| heads.into_iter().map(|sum| sum.map(|x| (x / count) as f32)).collect()).collect();
         for (layer, heads) in queries.iter().enumerate() {
@@ -112,6 +133,7 @@ impl Forward {
                 .enumerate()
                 .map(|(layer, sum)| sum.finish(&layered("the keys", layer)))
                 .collect::<Result<_>>()?,
+            samples,
             queries,
         })
     }
@@ -132,17 +154,22 @@ impl Observer for Forward {
 
     fn heads(&mut self, layer: usize, position: usize, heads: &Heads) {
         let start = Instant::now();
-        let counted = from(self.sinks, position, heads.keys);
+        let [counted, values, turned_keys] = [heads.keys, heads.values, heads.turned_keys].map(|columns| from(self.sinks, position, columns));
         let (n, count, within) = (counted.nrows(), counted.ncols(), layer % self.span);
         if within == 0 {
             self.rows = DMatrix::zeros(self.groups[layer / self.span].mean.len(), count);
         }
         self.rows.rows_mut(within * 2 * n, n).copy_from(&counted);
-        self.rows.rows_mut(within * 2 * n + n, n).copy_from(&from(self.sinks, position, heads.values));
+        self.rows.rows_mut(within * 2 * n + n, n).copy_from(&values);
         if (within + 1) * 2 * n == self.rows.nrows() {
             self.groups[layer / self.span].add(&self.rows);
         }
-        self.turned_keys[layer].add(&from(self.sinks, position, heads.turned_keys));
+        for token in (0..count).filter(|token| (self.turned_keys[layer].count + token).is_multiple_of(self.every)) {
+            let Kept { rows, turned_keys: turned } = &mut self.samples[layer];
+            rows.extend(counted.column(token).iter().chain(values.column(token).iter()));
+            turned.extend(turned_keys.column(token).iter());
+        }
+        self.turned_keys[layer].add(&turned_keys);
 
         let queries = from(self.recent, position, heads.queries);
         let sums = &mut self.queries[layer];

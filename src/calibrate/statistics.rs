@@ -41,11 +41,23 @@ pub struct Moments {
     pub second: DMatrix<f32>,
 }
 
+/// Some tokens' keys and values themselves, spread evenly over the text: a column for each, the same tokens in every layer. They tell what no moment does, as how much energies vary from token to
+/// token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// The rows `y`, `[2n, tokens]`.
+    pub rows: DMatrix<f32>,
+    /// Keys after RoPE, `[n, tokens]`.
+    pub turned_keys: DMatrix<f32>,
+}
+
 /// One layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerStatistics {
     /// Keys after RoPE, `[n]`.
     pub turned_keys: Moments,
+    /// Some tokens of those that the sums are over.
+    pub sample: Sample,
     /// By key/value head, `[d, d]`: the mean over tokens (from position `recent` on) of `Σ q qᵀ` over the head's queries, after RoPE.
     pub queries: Vec<DMatrix<f32>>,
     /// Of keys and of values: the mean diagonal entry of their sensitivity, estimated from forward passes alone.
@@ -82,7 +94,7 @@ impl Moments {
 
 impl Statistics {
     /// The version of the file's layout.
-    const FORMAT: &str = "2";
+    const FORMAT: &str = "3";
 
     /// Moments of the rows `y` of consecutive `layers`, one under the other, whatever the span they were gathered over.
     ///
@@ -147,6 +159,8 @@ impl Statistics {
         for (index, layer) in self.layers.iter().enumerate() {
             let name = |part: &str| format!("layers.{index}.{part}");
             all.extend(Named::moments(&name("turned_keys"), &layer.turned_keys));
+            all.push(Named::columns(name("sample.rows"), &layer.sample.rows));
+            all.push(Named::columns(name("sample.turned_keys"), &layer.sample.turned_keys));
             all.extend(layer.queries.iter().enumerate().map(|(head, queries)| Named::matrix(name(&format!("queries.{head}")), queries)));
             all.extend(layer.scalar.iter().map(|numbers| Named::line(name("scalar"), numbers)));
             all.extend(layer.fisher.iter().map(|numbers| Named::line(name("fisher"), numbers)));
@@ -186,12 +200,20 @@ impl Statistics {
         if first == 0 || keys == 0 || keys % first != 0 {
             return Err(damaged(format!("keys of {keys} numbers are not made of heads of {first}")));
         }
+        let sampled = read.shape("layers.0.sample.rows")?[0];
+        if sampled == 0 {
+            return Err(damaged("its sample is of no tokens".into()));
+        }
         let moments = |group: usize| read.moments(&format!("groups.{group}"), span.min(layers - group * span) * 2 * keys);
         let layer = |index: usize| {
             let name = |part: &str| format!("layers.{index}.{part}");
             let square = |part: &str| read.square(&name(&format!("sensitivity.{part}")), keys);
             Ok(LayerStatistics {
                 turned_keys: read.moments(&name("turned_keys"), keys)?,
+                sample: Sample {
+                    rows: read.columns(&name("sample.rows"), 2 * keys, sampled)?,
+                    turned_keys: read.columns(&name("sample.turned_keys"), keys, sampled)?,
+                },
                 queries: (0..keys / first).map(|head| read.square(&name(&format!("queries.{head}")), first)).collect::<Result<_>>()?,
                 scalar: read.pair("scalar", index)?,
                 fisher: read.pair("fisher", index)?,
@@ -249,6 +271,11 @@ impl<'a> Named<'a> {
         Named { name, shape: vec![matrix.nrows(), matrix.ncols()], numbers: matrix.as_slice() }
     }
 
+    /// Column after column: in the file, a row for each.
+    fn columns(name: String, columns: &'a DMatrix<f32>) -> Named<'a> {
+        Named { name, shape: vec![columns.ncols(), columns.nrows()], numbers: columns.as_slice() }
+    }
+
     fn moments(name: &str, moments: &'a Moments) -> [Named<'a>; 2] {
         [Named::line(format!("{name}.mean"), moments.mean.as_slice()), Named::matrix(format!("{name}.second"), &moments.second)]
     }
@@ -296,6 +323,10 @@ impl Reader<'_> {
             return self.fail(name, "is not symmetric".into());
         }
         Ok(matrix)
+    }
+
+    fn columns(&self, name: &str, width: usize, count: usize) -> Result<DMatrix<f32>> {
+        Ok(DMatrix::from_vec(width, count, self.numbers(name, &[count, width])?))
     }
 
     fn moments(&self, name: &str, width: usize) -> Result<Moments> {
