@@ -35,6 +35,11 @@ pub struct SequenceOptions {
 }
 
 impl SequenceOptions {
+    /// The method that compresses the cache while it exists, where there is one.
+    pub fn method(&self) -> Option<&'static str> {
+        self.xkv.map(|_| "xkv")
+    }
+
     /// How rows are stored, in words, where those of the checkpoint are stored as `layout` says.
     pub fn layout(&self, layout: &str) -> String {
         let xkv = self.xkv.map(|xkv| xkv.options());

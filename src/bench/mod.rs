@@ -16,6 +16,9 @@ use crate::session::Random;
 use crate::{Error, Result};
 use std::time::Instant;
 
+/// What a step of a sequence costs at the least.
+pub type CostOf = dyn Fn(&dyn Sequence) -> Cost;
+
 /// A model to be measured.
 pub struct Subject {
     /// What to call it in the table.
@@ -29,7 +32,7 @@ pub struct Subject {
     /// Tokens are drawn from this many.
     pub vocab: usize,
     /// What a step costs at the least, once the sequence has read something.
-    pub cost: Box<dyn Fn(&dyn Sequence) -> Cost>,
+    pub cost: Box<CostOf>,
     /// A sequence with room for [`Task::capacity`] tokens.
     pub sequence: Box<dyn Sequence>,
 }

@@ -67,7 +67,7 @@ impl Args {
             for options in settings {
                 subjects.push(Subject {
                     model: model.clone(),
-                    method: options.xkv.and(self.cache.method()).unwrap_or(loaded.method()).into(),
+                    method: options.method().unwrap_or(loaded.method()).into(),
                     layout: options.layout(&loaded.layout()),
                     weights: loaded.weight_type().into(),
                     vocab: loaded.checkpoint().config().vocab_size,

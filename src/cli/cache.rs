@@ -38,11 +38,6 @@ enum Online {
 }
 
 impl CacheArgs {
-    /// The method, where there is one.
-    pub fn method(&self) -> Option<&'static str> {
-        self.method.map(|Online::Xkv| "xkv")
-    }
-
     /// `options` with what was asked for.
     pub fn apply(&self, options: SequenceOptions) -> Result<SequenceOptions> {
         let budget = match (self.kv_bytes, self.keep) {

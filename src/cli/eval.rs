@@ -76,7 +76,7 @@ fn kinds() -> impl TypedValueParser<Value = Kind> {
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
-        self.cache.apply(SequenceOptions::default())?;
+        let online = self.cache.apply(SequenceOptions::default())?.method().is_some();
         let names: Vec<&String> = self.against.iter().chain(&self.models).collect();
         let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
         // Before any weight is read: whether these can be compared.
@@ -127,7 +127,7 @@ impl Args {
 
         // What the tokenizer puts before a text, if anything, stands before each window.
         let bos = tokenizers[0].encode("", true)?.first().copied();
-        let first_is_reference = self.against.is_some() || (models[0].method() == "dense" && self.cache.method().is_none());
+        let first_is_reference = self.against.is_some() || (models[0].method() == "dense" && !online);
         let task = Task { texts: &texts, bos, windowing, first_is_reference };
         let windows = texts.iter().map(|text| windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
         let longest = windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1);
@@ -143,7 +143,7 @@ impl Args {
             // What is compared with is kept as it is.
             let reference = index == 0 && self.against.is_some();
             let options = if reference { plain } else { self.cache.apply(plain)? };
-            let method = options.xkv.and(self.cache.method()).unwrap_or(model.method()).into();
+            let method = options.method().unwrap_or(model.method()).into();
             Ok(Subject { model: name.clone(), method, layout: options.layout(&model.layout()), sequence: model.sequence(options)? })
         };
         let mut subjects = (0..names.len()).map(|index| subject(index, longest)).collect::<Result<Vec<_>>>()?;
