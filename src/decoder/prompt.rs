@@ -40,6 +40,7 @@ impl Model {
             let message = format!("{token} is outside the vocabulary of {}", self.config.vocab_size);
             return Err(Error::Argument { name: "token".into(), message });
         }
+        Shape::check(options.capacity, self.config.head_dim, true)?;
         let shape = Shape::new(&options, Exact::default(), xkv.layers > 1);
         let exact = shape.exact;
         let slots = Slots::new(&exact, shape.most, options.capacity);

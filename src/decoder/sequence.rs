@@ -153,6 +153,16 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// Whether so many tokens can be attended to, where rows are `coded` or not.
+    pub fn check(capacity: usize, head_dim: usize, coded: bool) -> Result<()> {
+        // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
+        let most = most_keys(head_dim) - if coded { 2 * CHUNK } else { 0 };
+        if capacity > 0 && capacity <= most {
+            return Ok(());
+        }
+        Err(Error::Argument { name: "context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") })
+    }
+
     /// `spans`: whether rows belong to several layers.
     pub fn new(options: &SequenceOptions, exact: Exact, spans: bool) -> Shape {
         // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time.
@@ -186,11 +196,7 @@ impl GpuSequence {
     pub(super) fn new(model: Arc<Model>, rows: Option<Arc<CodedRows>>, options: SequenceOptions) -> Result<GpuSequence> {
         options.check(rows.is_some())?;
         let capacity = options.capacity;
-        // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
-        let most = most_keys(model.config.head_dim) - if rows.is_some() { 2 * CHUNK } else { 0 };
-        if capacity == 0 || capacity > most {
-            return Err(Error::Argument { name: "context".into(), message: format!("{capacity} tokens; between 1 and {most} are possible") });
-        }
+        Shape::check(capacity, model.config.head_dim, rows.is_some())?;
         let shape = Shape::new(&options, rows.as_ref().map_or(Exact::default(), |rows| rows.exact), rows.as_ref().is_some_and(|rows| rows.spans()));
         let stores = rows.as_ref().map(|rows| (&rows.layout, Slots::new(&shape.exact, shape.most, capacity)));
         let cache = Cache::new(&model.device, &model.config, stores, options.select, capacity)?;
