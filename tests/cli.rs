@@ -154,6 +154,11 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     let shown = run(&[&kinds[..], &["--device", "cpu"]].concat());
     let shown = String::from_utf8_lossy(&shown.stdout);
     assert!(shown.lines().any(|line| line.contains("  tracking  ")) && shown.contains("  multi-turn  "), "{shown}");
+    // The same model twice has two lines, with the same columns.
+    let twice = ["eval", &*model, &*model, "--text", &*text, "--tokens", "100", "--needle", "--needle-lengths", "400", "--needle-trials", "1"];
+    let shown = run(&[&twice[..], &["--device", "cpu"]].concat());
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert_eq!((shown.matches("at 75 %").count(), shown.matches("  single  ").count()), (1, 2), "{shown}");
     let report = bench.path("report");
     let shown = run(&[&asked[..], &["--device", "cpu", "--report", &report]].concat());
     assert!(String::from_utf8_lossy(&shown.stdout).contains("at 75 %"), "{}", stderr(&shown));

@@ -222,10 +222,11 @@ fn text_table(rows: &[Row]) -> String {
 /// A line per model, kind and length, a column per depth: the share of right answers, and the mean log-probability of the right answer.
 fn needle_tables(rows: &[needle::Row]) -> String {
     let Some(first) = rows.first() else { return String::new() };
-    let depths: Vec<_> = rows.iter().take_while(|row| (&row.model, row.kind, row.length) == (&first.model, first.kind, first.length)).collect();
-    let names: Vec<String> = depths.iter().map(|row| format!("at {} %", row.depth_percent)).collect();
+    // Up to where they begin again: the next line may be the same model's, with another cache.
+    let depths = 1 + rows[1..].iter().take_while(|row| row.depth_percent != first.depth_percent).count();
+    let names: Vec<String> = rows[..depths].iter().map(|row| format!("at {} %", row.depth_percent)).collect();
     let head: Vec<&str> = ["needle", "method", "kind", "length"].into_iter().chain(names.iter().map(String::as_str)).collect();
-    let lines = rows.chunks(depths.len()).map(|line| {
+    let lines = rows.chunks(depths).map(|line| {
         let told = line.iter().map(|row| format!("{:.0} % {}", 100.0 * row.accuracy, number(Some(row.log_probability))));
         [line[0].model.clone(), line[0].method.clone(), line[0].kind.name().into(), line[0].length.to_string()].into_iter().chain(told).collect()
     });
