@@ -333,7 +333,7 @@ fn options_that_a_method_does_not_take_are_refused() {
 fn what_depends_on_the_prompt_is_an_option_of_the_cache() {
     let bench = Bench::new();
     let (model, text) = (bench.path("model"), bench.path("text"));
-    let xkv = ["--method", "xkv", "--group-layers", "2", "--times", "2", "--bits", "16"];
+    let xkv = ["--method", "xkv", "--group-layers", "2", "--times", "1.5", "--bits", "16"];
     let with = |command: &[&str], more: &[&str]| done(&[command, &xkv, more].concat());
     let prompt = "the ring and the other ring ".repeat(30);
 
@@ -347,14 +347,14 @@ fn what_depends_on_the_prompt_is_an_option_of_the_cache() {
     assert_eq!((rows[0]["method"].as_str(), rows[1]["method"].as_str()), (Some("dense"), Some("xkv")));
     assert_eq!(rows[1]["layout"], "groups of 2, 16 bits");
     assert!(number(&rows[1]["kl_mean"]) > number(&rows[0]["kl_mean"]));
-    assert!(number(&rows[1]["kv_bytes_per_token"]) * 2.0 <= number(&rows[0]["kv_bytes_per_token"]));
+    assert!(number(&rows[1]["kv_bytes_per_token"]) * 1.5 <= number(&rows[0]["kv_bytes_per_token"]));
 
     let bench_rows = with(&["bench", &model, "--depth", "300", "--prefill", "4", "--steps", "2", "--rounds", "1"], &["--select", "64"]);
     let rows: Vec<&str> = bench_rows["rows"].as_array().unwrap().iter().map(|row| row["layout"].as_str().unwrap()).collect();
     assert_eq!(rows, ["f16", "groups of 2, 16 bits", "groups of 2, 16 bits, 64 selected"]);
 
     let short = run(&[&["generate", &model, "-p", "the", "--raw", "-n", "2", "--device", "cpu"], &xkv[..]].concat());
-    assert!(stderr(&short).contains("xkv keeps the cache exact: its bases pay from 58 tokens on"), "{}", stderr(&short));
+    assert!(stderr(&short).contains("xkv keeps the cache exact: its bases pay from"), "{}", stderr(&short));
 
     for (arguments, option) in [
         (vec!["--select", "64"], "select"),

@@ -55,7 +55,7 @@ impl Model {
             }
             let fitted = sequence.exact.sinks.min(count - 1)..count;
             let [keys, values] = [Side::Keys, Side::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
-            for ((spec, coder), side) in xkv.rows(config, &group, [&keys, &values])?.into_iter().zip([Side::Keys, Side::Values]) {
+            for ((spec, coder), side) in xkv.rows(config, &group, [&keys, &values], count)?.into_iter().zip([Side::Keys, Side::Values]) {
                 let mut packed = Vec::new();
                 for tokens in blocks(0..coded) {
                     let (some, held) = coder.encode_measured(&exact.vectors(side, tokens, &sequence.rope));

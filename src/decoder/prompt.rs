@@ -64,7 +64,7 @@ impl Model {
         for group in groups {
             reading.run(group.clone(), cancel)?;
             let moments = |holds| reading.moments(&group, holds, exact.sinks.min(tokens.len() - 1));
-            for (spec, coder) in xkv.rows(&self.config, &group, [&moments(Holds::Keys)?, &moments(Holds::Values)?])? {
+            for (spec, coder) in xkv.rows(&self.config, &group, [&moments(Holds::Keys)?, &moments(Holds::Values)?], tokens.len())? {
                 cache.stores.push(store(&self.device, set.specs.len(), spec.format.words(), options.capacity)?);
                 set.specs.push(spec);
                 set.coders.push(coder);
