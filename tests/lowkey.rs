@@ -8,7 +8,7 @@ use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Layout, Method, Plan, Sensing, factor};
 use lowkey::cpu::{Model, RowType};
 use lowkey::progress::Progress;
-use lowkey::rows::{Exact, RowSet};
+use lowkey::rows::{Exact, RowSet, Scale};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use safetensors::Dtype;
 use std::ops::ControlFlow;
@@ -53,8 +53,8 @@ fn budgets_are_kept_and_bought_well() {
             assert!(error < 1e-5, "{family}, {}: {error}", plan.options());
         }
         for layout in 0..3 {
-            // A header and one run of two bits for each row is the least there is.
-            let least = rows(&plans(Budget::Bytes(4 * bytes))[layout]).specs.len() as f64 * 8.0;
+            // One run of two bits for each row, without a scale, is the least there is.
+            let least = rows(&plans(Budget::Bytes(4 * bytes))[layout]).specs.len() as f64 * 4.0;
             let mut before = f64::INFINITY;
             for times in [8.0, 4.0, 2.0] {
                 let plan = &plans(Budget::Times(times))[layout];
@@ -94,4 +94,23 @@ fn sensitivity_is_what_was_gathered() {
     assert!(message(&fast, Some(&statistics)).starts_with("span: "));
     let nothing = Plan { budget: Budget::Bytes(8), span: 1, ..fast };
     assert!(message(&nothing, Some(&statistics)).starts_with("kv-bytes: 8 bytes per token are too few"));
+}
+
+/// The plan chooses scales where it is not told, and only real ones can be told.
+#[test]
+fn scales_are_chosen_or_told() {
+    let directory = SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let statistics = calibrate(&checkpoint, SensitivityKind::Full);
+    let plan = |scale| Plan { scale, ..Plan::new(Method::LowKey, Budget::Times(8.0)) };
+    let scales = |scale| -> Vec<Scale> {
+        let rows = factor(&checkpoint, &plan(scale), Some(&statistics), &mut quietly).unwrap().rows;
+        rows.specs.iter().map(|spec| spec.format.scale).collect()
+    };
+    for scale in [Scale::Fixed, Scale::Band] {
+        assert!(scales(Some(scale)).iter().all(|&found| found == scale));
+    }
+    assert!(scales(None).iter().all(|scale| [Scale::Fixed, Scale::Band].contains(scale)));
+    let refused = factor(&checkpoint, &plan(Some(Scale::Affine)), Some(&statistics), &mut quietly).err().unwrap().to_string();
+    assert!(refused.starts_with("scale: "), "{refused}");
 }

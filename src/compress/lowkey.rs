@@ -3,7 +3,7 @@
 //! Key (before RoPE, all heads) and value (all heads) of a token in a layer are linear in the same hidden state, and neighbouring layers' are close to it: they are coded as one
 //! row `y`. Its basis is principal components in the metric `M` of the *sensitivity*: the Gram matrix of the loss's gradient with respect to keys and values, so that
 //! `E[δᵀMδ]/2` is, to second order, the KL divergence that a disturbance `δ` causes. In that basis a coordinate's eigenvalue says what it costs to drop it, in nats, in whatever layer it stands, and one
-//! budget of bits is water-filled over all of them (`bands.rs`).
+//! budget of bits is water-filled over all of them (`bands.rs`). Scales for every row are bought from the same budget (`scales.rs`).
 //!
 //! - **small**: a row holds keys before RoPE and values, of one layer or of a span of consecutive ones. Keys are rebuilt when they are read.
 //! - **fast**: keys after RoPE and values, in rows of their own, each over all heads. Nothing is rebuilt: a query is taken to the row's coordinates once, and values are summed as they are

@@ -17,6 +17,7 @@ pub mod palu;
 mod plan;
 mod ranks;
 pub mod recalkv;
+mod scales;
 mod unit;
 pub mod xkv;
 
@@ -109,11 +110,15 @@ pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statisti
         report(on_progress, "factor", some[some.len() - 1].end, config.num_hidden_layers)?;
     }
     let bases: Vec<&Basis> = units.iter().map(|unit| &unit.basis).collect();
-    let formats = match plan.method {
-        Method::LowKey => bands::water_fill(&bases, plan.scale, budget),
+    let formats = match (plan.method, plan.scale) {
+        (Method::LowKey, Some(scale)) => bands::water_fill(&bases, &vec![scale; bases.len()], budget).formats,
+        (Method::LowKey, None) => {
+            let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, config.head_dim)).collect();
+            scales::choose(&bases, &samples, budget)
+        }
         _ => dealt(&context, &units)?,
     };
-    let least: u64 = formats.iter().map(|format| 4 * format.words() as u64).sum();
+    let least = bands::bytes(&formats);
     if plan.method == Method::LowKey && least > budget {
         let message = format!("{budget} bytes per token are too few for the rows of this layout, which take at least {least}; allow more");
         return Err(Error::Argument { name: "kv-bytes".into(), message });

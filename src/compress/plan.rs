@@ -128,8 +128,8 @@ pub struct Plan {
     pub span: usize,
     /// `lowkey`: what weighs.
     pub sensing: Sensing,
-    /// `lowkey`: whether rows have scales of their own.
-    pub scale: Scale,
+    /// `lowkey`: whether rows have scales of their own, [`Fixed`](Scale::Fixed) or [`Band`](Scale::Band); `None` for what is better row by row.
+    pub scale: Option<Scale>,
     /// `palu`, `recalkv`: key heads that share a row; for `palu` value heads as well.
     pub group_heads: usize,
     /// `recalkv`: by what heads are put into groups.
@@ -151,7 +151,7 @@ impl Plan {
             layout: Layout::default(),
             span: 1,
             sensing: Sensing::default(),
-            scale: Scale::Band,
+            scale: None,
             group_heads: 4,
             grouping: Grouping::default(),
             ranks: None,
@@ -172,6 +172,9 @@ impl Plan {
         }
         if self.span > 1 && (self.method, self.layout) != (Method::LowKey, Layout::Small) {
             return refuse("span", "only `--method lowkey --layout small` has rows over several layers".into());
+        }
+        if self.scale == Some(Scale::Affine) {
+            return refuse("scale", "affine ones are for rows of a single band; choose fixed or band".into());
         }
         if self.group_heads == 0 {
             return refuse("group-heads", "groups of no heads; choose at least 1".into());

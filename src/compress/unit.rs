@@ -2,7 +2,7 @@
 
 use super::basis::Basis;
 use super::{Part, Plan, Ranks};
-use crate::calibrate::{Sensitivity, Statistics};
+use crate::calibrate::{LayerStatistics, Sample, Sensitivity, Statistics};
 use crate::checkpoint::Checkpoint;
 use crate::rows::{Format, Holds, RowSpec, Side};
 use crate::{Error, Result};
@@ -70,6 +70,31 @@ impl Unit {
         let Unit { first_layer, layers, holds, first_head, kv_heads, .. } = *self;
         RowSpec { first_layer, layers, holds, first_head, kv_heads, format }
     }
+
+    /// What it holds of the sample's tokens, `[w, tokens]`.
+    pub(super) fn sample(&self, layers: &[LayerStatistics], head_dim: usize) -> DMatrix<f32> {
+        let (first, height) = (self.first_head * head_dim, self.kv_heads * head_dim);
+        let layers = &layers[self.first_layer..self.first_layer + self.layers];
+        let parts: Vec<_> = layers
+            .iter()
+            .flat_map(|layer| {
+                let Sample { rows, turned_keys } = &layer.sample;
+                let (keys, values) = (rows.rows(first, height), rows.rows(turned_keys.nrows() + first, height));
+                match self.holds {
+                    Holds::Keys => vec![keys],
+                    Holds::Values => vec![values],
+                    Holds::Both => vec![keys, values],
+                    Holds::TurnedKeys => vec![turned_keys.rows(first, height)],
+                }
+            })
+            .collect();
+        let mut all = DMatrix::zeros(parts.len() * height, layers[0].sample.rows.ncols());
+        for (index, part) in parts.iter().enumerate() {
+            all.rows_mut(index * height, height).copy_from(part);
+        }
+        all
+    }
+
     /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is spread over the coordinates, and from the sensitivity what it is altogether.
     pub(super) fn part(&self, context: &Context, rule: Ranks) -> Result<Part> {
         let side = if self.holds == Holds::Values { Side::Values } else { Side::Keys };
@@ -106,4 +131,39 @@ pub(super) fn by_head(
         units.push(Unit { first_layer: layer, layers: 1, holds: Holds::Values, first_head: head, kv_heads: 1, basis });
     }
     Ok(units)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::Moments;
+
+    /// The samples of three layers of two heads of three numbers, put together as [`RowSpec::offset`] says.
+    #[test]
+    fn a_rows_sample_is_laid_out_as_the_row() {
+        let (heads, d, tokens) = (2, 3, 4);
+        let layer = |layer: usize| {
+            let columns = |height, kind: usize| DMatrix::from_fn(height, tokens, |i, token| (1000 * kind + 100 * layer + 10 * i + token) as f32);
+            let turned_keys = Moments { mean: DVector::zeros(heads * d), second: DMatrix::zeros(heads * d, heads * d) };
+            let sample = Sample { rows: columns(2 * heads * d, 1), turned_keys: columns(heads * d, 2) };
+            LayerStatistics { turned_keys, sample, queries: Vec::new(), scalar: None, fisher: None, sensitivity: None }
+        };
+        let layers: Vec<_> = (0..3).map(layer).collect();
+        let none = || DMatrix::zeros(0, 0);
+        for holds in [Holds::Keys, Holds::TurnedKeys, Holds::Values, Holds::Both] {
+            for (first_layer, count, first_head, kv_heads) in [(0, 1, 0, 2), (1, 1, 1, 1), (1, 2, 0, 2), (0, 3, 1, 1)] {
+                let basis = Basis { mean: DVector::zeros(0), down: none(), up: none(), variance: DVector::zeros(0), loss: DVector::zeros(0) };
+                let unit = Unit { first_layer, layers: count, holds, first_head, kv_heads, basis };
+                let (found, spec) = (unit.sample(&layers, d), unit.spec(Format::half(1)));
+                assert_eq!(found.shape(), (spec.width(d), tokens));
+                for (layer, LayerStatistics { sample, .. }) in layers.iter().enumerate().skip(first_layer).take(count) {
+                    for (side, below) in [(Side::Keys, 0), (Side::Values, heads * d)] {
+                        let Some(offset) = spec.offset(layer, side, d) else { continue };
+                        let from = if holds == Holds::TurnedKeys { &sample.turned_keys } else { &sample.rows };
+                        assert_eq!(found.rows(offset, kv_heads * d), from.rows(below + first_head * d, kv_heads * d), "{holds:?}, {layer}, {side:?}");
+                    }
+                }
+            }
+        }
+    }
 }
