@@ -131,7 +131,7 @@ impl Xkv {
                 cut
             };
             let cut = bases.map(cut);
-            let mut formats = water_fill(&[&cut[0], &cut[1]], Scale::Band, left.max(0.0) as u64).into_iter();
+            let mut formats = water_fill(&[&cut[0], &cut[1]], &[Scale::Band; 2], left.max(0.0) as u64).formats.into_iter();
             let formats = [formats.next()?, formats.next()?];
             let taken: usize = formats.iter().map(|format| 4 * format.words()).sum();
             let loss = bases.iter().zip(&formats).map(|(basis, format)| {
