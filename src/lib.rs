@@ -48,6 +48,7 @@ mod model;
 mod output;
 mod prompted;
 mod random;
+mod reread;
 
 pub use error::{Error, Result};
 pub use model::{Device, Engine, LoadOptions, Model};

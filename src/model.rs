@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::compress::Xkv;
 use crate::gpu::Tier;
 use crate::prompted::{Prompted, Reader};
+use crate::reread::Reread;
 use crate::rows::Selection;
 use crate::sequence::{Logits, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
@@ -209,17 +210,22 @@ impl Model {
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
         const MODERATE: usize = 4096;
         let capacity = options.context.unwrap_or(self.checkpoint.config().max_position_embeddings.min(MODERATE));
-        let sequence = SequenceOptions { capacity, select: options.select, xkv: options.xkv, ..SequenceOptions::default() };
+        let SessionOptions { select, xkv, reviver, .. } = options;
+        let sequence = SequenceOptions { capacity, select, xkv, reviver, ..SequenceOptions::default() };
         Session::new(self.sequence(sequence)?, self.tokenizer()?, options)
     }
 
     /// An empty sequence.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a capacity of zero or beyond all bounds, [`Error::OutOfMemory`] where the cache does not fit.
+    /// [`Error::Argument`] for a capacity of zero or beyond all bounds and for what this model or device cannot do, [`Error::OutOfMemory`] where the cache does not fit.
     pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Box<dyn Sequence>> {
         let options = options.into();
-        let Some(xkv) = options.xkv else { return self.weights.plain(options) };
+        let xkv = match (options.xkv, options.reviver) {
+            (None, None) => return self.weights.plain(options),
+            (None, Some(_)) => return self.weights.forgetting(options),
+            (Some(xkv), _) => xkv,
+        };
         let config = self.checkpoint.config();
         if let Some(factored) = self.checkpoint.factored() {
             let message =
@@ -228,7 +234,17 @@ impl Model {
         }
         xkv.check(config)?;
         options.check(true)?;
-        Ok(Box::new(Prompted::new(self.weights.clone(), xkv, options, xkv.pays_from(config)?)?))
+        Ok(Box::new(Reread::new(Prompted::new(self.weights.clone(), xkv, options, xkv.pays_from(config)?)?)))
+    }
+}
+
+impl Weights {
+    /// A sequence whose tokens are forgotten on the way.
+    fn forgetting(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
+        match self {
+            Weights::Cpu(model) => Ok(Box::new(Reread::new(model.sequence(options, cpu::RowType::F16)?))),
+            Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
+        }
     }
 }
 

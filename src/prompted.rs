@@ -1,8 +1,8 @@
 //! A sequence whose bases are made of its own prompt: xKV's ([`compress::xkv`](crate::compress::xkv)).
 //!
 //! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any coded rows. A sequence that is cut within its
-//! prompt is read anew with what comes next: another text has other bases. So is one whose text has gone elsewhere: where the bases lose much more of what came after the prompt than of the
-//! prompt itself, all of it is read again with the next token, and has bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
+//! prompt is empty, and so is one whose text has gone elsewhere, where the bases lose much more of what came after the prompt than of the prompt itself: with the next token the whole text is
+//! read anew as a prompt ([`crate::reread`]), with bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
 //! [`Sequence::remark`] says so.
 
 use crate::cancel::Cancel;
@@ -34,8 +34,7 @@ pub(crate) struct Prompted<R> {
     /// The length from which bases pay.
     pays_from: usize,
     cancel: Cancel,
-    tokens: Vec<u32>,
-    /// How many of them were the prompt, and at how many it is looked next whether its bases still hold.
+    /// Tokens of the prompt, and at how many it is looked next whether its bases still hold.
     prompt: usize,
     check_at: usize,
     /// What has read them; nothing where that is still to be done.
@@ -48,38 +47,35 @@ impl<R: Reader> Prompted<R> {
         if options.capacity == 0 {
             return Err(Error::Argument { name: "context".into(), message: "no room for any token; ask for at least one".into() });
         }
-        Ok(Prompted { reader, xkv, options, pays_from, cancel: Cancel::default(), tokens: Vec::new(), prompt: 0, check_at: 0, inner: None })
+        Ok(Prompted { reader, xkv, options, pays_from, cancel: Cancel::default(), prompt: 0, check_at: 0, inner: None })
     }
 
-    /// Reads what is still to be read, and `tokens` after it.
+    /// Reads `tokens`, the prompt.
     fn begin(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
-        let whole = [&self.tokens, tokens].concat();
-        if whole.len() > self.options.capacity {
-            return Err(Error::Context { needed: whole.len(), capacity: self.options.capacity });
+        if tokens.len() > self.options.capacity {
+            return Err(Error::Context { needed: tokens.len(), capacity: self.options.capacity });
         }
-        let (inner, mut found) = if whole.len() < self.pays_from.max(1) {
+        let (inner, found) = if tokens.len() < self.pays_from.max(1) {
             let mut inner = self.reader.plain(SequenceOptions { select: None, ..self.options })?;
-            let found = inner.forward(&whole, logits)?;
+            let found = inner.forward(tokens, logits)?;
             (inner, found)
         } else {
-            self.reader.read(&whole, &self.xkv, self.options, logits, &self.cancel)?
+            self.reader.read(tokens, &self.xkv, self.options, logits, &self.cancel)?
         };
-        if logits == Logits::All {
-            found.drain(..found.len() / whole.len().max(1) * self.tokens.len());
-        }
-        (self.inner, self.prompt, self.check_at, self.tokens) = (Some(inner), whole.len(), whole.len() + REFIT, whole);
+        (self.inner, self.prompt, self.check_at) = (Some(inner), tokens.len(), tokens.len() + REFIT);
         Ok(found)
     }
 
     /// After tokens were appended: has the text read anew where its bases no longer hold.
     fn look(&mut self) -> Result<()> {
-        if self.tokens.len() < self.check_at {
+        let position = self.position();
+        if position < self.check_at {
             return Ok(());
         }
-        self.check_at = self.tokens.len() + REFIT;
+        self.check_at = position + REFIT;
         if self.prompt < self.pays_from {
             // A text that began short has grown: not when bases begin to pay, but when they pay for reading it again.
-            if self.tokens.len() / 2 >= self.pays_from {
+            if position / 2 >= self.pays_from {
                 self.inner = None;
             }
         } else if let Some(inner) = &mut self.inner
@@ -94,7 +90,7 @@ impl<R: Reader> Prompted<R> {
 
 impl<R: Reader> Sequence for Prompted<R> {
     fn position(&self) -> usize {
-        self.tokens.len()
+        self.inner.as_ref().map_or(0, |inner| inner.position())
     }
 
     fn capacity(&self) -> usize {
@@ -109,7 +105,6 @@ impl<R: Reader> Sequence for Prompted<R> {
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
         let Some(inner) = &mut self.inner else { return self.begin(tokens, logits) };
         let found = inner.forward(tokens, logits)?;
-        self.tokens.extend_from_slice(tokens);
         self.look()?;
         Ok(found)
     }
@@ -117,17 +112,19 @@ impl<R: Reader> Sequence for Prompted<R> {
     fn step(&mut self, token: u32) -> Result<u32> {
         let Some(inner) = &mut self.inner else { return crate::session::argmax(&self.begin(&[token], Logits::Last)?) };
         let next = inner.step(token)?;
-        self.tokens.push(token);
         self.look()?;
         Ok(next)
     }
 
     fn truncate(&mut self, position: usize) {
-        self.tokens.truncate(position);
         match &mut self.inner {
             Some(inner) if position >= self.prompt => inner.truncate(position),
             inner => *inner = None,
         }
+    }
+
+    fn kept_from(&self) -> usize {
+        self.prompt
     }
 
     fn memory(&self) -> KvMemory {

@@ -2,7 +2,7 @@
 
 use crate::cancel::Cancel;
 use crate::compress::Xkv;
-use crate::rows::{Exact, RowSpec, Selection};
+use crate::rows::{Exact, Reviver, RowSpec, Selection};
 use crate::{Error, Result};
 
 /// Which logits [`Sequence::forward`] returns.
@@ -32,19 +32,21 @@ pub struct SequenceOptions {
     pub select: Option<Selection>,
     /// How the prompt of a dense model is compressed in bases of its own, if at all.
     pub xkv: Option<Xkv>,
+    /// How tokens are forgotten, if they are.
+    pub reviver: Option<Reviver>,
 }
 
 impl SequenceOptions {
     /// The method that compresses the cache while it exists, where there is one.
     pub fn method(&self) -> Option<&'static str> {
-        self.xkv.map(|_| "xkv")
+        self.xkv.map(|_| "xkv").or(self.reviver.map(|_| "kvreviver"))
     }
 
     /// How rows are stored, in words, where those of the checkpoint are stored as `layout` says.
     pub fn layout(&self, layout: &str) -> String {
-        let xkv = self.xkv.map(|xkv| xkv.options());
+        let online = self.xkv.map(|xkv| xkv.options()).or(self.reviver.map(|reviver| reviver.options(layout != "f16")));
         let select = self.select.map(|selection| format!("{} selected", selection.tokens));
-        xkv.iter().map(String::as_str).chain(self.xkv.is_none().then_some(layout)).chain(select.as_deref()).collect::<Vec<_>>().join(", ")
+        online.iter().map(String::as_str).chain(self.xkv.is_none().then_some(layout)).chain(select.as_deref()).collect::<Vec<_>>().join(", ")
     }
 
     /// Whether they are possible ones, for a model whose rows are `coded` or not.
@@ -59,6 +61,13 @@ impl SequenceOptions {
             }
             Some(_) if !coded => {
                 refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into())
+            }
+            Some(_) if self.reviver.is_some() => refuse(
+                "select",
+                "kvreviver keeps what its candidates are, and every token reads all of it; leave out --select, or take another method".into(),
+            ),
+            _ if self.xkv.is_some() && self.reviver.is_some() => {
+                refuse("method", "xkv codes all tokens and kvreviver forgets some of them; choose one of the two".into())
             }
             _ => Ok(()),
         }
@@ -119,8 +128,13 @@ pub trait Sequence: Send {
     /// As [`forward`](Self::forward).
     fn step(&mut self, token: u32) -> Result<u32>;
 
-    /// Forgets all tokens from `position` on. Does nothing where there are fewer.
+    /// Forgets all tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Does nothing where there are fewer.
     fn truncate(&mut self, position: usize);
+
+    /// The least position, besides 0, that [`truncate`](Self::truncate) can go back to.
+    fn kept_from(&self) -> usize {
+        0
+    }
 
     /// What the cache holds.
     fn memory(&self) -> KvMemory;

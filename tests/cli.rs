@@ -479,11 +479,36 @@ fn wrong_usage_exits_with_2() {
         (vec!["eval", &model, "--text", &bench.path("text"), "--needle", "--needle-lengths", "20", "--device", "cpu"], "needle-lengths"),
         (vec!["bench", &model, "--steps", "0", "--device", "cpu"], "steps"),
         (vec!["bench", &model, "--depth", "18446744073709551615", "--device", "cpu"], "depth"),
+        (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--group-layers", "2", "--device", "cpu"], "group-layers"),
+        (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--vague", "rows", "--device", "cpu"], "vague"),
+        (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--select", "8", "--device", "cpu"], "select"),
+        (vec!["generate", &model, "-p", "x", "--method", "xkv", "--vague", "mean", "--device", "cpu"], "vague"),
+        (vec!["eval", &model, "--text", &bench.path("text"), "--method", "kvreviver", "--kv-bytes", "8", "--device", "cpu"], "kv-bytes"),
+        (vec!["bench", &model, "--method", "kvreviver"], "device"),
     ] {
         let (kind, message, code) = failed(&arguments);
         assert_eq!((kind.as_str(), code), ("argument", 2), "{arguments:?}: {message}");
         assert!(message.contains(name), "{message}");
     }
+}
+
+/// A cache that forgets is had in every command that reads text, and is named.
+#[test]
+fn a_cache_that_forgets_is_measured_and_talked_with() {
+    let bench = Bench::new();
+    let [model, text] = ["model", "text"].map(|name| bench.path(name));
+    let forgetting = ["--method", "kvreviver", "--keep", "0.5"];
+    let rows =
+        &done(&[&["eval", &model, "--against", &model, "--text", &text, "--window", "200", "--tokens", "400"], &forgetting[..]].concat())["rows"];
+    assert_eq!((rows[0]["method"].as_str(), rows[1]["method"].as_str()), (Some("dense"), Some("kvreviver")));
+    assert_eq!(rows[1]["layout"], "candidates, nothing of the evicted, f16");
+    let bytes = |row: usize| number(&rows[row]["kv_bytes_per_token"]);
+    assert!(bytes(1) <= 0.5 * bytes(0) && number(&rows[1]["kl_mean"]) > 0.0);
+    let mean = [&forgetting[..], &["--vague", "mean"]].concat();
+    let answer = done(&[&["generate", &model, "-p", "the 3 and 4", "--context", "200", "-n", "100"], &mean[..]].concat());
+    assert!(number(&answer["tokens"]) > 0.0);
+    let measured = &done(&[&["bench", &model, "--depth", "100", "--prefill", "32", "--steps", "2", "--rounds", "1"], &mean[..]].concat())["rows"][1];
+    assert_eq!(measured["method"], "kvreviver");
 }
 
 #[test]

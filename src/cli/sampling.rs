@@ -47,10 +47,11 @@ impl SamplingArgs {
     /// # Errors
     /// [`lowkey::Error::Argument`] where that cannot be.
     pub fn resolve(self, cache: &CacheArgs) -> Result<SessionOptions> {
-        let SequenceOptions { select, xkv, .. } = cache.apply(SequenceOptions::default())?;
+        let SequenceOptions { select, xkv, reviver, .. } = cache.apply(SequenceOptions::default())?;
         Ok(SessionOptions {
             select,
             xkv,
+            reviver,
             context: self.context,
             max_tokens: self.max_tokens,
             stop: self.stop,

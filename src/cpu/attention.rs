@@ -6,7 +6,7 @@ use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::linalg::tr_product;
-use nalgebra::DMatrix;
+use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
 /// Grouped-query attention with its projections.
@@ -74,20 +74,23 @@ impl Attention {
         [queries, keys, values]
     }
 
-    /// `[hidden, tokens]` of queries from `position` on.
-    pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> DMatrix<f32> {
+    /// `[hidden, tokens]` of queries from `position` on, and where the sequence forgets, what each column received over all heads and queries.
+    pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> (DMatrix<f32>, Vec<f32>) {
         let d = self.head_dim;
-        let heads: Vec<DMatrix<f32>> = (0..queries.nrows() / d)
+        let (heads, received): (Vec<DMatrix<f32>>, Vec<Option<DVector<f32>>>) = (0..queries.nrows() / d)
             .into_par_iter()
             .map(|head| {
                 let kv_head = head / self.group_size;
                 let first = kv_head * d;
                 let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
+                cached.multiply(&mut weights, d);
                 self.softmax(&mut weights, position, cached, kv_head);
-                cached.values.rows(first, d) * weights
+                let received = cached.side.is_some().then(|| weights.column_sum());
+                (cached.values.rows(first, d) * weights, received)
             })
-            .collect();
-        self.output.apply(&stack(&heads))
+            .unzip();
+        let received = received.into_iter().flatten().reduce(|sum, head| sum + head);
+        (self.output.apply(&stack(&heads)), received.map_or(Vec::new(), |received| received.data.into()))
     }
 
     /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each query sees.

@@ -1,15 +1,16 @@
 //! A sequence's rows: exact ones by layer, and where the model has a basis for them, coded ones beside.
 //!
 //! For a dense cache all rows are exact. With coded rows ([`RowSet`]) the first tokens stay exact, and the newest in a ring; the rule of who reads what is
-//! [`rows::Exact`](crate::rows::Exact)'s. To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
+//! [`rows::Exact`](crate::rows::Exact)'s. A sequence that forgets has no coded rows, or has them and yet keeps some of these tokens exactly: what stands *beside* ([`side`]). To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
 use super::attention::stack;
 use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
+use super::side::{self, Leaving};
 use crate::linalg::tr_product;
-use crate::rows::{Energy, Exact, Holds, Reach, RowSet, RowSpec, Selection, Side};
+use crate::rows::{Energy, Exact, Holds, Reach, RowSet, RowSpec, Selection, Side, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ struct Coded {
     /// Exact rows below this have been overwritten, sinks apart.
     exact_from: usize,
     landmarks: Option<Landmarks>,
+    /// Candidates and the vague, where the sequence forgets.
+    side: Option<side::Side>,
     /// What bases hold of the rows that were coded here.
     energy: Energy,
 }
@@ -51,6 +54,7 @@ pub(super) struct CodedOptions {
     pub(super) exact: Exact,
     pub(super) strict: bool,
     pub(super) select: Option<Selection>,
+    pub(super) stores: Option<Stores>,
     pub(super) head_dim: usize,
 }
 
@@ -66,7 +70,7 @@ pub(super) struct Turn {
     at_once: bool,
 }
 
-/// Keys and values as attention sees them: `[H_kv·d, columns]`, exact ones first.
+/// Keys and values as attention sees them: `[H_kv·d, columns]`, exact ones first, what every query sees besides last.
 pub(super) struct Columns {
     pub(super) keys: DMatrix<f32>,
     pub(super) values: DMatrix<f32>,
@@ -77,6 +81,8 @@ pub(super) struct Columns {
     runs: Vec<Run>,
     /// Which runs a key/value head reads, where it does not read all of them.
     chosen: Option<Vec<Vec<usize>>>,
+    /// How many tokens each column of the side is; `None` where there is no side.
+    pub(super) side: Option<Vec<u32>>,
 }
 
 /// Consecutive coded tokens, and the column of the first.
@@ -88,10 +94,10 @@ struct Run {
 impl Cache {
     /// Room for `capacity` tokens in `layers` layers of `width` numbers a side, in chunks of at most `chunk`.
     pub(super) fn new(layers: usize, width: usize, capacity: usize, chunk: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
-        let coded = coded.map(|CodedOptions { set, exact, strict, select, head_dim }| Coded {
+        let coded = coded.map(|CodedOptions { set, exact, strict, select, stores, head_dim }| Coded {
             words: set.specs.iter().map(|spec| vec![0; capacity * spec.format.words()]).collect(),
-            // Rows over several layers, and chunks that share a landmark, are coded together.
-            strict: strict && !set.spans() && select.is_none(),
+            // Rows over several layers, and chunks that share a landmark, are coded together, and what is forgotten is so between calls.
+            strict: strict && !set.spans() && select.is_none() && stores.is_none(),
             set,
             exact,
             head_dim,
@@ -99,6 +105,10 @@ impl Cache {
             exact_from: 0,
             energy: Energy::default(),
             landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity, row_type)),
+            side: stores.map(|stores| {
+                let slots = exact.sinks.min(capacity) + exact.window(chunk).min(capacity);
+                side::Side::new(stores, layers, width, slots, row_type)
+            }),
         });
         let (sinks, ring) = coded.as_ref().map_or((0, capacity), |coded| (coded.exact.sinks.min(capacity), coded.exact.window(chunk).min(capacity)));
         let rows = || Rows::new(width, sinks + ring, row_type);
@@ -111,7 +121,9 @@ impl Cache {
         let Some(coded) = &self.coded else {
             return Turn { position, end, reach: Reach { sinks: 0, low: 0, high: 0, recent: 0 }, code: 0..0, at_once: false };
         };
-        let reach = coded.exact.reach(position, tokens, coded.strict, coded.exact_from);
+        // What has been forgotten once is not read exactly again, though its row may still be there.
+        let exact_from = if coded.side.is_some() { coded.done } else { coded.exact_from };
+        let reach = coded.exact.reach(position, tokens, coded.strict, exact_from);
         let to = if coded.strict { reach.of(end - 1) } else { coded.exact.coded(end) };
         Turn { position, end, reach, code: coded.done..to.max(coded.done), at_once: coded.strict }
     }
@@ -122,6 +134,7 @@ impl Cache {
             let slot = self.slot(position + index);
             self.layers[layer].keys.write(slot, key.as_slice());
             self.layers[layer].values.write(slot, value.as_slice());
+            self.side_mut().into_iter().for_each(|side| side.begin(layer, slot));
         }
     }
 
@@ -157,7 +170,11 @@ impl Cache {
             let first = turn.code.start.max(coded.exact.sinks).min(turn.code.end);
             (first, self.exact(layer, Side::Keys, first..turn.code.end))
         });
+        let leaving = self.leaving(layer, turn);
         let Some(coded) = &mut self.coded else { return };
+        if let Some(side) = &mut coded.side {
+            side.evict(layer, &leaving);
+        }
         if let (Some(landmarks), Some((first, keys))) = (&mut coded.landmarks, keys) {
             landmarks.make(layer, first, &keys);
         }
@@ -189,7 +206,41 @@ impl Cache {
         if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
             rows.rebuild(layer, &runs, exact, &mut keys, &mut values, rope);
         }
-        Columns { keys, values, reach, sinks, window, runs, chosen }
+        let columns = Columns { keys, values, reach, sinks, window, runs, chosen, side: None };
+        match self.coded.as_ref().and_then(|coded| coded.side.as_ref()) {
+            Some(side) => columns.beside(side.columns(layer)),
+            None => columns,
+        }
+    }
+
+    /// The queries of `turn` have given each of `columns` so much `attention`.
+    pub(super) fn credit(&mut self, layer: usize, turn: &Turn, columns: &Columns, attention: &[f32]) {
+        let slots: Vec<usize> = (0..columns.sinks).chain(columns.window..turn.end).map(|position| self.slot(position)).collect();
+        let first = attention.len() - columns.side.as_ref().map_or(0, Vec::len);
+        self.side_mut().into_iter().for_each(|side| side.credit(layer, attention, slots.iter().copied(), first));
+    }
+
+    fn side_mut(&mut self) -> Option<&mut side::Side> {
+        self.coded.as_mut()?.side.as_mut()
+    }
+
+    /// The tokens that leave the exact window of a sequence that forgets.
+    fn leaving(&self, layer: usize, turn: &Turn) -> Vec<Leaving> {
+        let Some(coded) = self.coded.as_ref().filter(|coded| coded.side.is_some()) else { return Vec::new() };
+        let tokens = turn.code.start.max(coded.exact.sinks)..turn.code.end.max(coded.exact.sinks);
+        let [keys, values] = [Side::Keys, Side::Values].map(|side| self.exact(layer, side, tokens.clone()));
+        let token = |(index, position)| Leaving {
+            position,
+            slot: self.slot(position),
+            key: keys.column(index).into_owned(),
+            value: values.column(index).into_owned(),
+        };
+        tokens.enumerate().map(token).collect()
+    }
+
+    /// The least position, besides 0, that [`truncate`](Self::truncate) can go back to.
+    pub(super) fn kept_from(&self) -> usize {
+        self.coded.as_ref().filter(|coded| coded.side.is_some()).map_or(0, |coded| coded.done)
     }
 
     /// When all layers have run.
@@ -248,11 +299,14 @@ impl Cache {
         stack(&parts)
     }
 
-    /// Forgets tokens from `position` on.
+    /// Forgets tokens from `position` on; everything where that is below [`kept_from`](Self::kept_from).
     pub(super) fn truncate(&mut self, position: usize) {
         if let Some(coded) = &mut self.coded {
             coded.done = coded.done.min(position);
             coded.exact_from = coded.exact_from.min(position);
+            if let (0, Some(side)) = (position, &mut coded.side) {
+                side.clear();
+            }
         }
     }
 
@@ -273,7 +327,8 @@ impl Cache {
             None => (exact, 0),
             Some(coded) => {
                 let words: usize = coded.words.iter().map(|words| words.capacity() * size_of::<u32>()).sum();
-                (words + coded.landmarks.as_ref().map_or(0, Landmarks::bytes), exact)
+                let (side, received) = coded.side.as_ref().map_or((0, 0), side::Side::bytes);
+                (words + side + coded.landmarks.as_ref().map_or(0, Landmarks::bytes), exact + received)
             }
         }
     }
@@ -308,7 +363,7 @@ impl Coded {
             Some(landmarks) if queries.ncols() == 1 => landmarks.choose(layer, queries, Selection::range(tokens.start, tokens.end)),
             _ => None,
         };
-        let Some(chosen) = chosen else { return (vec![Run { tokens, column }], None) };
+        let Some(chosen) = chosen else { return (self.between(layer, tokens, column), None) };
         let mut chunks = chosen.concat();
         chunks.sort_unstable();
         chunks.dedup();
@@ -321,6 +376,25 @@ impl Coded {
         let runs = chunks.iter().map(run).collect();
         let heads = chosen.iter().map(|head| head.iter().filter_map(|chunk| chunks.binary_search(chunk).ok()).collect()).collect();
         (runs, Some(heads))
+    }
+
+    /// The runs of `tokens` that have nothing but a row: all in one, or those between the candidates.
+    fn between(&self, layer: usize, tokens: Range<usize>, column: usize) -> Vec<Run> {
+        let candidates = match &self.side {
+            None => return vec![Run { tokens, column }],
+            Some(side) if side.beside_rows() => side.positions(layer),
+            // Without rows there is nothing between.
+            Some(_) => return Vec::new(),
+        };
+        let (mut runs, mut start, mut next) = (Vec::new(), tokens.start, column);
+        for end in candidates.into_iter().chain([tokens.end]) {
+            if start < end {
+                runs.push(Run { tokens: start..end, column: next });
+                next += end - start;
+            }
+            start = end + 1;
+        }
+        runs
     }
 
     /// Fills the columns of `runs`, which begin at `first`, of `keys` and `values` with what their rows stand for.
@@ -352,6 +426,16 @@ impl Coded {
 }
 
 impl Columns {
+    /// Adds to `scores: [columns, tokens]`, which are still to be divided by `√head_dim`, what a column that is many tokens has more: `ln n`.
+    pub(super) fn multiply(&self, scores: &mut DMatrix<f32>, head_dim: usize) {
+        let Some(side) = &self.side else { return };
+        let first = scores.nrows() - side.len();
+        for (row, &count) in side.iter().enumerate().filter(|(_, count)| **count > 1) {
+            let more = (count as f32).ln() * (head_dim as f32).sqrt();
+            scores.row_mut(first + row).add_scalar_mut(more);
+        }
+    }
+
     /// The columns that the query at `position` sees with a key/value head, where it sees no further back than `window` tokens, itself included: exact sinks, exact others, coded.
     pub(super) fn seen(&self, position: usize, window: usize, kv_head: usize) -> Vec<Range<usize>> {
         let oldest = (position + 1).saturating_sub(window);
@@ -370,6 +454,9 @@ impl Columns {
         match &self.chosen {
             None => self.runs.iter().for_each(&mut add),
             Some(chosen) => chosen[kv_head].iter().for_each(|&run| add(&self.runs[run])),
+        }
+        if let Some(side) = self.side.as_ref().filter(|side| !side.is_empty()) {
+            seen.push(self.keys.ncols() - side.len()..self.keys.ncols());
         }
         seen
     }

@@ -37,7 +37,9 @@ impl Layer {
         let mut attend = |[queries, keys, values]: [DMatrix<f32>; 3]| {
             cache.append(index, position, &keys, &values);
             cache.code(index, turn, true, rope);
-            let attended = self.attention.attend(&queries, position, &cache.read(index, turn, &queries, rope));
+            let columns = cache.read(index, turn, &queries, rope);
+            let (attended, received) = self.attention.attend(&queries, position, &columns);
+            cache.credit(index, turn, &columns, &received);
             cache.code(index, turn, false, rope);
             attended
         };

@@ -18,6 +18,7 @@ mod prompt;
 mod rope;
 mod rows;
 mod sequence;
+mod side;
 
 pub use attention::Heads;
 pub use backward::{LayerGradients, Residuals};

@@ -31,10 +31,11 @@ impl CpuSequence {
     pub(super) fn with_rows(model: Arc<Model>, rows: Option<Arc<RowSet>>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
         options.check(rows.is_some())?;
         let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
-        let SequenceOptions { capacity, exact, strict, chunk, select, xkv } = options;
+        let SequenceOptions { capacity, exact, strict, chunk, select, xkv, reviver } = options;
         let spans = rows.as_ref().is_some_and(|rows| rows.spans());
-        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time.
-        let most = if strict && (spans || select.is_some() || xkv.is_some()) { Exact::BLOCK } else { capacity };
+        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time. What is forgotten is so on the way, block by block.
+        let together = spans || select.is_some() || xkv.is_some();
+        let most = if strict && together || reviver.is_some() { Exact::BLOCK } else { capacity };
         let chunk = chunk.unwrap_or(Self::CHUNK).clamp(1, most.max(1));
         if capacity == 0 {
             return Err(refuse("no room for any token; ask for at least one"));
@@ -42,7 +43,11 @@ impl CpuSequence {
         let (layers, head_dim) = (model.config.num_hidden_layers, model.config.head_dim);
         let width = model.config.num_key_value_heads * head_dim;
         let dense = 2 * layers * width * row_type.bytes();
-        let bytes_per_token = rows.as_ref().map_or(dense, |rows| RowSet::bytes_per_token(&rows.specs) as usize);
+        let bytes_per_token = match &rows {
+            Some(rows) => RowSet::bytes_per_token(&rows.specs) as usize,
+            None if reviver.is_some() => 0,
+            None => dense,
+        };
         // Tried out first: an allocation that fails would end the process.
         let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
         if !capacity.checked_mul(bytes_per_token).is_some_and(fits) {
@@ -51,7 +56,15 @@ impl CpuSequence {
         let Exact { sinks, recent } = exact.or(rows.as_ref().map(|rows| rows.exact)).unwrap_or_default();
         // More than there are tokens is all of them.
         let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
-        let coded = rows.map(|set| CodedOptions { set, exact, strict, select, head_dim });
+        let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
+        let stores = reviver.map(|reviver| reviver.stores(&model.config, specs, exact, capacity)).transpose()?;
+        if stores.as_ref().is_some_and(|stores| !stores.bytes().and_then(|bytes| bytes.checked_mul(layers)).is_some_and(fits)) {
+            return Err(refuse("more tokens than memory has room for; ask for fewer"));
+        }
+        // A dense sequence that forgets is one of coded rows, of which it has none.
+        let none = || Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact });
+        let rows = rows.or(stores.map(|_| none()));
+        let coded = rows.map(|set| CodedOptions { set, exact, strict, select, stores, head_dim });
         let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);
         Ok(CpuSequence { cache, rope: Rope::new(&model.config), exact, bases: 0, prompt: Energy::default(), position: 0, capacity, chunk, model })
     }
@@ -108,8 +121,7 @@ impl CpuSequence {
                 let what = format!("the logits after position {}", self.position - found.ncols() + at / vocab);
                 let message = format!("that of token {} is {}: the weights or the cached rows overflow", at % vocab, found[at]);
                 // Nothing is appended by a call that fails.
-                self.position = begin;
-                self.cache.truncate(begin);
+                self.truncate(begin);
                 return Err(Error::Numeric { what, message });
             }
             wanted.extend_from_slice(found.as_slice());
@@ -142,8 +154,14 @@ impl Sequence for CpuSequence {
     }
 
     fn truncate(&mut self, position: usize) {
-        self.position = self.position.min(position);
-        self.cache.truncate(self.position);
+        if position < self.position {
+            self.position = if position < self.kept_from() { 0 } else { position };
+            self.cache.truncate(self.position);
+        }
+    }
+
+    fn kept_from(&self) -> usize {
+        self.cache.kept_from()
     }
 
     fn memory(&self) -> KvMemory {

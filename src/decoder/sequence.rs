@@ -195,6 +195,9 @@ impl GpuSequence {
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
     pub(super) fn new(model: Arc<Model>, rows: Option<Arc<CodedRows>>, options: SequenceOptions) -> Result<GpuSequence> {
         options.check(rows.is_some())?;
+        if options.reviver.is_some() {
+            return Err(Error::Argument { name: "device".into(), message: "kvreviver runs on --device cpu so far".into() });
+        }
         let capacity = options.capacity;
         Shape::check(capacity, model.config.head_dim, rows.is_some())?;
         let shape = Shape::new(&options, rows.as_ref().map_or(Exact::default(), |rows| rows.exact), rows.as_ref().is_some_and(|rows| rows.spans()));

@@ -12,12 +12,16 @@ mod codebook;
 mod coder;
 mod exact;
 mod format;
+mod reviver;
 mod selection;
+mod sketch;
 mod spec;
 
 pub use codebook::{EIGHT_BITS, distortion, levels};
 pub use coder::{Coder, Energy};
 pub use exact::{Exact, Reach};
 pub use format::{Band, Format, RUN, Run, Scale, ScaleSource};
+pub use reviver::{Reviver, Stores, Vague};
 pub use selection::Selection;
+pub use sketch::{Sketch, SketchColumns};
 pub use spec::{Holds, RowSet, RowSpec, Side, Source};

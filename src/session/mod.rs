@@ -19,7 +19,7 @@ pub use stop::{Released, StopStrings};
 use crate::Result;
 use crate::checkpoint::Tokenizer;
 use crate::compress::Xkv;
-use crate::rows::Selection;
+use crate::rows::{Reviver, Selection};
 use crate::sequence::{KvMemory, Sequence};
 use std::sync::Arc;
 
@@ -40,6 +40,8 @@ pub struct SessionOptions {
     pub select: Option<Selection>,
     /// How the prompt of a dense model is compressed in bases of its own, if at all.
     pub xkv: Option<Xkv>,
+    /// How tokens are forgotten, if they are.
+    pub reviver: Option<Reviver>,
 }
 
 /// What to continue.
@@ -78,7 +80,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session on any sequence, which it empties. `options.context`, `select` and `xkv` are of no effect here: the sequence has its own.
+    /// A session on any sequence, which it empties. `options.context`, `select`, `xkv` and `reviver` are of no effect here: the sequence has its own.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for an option out of its range.

@@ -1,0 +1,309 @@
+//! What stands beside the exact rows of a sequence that forgets: candidates, and the vague ([`Reviver`](crate::rows::Reviver)).
+
+use super::RowType;
+use super::cache::Columns;
+use super::rows::Rows;
+use crate::rows::{Sketch, Stores, Vague};
+use nalgebra::{DMatrix, DVector};
+
+/// Of all layers.
+pub(super) struct Side {
+    stores: Stores,
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    /// Candidates by slot.
+    keys: Rows,
+    values: Rows,
+    places: Vec<Place>,
+    sketch: Option<Sketch>,
+    /// Attention that exact rows have received, by their slot.
+    received: Vec<f32>,
+}
+
+/// A candidate.
+#[derive(Clone, Copy)]
+struct Place {
+    position: u32,
+    received: f32,
+}
+
+/// Columns that every query sees: `[H_kv·d, columns]`.
+pub(super) struct SideColumns {
+    pub(super) keys: DMatrix<f32>,
+    pub(super) values: DMatrix<f32>,
+    /// How many tokens each is.
+    pub(super) counts: Vec<u32>,
+}
+
+/// A token that may become a candidate: where it stands, what it has received, its key and value.
+pub(super) struct Leaving {
+    pub(super) position: usize,
+    /// The slot of its exact row.
+    pub(super) slot: usize,
+    pub(super) key: DVector<f32>,
+    pub(super) value: DVector<f32>,
+}
+
+/// Who competes for the slots.
+enum Contender {
+    Candidate(usize),
+    Leaving(usize),
+    Alone,
+}
+
+impl Side {
+    /// In each of `layers` layers as `stores` say, beside exact rows of `width` numbers a side in `slots` slots.
+    pub(super) fn new(stores: Stores, layers: usize, width: usize, slots: usize, row_type: RowType) -> Side {
+        let rows = || Rows::new(width, stores.candidates, row_type);
+        let layer = |index: usize| Layer {
+            keys: rows(),
+            values: rows(),
+            places: Vec::with_capacity(stores.candidates),
+            sketch: stores.sketch(index as u64),
+            received: vec![0.0; slots],
+        };
+        Side { stores, layers: (0..layers).map(layer).collect() }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            layer.places.clear();
+            layer.sketch = self.stores.sketch(index as u64);
+        }
+    }
+
+    /// Another token's row is in the exact `slot`.
+    pub(super) fn begin(&mut self, layer: usize, slot: usize) {
+        self.layers[layer].received[slot] = 0.0;
+    }
+
+    /// The positions of the candidates, ascending.
+    pub(super) fn positions(&self, layer: usize) -> Vec<usize> {
+        let mut positions: Vec<usize> = self.layers[layer].places.iter().map(|place| place.position as usize).collect();
+        positions.sort_unstable();
+        positions
+    }
+
+    /// What queries see.
+    pub(super) fn columns(&self, layer: usize) -> SideColumns {
+        let Layer { keys, values, places, sketch, .. } = &self.layers[layer];
+        let vague = sketch.as_ref().map(Sketch::columns).unwrap_or_default();
+        let (width, first, count) = (keys.width(), places.len(), places.len() + vague.counts.len());
+        let [mut all_keys, mut all_values] = [(); 2].map(|()| DMatrix::zeros(width, count));
+        keys.read(0, &mut all_keys.as_mut_slice()[..first * width]);
+        values.read(0, &mut all_values.as_mut_slice()[..first * width]);
+        for (index, vector) in vague.vectors.chunks_exact(2 * width).enumerate() {
+            all_keys.column_mut(first + index).copy_from_slice(&vector[..width]);
+            all_values.column_mut(first + index).copy_from_slice(&vector[width..]);
+        }
+        let counts = [vec![1; first], vague.counts].concat();
+        SideColumns { keys: all_keys, values: all_values, counts }
+    }
+
+    /// Every column has received so much attention; `slots` are those of the exact rows, and the side's columns begin at `first`.
+    pub(super) fn credit(&mut self, layer: usize, attention: &[f32], slots: impl Iterator<Item = usize>, first: usize) {
+        let Layer { places, sketch, received, .. } = &mut self.layers[layer];
+        slots.zip(attention).for_each(|(slot, mass)| received[slot] += mass);
+        let (candidates, vague) = attention[first..].split_at(places.len());
+        places.iter_mut().zip(candidates).for_each(|(place, mass)| place.received += mass);
+        if let Some(sketch) = sketch {
+            let buckets = sketch.columns().buckets;
+            buckets.into_iter().zip(vague).for_each(|(bucket, mass)| sketch.weigh(bucket, *mass));
+        }
+    }
+
+    /// Tokens that leave the exact window compete with the candidates, and with the vague that are still known, for the slots.
+    pub(super) fn evict(&mut self, layer: usize, leaving: &[Leaving]) {
+        let Layer { keys, values, places, sketch, received } = &mut self.layers[layer];
+        let width = keys.width();
+        let mut who = Vec::new();
+        let mut contenders = Vec::new();
+        let mut add = |contender, position, mass| {
+            who.push(contender);
+            contenders.push((position, mass));
+        };
+        places.iter().enumerate().for_each(|(slot, place)| add(Contender::Candidate(slot), place.position as usize, place.received));
+        leaving.iter().enumerate().for_each(|(index, token)| add(Contender::Leaving(index), token.position, received[token.slot]));
+        sketch.iter().flat_map(Sketch::alone).for_each(|(position, mass)| add(Contender::Alone, position, mass));
+        let stays = self.stores.contest(&contenders);
+
+        let mut free: Vec<usize> = (places.len()..self.stores.candidates).rev().collect();
+        // Out of the slots and the sketch first, and then in.
+        let (mut demoted, mut promoted) = (Vec::new(), Vec::new());
+        for ((who, (position, mass)), stays) in who.iter().zip(contenders).zip(stays) {
+            let mut vector = vec![0.0; 2 * width];
+            match who {
+                Contender::Candidate(slot) if !stays => {
+                    keys.read(*slot, &mut vector[..width]);
+                    values.read(*slot, &mut vector[width..]);
+                    free.push(*slot);
+                    demoted.push((position, vector, mass));
+                }
+                Contender::Leaving(index) => {
+                    vector[..width].copy_from_slice(leaving[*index].key.as_slice());
+                    vector[width..].copy_from_slice(leaving[*index].value.as_slice());
+                    if stays { &mut promoted } else { &mut demoted }.push((position, vector, mass));
+                }
+                Contender::Alone if stays => {
+                    if let Some(sketch) = sketch {
+                        let vector = sketch.exactly(position);
+                        sketch.remove(position, &vector);
+                        promoted.push((position, vector, mass));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (position, vector, received) in promoted {
+            let Some(slot) = free.pop() else { break };
+            keys.write(slot, &vector[..width]);
+            values.write(slot, &vector[width..]);
+            let place = Place { position: position as u32, received };
+            if slot < places.len() { places[slot] = place } else { places.push(place) }
+        }
+        if let Some(sketch) = sketch {
+            demoted.iter().for_each(|(position, vector, mass)| sketch.insert(*position, vector, *mass));
+        }
+    }
+
+    /// Whether candidates are read beside coded rows that they have as well.
+    pub(super) fn beside_rows(&self) -> bool {
+        self.stores.vague == Vague::Rows
+    }
+
+    /// Bytes allocated: of candidates and the vague, and of what the exact rows have received.
+    pub(super) fn bytes(&self) -> (usize, usize) {
+        let layer = |layer: &Layer| {
+            let places = layer.places.capacity() * size_of::<Place>();
+            layer.keys.bytes() + layer.values.bytes() + places + layer.sketch.as_ref().map_or(0, Sketch::bytes)
+        };
+        let received = |layer: &Layer| layer.received.capacity() * size_of::<f32>();
+        (self.layers.iter().map(layer).sum(), self.layers.iter().map(received).sum())
+    }
+}
+
+impl Columns {
+    /// Adds what every query sees besides.
+    pub(super) fn beside(mut self, side: SideColumns) -> Columns {
+        let first = self.keys.ncols();
+        let count = side.counts.len();
+        self.keys = self.keys.insert_columns(first, count, 0.0);
+        self.values = self.values.insert_columns(first, count, 0.0);
+        self.keys.columns_mut(first, count).copy_from(&side.keys);
+        self.values.columns_mut(first, count).copy_from(&side.values);
+        self.side = Some(side.counts);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::Budget;
+    use crate::random::Random;
+    use crate::rows::{Exact, Reviver};
+
+    const WIDTH: usize = 8;
+
+    /// A layer of one head, and room for 24 candidates, or fewer and a sketch.
+    fn side(vague: Vague) -> Side {
+        let config = crate::checkpoint::Config {
+            architecture: crate::checkpoint::Architecture::Llama,
+            hidden_size: 8,
+            intermediate_size: 8,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            num_key_value_heads: 1,
+            head_dim: WIDTH,
+            vocab_size: 10,
+            max_position_embeddings: 512,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: crate::checkpoint::RopeScaling::None,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            qk_norm: false,
+            sliding_window: None,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        };
+        let reviver = Reviver { budget: Budget::Bytes(10), vague: Some(vague) };
+        let stores = reviver.stores(&config, &[], Exact { sinks: 0, recent: 0 }, 96).unwrap();
+        Side::new(stores, 1, WIDTH, 32, RowType::F32)
+    }
+
+    fn vector(position: usize) -> DVector<f32> {
+        let mut random = Random::new(position as u64);
+        DVector::from_fn(WIDTH, |_, _| (random.gaussian() * 64.0).round() as f32 / 64.0)
+    }
+
+    fn evict(side: &mut Side, tokens: std::ops::Range<usize>) {
+        tokens.clone().for_each(|position| side.begin(0, position % 32));
+        let leaving: Vec<Leaving> =
+            tokens.map(|position| Leaving { position, slot: position % 32, key: vector(position), value: vector(1000 + position) }).collect();
+        // The newer and the odder, the more attention.
+        leaving.iter().for_each(|token| side.layers[0].received[token.slot] = token.position as f32 + 1000.0 * (token.position % 2) as f32);
+        side.evict(0, &leaving);
+    }
+
+    /// Every token is a candidate or vague: the sum of all keys and values is still there, each once.
+    #[test]
+    fn nothing_is_lost_and_nothing_is_twice() {
+        for vague in [Vague::Mean, Vague::Shrunk, Vague::Sketch] {
+            let mut side = side(vague);
+            let most = side.stores.candidates;
+            for block in 0..3 {
+                evict(&mut side, 32 * block..32 * block + 32);
+                let end = 32 * block + 32;
+                let mut positions = side.positions(0);
+                assert_eq!(positions.len(), most.min(end));
+                positions.dedup();
+                assert_eq!(positions.len(), most.min(end));
+                let sketch = side.layers[0].sketch.as_ref().unwrap();
+                assert_eq!(sketch.count() + positions.len(), end, "{vague:?}");
+                assert!(sketch.alone().all(|(position, _)| !positions.contains(&position)));
+                let columns = side.columns(0);
+                for (slot, place) in side.layers[0].places.iter().enumerate() {
+                    assert_eq!(columns.keys.column(slot), vector(place.position as usize));
+                    assert_eq!(columns.values.column(slot), vector(1000 + place.position as usize));
+                }
+                if vague != Vague::Sketch {
+                    let all: DVector<f32> = (0..end).map(|position| vector(1000 + position)).sum();
+                    let counted = columns.values.column_iter().zip(&columns.counts).map(|(value, &count)| value * count as f32);
+                    // A shrunk estimate is not what it stands for, but for tokens alone: only the mean is exact.
+                    let found: DVector<f32> = counted.sum();
+                    assert!(vague == Vague::Shrunk || (found - all).norm() < 1e-3);
+                }
+            }
+            // Odd positions have received more, and of these the newest.
+            let best: Vec<usize> = (0..96).filter(|position| position % 2 == 1).rev().take(most).collect();
+            assert!(side.positions(0).iter().all(|position| best.contains(position) || most > 48), "{:?}", side.positions(0));
+            side.clear();
+            assert!(side.positions(0).is_empty() && side.columns(0).counts.is_empty());
+        }
+    }
+
+    /// A vague token that is alone in its bucket and receives more than a candidate takes its place, as it was.
+    #[test]
+    fn what_is_known_is_revived() {
+        let mut side = side(Vague::Shrunk);
+        let most = side.stores.candidates;
+        // Four are vague, in five buckets.
+        assert_eq!((most, side.stores.buckets), (10, 5));
+        evict(&mut side, 0..14);
+        let (forgotten, _) = side.layers[0].sketch.as_ref().unwrap().alone().next().unwrap();
+        let columns = side.columns(0);
+        let at = (most..columns.counts.len()).find(|&at| (columns.keys.column(at) - vector(forgotten)).norm() < 1e-3).unwrap();
+        let mut attention = vec![0.0; columns.counts.len()];
+        attention[at] = 1e6;
+        side.credit(0, &attention, std::iter::empty(), 0);
+        side.evict(0, &[]);
+        assert!(side.positions(0).contains(&forgotten));
+        let slot = side.layers[0].places.iter().position(|place| place.position as usize == forgotten).unwrap();
+        assert!((side.columns(0).keys.column(slot) - vector(forgotten)).norm() < 1e-4);
+        assert_eq!(side.positions(0).len() + side.layers[0].sketch.as_ref().unwrap().count(), 14);
+    }
+}

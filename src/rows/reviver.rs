@@ -1,0 +1,151 @@
+//! KVReviver (Yuan et al., *KVReviver: Reversible KV Cache Compression with Sketch-Based Token Reconstruction*, arXiv 2512.17917): tokens that are evicted leave a trace.
+//!
+//! Published, as far as it can be read: a cache of three parts, *recent* tokens, *candidates* and *vague* ones; the vague part is a variant of a count-sketch from which evicted tokens are
+//! rebuilt, so that attention runs over all tokens. The rest is our inference:
+//!
+//! - *sinks* and *recent* tokens are exact as anywhere else ([`Exact`]). Those that leave the recent ones, in blocks, compete with the candidates for the candidates' slots; who has received
+//!   the most attention, over all heads and queries of the layer, stays exact ([`Stores::contest`]). All heads share the candidates, since a row here belongs to all of them.
+//! - the others become vague: nothing at all ([`Vague::None`]: eviction by heavy hitters, as in H2O, arXiv 2306.14048), their mean, as often as they are many ([`Vague::Mean`]), a count-sketch of keys after
+//!   RoPE and values as published ([`Vague::Sketch`]), or one around the mean and shrunk ([`Vague::Shrunk`]): [`Sketch`]. Where the model has a basis for coded rows, every token leaves one,
+//!   and a candidate is read exactly instead of from it ([`Vague::Rows`]).
+//! - a vague token can be *revived* only where it is known: alone in its bucket. Then it competes with the others, by the attention that its bucket receives, and comes back as it was. Those that
+//!   share bucket and sign cannot be told apart by attention, nor one be taken out without the others' error. A coded row brings nothing back that it does not say anyway.
+//!
+//! A prompt is read as it comes, in blocks, and evicted on the way: the cache never holds more than its budget and the blocks under way. What a token receives later than that is not foreseen.
+//! The budget is for the whole capacity: sinks, recent tokens, candidates and what is vague, all counted in bytes. A sketch's sums take four bytes where a row takes two.
+
+use super::sketch::Sketch;
+use super::{Exact, RowSet, RowSpec};
+use crate::checkpoint::Config;
+use crate::compress::Budget;
+use crate::{Error, Result};
+
+/// What is left of tokens that are evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vague {
+    /// Nothing.
+    None,
+    /// Their mean, once for all of them.
+    Mean,
+    /// A count-sketch, as published.
+    Sketch,
+    /// A count-sketch around their mean, shrunk towards it.
+    Shrunk,
+    /// Their coded rows: for models that are compressed already.
+    Rows,
+}
+
+/// How a sequence forgets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reviver {
+    /// What a token may take, over the whole model, when the capacity is used up.
+    pub budget: Budget,
+    /// What is left of the evicted; `None` for what measures best: rows where the model has them, and nothing elsewhere.
+    pub vague: Option<Vague>,
+}
+
+/// What one layer has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stores {
+    /// What is left of the evicted.
+    pub vague: Vague,
+    /// Tokens beside sinks and recent ones that are exact.
+    pub candidates: usize,
+    /// Buckets of the sketch.
+    pub buckets: usize,
+    /// Numbers of a key and a value.
+    width: usize,
+}
+
+impl Reviver {
+    /// In words, for a model whose rows are `coded` or not.
+    pub fn options(&self, coded: bool) -> String {
+        let vague = match self.vague(coded) {
+            Vague::None => "nothing of the evicted",
+            Vague::Mean => "mean of the evicted",
+            Vague::Sketch => "sketch of the evicted",
+            Vague::Shrunk => "shrunk sketch of the evicted",
+            Vague::Rows => "rows of the evicted",
+        };
+        format!("candidates, {vague}")
+    }
+
+    fn vague(&self, coded: bool) -> Vague {
+        self.vague.unwrap_or(if coded { Vague::Rows } else { Vague::None })
+    }
+
+    /// What the budget has room for in each layer, beside what stays `exact` and a model's coded `rows`, if any.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where this model cannot be read so, or the budget holds nothing.
+    pub fn stores(&self, config: &Config, rows: &[RowSpec], exact: Exact, capacity: usize) -> Result<Stores> {
+        let refuse = |name: &str, message: &str| Err(Error::Argument { name: name.into(), message: message.into() });
+        let vague = self.vague(!rows.is_empty());
+        if config.sliding_window.is_some_and(|window| window < capacity) {
+            return refuse(
+                "method",
+                "this model sees no further back than its window and forgets the rest by itself; kvreviver has nothing to keep there",
+            );
+        }
+        match (vague, rows.is_empty()) {
+            (Vague::Rows, true) => {
+                return refuse("vague", "a dense model has no coded rows; compress it first, or choose none, mean, sketch or shrunk");
+            }
+            (Vague::Rows, false) | (_, true) => {}
+            (_, false) => return refuse("vague", "this model leaves a coded row of every token; choose rows, or give the dense model"),
+        }
+        let layers = config.num_hidden_layers as u128;
+        let width = 2 * config.num_key_value_heads * config.head_dim;
+        let bytes = u128::from(self.budget.bytes(config.dense_kv_bytes_per_token())?) * capacity as u128 / layers;
+        let kept = (exact.sinks as u128 + exact.recent as u128) * 2 * width as u128;
+        let rows = u128::from(RowSet::bytes_per_token(rows)) * capacity as u128 / layers;
+        let mean = if matches!(vague, Vague::Mean | Vague::Shrunk) { Sketch::mean_bytes(width) } else { 0 };
+        let left = bytes.saturating_sub(kept + rows + mean as u128);
+        let sketch = if matches!(vague, Vague::Sketch | Vague::Shrunk) { left / 2 } else { 0 };
+        // More than there are tokens is room for all of them.
+        let fit = |bytes: u128, each: usize| usize::try_from(bytes / each as u128).unwrap_or(usize::MAX).min(capacity);
+        let buckets = fit(sketch, Sketch::bucket_bytes(width));
+        let candidates = fit(left - buckets as u128 * Sketch::bucket_bytes(width) as u128, Stores::candidate_bytes(width));
+        if candidates == 0 || sketch > 0 && buckets == 0 {
+            let Exact { sinks, recent } = exact;
+            let message = format!(
+                "the budget for {capacity} tokens, {bytes} bytes in each layer, leaves nothing beside {sinks} sinks and {recent} recent tokens ({kept} bytes), \
+                 coded rows ({rows}) and a mean ({mean}); allow more, or a longer context"
+            );
+            return refuse("kv-bytes", &message);
+        }
+        Ok(Stores { vague, candidates, buckets, width })
+    }
+}
+
+impl Stores {
+    /// Of a key and a value that are `width` numbers together, with position and weight.
+    const fn candidate_bytes(width: usize) -> usize {
+        2 * width + size_of::<u32>() + size_of::<f32>()
+    }
+
+    /// Bytes of all candidates and buckets in one layer, rows in f16; `None` where that is beyond counting.
+    pub fn bytes(&self) -> Option<usize> {
+        let candidates = self.candidates.checked_mul(Stores::candidate_bytes(self.width))?;
+        candidates.checked_add(self.buckets.checked_mul(Sketch::bucket_bytes(self.width))?)
+    }
+
+    /// An empty sketch of the vague, where they are sketched.
+    pub fn sketch(&self, seed: u64) -> Option<Sketch> {
+        match self.vague {
+            Vague::None | Vague::Rows => None,
+            Vague::Mean => Some(Sketch::new(self.width, 0, true, seed)),
+            Vague::Sketch => Some(Sketch::new(self.width, self.buckets, false, seed)),
+            Vague::Shrunk => Some(Sketch::new(self.width, self.buckets, true, seed)),
+        }
+    }
+
+    /// Which of `contenders`, position and attention received, get a slot. Among equals the earlier ones do.
+    pub fn contest(&self, contenders: &[(usize, f32)]) -> Vec<bool> {
+        let mut order: Vec<usize> = (0..contenders.len()).collect();
+        order.sort_by(|&a, &b| contenders[b].1.total_cmp(&contenders[a].1).then(contenders[a].0.cmp(&contenders[b].0)));
+        let mut stays = vec![false; contenders.len()];
+        order.iter().take(self.candidates).for_each(|&index| stays[index] = true);
+        stays
+    }
+}

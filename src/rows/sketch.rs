@@ -1,0 +1,303 @@
+//! A count-sketch of vectors (Charikar, Chen and Farach-Colton, *Finding frequent items in data streams*, 2002): far fewer sums than vectors, each vector in one of them.
+//!
+//! A hash gives the vector `x` of every position `i` a bucket `h(i)` of `w` and a sign `s(i)`: `S[h(i)] += s(i)·x`. Its estimate is `s(i)·S[h(i)]`: right on average over seeds, and as wrong
+//! as the others in its bucket are large. Two of one bucket and sign have the same estimate, so attention over all vectors is attention over two columns for each bucket, as many
+//! times as it has vectors of either sign: nothing is ever rebuilt one by one.
+//!
+//! Positions `j·w..(j+1)·w` are spread by a permutation: as long as there are no more than `w` consecutive ones, none share a bucket.
+//!
+//! Beside the sums there can be the sum of everything, for its mean `μ`. Then the estimate is `μ ± (S − c·μ)/n`, with `n` vectors in the bucket and `c` the sum of their signs: of all multiples
+//! of a centred sum the one that is closest in the mean square, when vectors vary alike; exact for one that is alone. A mean that moves later spoils nothing, as `c` is kept.
+//!
+//! Sums are whole numbers of 1/65536: to take out what was put in leaves the very bits that were there before.
+
+use crate::random::Random;
+
+/// `1/UNIT` is what sums count in.
+const UNIT: f32 = 65536.0;
+
+/// The sums of what was put in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sketch {
+    seed: u64,
+    width: usize,
+    /// `[buckets][width]`.
+    sums: Vec<i32>,
+    buckets: Vec<Bucket>,
+    /// Of all vectors; empty where no mean is taken.
+    total: Vec<i64>,
+    count: u32,
+}
+
+/// What is known of those in one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Bucket {
+    plus: u32,
+    minus: u32,
+    /// The last position that came, and its weight: what a vector that is alone is known by.
+    position: u32,
+    weight: f32,
+}
+
+/// What stands for all vectors: `[columns][width]`, and how many vectors each column is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SketchColumns {
+    /// One after the other.
+    pub vectors: Vec<f32>,
+    /// Above zero.
+    pub counts: Vec<u32>,
+    /// The bucket of each; one beyond the last for the mean alone.
+    pub buckets: Vec<usize>,
+}
+
+impl Sketch {
+    /// Of vectors of `width` numbers, in so many buckets: none to know their mean alone.
+    pub fn new(width: usize, buckets: usize, mean: bool, seed: u64) -> Sketch {
+        let total = vec![0; if mean { width } else { 0 }];
+        Sketch { seed, width, sums: vec![0; buckets * width], buckets: vec![Bucket::default(); buckets], total, count: 0 }
+    }
+
+    /// What one bucket takes.
+    pub const fn bucket_bytes(width: usize) -> usize {
+        width * size_of::<i32>() + size_of::<Bucket>()
+    }
+
+    /// What the mean takes.
+    pub const fn mean_bytes(width: usize) -> usize {
+        width * size_of::<i64>()
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> usize {
+        self.sums.capacity() * size_of::<i32>() + self.total.capacity() * size_of::<i64>() + self.buckets.capacity() * size_of::<Bucket>()
+    }
+
+    /// Vectors in it.
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// The bucket and the sign of a position.
+    fn place(&self, position: usize) -> (usize, i32) {
+        let w = self.buckets.len();
+        let (block, within) = (position / w, position % w);
+        let mut random = Random::new(self.seed ^ Random::new(block as u64).bits());
+        // Any factor that has no divisor in common with w permutes.
+        let mut factor = 1 + random.below(w);
+        while common_divisor(factor, w) != 1 {
+            factor = factor % w + 1;
+        }
+        let bucket = ((factor as u128 * within as u128 + random.below(w) as u128) % w as u128) as usize;
+        let sign = Random::new(!self.seed ^ Random::new(position as u64).bits()).bits() >> 63;
+        (bucket, if sign == 0 { 1 } else { -1 })
+    }
+
+    /// Puts the vector of `position` in, which weighs `weight`.
+    pub fn insert(&mut self, position: usize, vector: &[f32], weight: f32) {
+        self.add(position, vector, 1);
+        if !self.buckets.is_empty() {
+            let bucket = self.place(position).0;
+            (self.buckets[bucket].position, self.buckets[bucket].weight) = (position as u32, weight);
+        }
+    }
+
+    /// Takes it out again.
+    pub fn remove(&mut self, position: usize, vector: &[f32]) {
+        self.add(position, vector, -1);
+    }
+
+    fn add(&mut self, position: usize, vector: &[f32], times: i32) {
+        self.count = self.count.wrapping_add_signed(times);
+        let fixed = |x: &f32| (x * UNIT) as i32;
+        self.total.iter_mut().zip(vector).for_each(|(sum, x)| *sum += i64::from(times * fixed(x)));
+        if self.buckets.is_empty() {
+            return;
+        }
+        let (bucket, sign) = self.place(position);
+        // Wrapping, so that also a sum that has no room is undone exactly: vectors beyond 32768.
+        let sums = &mut self.sums[bucket * self.width..][..self.width];
+        sums.iter_mut().zip(vector).for_each(|(sum, x)| *sum = sum.wrapping_add((times * sign).wrapping_mul(fixed(x))));
+        let bucket = &mut self.buckets[bucket];
+        let members = if sign > 0 { &mut bucket.plus } else { &mut bucket.minus };
+        *members = members.wrapping_add_signed(times);
+        if bucket.plus + bucket.minus == 0 {
+            *bucket = Bucket::default();
+        }
+    }
+
+    /// Adds to the weight of the vector in `bucket`, if it is one.
+    pub fn weigh(&mut self, bucket: usize, weight: f32) {
+        if let Some(bucket) = self.buckets.get_mut(bucket) {
+            bucket.weight += weight;
+        }
+    }
+
+    /// Position and weight of every vector that is alone in its bucket, and so is known exactly.
+    pub fn alone(&self) -> impl Iterator<Item = (usize, f32)> {
+        self.buckets.iter().filter(|bucket| bucket.plus + bucket.minus == 1).map(|bucket| (bucket.position as usize, bucket.weight))
+    }
+
+    /// The vector of `position`, if it is alone in its bucket.
+    pub fn exactly(&self, position: usize) -> Vec<f32> {
+        let (bucket, sign) = self.place(position);
+        self.sums[bucket * self.width..][..self.width].iter().map(|&sum| sum.wrapping_mul(sign) as f32 / UNIT).collect()
+    }
+
+    /// What all vectors are read as.
+    pub fn columns(&self) -> SketchColumns {
+        let mut columns = SketchColumns::default();
+        let mean: Vec<f32> = self.total.iter().map(|&sum| (sum as f64 / f64::from(self.count.max(1)) / f64::from(UNIT)) as f32).collect();
+        if self.buckets.is_empty() && self.count > 0 {
+            return SketchColumns { vectors: mean, counts: vec![self.count], buckets: vec![0] };
+        }
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            let sums = self.sums[index * self.width..][..self.width].iter().map(|&sum| sum as f32 / UNIT);
+            let (n, signs) = ((bucket.plus + bucket.minus) as f32, bucket.plus as f32 - bucket.minus as f32);
+            for (count, sign) in [(bucket.plus, 1.0), (bucket.minus, -1.0)].into_iter().filter(|(count, _)| *count > 0) {
+                columns.counts.push(count);
+                columns.buckets.push(index);
+                match mean.is_empty() {
+                    true => columns.vectors.extend(sums.clone().map(|sum| sign * sum)),
+                    false => columns.vectors.extend(sums.clone().zip(&mean).map(|(sum, mean)| mean + sign * (sum - signs * mean) / n)),
+                }
+            }
+        }
+        columns
+    }
+}
+
+fn common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common_divisor(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vectors(count: usize, width: usize) -> Vec<Vec<f32>> {
+        let mut random = Random::new(5);
+        (0..count).map(|_| (0..width).map(|at| at as f32 + random.gaussian() as f32).collect()).collect()
+    }
+
+    fn filled(buckets: usize, mean: bool, seed: u64, vectors: &[Vec<f32>]) -> Sketch {
+        let mut sketch = Sketch::new(vectors[0].len(), buckets, mean, seed);
+        vectors.iter().enumerate().for_each(|(position, x)| sketch.insert(position, x, 1.0));
+        sketch
+    }
+
+    /// What `position` is read as.
+    fn estimate(sketch: &Sketch, position: usize) -> Vec<f32> {
+        let (bucket, sign) = sketch.place(position);
+        let columns = sketch.columns();
+        // A bucket's plus comes before its minus.
+        let of_bucket: Vec<usize> = (0..columns.counts.len()).filter(|&at| columns.buckets[at] == bucket).collect();
+        let at = if sign > 0 { of_bucket[0] } else { of_bucket[of_bucket.len() - 1] };
+        columns.vectors[at * sketch.width..][..sketch.width].to_vec()
+    }
+
+    fn error(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    }
+
+    #[test]
+    fn no_two_share_a_bucket_where_there_are_enough() {
+        let some = vectors(48, 7);
+        for buckets in [48, 49, 53, 60, 64] {
+            for mean in [false, true] {
+                let sketch = filled(buckets, mean, 3, &some);
+                assert_eq!(sketch.alone().count(), 48, "{buckets}");
+                for (position, x) in some.iter().enumerate() {
+                    assert!(error(&estimate(&sketch, position), x) < 1e-8, "{buckets} {position}");
+                    assert!(error(&sketch.exactly(position), x) < 1e-8);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn undone_is_as_it_was_to_the_bit() {
+        let some = vectors(90, 7);
+        for (buckets, mean) in [(0, true), (16, false), (16, true)] {
+            let before = filled(buckets, mean, 3, &some[..60]);
+            let mut sketch = before.clone();
+            some[60..].iter().enumerate().for_each(|(at, x)| sketch.insert(60 + at, x, 2.0));
+            assert_ne!(sketch, before);
+            some[60..].iter().enumerate().rev().for_each(|(at, x)| sketch.remove(60 + at, x));
+            assert_eq!((&sketch.sums, &sketch.total, sketch.count), (&before.sums, &before.total, before.count));
+            some[..60].iter().enumerate().for_each(|(at, x)| sketch.remove(at, x));
+            assert_eq!(sketch, Sketch::new(7, buckets, mean, 3));
+        }
+    }
+
+    /// The mean of the estimates over seeds is the vector, to within a few standard errors; the published one's noise is what the others in its bucket amount to.
+    #[test]
+    fn estimates_are_right_on_average() {
+        let some = vectors(64, 5);
+        const SEEDS: u64 = 4000;
+        let mut sums = [0.0; 5];
+        let mut noise = 0.0;
+        for seed in 0..SEEDS {
+            let found = estimate(&filled(16, false, seed, &some), 9);
+            sums.iter_mut().zip(&found).for_each(|(sum, &x)| *sum += f64::from(x));
+            noise += error(&found, &some[9]) / SEEDS as f64;
+        }
+        // Three of the 63 others share the bucket, one from each of the other runs of 16.
+        let others: f64 = some.iter().skip(16).map(|x| error(x, &[0.0; 5])).sum::<f64>() / 16.0;
+        assert!((noise / others - 1.0).abs() < 0.1, "{noise}, {others}");
+        let mean: Vec<f32> = sums.iter().map(|sum| (sum / SEEDS as f64) as f32).collect();
+        assert!(error(&mean, &some[9]) < 5.0 * noise / SEEDS as f64, "{mean:?}, {:?}", some[9]);
+    }
+
+    /// Around the mean and shrunk, an estimate is closer than the mean alone, and that closer than the sketch as published.
+    #[test]
+    fn shrunk_estimates_are_closest() {
+        let some = vectors(64, 9);
+        let mut errors = [0.0; 3];
+        for seed in 0..20 {
+            let sketches = [filled(16, true, seed, &some), filled(0, true, seed, &some), filled(16, false, seed, &some)];
+            for (position, x) in some.iter().enumerate() {
+                errors[0] += error(&estimate(&sketches[0], position), x);
+                errors[1] += error(&sketches[1].columns().vectors, x);
+                errors[2] += error(&estimate(&sketches[2], position), x);
+            }
+        }
+        // Four share a bucket: a fourth of what varies is kept.
+        assert!((errors[0] / errors[1] - 0.75).abs() < 0.03, "{errors:?}");
+        assert!(errors[2] > 3.0 * errors[1], "{errors:?}");
+    }
+
+    /// Attention over a column for each bucket and sign, as often as it has vectors, is attention over every vector's own estimate.
+    #[test]
+    fn columns_are_read_as_all_vectors_would_be() {
+        let some = vectors(100, 8);
+        let query = [0.3, -0.2, 0.5, 0.1];
+        let attend = |keys_and_values: &[(&[f32], f64)]| {
+            let weight = |(x, count): &(&[f32], f64)| count * f64::from(x.iter().zip(query).map(|(x, q)| x * q).sum::<f32>()).exp();
+            let all: f64 = keys_and_values.iter().map(weight).sum();
+            (4..8).map(|at| keys_and_values.iter().map(|pair| weight(pair) / all * f64::from(pair.0[at])).sum()).collect::<Vec<f64>>()
+        };
+        for mean in [false, true] {
+            let sketch = filled(24, mean, 2, &some);
+            let columns = sketch.columns();
+            assert!(columns.counts.len() <= 48);
+            let counted: Vec<_> = columns.vectors.chunks(8).zip(columns.counts.iter().map(|&count| f64::from(count))).collect();
+            let estimates: Vec<_> = (0..100).map(|position| estimate(&sketch, position)).collect();
+            let single: Vec<_> = estimates.iter().map(|x| (&x[..], 1.0)).collect();
+            for (a, b) in attend(&counted).into_iter().zip(attend(&single)) {
+                assert!((a - b).abs() < 1e-6 * b.abs().max(1.0), "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_vector_is_in_one_column() {
+        let some = vectors(100, 3);
+        for (buckets, mean) in [(0, true), (1, false), (7, true), (64, false)] {
+            let columns = filled(buckets, mean, 1, &some).columns();
+            assert_eq!(columns.counts.iter().sum::<u32>(), 100);
+            assert_eq!(columns.vectors.len(), 3 * columns.counts.len());
+        }
+        assert_eq!(Sketch::new(3, 4, true, 1).columns(), SketchColumns::default());
+        assert_eq!(Sketch::new(3, 0, true, 1).columns(), SketchColumns::default());
+    }
+}

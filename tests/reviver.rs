@@ -1,0 +1,184 @@
+//! KVReviver: tokens that are forgotten, and what is left of them.
+
+mod common;
+
+use common::rows::{coded, ways};
+use common::{Random, SyntheticModel, nmse};
+use lowkey::checkpoint::{Architecture, Checkpoint};
+use lowkey::compress::{Budget, Xkv};
+use lowkey::cpu::{self, RowType};
+use lowkey::rows::{Exact, Reviver, RowSet, Selection, Vague};
+use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::{Device, Engine, Error, LoadOptions};
+use safetensors::Dtype;
+use std::sync::Arc;
+
+const DENSE: [Vague; 4] = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk];
+
+fn narrow() -> SyntheticModel {
+    SyntheticModel { layers: 3, kv_heads: 2, heads: 4, head_dim: 16, dtype: Dtype::F32, ..SyntheticModel::default() }
+}
+
+fn cpu(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Arc<cpu::Model> {
+    Arc::new(cpu::Model::with_rows(checkpoint, rows).unwrap())
+}
+
+fn options(capacity: usize, keep: f64, vague: Vague) -> SequenceOptions {
+    let reviver = Some(Reviver { budget: Budget::Keep(keep), vague: Some(vague) });
+    SequenceOptions { capacity, exact: Some(Exact { sinks: 4, recent: 10 }), reviver, ..Default::default() }
+}
+
+/// A prompt in one call, then single tokens: the logits of these.
+fn read(sequence: &mut dyn Sequence, tokens: &[u32]) -> Vec<f32> {
+    sequence.forward(&tokens[..200], Logits::None).unwrap();
+    tokens[200..].iter().flat_map(|token| sequence.forward(&[*token], Logits::All).unwrap()).collect()
+}
+
+/// What fits is not forgotten, whatever would be left of it.
+#[test]
+fn with_slots_for_all_tokens_it_is_the_dense_model() {
+    let directory = narrow().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokens = Random(1).tokens(260, checkpoint.config().vocab_size);
+    let model = cpu(&checkpoint, None);
+    let exact = Some(Exact { sinks: 4, recent: 10 });
+    for row_type in [RowType::F16, RowType::F32] {
+        let dense = read(&mut model.sequence(SequenceOptions { capacity: 700, exact, ..Default::default() }, row_type).unwrap(), &tokens);
+        for vague in DENSE {
+            let found = read(&mut model.sequence(options(700, 1.0, vague), row_type).unwrap(), &tokens);
+            let error = nmse(&found, &dense);
+            assert!(error < 1e-9, "{vague:?}, {row_type:?}: {error}");
+        }
+    }
+}
+
+/// Where slots are few every way forgets something, another something.
+#[test]
+fn with_few_slots_something_is_lost_and_not_everything() {
+    let directory = narrow().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokens = Random(2).tokens(260, checkpoint.config().vocab_size);
+    let model = cpu(&checkpoint, None);
+    let dense = read(&mut model.sequence(300, RowType::F16).unwrap(), &tokens);
+    let found = DENSE.map(|vague| read(&mut model.sequence(options(300, 0.25, vague), RowType::F16).unwrap(), &tokens));
+    let errors = [0, 1, 2, 3].map(|way| nmse(&found[way], &dense));
+    assert!(errors.iter().all(|&error| error > 1e-6), "{errors:?}");
+    // Sums with noise are worth less than nothing, shrunk ones less so.
+    assert!(errors[0].max(errors[1]) < errors[3] && errors[3] < errors[2], "{errors:?}");
+    assert!(nmse(&found[1], &found[0]) > 1e-6);
+    assert_eq!(read(&mut model.sequence(options(300, 0.25, Vague::Shrunk), RowType::F16).unwrap(), &tokens), found[3]);
+}
+
+/// Sinks, recent tokens, candidates and the vague take what was asked for, and nearly all of it.
+#[test]
+fn the_budget_is_kept_and_counted() {
+    let directory = narrow().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (model, dense) = (cpu(&checkpoint, None), checkpoint.config().dense_kv_bytes_per_token() as f64);
+    for vague in DENSE {
+        for (capacity, keep) in [(300, 0.5), (1000, 0.25), (2000, 0.1)] {
+            let memory = model.sequence(options(capacity, keep, vague), RowType::F16).unwrap().memory();
+            let window = (4.0 + 10.0) * dense;
+            let taken = (memory.allocated_bytes - memory.kv_fixed_bytes) as f64 + window;
+            let asked = keep * dense * capacity as f64;
+            assert!(taken <= asked && taken > asked - 2000.0, "{vague:?} {capacity} {keep}: {taken} of {asked}");
+            assert_eq!(memory.kv_bytes_per_token, (memory.allocated_bytes - memory.kv_fixed_bytes) / capacity as u64);
+            // The window and the blocks under way, and what they received.
+            assert_eq!(memory.kv_fixed_bytes, (4 + 10 + 32 + 32) * (dense as u64 + 3 * 4), "{vague:?}");
+        }
+    }
+}
+
+/// With coded rows beside, candidates are read exactly instead: all of them is the dense model, and some are better than none.
+#[test]
+fn candidates_are_read_instead_of_their_rows() {
+    let directory = SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokens = Random(3).tokens(260, checkpoint.config().vocab_size);
+    let dense = read(&mut cpu(&checkpoint, None).sequence(700, RowType::F16).unwrap(), &tokens);
+    for (way, specs) in ways(checkpoint.config()) {
+        let bytes = RowSet::bytes_per_token(&specs);
+        let model = cpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })));
+        let error = |slots: u64| {
+            let each = checkpoint.config().dense_kv_bytes_per_token() + 8 * checkpoint.config().num_hidden_layers as u64;
+            let reviver = (slots > 0).then(|| Reviver { budget: Budget::Bytes(bytes + (slots + 14) * each / 700 + 1), vague: None });
+            let options = SequenceOptions { reviver, chunk: Some(32), ..options(700, 1.0, Vague::Rows) };
+            let mut sequence = model.sequence(options, RowType::F16).unwrap();
+            let error = nmse(&read(&mut sequence, &tokens), &dense);
+            assert!(slots == 0 || sequence.memory().kv_bytes_per_token >= bytes, "{way}");
+            error
+        };
+        let [none, some, all] = [0, 120, 400].map(error);
+        assert!(all < 1e-9 && some < none, "{way}: {all} {some} {none}");
+    }
+}
+
+/// What has been forgotten is read anew where a sequence is cut within it, and nothing is where it is not.
+#[test]
+fn cuts_go_back_to_any_token() {
+    let directory = narrow().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let model = Engine::open(&LoadOptions { device: Device::Cpu, ..Default::default() }).unwrap().load(checkpoint.path()).unwrap();
+    let tokens = Random(5).tokens(250, checkpoint.config().vocab_size);
+    let vocab = checkpoint.config().vocab_size;
+    let mut sequence = model.sequence(options(260, 0.4, Vague::Shrunk)).unwrap();
+    let whole = sequence.forward(&tokens, Logits::All).unwrap();
+    for cut in [0, 3, 100, 200] {
+        sequence.truncate(cut);
+        assert_eq!(sequence.position(), cut);
+        assert_eq!(sequence.forward(&tokens[cut..], Logits::All).unwrap(), whole[cut * vocab..], "{cut}");
+        assert_eq!(sequence.position(), 250);
+    }
+    sequence.truncate(100);
+    assert!(nmse(&sequence.forward(&tokens[100..], Logits::Last).unwrap(), &whole[249 * vocab..]) < 1e-9);
+    // Within the exact window nothing is read anew, and what was tried is as if it had not been.
+    let next = sequence.forward(&tokens[..4], Logits::All).unwrap();
+    sequence.truncate(250);
+    sequence.forward(&tokens[50..53], Logits::None).unwrap();
+    sequence.truncate(250);
+    assert_eq!(sequence.forward(&tokens[..4], Logits::All).unwrap(), next);
+    let too_many = Random(6).tokens(7, vocab);
+    assert!(matches!(sequence.forward(&too_many, Logits::None), Err(Error::Context { .. })));
+    sequence.truncate(20);
+    assert!(matches!(sequence.forward(&[u32::MAX], Logits::None), Err(Error::Argument { .. })));
+    assert_eq!(sequence.position(), 20);
+    // Read anew for one token, and as if it had come so.
+    let next = sequence.step(tokens[20]).unwrap();
+    let mut fresh = model.sequence(options(260, 0.4, Vague::Shrunk)).unwrap();
+    fresh.forward(&tokens[..20], Logits::None).unwrap();
+    assert_eq!(fresh.step(tokens[20]).unwrap(), next);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let directory = narrow().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let engine = |device| Engine::open(&LoadOptions { device, ..Default::default() }).unwrap();
+    let model = engine(Device::Cpu).load(checkpoint.path()).unwrap();
+    let name = |error: Option<Error>| match error {
+        Some(Error::Argument { name, message }) if !message.is_empty() => name,
+        other => panic!("{other:?}"),
+    };
+    let refused = |options: SequenceOptions| name(model.sequence(options).err());
+    let good = options(300, 0.5, Vague::Mean);
+    assert!(model.sequence(good).is_ok());
+    assert_eq!(refused(options(300, 0.5, Vague::Rows)), "vague");
+    assert_eq!(refused(SequenceOptions { select: Some(Selection { tokens: 8 }), ..good }), "select");
+    let xkv = Some(Xkv { layers: 2, budget: Budget::Times(2.0), bits: None });
+    assert_eq!(refused(SequenceOptions { xkv, ..good }), "method");
+    assert_eq!(refused(options(300, 0.01, Vague::Mean)), "kv-bytes");
+    assert_eq!(refused(options(300, 1.5, Vague::Mean)), "keep");
+    assert_eq!(refused(options(0, 0.5, Vague::Mean)), "context");
+    assert_eq!(refused(options(usize::MAX, 0.5, Vague::Mean)), "context");
+    let gpu = engine(Device::Auto).load(checkpoint.path()).unwrap();
+    assert_eq!(name(gpu.sequence(good).err()), "device");
+
+    let (_, specs) = ways(checkpoint.config()).into_iter().next().unwrap();
+    let compressed = cpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })));
+    for vague in DENSE {
+        assert_eq!(name(compressed.sequence(options(300, 1.0, vague), RowType::F16).err()), "vague");
+    }
+    let mistral = SyntheticModel { architecture: Architecture::Mistral, sliding_window: Some(24), ..narrow() }.write_temporary();
+    let mistral = cpu(&Checkpoint::open(mistral.path()).unwrap(), None);
+    assert_eq!(name(mistral.sequence(good, RowType::F16).err()), "method");
+}
