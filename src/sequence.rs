@@ -56,8 +56,8 @@ impl SequenceOptions {
     pub fn check(&self, coded: bool) -> Result<()> {
         let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
         match self.select {
-            Some(Selection { tokens }) if tokens == 0 || tokens % Selection::CHUNK != 0 => {
-                refuse("select", format!("{tokens} tokens; choose a multiple of {}, at least one", Selection::CHUNK))
+            Some(Selection { tokens }) if tokens == 0 || tokens % Selection::CHUNK != 0 || tokens > Selection::MOST => {
+                refuse("select", format!("{tokens} tokens; choose a multiple of {}, up to {}", Selection::CHUNK, Selection::MOST))
             }
             Some(_) if !coded => {
                 refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into())

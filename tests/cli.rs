@@ -359,6 +359,7 @@ fn what_depends_on_the_prompt_is_an_option_of_the_cache() {
     for (arguments, option) in [
         (vec!["--select", "64"], "select"),
         (vec!["--select", "63", "--method", "xkv"], "select"),
+        (vec!["--select", "18446744073709551608", "--method", "xkv"], "select"),
         (vec!["--method", "xkv", "--bits", "5"], "bits"),
         (vec!["--method", "xkv", "--keep", "2"], "keep"),
         (vec!["--method", "xkv", "--group-layers", "0"], "group-layers"),

@@ -63,6 +63,19 @@ impl Xkv {
         Ok(())
     }
 
+    /// Whether a prompt of `tokens` tokens can be read so, into a sequence of `capacity`.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), [`Error::Argument`] for an empty prompt and [`Error::Context`] for one that does not fit.
+    pub fn check_prompt(&self, config: &Config, tokens: usize, capacity: usize) -> Result<()> {
+        self.check(config)?;
+        match tokens {
+            0 => Err(Error::Argument { name: "prompt".into(), message: "it has no tokens".into() }),
+            _ if tokens > capacity => Err(Error::Context { needed: tokens, capacity }),
+            _ => Ok(()),
+        }
+    }
+
     /// In words.
     pub fn options(&self) -> String {
         let bits = self.bits.map_or("bits by spectrum".into(), |bits| format!("{bits} bits"));
@@ -124,11 +137,12 @@ impl Xkv {
         let formats = |count: usize| -> Option<(f64, [Format; 2])> {
             let left = bytes as f64 - part(RUN * count);
             let floor = runs[count - 1];
+            // All that is asked of a basis here is what its coordinates are worth.
             let cut = |basis: &Basis| {
-                let mut cut = basis.clone();
                 let kept = basis.loss.as_slice().chunks_exact(RUN).filter(|run| run.iter().sum::<f64>() >= floor).count().max(1);
-                cut.loss.rows_range_mut(kept * RUN..).fill(0.0);
-                cut
+                let mut loss = basis.loss.clone();
+                loss.rows_range_mut(kept * RUN..).fill(0.0);
+                Basis { mean: DVector::zeros(0), down: DMatrix::zeros(0, 0), up: DMatrix::zeros(0, 0), variance: DVector::zeros(0), loss }
             };
             let cut = bases.map(cut);
             let mut formats = water_fill(&[&cut[0], &cut[1]], &[Scale::Band; 2], left.max(0.0) as u64).formats.into_iter();
@@ -309,6 +323,10 @@ mod tests {
         ] {
             let error = xkv.check(&config).unwrap_err();
             assert!(matches!(&error, Error::Argument { name, .. } if name == option), "{error}");
+            assert!(xkv.check_prompt(&config, 5, 9).is_err());
         }
+        assert!(matches!(xkv.check_prompt(&config, 0, 9), Err(Error::Argument { name, .. }) if name == "prompt"));
+        assert!(matches!(xkv.check_prompt(&config, 10, 9), Err(Error::Context { needed: 10, capacity: 9 })));
+        xkv.check_prompt(&config, 9, 9).unwrap();
     }
 }

@@ -32,6 +32,7 @@ impl Model {
         cancel: &Cancel,
     ) -> Result<(CpuSequence, Vec<f32>)> {
         let (config, count) = (&self.config, tokens.len());
+        xkv.check_prompt(config, count, options.capacity)?;
         let empty = Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact: options.exact.unwrap_or_default() });
         let mut sequence = CpuSequence::with_rows(self.clone(), Some(empty), options, row_type)?;
         sequence.check(tokens)?;

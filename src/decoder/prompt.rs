@@ -36,6 +36,7 @@ impl Model {
         logits: Logits,
         cancel: &Cancel,
     ) -> Result<(GpuSequence, Vec<f32>)> {
+        xkv.check_prompt(&self.config, tokens.len(), options.capacity)?;
         if let Some(token) = tokens.iter().find(|token| **token as usize >= self.config.vocab_size) {
             let message = format!("{token} is outside the vocabulary of {}", self.config.vocab_size);
             return Err(Error::Argument { name: "token".into(), message });

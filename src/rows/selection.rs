@@ -18,6 +18,8 @@ pub struct Selection {
 impl Selection {
     /// Tokens that share a landmark.
     pub const CHUNK: usize = 8;
+    /// More tokens than any model reads.
+    pub const MOST: usize = 1 << 20;
 
     /// Chunks chosen by score.
     pub fn chunks(&self) -> usize {
