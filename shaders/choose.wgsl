@@ -1,8 +1,8 @@
 // Which chunks of coded keys a token reads (src/rows/selection.rs): the MOST with the highest scores, in their order, OUTLIERS of them for their landmark's sake.
 //
-// Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks. The n-th largest is found digit by digit, eight bits at a
-// time, by counting.
+// Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks.
 #include "lib/lowest.wgsl"
+#include "lib/nth.wgsl"
 #include "lib/reduce.wgsl"
 
 struct Step {
@@ -17,71 +17,21 @@ var<immediate> step: Step;
 @group(0) @binding(1) var<storage, read> cosines: array<f32>;       // [KV_HEADS][chunks]
 @group(0) @binding(2) var<storage, read_write> chosen: array<u32>;  // [KV_HEADS][MOST]
 
-var<workgroup> counts: array<atomic<u32>, 256>;
-var<workgroup> digit: vec2<u32>;           // the digit found, and how many are still to be taken within it
-var<workgroup> places: array<u32, WORKGROUP>;
-
 // Bits that are ordered as the numbers are.
 fn ordered(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 
-fn key(kv: u32, chunk: u32, of_cosines: bool) -> u32 {
-    if of_cosines {
+// What chunks of a key/value head are ordered by.
+const BY_SCORE = 0u;
+const BY_COSINE = 1u;
+
+fn key(kv: u32, chunk: u32, by: u32) -> u32 {
+    if by == BY_COSINE {
         return ~ordered(cosines[kv * step.chunks + step.first + chunk]);
     }
     return ordered(dots[kv * GROUP * step.stride + chunk]);
-}
-
-// The `wanted`-th largest key, and how many of those equal to it belong to the `wanted` largest.
-fn nth(kv: u32, wanted: u32, of_cosines: bool, local: u32) -> vec2<u32> {
-    var prefix = 0u;
-    var left = wanted;
-    for (var shift = 32u; shift > 0u; ) {
-        shift -= 8u;
-        for (var i = local; i < 256u; i += WORKGROUP) {
-            atomicStore(&counts[i], 0u);
-        }
-        workgroupBarrier();
-        for (var c = local; c < step.count; c += WORKGROUP) {
-            let k = key(kv, c, of_cosines);
-            // Shifts by 32 are undefined.
-            if shift == 24u || (k >> (shift + 8u)) == (prefix >> (shift + 8u)) {
-                atomicAdd(&counts[(k >> shift) & 255u], 1u);
-            }
-        }
-        workgroupBarrier();
-        if local == 0u {
-            var rest = left;
-            var d = 255u;
-            while atomicLoad(&counts[d]) < rest {
-                rest -= atomicLoad(&counts[d]);
-                d--;
-            }
-            digit = vec2<u32>(d, rest);
-        }
-        workgroupBarrier();
-        prefix |= digit.x << shift;
-        left = digit.y;
-        workgroupBarrier();
-    }
-    return vec2<u32>(prefix, left);
-}
-
-// How many lanes before this one are `on`, and how many in all.
-fn place(on: bool, local: u32) -> vec2<u32> {
-    places[local] = u32(on);
-    workgroupBarrier();
-    for (var width = 1u; width < WORKGROUP; width *= 2u) {
-        let before = select(0u, places[max(local, width) - width], local >= width);
-        workgroupBarrier();
-        places[local] += before;
-        workgroupBarrier();
-    }
-    let result = vec2<u32>(places[local] - u32(on), places[WORKGROUP - 1u]);
-    workgroupBarrier();
-    return result;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -118,12 +68,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     // Outliers first: above every score.
     if OUTLIERS > 0u {
-        let last = nth(kv, OUTLIERS, true, local);
+        let last = nth(kv, step.count, OUTLIERS, BY_COSINE, local);
         var equal = 0u;
         for (var begin = 0u; begin < step.count; begin += WORKGROUP) {
             let c = begin + local;
             let there = c < step.count;
-            let k = select(0u, key(kv, min(c, step.count - 1u), true), there);
+            let k = select(0u, key(kv, min(c, step.count - 1u), BY_COSINE), there);
             let at = place(there && k == last.x, local);
             if there && (k > last.x || (k == last.x && equal + at.x < last.y)) {
                 dots[lines + c] = -LOWEST;
@@ -133,13 +83,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         storageBarrier();
         workgroupBarrier();
     }
-    let last = nth(kv, MOST, false, local);
+    let last = nth(kv, step.count, MOST, BY_SCORE, local);
     var equal = 0u;
     var taken = 0u;
     for (var begin = 0u; begin < step.count; begin += WORKGROUP) {
         let c = begin + local;
         let there = c < step.count;
-        let k = select(0u, key(kv, min(c, step.count - 1u), false), there);
+        let k = select(0u, key(kv, min(c, step.count - 1u), BY_SCORE), there);
         let at = place(there && k == last.x, local);
         let take = there && (k > last.x || (k == last.x && equal + at.x < last.y));
         equal += at.y;

@@ -1,9 +1,12 @@
 // How well every cached key answers every query: scores[row][column] = (q · k) / √head_dim, masked where the query may not look.
 //
 // Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of `span` rows. A row is one query head of one token; those of a key/value head share its tile.
-// Columns are exact keys: in a dense cache all from `near` on; beside coded rows the sinks first, then from `near` on. After them come `coded` coded keys.
+// Columns are exact keys: in a dense cache all from `near` on; else (RING) the sinks first, then from `near` on, and then what stands beside (lib/side.wgsl). After them come
+// `coded` coded keys.
 // A tile of keys is brought into workgroup memory once, in f32, and every row of the block is scored against it.
 //
+// RING      few keys are exact; CODED or SIDE
+// SIDE      the sequence forgets: some columns every query sees
 // CODED     there are coded rows; which query reads which keys exactly, and which by their codes, is src/rows/exact.rs. A tile is exact or coded as a whole
 // REBUILT   (CODED) k = RoPE(ẑ·B + μ), TILE × head_dim at a time, never written out. A lane owns a pair of RoPE, which it turns in registers.
 // CHOSEN    (CODED) coded keys are those of chosen chunks, else all from `start` on (lib/chosen.wgsl)
@@ -13,8 +16,13 @@
 #include "lib/lowest.wgsl"
 #if CODED
 #include "lib/chosen.wgsl"
-#include "lib/ring.wgsl"
 #include "lib/rows.wgsl"
+#endif
+#if RING
+#include "lib/ring.wgsl"
+#endif
+#if SIDE
+#include "lib/side.wgsl"
 #endif
 #if REBUILT
 #include "lib/rope.wgsl"
@@ -28,10 +36,14 @@ struct Step {
     span: u32,    // rows per workgroup
     queries: u32, // numbers from one token to the next in queries
     near: u32,    // the first exact key, beside the sinks
+#if SIDE
+    side: u32,    // columns of what stands beside
+#else
     window: u32,  // (WINDOW)
+#endif
     start: u32,   // (CODED) the first coded key; (CHOSEN) the last
     coded: u32,   // (CODED) coded columns
-    sinks: u32,   // (CODED) and all below as in exact.rs
+    sinks: u32,   // (RING) and all below as in exact.rs
     ring: u32,
     recent: u32,
     low: u32,
@@ -59,19 +71,43 @@ var<immediate> step: Step;
 
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
+const EXACT_ROW = KV_HEADS * PADDED;
 const TEAMS = WORKGROUP / TILE; // lanes that share a key
 const SCALE = 1.0 / sqrt(f32(HEAD));
 
 var<workgroup> tile: array<f32, PADDED * TILE>; // [PADDED][TILE]
 
-#if CODED
-const STAGE = 2u; // runs unpacked at a time
-var<workgroup> stage: array<vec4<f32>, STAGE * 4u * TILE>; // [STAGE · 4][TILE]
-
+#if RING
 // The first key that the query at a position reads exactly again.
 fn reach(position: u32) -> u32 {
     return clamp(max(position + 1u, step.recent) - step.recent, step.low, step.high);
 }
+#endif
+
+// Vector `c` of the key of a column that is not coded; the first `exact` are tokens'.
+fn plain_key(kv: u32, column: u32, fixed: u32, exact: u32, c: u32) -> vec4<f32> {
+    let vector = kv * (PADDED / 4u) + c;
+#if RING
+    var at = slot(select(step.near + column - fixed, column, column < fixed));
+#else
+    let at = step.near + column;
+#endif
+#if SIDE
+    if column >= exact {
+#if VAGUE
+        if is_vague(column - exact) {
+            return vague(column - exact, vector);
+        }
+#endif
+        at = side_slot(column - exact);
+    }
+#endif
+    return widen(keys[at * (EXACT_ROW / 4u) + vector]);
+}
+
+#if CODED
+const STAGE = 2u; // runs unpacked at a time
+var<workgroup> stage: array<vec4<f32>, STAGE * 4u * TILE>; // [STAGE · 4][TILE]
 
 // The key that a lane brings in for a coded column; past the last column, the last's.
 fn key_at(kv: u32, column: u32) -> u32 {
@@ -157,22 +193,32 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var column = group.x * TILE + t;
 #if CODED
     load_book(local);
+#endif
+#if RING
     let fixed = min(step.sinks, end);
     let exact = fixed + max(end, step.near) - step.near;
-    let tiles = (exact + TILE - 1u) / TILE;
+    var key = select(step.near + column - fixed, column, column < fixed);
+#else
+    let fixed = 0u;
+    let exact = end - step.near;
+    let key = step.near + column;
+#endif
+    // Columns that are not coded.
+#if SIDE
+    let plain = exact + step.side;
+#else
+    let plain = exact;
+#endif
+    var there = column < plain;
+#if CODED
+    let tiles = (plain + TILE - 1u) / TILE;
     let coded = group.x >= tiles;
     let begin = (group.x - tiles) * TILE; // of a coded tile, among the coded columns
-    var key = select(step.near + column - fixed, column, column < fixed);
-    var there = column < exact;
     if coded {
         there = begin + t < step.coded;
         key = coded_key(kv, min(begin + t, step.coded - 1u));
-        column = exact + begin + t;
+        column = plain + begin + t;
     }
-#else
-    let exact = end - step.near;
-    let key = step.near + column;
-    let there = column < exact;
 #endif
 
 #if CODED
@@ -183,13 +229,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let u = i / (PADDED / 4u);
             let wanted = group.x * TILE + u;
             var k = vec4<f32>();
-            if wanted < exact {
-#if CODED
-                let at = slot(select(step.near + wanted - fixed, wanted, wanted < fixed));
-#else
-                let at = step.near + wanted;
-#endif
-                k = widen(keys[(at * KV_HEADS + kv) * (PADDED / 4u) + c]);
+            if wanted < plain {
+                k = plain_key(kv, wanted, fixed, exact, c);
             }
             for (var j = 0u; j < 4u; j++) {
                 tile[(4u * c + j) * TILE + u] = k[j];
@@ -256,19 +297,30 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 if q < lines_end {
                     let position = step.first + q / GROUP;
                     var s = sums[r] * SCALE;
-                    if key > position {
-                        s = LOWEST;
-                    }
+                    var seen = key <= position;
 #if CODED
-                    if (key >= step.sinks && key < reach(position)) != coded {
-                        s = LOWEST;
-                    }
+                    seen = seen && (key >= step.sinks && key < reach(position)) == coded;
+#if SIDE
+                    seen = seen && !(coded && is_candidate(key));
+#endif
+#else
+#if RING
+                    seen = seen && (key < step.sinks || key >= reach(position));
+#endif
 #endif
 #if WINDOW
-                    if key + step.window <= position {
-                        s = LOWEST;
+                    seen = seen && key + step.window > position;
+#endif
+#if SIDE
+                    if column >= exact && column < plain {
+                        let tokens = side_count(column - exact);
+                        seen = tokens > 0u;
+                        s += log(f32(max(tokens, 1u)));
                     }
 #endif
+                    if !seen {
+                        s = LOWEST;
+                    }
                     scores[((q / GROUP) * heads + kv * GROUP + q % GROUP) * step.stride + column] = s;
                 }
             }

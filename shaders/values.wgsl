@@ -5,14 +5,21 @@
 // stored: a head's exact values, or coordinates that several heads share.
 // Lanes: vectors of the entry × the keys; the latter are added up at the end.
 //
+// RING      few keys are exact; CODED or SIDE
+// SIDE      the sequence forgets: the last exact columns are those of lib/side.wgsl
 // CODED     there are coded columns after the exact ones
 // CHOSEN    (CODED) those of chosen chunks; a group is of one key/value head's queries
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 #if CODED
 #include "lib/chosen.wgsl"
-#include "lib/ring.wgsl"
 #include "lib/rows.wgsl"
+#endif
+#if RING
+#include "lib/ring.wgsl"
+#endif
+#if SIDE
+#include "lib/side.wgsl"
 #endif
 
 struct Step {
@@ -25,13 +32,13 @@ struct Step {
     sums: u32,    // vectors of sums in a split
     entries: u32, // exact entries; the coded ones follow
     all: u32,     // all entries
-    splits: u32,  // (CODED) exact splits
     along: u32,   // (CODED) columns per coded split, a multiple of KEYS
     start: u32,   // (CODED) the first coded key; (CHOSEN) the last
     words: u32,   // (CODED) words of a token in rows
-    fixed: u32,   // (CODED) columns of sinks
-    sinks: u32,   // (CODED)
-    ring: u32,    // (CODED)
+    fixed: u32,   // (RING) columns of sinks
+    sinks: u32,   // (RING)
+    ring: u32,    // (RING)
+    side: u32,    // (SIDE) exact columns that are what stands beside
 }
 var<immediate> step: Step;
 
@@ -66,6 +73,27 @@ var<workgroup> row_max: array<f32, ROWS>;
 var<workgroup> scratch: array<f32, WORKGROUP>;
 var<workgroup> ends: array<vec4<f32>, ROWS * WORKGROUP>;
 
+// A vector of the value of a column that is not coded.
+fn plain_value(c: u32, vector: u32) -> vec4<f32> {
+#if RING
+    var at = slot(select(step.near + c - step.fixed, c, c < step.fixed));
+#else
+    let at = step.near + c;
+#endif
+#if SIDE
+    let exact = step.exact - step.side;
+    if c >= exact {
+#if VAGUE
+        if is_vague(c - exact) {
+            return vague(c - exact, EXACT_ROW / 4u + vector);
+        }
+#endif
+        at = side_slot(c - exact);
+    }
+#endif
+    return widen(values[at * (EXACT_ROW / 4u) + vector]);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     var entry = id.y;
@@ -74,11 +102,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     var entries_end = step.entries;
 #if CODED
     load_book(local);
-    let coded = id.x >= step.splits;
+    let splits = (step.exact + max(step.length, 1u) - 1u) / max(step.length, 1u);
+    let coded = id.x >= splits;
     if coded {
         entry += step.entries;
         entries_end = step.all;
-        begin = step.exact + (id.x - step.splits) * step.along;
+        begin = step.exact + (id.x - splits) * step.along;
         end = min(begin + step.along, step.exact + step.coded);
     }
 #endif
@@ -158,20 +187,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                     }
                 }
             } else {
+#endif
                 for (var k = share; k < count; k += sharing) {
-                    let c = tile + k;
-                    let v = widen(values[slot(select(step.near + c - step.fixed, c, c < step.fixed)) * (EXACT_ROW / 4u) + group.at + vector]);
+                    let v = plain_value(tile + k, group.at + vector);
                     for (var r = 0u; r < ROWS; r++) {
                         acc[r] += p[r * KEYS + k] * v;
                     }
                 }
-            }
-#else
-            for (var k = share; k < count; k += sharing) {
-                let v = widen(values[(step.near + tile + k) * (EXACT_ROW / 4u) + group.at + vector]);
-                for (var r = 0u; r < ROWS; r++) {
-                    acc[r] += p[r * KEYS + k] * v;
-                }
+#if CODED
             }
 #endif
         }

@@ -7,7 +7,6 @@ use crate::compress::Xkv;
 use crate::gpu::Tier;
 use crate::prompted::{Prompted, Reader};
 use crate::reread::Reread;
-use crate::rows::Selection;
 use crate::sequence::{Logits, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
@@ -179,14 +178,22 @@ impl Model {
         }
     }
 
-    /// What a decode step costs at the least, for a sequence of this model that has read its prompt, and reads so many coded tokens.
-    pub fn cost(&self, select: Option<Selection>) -> impl Fn(&dyn Sequence) -> Cost + 'static {
+    /// What a decode step costs at the least, for a sequence of this model with these options that has read its prompt.
+    pub fn cost(&self, options: SequenceOptions) -> impl Fn(&dyn Sequence) -> Cost + 'static {
         let bytes_per_weight = match &self.weights {
             Weights::Cpu(_) => 4,
             Weights::Gpu(_) => 2,
         };
         let config = self.checkpoint.config().clone();
-        move |sequence| Cost::of(&config, sequence.rows(), select, bytes_per_weight)
+        move |sequence| {
+            let (rows, capacity) = (sequence.rows(), sequence.capacity());
+            let cost = Cost::of(&config, rows, options.select, bytes_per_weight);
+            let exact = options.exact.unwrap_or_default();
+            match options.reviver.and_then(|reviver| reviver.stores(&config, rows, exact, capacity).ok()) {
+                Some(stores) => cost.forgetting(&config, &stores, exact, !rows.is_empty()),
+                None => cost,
+            }
+        }
     }
 
     /// Its tokenizer.
@@ -243,7 +250,7 @@ impl Weights {
     fn forgetting(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
         match self {
             Weights::Cpu(model) => Ok(Box::new(Reread::new(model.sequence(options, cpu::RowType::F16)?))),
-            Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
+            Weights::Gpu(model) => Ok(Box::new(Reread::new(model.sequence(options)?))),
         }
     }
 }

@@ -147,7 +147,14 @@ fn racer(toy: Toy) -> bench::Subject {
         layout: "f16".into(),
         weights: "f32".into(),
         vocab: toy.vocab,
-        cost: Box::new(|_| Cost { weight_bytes: 1000, linear_flops: 500, flops_per_cached_token: 7, landmarks: [0, 0], most: usize::MAX }),
+        cost: Box::new(|_| Cost {
+            weight_bytes: 1000,
+            linear_flops: 500,
+            flops_per_cached_token: 7,
+            landmarks: [0, 0],
+            most: usize::MAX,
+            forgetting: None,
+        }),
         sequence: Box::new(toy),
     }
 }

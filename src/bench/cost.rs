@@ -6,12 +6,13 @@
 //! - dense: `2·H·d` operations for scores and as many for values;
 //! - rebuilt keys: first `2·Σ rank·s·d` to rebuild the keys of each group of `s` heads, then `2·H·d` for scores;
 //! - values summed as rows: `2·Σ rank` over query heads, each with its group's rank;
-//! - where tokens are chosen: `2·H·d` for every landmark, one for eight tokens, and the above for those chosen.
+//! - where tokens are chosen: `2·H·d` for every landmark, one for eight tokens, and the above for those chosen;
+//! - where tokens are forgotten: as dense for those that are exact and for every column of what is vague, and as above for rows that the others leave.
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
 use crate::checkpoint::Config;
-use crate::rows::{Holds, RowSet, RowSpec, Selection, Side};
+use crate::rows::{Exact, Holds, RowSet, RowSpec, Selection, Side, Stores};
 
 /// The least cost of a step, apart from how many tokens are cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,23 @@ pub struct Cost {
     pub landmarks: [u64; 2],
     /// The most coded tokens that are read.
     pub most: usize,
+    /// Where tokens are forgotten.
+    pub forgetting: Option<Forgetting>,
+}
+
+/// What is read instead of all tokens where some are forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgetting {
+    /// Tokens that are exact at the most, and the bytes of one.
+    pub kept: usize,
+    /// See [`kept`](Self::kept).
+    pub exact_bytes: u64,
+    /// Operations for each exact token, and for each column of the vague.
+    pub exact_flops: u64,
+    /// Columns of the vague, once there are any, and bytes of what they are read from, in all layers.
+    pub vague: [u64; 2],
+    /// Whether the others leave rows.
+    pub rows: bool,
 }
 
 impl Cost {
@@ -61,11 +79,30 @@ impl Cost {
             flops_per_cached_token: attention,
             landmarks: select.map_or([0, 0], |_| [layers * 2 * kv_width / chunk, layers * 2 * q_width / chunk]),
             most: select.map_or(usize::MAX, |selection| Selection::CHUNK * selection.most()),
+            forgetting: None,
         }
     }
 
-    /// Bytes that a step moves at `depth`.
+    /// The same for a sequence that forgets what there is no room for in `stores`, beside what stays `exact`.
+    pub fn forgetting(self, config: &Config, stores: &Stores, exact: Exact, rows: bool) -> Cost {
+        let layers = config.num_hidden_layers as u64;
+        let exact_flops = 4 * layers * (config.num_attention_heads * config.head_dim) as u64;
+        let kept = exact.sinks + exact.recent + Exact::BLOCK / 2 + stores.candidates;
+        let vague = [stores.vague_columns() as u64, layers * stores.vague_bytes() as u64];
+        Cost { forgetting: Some(Forgetting { kept, exact_bytes: config.dense_kv_bytes_per_token(), exact_flops, vague, rows }), ..self }
+    }
+
+    /// Bytes that a step moves at `depth`, where a token's row takes so many (where tokens are forgotten: its coded row).
     pub fn bytes(&self, depth: usize, kv_bytes_per_token: u64) -> u64 {
+        if let Some(Forgetting { kept, exact_bytes, vague, rows, .. }) = self.forgetting {
+            let exact = depth.min(kept);
+            let others = match (depth - exact, rows) {
+                (0, _) => 0,
+                (others, true) => others as u64 * kv_bytes_per_token,
+                (_, false) => vague[1],
+            };
+            return self.weight_bytes + exact as u64 * exact_bytes + others;
+        }
         let [landmarks, _] = self.landmarks;
         let rows = kv_bytes_per_token.saturating_sub(landmarks);
         self.weight_bytes + depth.min(self.most) as u64 * rows + depth as u64 * landmarks
@@ -73,6 +110,15 @@ impl Cost {
 
     /// Operations that a step makes at `depth`.
     pub fn flops(&self, depth: usize) -> u64 {
+        if let Some(Forgetting { kept, exact_flops, vague, rows, .. }) = self.forgetting {
+            let exact = depth.min(kept);
+            let others = match (depth - exact, rows) {
+                (0, _) => 0,
+                (others, true) => others as u64 * self.flops_per_cached_token,
+                (_, false) => vague[0] * exact_flops,
+            };
+            return self.linear_flops + exact as u64 * exact_flops + others;
+        }
         self.linear_flops + depth.min(self.most) as u64 * self.flops_per_cached_token + depth as u64 * self.landmarks[1]
     }
 }
@@ -114,7 +160,7 @@ fn rows_of(config: &Config, specs: &[RowSpec], layer: usize) -> Rows {
 mod tests {
     use super::*;
     use crate::checkpoint::{Architecture, RopeScaling};
-    use crate::rows::Format;
+    use crate::rows::{Format, Vague};
 
     fn config() -> Config {
         Config {
@@ -168,6 +214,26 @@ mod tests {
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_read() {
+        let exact = Exact { sinks: 4, recent: 12 };
+        let dense = Cost::of(&config(), &[], None, 1);
+        let stores = |vague| Stores::some(&config(), vague, 20, 5, 400);
+        // 4, 12 and half a block are exact, and 20 candidates.
+        let none = dense.forgetting(&config(), &stores(Vague::None), exact, false);
+        assert_eq!((none.bytes(52, 9), none.bytes(300, 9)), (dense.bytes(52, 128), dense.bytes(52, 128)));
+        assert_eq!(none.flops(300), dense.flops(52));
+        // Two columns a bucket, of 32 sums of four bytes in two layers; and as long a mean.
+        let shrunk = dense.forgetting(&config(), &stores(Vague::Shrunk), exact, false);
+        assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
+        assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
+        assert_eq!(shrunk.flops(300), dense.flops(62));
+        let coded = Cost::of(&config(), &rows(Holds::Keys), None, 1);
+        let rows = coded.forgetting(&config(), &stores(Vague::Rows), exact, true);
+        assert_eq!(rows.bytes(300, 96), coded.weight_bytes + 52 * 128 + 248 * 96);
+        assert_eq!(rows.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The key/value cache on the device: exact rows of every layer, all of them or a few ([`Slots`]), and packed rows beside them ([`Layout`]).
 
 mod layout;
+mod side;
 
 pub use layout::{Layout, Place};
+pub use side::SideCache;
 
 use crate::checkpoint::Config;
 use crate::gpu::{Device, pad};
-use crate::rows::{Exact, Selection};
+use crate::rows::{Exact, Selection, Stores};
 use crate::sequence::KvMemory;
 use crate::{Error, Result};
 
@@ -45,6 +47,8 @@ impl Slots {
 pub struct LayerCache {
     pub(crate) keys: wgpu::Buffer,
     pub(crate) values: wgpu::Buffer,
+    /// What is kept beside them, where the sequence forgets: then candidates' rows stand in slots behind the others.
+    pub(crate) side: Option<SideCache>,
 }
 
 impl LayerCache {
@@ -53,10 +57,23 @@ impl LayerCache {
     /// # Errors
     /// [`Error::OutOfMemory`], also where they do not fit into one binding.
     pub fn new(device: &Device, config: &Config, what: &str, slots: usize) -> Result<LayerCache> {
-        let row = 2 * config.num_key_value_heads * pad(config.head_dim);
-        let side = |name: &str| rows(device, format!("{what}'s {name}"), slots, row);
-        Ok(LayerCache { keys: side("keys")?, values: side("values")? })
+        let side = |name: &str| rows(device, format!("{what}'s {name}"), slots, row_bytes(config));
+        Ok(LayerCache { keys: side("keys")?, values: side("values")?, side: None })
     }
+
+    /// [`new`](Self::new) with candidates and what is vague beside, as `stores` say.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn beside(device: &Device, config: &Config, what: &str, slots: usize, stores: Stores) -> Result<LayerCache> {
+        let side = SideCache::new(device, config, what, slots, stores)?;
+        Ok(LayerCache { side: Some(side), ..LayerCache::new(device, config, what, slots.saturating_add(stores.candidates))? })
+    }
+}
+
+/// Bytes of a token's key, or value, in one layer.
+fn row_bytes(config: &Config) -> usize {
+    2 * config.num_key_value_heads * pad(config.head_dim)
 }
 
 /// A buffer of so many rows of so many bytes.
@@ -84,7 +101,7 @@ impl LandmarkCache {
         let (chunks, heads) = (capacity.div_ceil(Selection::CHUNK), config.num_key_value_heads);
         let make =
             |what: &str, bytes: usize| device.buffer(&format!("layer {layer}'s {what} for a context of {capacity}"), (chunks * heads * bytes) as u64);
-        let rows = LayerCache { keys: make("landmarks", 2 * pad(config.head_dim))?, values: device.buffer("no values", 4)? };
+        let rows = LayerCache { keys: make("landmarks", 2 * pad(config.head_dim))?, values: device.buffer("no values", 4)?, side: None };
         Ok(LandmarkCache { rows, cosines: make("cosines of landmarks", 4)?, chunks })
     }
 
@@ -108,6 +125,8 @@ pub struct Cache {
     pub(crate) stores: Vec<wgpu::Buffer>,
     /// By layer, where tokens choose among coded rows.
     pub(crate) landmarks: Vec<LandmarkCache>,
+    /// Where tokens stand in sketches, `[capacity]` u32: twice the bucket, and one more for a minus.
+    pub(crate) sketched: Option<wgpu::Buffer>,
     /// Where exact rows stand.
     pub slots: Slots,
     /// Tokens that it has room for.
@@ -122,21 +141,55 @@ impl Cache {
     pub fn new(device: &Device, config: &Config, coded: Option<(&Layout, Slots)>, select: Option<Selection>, capacity: usize) -> Result<Cache> {
         let slots = coded.map_or(Slots::ALL, |(_, slots)| slots);
         let exact = coded.map_or(capacity, |(_, slots)| slots.count());
-        let layer = |l: usize| LayerCache::new(device, config, &format!("for a context of {capacity} layer {l}"), exact);
-        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        let words = coded.map_or(&[][..], |(layout, _)| &layout.stores);
-        let store = |(i, words): (usize, &usize)| store(device, i, *words, capacity);
-        let stores = words.iter().enumerate().map(store).collect::<Result<_>>()?;
+        let layers = Cache::layers(config, capacity, |what| LayerCache::new(device, config, what, exact))?;
+        let stores = Cache::stores(device, coded.map(|(layout, _)| layout), capacity)?;
         let layers_with_landmarks = if select.is_some() { config.num_hidden_layers } else { 0 };
         let landmarks = (0..layers_with_landmarks).map(|l| LandmarkCache::new(device, config, l, capacity)).collect::<Result<_>>()?;
-        Ok(Cache { layers, stores, landmarks, slots, capacity })
+        Ok(Cache { layers, stores, landmarks, sketched: None, slots, capacity })
     }
 
-    /// Counted from the buffers themselves.
-    pub fn memory(&self) -> KvMemory {
-        let exact: u64 = self.layers.iter().map(|l| l.keys.size() + l.values.size()).sum();
+    /// The rows of a sequence that forgets: exact ones in `slots`, what `stores` say beside them, and coded ones where there is a `layout`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn forgetting(device: &Device, config: &Config, layout: Option<&Layout>, slots: Slots, stores: Stores, capacity: usize) -> Result<Cache> {
+        let layers = Cache::layers(config, capacity, |what| LayerCache::beside(device, config, what, slots.count(), stores))?;
+        let sketched = match stores.vague.is_sketched() {
+            true => Some(device.upload("places in the sketch", &stores.places())?),
+            false => None,
+        };
+        Ok(Cache { layers, stores: Cache::stores(device, layout, capacity)?, landmarks: Vec::new(), sketched, slots, capacity })
+    }
+
+    fn layers(config: &Config, capacity: usize, make: impl Fn(&str) -> Result<LayerCache>) -> Result<Vec<LayerCache>> {
+        (0..config.num_hidden_layers).map(|l| make(&format!("for a context of {capacity} layer {l}"))).collect()
+    }
+
+    fn stores(device: &Device, layout: Option<&Layout>, capacity: usize) -> Result<Vec<wgpu::Buffer>> {
+        let words = layout.map_or(&[][..], |layout| &layout.stores);
+        words.iter().enumerate().map(|(index, words)| store(device, index, *words, capacity)).collect()
+    }
+
+    /// Forgets who is a candidate and what is vague.
+    pub fn forget(&self, device: &Device) {
+        let clear = |encoder: &mut wgpu::CommandEncoder| {
+            let buffers = self.layers.iter().filter_map(|layer| layer.side.as_ref()).flat_map(SideCache::buffers);
+            buffers.for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
+        };
+        device.queue.submit([device.encode("forget", |_| (), clear).0]);
+    }
+
+    /// Counted from the buffers themselves; `config` is the model's.
+    pub fn memory(&self, config: &Config) -> KvMemory {
+        let all: u64 = self.layers.iter().map(|l| l.keys.size() + l.values.size()).sum();
         let landmarks: u64 = self.landmarks.iter().map(LandmarkCache::bytes).sum();
-        let coded = landmarks + self.stores.iter().map(|store| store.size()).sum::<u64>();
+        let mut coded = landmarks + self.stores.iter().chain(&self.sketched).map(|store| store.size()).sum::<u64>();
+        let mut exact = all;
+        for side in self.layers.iter().filter_map(|layer| layer.side.as_ref()) {
+            let candidates = 2 * (side.stores.candidates * row_bytes(config)) as u64;
+            exact = exact - candidates + side.received_bytes();
+            coded += candidates + side.bytes() - side.received_bytes();
+        }
         let (growing, kv_fixed_bytes) = if self.slots == Slots::ALL { (exact, 0) } else { (coded, exact) };
         KvMemory { kv_bytes_per_token: growing / self.capacity.max(1) as u64, kv_fixed_bytes, allocated_bytes: growing + kv_fixed_bytes }
     }

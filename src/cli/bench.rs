@@ -71,7 +71,7 @@ impl Args {
                     layout: options.layout(&loaded.layout()),
                     weights: loaded.weight_type().into(),
                     vocab: loaded.checkpoint().config().vocab_size,
-                    cost: Box::new(loaded.cost(options.select)),
+                    cost: Box::new(loaded.cost(options)),
                     sequence: loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?,
                 });
             }

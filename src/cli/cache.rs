@@ -84,7 +84,7 @@ impl CacheArgs {
             Trace::Rows => Vague::Rows,
         });
         let xkv = of(Online::Xkv).then(|| Xkv { layers: self.group_layers.unwrap_or(4), budget, bits: self.bits });
-        let reviver = of(Online::Kvreviver).then_some(Reviver { budget, vague });
+        let reviver = of(Online::Kvreviver).then_some(Reviver::new(budget, vague));
         let options = SequenceOptions { select: self.select.map(|tokens| Selection { tokens }), xkv, reviver, ..options };
         // What is wrong whatever the model, before one is loaded.
         options.check(true)?;

@@ -5,10 +5,13 @@ use super::cache::Columns;
 use super::rows::Rows;
 use crate::rows::{Sketch, Stores, Vague};
 use nalgebra::{DMatrix, DVector};
+use std::sync::Arc;
 
 /// Of all layers.
 pub(super) struct Side {
     stores: Stores,
+    /// Where the sketches of all layers have tokens.
+    sketched: Arc<[u32]>,
     layers: Vec<Layer>,
 }
 
@@ -57,21 +60,22 @@ impl Side {
     /// In each of `layers` layers as `stores` say, beside exact rows of `width` numbers a side in `slots` slots.
     pub(super) fn new(stores: Stores, layers: usize, width: usize, slots: usize, row_type: RowType) -> Side {
         let rows = || Rows::new(width, stores.candidates, row_type);
-        let layer = |index: usize| Layer {
+        let sketched = stores.places();
+        let layer = |_: usize| Layer {
             keys: rows(),
             values: rows(),
             places: Vec::with_capacity(stores.candidates),
-            sketch: stores.sketch(index as u64),
+            sketch: stores.sketch(2 * width, &sketched),
             received: vec![0.0; slots],
         };
-        Side { stores, layers: (0..layers).map(layer).collect() }
+        Side { layers: (0..layers).map(layer).collect(), stores, sketched }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        for (index, layer) in self.layers.iter_mut().enumerate() {
+        for layer in &mut self.layers {
             layer.places.clear();
-            layer.sketch = self.stores.sketch(index as u64);
+            layer.sketch = self.stores.sketch(2 * layer.keys.width(), &self.sketched);
         }
     }
 
@@ -181,7 +185,7 @@ impl Side {
             layer.keys.bytes() + layer.values.bytes() + places + layer.sketch.as_ref().map_or(0, Sketch::bytes)
         };
         let received = |layer: &Layer| layer.received.capacity() * size_of::<f32>();
-        (self.layers.iter().map(layer).sum(), self.layers.iter().map(received).sum())
+        (size_of_val(&*self.sketched) + self.layers.iter().map(layer).sum::<usize>(), self.layers.iter().map(received).sum())
     }
 }
 
@@ -230,7 +234,7 @@ mod tests {
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         };
-        let reviver = Reviver { budget: Budget::Bytes(10), vague: Some(vague) };
+        let reviver = Reviver::new(Budget::Bytes(15), Some(vague));
         let stores = reviver.stores(&config, &[], Exact { sinks: 0, recent: 0 }, 96).unwrap();
         Side::new(stores, 1, WIDTH, 32, RowType::F32)
     }
@@ -292,8 +296,8 @@ mod tests {
         let mut side = side(Vague::Shrunk);
         let most = side.stores.candidates;
         // Four are vague, in five buckets.
-        assert_eq!((most, side.stores.buckets), (10, 5));
-        evict(&mut side, 0..14);
+        assert_eq!((most, side.stores.buckets), (11, 5));
+        evict(&mut side, 0..15);
         let (forgotten, _) = side.layers[0].sketch.as_ref().unwrap().alone().next().unwrap();
         let columns = side.columns(0);
         let at = (most..columns.counts.len()).find(|&at| (columns.keys.column(at) - vector(forgotten)).norm() < 1e-3).unwrap();
@@ -304,6 +308,6 @@ mod tests {
         assert!(side.positions(0).contains(&forgotten));
         let slot = side.layers[0].places.iter().position(|place| place.position as usize == forgotten).unwrap();
         assert!((side.columns(0).keys.column(slot) - vector(forgotten)).norm() < 1e-4);
-        assert_eq!(side.positions(0).len() + side.layers[0].sketch.as_ref().unwrap().count(), 14);
+        assert_eq!(side.positions(0).len() + side.layers[0].sketch.as_ref().unwrap().count(), 15);
     }
 }

@@ -1,4 +1,5 @@
-//! How exact rows become coded ones: what a row is made from, less its mean, then its coordinates, then their codes.
+//! What becomes of exact rows whose time is up. Where a token leaves a coded row: what the row is made from, less its mean, then its coordinates, then their codes. Where tokens are forgotten: who
+//! takes a slot, and what is left of the others.
 
 use super::Model;
 use super::coded::CodedRows;
@@ -6,14 +7,16 @@ use super::sequence::Buffers;
 use crate::Result;
 use crate::cache::{Cache, LayerCache, Slots};
 use crate::gpu::{Pass, pad};
+use crate::kernels::contest::{Contest, MOST_LEAVING, Moves};
 use crate::kernels::energy::Energy;
+use crate::kernels::exchange::Exchange;
 use crate::kernels::gather::Gather;
 use crate::kernels::landmark::Landmark;
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matvec::Around;
 use crate::kernels::pack::Pack;
 use crate::kernels::project::{Project, Shape};
-use crate::rows::{Holds, Reach, Side};
+use crate::rows::{Holds, Reach, Side, Stores};
 use std::ops::Range;
 
 /// Every row of the model.
@@ -22,9 +25,45 @@ pub(super) struct Coding {
     layers: Vec<Vec<Row>>,
     /// By layer, where tokens choose among coded rows.
     landmarks: Vec<Landmark>,
+    /// By layer, where tokens are forgotten.
+    forgetting: Vec<Forgetting>,
     sinks: usize,
     /// Tokens that the buffers take at once.
     most: usize,
+}
+
+/// How tokens leave one layer's window for its slots, or for what is vague.
+struct Forgetting {
+    contest: Contest,
+    exchange: Exchange,
+    stores: Stores,
+}
+
+impl Forgetting {
+    /// In every layer; none where nothing is forgotten.
+    fn plan(model: &Model, cache: &Cache) -> Result<Vec<Forgetting>> {
+        let (device, config) = (&*model.device, &model.config);
+        let Some(first) = cache.layers.first().and_then(|layer| layer.side.as_ref()) else { return Ok(Vec::new()) };
+        let moves = Moves::new(device, &first.stores, 2 * config.num_key_value_heads * pad(config.head_dim))?;
+        let mut layers = Vec::new();
+        for layer in &cache.layers {
+            if let (Some(side), Some(exchange)) = (&layer.side, Exchange::plan(device, config, layer, &moves)?) {
+                let contest = Contest::plan(device, side, cache.slots, cache.sketched.as_ref(), &moves)?;
+                layers.push(Forgetting { contest, exchange, stores: side.stores });
+            }
+        }
+        Ok(layers)
+    }
+
+    /// The tokens of `leaving`, when `evicted` have left before them.
+    fn record(&self, pass: &mut Pass, leaving: Range<usize>, mut evicted: usize) {
+        for start in leaving.clone().step_by(MOST_LEAVING) {
+            let now = start..leaving.end.min(start + MOST_LEAVING);
+            self.contest.record(pass, &now, evicted);
+            evicted += now.len();
+            self.exchange.record(pass, evicted - self.stores.held(evicted));
+        }
+    }
 }
 
 /// What codes one row.
@@ -50,6 +89,8 @@ pub(super) struct Turn {
     pub code: Range<usize>,
     /// Whether before they are read, layer by layer.
     pub at_once: bool,
+    /// Columns that every query sees besides.
+    pub side: u32,
 }
 
 impl Row {
@@ -112,7 +153,7 @@ impl Row {
 impl Turn {
     /// Of a dense cache.
     pub fn exact() -> Turn {
-        Turn { reach: None, code: 0..0, at_once: false }
+        Turn { reach: None, code: 0..0, at_once: false, side: 0 }
     }
 }
 
@@ -120,7 +161,8 @@ impl Coding {
     pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
         let mut layers: Vec<Vec<Row>> = model.layers.iter().map(|_| Vec::new()).collect();
         let sinks = cache.slots.sinks as usize;
-        let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), sinks, most }) };
+        let forgetting = Forgetting::plan(model, cache)?;
+        let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), forgetting, sinks, most }) };
         let (device, config) = (&*model.device, &model.config);
         for (row, spec) in coded.specs.iter().enumerate() {
             layers[spec.last_layer()].push(Row::plan(
@@ -135,7 +177,7 @@ impl Coding {
         }
         let landmark = |(exact, landmarks)| Landmark::plan(device, config, exact, cache.slots, landmarks);
         let landmarks = cache.layers.iter().zip(&cache.landmarks).map(landmark).collect::<Result<_>>()?;
-        Ok(Coding { layers, landmarks, sinks, most })
+        Ok(Coding { layers, landmarks, forgetting, sinks, most })
     }
 
     /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
@@ -143,8 +185,12 @@ impl Coding {
         if turn.at_once != reading {
             return;
         }
+        let leaving = turn.code.start.max(self.sinks).min(turn.code.end)..turn.code.end;
         if let Some(landmark) = self.landmarks.get(layer) {
-            landmark.record(pass, turn.code.start.max(self.sinks).min(turn.code.end)..turn.code.end);
+            landmark.record(pass, leaving.clone());
+        }
+        if let Some(forgetting) = self.forgetting.get(layer) {
+            forgetting.record(pass, leaving, turn.code.start.saturating_sub(self.sinks));
         }
         for row in &self.layers[layer] {
             for first in turn.code.clone().step_by(self.most) {

@@ -41,7 +41,7 @@ impl Model {
             let message = format!("{token} is outside the vocabulary of {}", self.config.vocab_size);
             return Err(Error::Argument { name: "token".into(), message });
         }
-        Shape::check(options.capacity, self.config.head_dim, true)?;
+        Shape::check(options.capacity, self.config.head_dim, true, false)?;
         let shape = Shape::new(&options, Exact::default(), xkv.layers > 1);
         let exact = shape.exact;
         let slots = Slots::new(&exact, shape.most, options.capacity);
@@ -53,6 +53,7 @@ impl Model {
             layers: layers.collect::<Result<_>>()?,
             stores: Vec::new(),
             landmarks: landmarks.collect::<Result<_>>()?,
+            sketched: None,
             slots,
             capacity: options.capacity,
         };
@@ -110,8 +111,8 @@ impl<'a> Reading<'a> {
             (0..together).map(|_| LayerCache::new(device, config, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
         // The layers of a group have exact rows of their own; those of the next group the same again.
         let layers = (0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect();
-        let exact = Cache { layers, stores: Vec::new(), landmarks: Vec::new(), slots: Slots::ALL, capacity: count };
-        let buffers = Buffers::new(model, None, None, count)?;
+        let exact = Cache { layers, stores: Vec::new(), landmarks: Vec::new(), sketched: None, slots: Slots::ALL, capacity: count };
+        let buffers = Buffers::new(model, None, None, None, count)?;
         let width = together * config.num_key_value_heads * config.head_dim;
         let floats = |what: &str, width: usize| device.buffer(what, (4 * CHUNK * width) as u64);
         Ok(Reading {

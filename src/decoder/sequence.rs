@@ -10,7 +10,7 @@ use crate::gpu::pad;
 use crate::kernels::score::most_keys;
 use crate::kernels::values::{self, SPLITS};
 use crate::kernels::{prepare, turns};
-use crate::rows::{Energy, Exact, Reach, RowSpec, Selection};
+use crate::rows::{Energy, Exact, Reach, RowSpec, Selection, Stores};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -77,12 +77,26 @@ impl Choice {
 }
 
 impl Buffers {
-    pub(super) fn new(model: &Model, coded: Option<&CodedRows>, select: Option<Selection>, capacity: usize) -> Result<Buffers> {
+    /// For a sequence that reads `coded` rows or none, `select`s among them, or forgets what there is no room for in `stores`, beside exact rows in their slots.
+    pub(super) fn new(
+        model: &Model,
+        coded: Option<&CodedRows>,
+        select: Option<Selection>,
+        stores: Option<(Stores, Slots)>,
+        capacity: usize,
+    ) -> Result<Buffers> {
         let (device, c) = (&*model.device, &model.config);
         let floats = |what: &str, rows: usize, width: usize| device.buffer(what, rows as u64 * width as u64 * 4);
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
-        let columns = capacity + if coded.is_some() { CHUNK } else { 0 };
+        let all = if coded.is_some() { capacity + CHUNK } else { capacity };
+        let columns = match stores {
+            None => all,
+            Some((stores, slots)) => {
+                let beside = slots.count() + stores.candidates + stores.vague_columns();
+                beside + if coded.is_some() { capacity } else { 0 }
+            }
+        };
         // Of a token in a block: exact and coded values are summed apart.
         let sides = if coded.is_some() { 2 } else { 1 };
         let sums = layers.iter().map(|layer| values::sums(c, Some(&layer.values))).max().unwrap_or(values::sums(c, None));
@@ -153,10 +167,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Whether so many tokens can be attended to, where rows are `coded` or not.
-    pub fn check(capacity: usize, head_dim: usize, coded: bool) -> Result<()> {
-        // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
+    /// Whether so many tokens can be attended to, where rows are `coded` or not, and where tokens are forgotten: what stands beside is up to three times as many columns.
+    pub fn check(capacity: usize, head_dim: usize, coded: bool, forgets: bool) -> Result<()> {
+        // With coded rows, or what stands beside, a chunk is scored both ways, and either begins with a tile of its own.
         let most = most_keys(head_dim) - if coded { 2 * CHUNK } else { 0 };
+        let most = if forgets { most / 4 } else { most };
         if capacity > 0 && capacity <= most {
             return Ok(());
         }
@@ -165,9 +180,10 @@ impl Shape {
 
     /// `spans`: whether rows belong to several layers.
     pub fn new(options: &SequenceOptions, exact: Exact, spans: bool) -> Shape {
-        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time.
-        let together = spans || options.select.is_some();
-        let largest = if options.strict && together { Exact::BLOCK } else { CHUNK };
+        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time. What is forgotten is so on the way, block by block.
+        let forgets = options.reviver.is_some();
+        let together = spans || options.select.is_some() || forgets;
+        let largest = if options.strict && together || forgets { Exact::BLOCK } else { CHUNK };
         let most = options.chunk.unwrap_or(largest).clamp(1, largest);
         let Exact { sinks, recent } = options.exact.unwrap_or(exact);
         Shape {
@@ -175,7 +191,7 @@ impl Shape {
             exact: Exact { sinks: sinks.min(options.capacity), recent: recent.min(options.capacity) },
             strict: options.strict && !together,
             // What was asked for is kept to: it decides which rows a query reads exactly.
-            least: if options.chunk.is_some() || (options.strict && together) { most } else { 8 },
+            least: if options.chunk.is_some() || (options.strict && together) || forgets { most } else { 8 },
             most,
         }
     }
@@ -189,20 +205,26 @@ struct Coded {
     done: usize,
     /// Exact rows below this have been overwritten, sinks apart.
     exact_from: usize,
+    /// Where the sequence forgets: what there is room for.
+    stores: Option<Stores>,
 }
 
 impl GpuSequence {
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
     pub(super) fn new(model: Arc<Model>, rows: Option<Arc<CodedRows>>, options: SequenceOptions) -> Result<GpuSequence> {
         options.check(rows.is_some())?;
-        if options.reviver.is_some() {
-            return Err(Error::Argument { name: "device".into(), message: "kvreviver runs on --device cpu so far".into() });
-        }
-        let capacity = options.capacity;
-        Shape::check(capacity, model.config.head_dim, rows.is_some())?;
+        let (capacity, config, device) = (options.capacity, &model.config, &model.device);
+        Shape::check(capacity, config.head_dim, rows.is_some(), options.reviver.is_some())?;
         let shape = Shape::new(&options, rows.as_ref().map_or(Exact::default(), |rows| rows.exact), rows.as_ref().is_some_and(|rows| rows.spans()));
-        let stores = rows.as_ref().map(|rows| (&rows.layout, Slots::new(&shape.exact, shape.most, capacity)));
-        let cache = Cache::new(&model.device, &model.config, stores, options.select, capacity)?;
+        let slots = Slots::new(&shape.exact, shape.most, capacity);
+        let cache = match options.reviver {
+            Some(reviver) => {
+                let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
+                let stores = reviver.stores(config, specs, shape.exact, capacity)?;
+                Cache::forgetting(device, config, rows.as_ref().map(|rows| &rows.layout), slots, stores, capacity)?
+            }
+            None => Cache::new(device, config, rows.as_ref().map(|rows| (&rows.layout, slots)), options.select, capacity)?,
+        };
         GpuSequence::on(model, rows, cache, shape, options.select)
     }
 
@@ -211,9 +233,10 @@ impl GpuSequence {
         let device = model.device.clone();
         let own = rows.as_ref().filter(|rows| !model.coded.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, rows))).map_or(0, |rows| rows.bytes());
         let Shape { exact, strict, least, most } = shape;
-        let coded = rows.is_some().then_some(Coded { exact, strict, done: 0, exact_from: 0 });
+        let stores = cache.layers.first().and_then(|layer| layer.side.as_ref()).map(|side| side.stores);
+        let coded = (rows.is_some() || stores.is_some()).then_some(Coded { exact, strict, done: 0, exact_from: 0, stores });
         let read = rows.as_deref();
-        let buffers = Buffers::new(&model, read, select, cache.capacity)?;
+        let buffers = Buffers::new(&model, read, select, stores.map(|stores| (stores, cache.slots)), cache.capacity)?;
         Ok(GpuSequence {
             step: Step::plan(&model, read, &cache, &buffers)?,
             chunk: Chunk::plan(&model, read, &cache, &buffers)?,
@@ -267,7 +290,11 @@ impl GpuSequence {
 
     /// Which coded rows the next `tokens` read.
     fn reach(&self, tokens: usize) -> Option<Reach> {
-        self.coded.as_ref().map(|coded| coded.exact.reach(self.position, tokens, coded.strict, coded.exact_from))
+        self.coded.as_ref().map(|coded| {
+            // What has been forgotten once is not read exactly again, though its row may still be there.
+            let exact_from = if coded.stores.is_some() { coded.done } else { coded.exact_from };
+            coded.exact.reach(self.position, tokens, coded.strict, exact_from)
+        })
     }
 
     /// What the next `tokens` are to read, and what is to be coded meanwhile.
@@ -275,7 +302,9 @@ impl GpuSequence {
         let (Some(coded), Some(reach)) = (&self.coded, reach) else { return Turn::exact() };
         let end = self.position + tokens;
         let to = if coded.strict { reach.of(end - 1) } else { coded.exact.coded(end) };
-        Turn { reach: Some(reach), code: coded.done..to.max(coded.done), at_once: coded.strict }
+        let evicted = coded.done.saturating_sub(coded.exact.sinks);
+        let side = coded.stores.map_or(0, |stores| stores.held(evicted) + stores.vague_columns()) as u32;
+        Turn { reach: Some(reach), code: coded.done..to.max(coded.done), at_once: coded.strict, side }
     }
 
     /// `tokens` have gone through the model.
@@ -312,11 +341,10 @@ impl GpuSequence {
     }
 
     /// Tokens through the chunk's plan, and the logits after each of them where `logits` is given.
-    fn run_chunk(&mut self, tokens: &[u32], reach: Option<Reach>, logits: Option<&mut Vec<f32>>) -> Result<()> {
+    fn run_chunk(&mut self, tokens: &[u32], turn: Turn, logits: Option<&mut Vec<f32>>) -> Result<()> {
         let device = self.model.device.clone();
         device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(tokens));
         let (first, count, layers) = (self.position as u32, tokens.len() as u32, self.model.layers.len());
-        let turn = self.turn(tokens.len(), reach);
         let started = Instant::now();
         for start in (0..layers).step_by(self.layers_per_submit) {
             let end = (start + self.layers_per_submit).min(layers);
@@ -374,12 +402,17 @@ impl GpuSequence {
                 // The last token is a step of its own, whose plan ends in logits; but it reads what its chunk does.
                 Some((last, many)) if logits == Logits::Last && later.is_empty() => {
                     if !many.is_empty() {
-                        self.run_chunk(many, reach, None)?;
+                        let mut turn = self.turn(many.len(), reach);
+                        if self.coded.as_ref().is_some_and(|coded| coded.stores.is_some()) {
+                            // Who is forgotten is decided when all of the chunk have given their attention.
+                            turn.code.end = turn.code.start;
+                        }
+                        self.run_chunk(many, turn, None)?;
                     }
                     out = vec![0.0; self.model.config.vocab_size];
                     self.run_step(*last, reach, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
                 }
-                _ => self.run_chunk(now, reach, (logits == Logits::All).then_some(&mut out))?,
+                _ => self.run_chunk(now, self.turn(now.len(), reach), (logits == Logits::All).then_some(&mut out))?,
             }
             rest = later;
         }
@@ -434,15 +467,24 @@ impl Sequence for GpuSequence {
     }
 
     fn truncate(&mut self, position: usize) {
-        self.position = self.position.min(position);
-        if let Some(coded) = &mut self.coded {
-            coded.done = coded.done.min(self.position);
-            coded.exact_from = coded.exact_from.min(self.position);
+        if position >= self.position {
+            return;
+        }
+        self.position = if position < self.kept_from() { 0 } else { position };
+        let Some(coded) = &mut self.coded else { return };
+        coded.done = coded.done.min(self.position);
+        coded.exact_from = coded.exact_from.min(self.position);
+        if self.position == 0 && coded.stores.is_some() {
+            self.cache.forget(&self.model.device);
         }
     }
 
+    fn kept_from(&self) -> usize {
+        self.coded.as_ref().filter(|coded| coded.stores.is_some()).map_or(0, |coded| coded.done)
+    }
+
     fn memory(&self) -> KvMemory {
-        let memory = self.cache.memory();
+        let memory = self.cache.memory(&self.model.config);
         KvMemory { kv_fixed_bytes: memory.kv_fixed_bytes + self.own, allocated_bytes: memory.allocated_bytes + self.own, ..memory }
     }
 

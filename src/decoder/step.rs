@@ -9,6 +9,7 @@ use crate::cache::Cache;
 use crate::gpu::Pass;
 use crate::kernels::argmax::Argmax;
 use crate::kernels::choose::Choose;
+use crate::kernels::credit::Credit;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::{Around, Matvec};
 use crate::kernels::merge::{self, Merge};
@@ -24,6 +25,10 @@ pub(super) struct Attention {
     score: Score,
     values: Values,
     merge: Merge,
+    /// Where tokens are forgotten.
+    credit: Option<Credit>,
+    /// Whether there are coded rows.
+    coded: bool,
 }
 
 impl Attention {
@@ -50,7 +55,10 @@ impl Attention {
             let choose = Choose::plan(device, config, choice.selection, (&b.queries, stride), &cache.landmarks[index], &choice.dots, &choice.chosen)?;
             Ok((choice.selection, choose))
         });
+        let credit = exact.side.as_ref().map(|side| Credit::plan(device, config, &b.scores, b.columns, &b.weights, side, slots));
         Ok(Attention {
+            credit: credit.transpose()?,
+            coded: coded.is_some(),
             prepare: Prepare::plan(device, config, &b.projected, &b.turns, &b.queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
             choose: choose.transpose()?,
             score: Score::plan(device, config, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
@@ -68,6 +76,9 @@ impl Attention {
     pub fn attend(&self, pass: &mut Pass, first: u32, tokens: u32, block: u32, window: Option<usize>, turn: &Turn) {
         for at in (0..tokens).step_by(block as usize) {
             let mut block = Block::new(first + at, block.min(tokens - at), at, window, turn.reach);
+            if self.credit.is_some() {
+                block = block.beside(turn.side, self.coded);
+            }
             if let Some((selection, choose)) = &self.choose {
                 block = block.choosing(*selection);
                 choose.record(pass, &block);
@@ -75,6 +86,9 @@ impl Attention {
             self.score.record(pass, &block);
             self.values.record(pass, &block);
             self.merge.record(pass, &block);
+            if let Some(credit) = &self.credit {
+                credit.record(pass, &block);
+            }
         }
     }
 }

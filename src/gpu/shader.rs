@@ -9,8 +9,11 @@ use std::collections::BTreeMap;
 pub const SOURCES: &[(&str, &str)] = &[
     ("argmax.wgsl", include_str!("../../shaders/argmax.wgsl")),
     ("choose.wgsl", include_str!("../../shaders/choose.wgsl")),
+    ("contest.wgsl", include_str!("../../shaders/contest.wgsl")),
+    ("credit.wgsl", include_str!("../../shaders/credit.wgsl")),
     ("embed.wgsl", include_str!("../../shaders/embed.wgsl")),
     ("energy.wgsl", include_str!("../../shaders/energy.wgsl")),
+    ("exchange.wgsl", include_str!("../../shaders/exchange.wgsl")),
     ("gather.wgsl", include_str!("../../shaders/gather.wgsl")),
     ("gram.wgsl", include_str!("../../shaders/gram.wgsl")),
     ("landmark.wgsl", include_str!("../../shaders/landmark.wgsl")),
@@ -27,10 +30,12 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/chosen.wgsl", include_str!("../../shaders/lib/chosen.wgsl")),
     ("lib/half.wgsl", include_str!("../../shaders/lib/half.wgsl")),
     ("lib/lowest.wgsl", include_str!("../../shaders/lib/lowest.wgsl")),
+    ("lib/nth.wgsl", include_str!("../../shaders/lib/nth.wgsl")),
     ("lib/reduce.wgsl", include_str!("../../shaders/lib/reduce.wgsl")),
     ("lib/ring.wgsl", include_str!("../../shaders/lib/ring.wgsl")),
     ("lib/rope.wgsl", include_str!("../../shaders/lib/rope.wgsl")),
     ("lib/rows.wgsl", include_str!("../../shaders/lib/rows.wgsl")),
+    ("lib/side.wgsl", include_str!("../../shaders/lib/side.wgsl")),
 ];
 
 /// One variant's text: `enable` line, constants, then the file with its includes and conditions resolved.

@@ -132,7 +132,7 @@ mod tests {
                 let gathers: Vec<_> = (0..2)
                     .map(|l| {
                         let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
-                        let cache = LayerCache { keys: upload(0), values: upload(1) };
+                        let cache = LayerCache { keys: upload(0), values: upload(1), side: None };
                         Gather::plan(&device, &c, &row, 4 + l, &cache, slots, &turns, &mean, &out).unwrap()
                     })
                     .collect();

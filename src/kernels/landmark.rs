@@ -90,7 +90,7 @@ mod tests {
                 }
             }
             for device in devices(None) {
-                let cache = LayerCache { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap() };
+                let cache = LayerCache { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
                 let landmarks = LandmarkCache::new(&device, &c, 0, 8 * chunks).unwrap();
                 let landmark = Landmark::plan(&device, &c, &cache, slots, &landmarks).unwrap();
                 let got = run::<f16>(&device, &landmarks.rows.keys, 8 * 2 * padded, |pass| landmark.record(pass, tokens.clone()));

@@ -160,7 +160,7 @@ mod tests {
             let up: Vec<_> = (0..3).flat_map(|kv| by_coordinates(|i, d| side.up(kv, i, d), side.coded.rank(kv), 14)).collect();
             for device in devices(None) {
                 let sides = coded.then_some(&side.coded);
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap() };
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, sides, false).0).unwrap();
                 let from = device.buffer("sums", 2 * SPLITS as u64 * sums(&c, sides) as u64 * 4).unwrap();
                 let weights = device.buffer("weights", 2 * SPLITS as u64 * heads as u64 * 8).unwrap();

@@ -8,12 +8,17 @@
 //! Beside coded rows the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
 //! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores: those of the
 //! landmarks, and [`choose`].
+//!
+//! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and when some leave the window two: [`contest`] and [`exchange`].
 
 pub mod argmax;
 pub mod choose;
 pub(crate) mod coded;
+pub mod contest;
+pub mod credit;
 pub mod embed;
 pub mod energy;
+pub mod exchange;
 pub mod gather;
 pub mod gram;
 pub mod landmark;
@@ -54,8 +59,11 @@ pub fn variants() -> Vec<Spec> {
     [
         argmax::variants(),
         choose::variants(),
+        contest::variants(),
+        credit::variants(),
         embed::variants(),
         energy::variants(),
+        exchange::variants(),
         gather::variants(),
         gram::variants(),
         landmark::variants(),

@@ -166,7 +166,7 @@ mod tests {
                 let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
                 let count = if taken { slots.count() } else { 70 };
                 let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
-                let cache = LayerCache { keys: rows(), values: rows() };
+                let cache = LayerCache { keys: rows(), values: rows(), side: None };
                 let buffer = (!added.is_empty()).then(|| device.upload("added", &added).unwrap());
                 let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
                 let to = taken.then_some(Taken { coded: &side.coded, table: &table, up: &up });

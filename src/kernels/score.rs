@@ -3,10 +3,10 @@
 use super::coded::{BOOKS, Coded};
 use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Slots};
+use crate::cache::{LayerCache, SideCache, Slots};
 use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
-use crate::rows::{Reach, Selection};
+use crate::rows::{Reach, Selection, Stores, Vague};
 use std::ops::Range;
 
 #[repr(C)]
@@ -19,6 +19,7 @@ struct Step {
     span: u32,
     queries: u32,
     near: u32,
+    /// Or columns of what stands beside.
     window: u32,
     start: u32,
     coded: u32,
@@ -30,7 +31,7 @@ struct Step {
     words: u32,
 }
 
-/// A run of tokens whose queries are scored at once, and the keys that they are scored against. Scores have a column for each exact key, then one for each coded key.
+/// A run of tokens whose queries are scored at once, and the keys that they are scored against. Scores have a column for each exact key and for what stands beside, then one for each coded key.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// Position of the first token.
@@ -43,6 +44,8 @@ pub struct Block {
     pub fixed: u32,
     /// The first exact key after them.
     pub near: u32,
+    /// Columns behind exact keys' that every query sees, where the sequence forgets.
+    pub side: u32,
     /// The first coded key; the last where they are chosen.
     pub start: u32,
     /// Columns of coded keys.
@@ -57,7 +60,7 @@ impl Block {
     pub fn new(first: u32, tokens: u32, at: u32, window: Option<usize>, reach: Option<Reach>) -> Block {
         let seen = window.map_or(0, |window| (first as usize + 1).saturating_sub(window));
         let reach_of_none = Reach { sinks: 0, low: 0, high: 0, recent: 0 };
-        let dense = Block { first, tokens, at, fixed: 0, near: seen as u32, start: 0, coded: 0, chunks: 0..0, reach: reach_of_none };
+        let dense = Block { first, tokens, at, fixed: 0, near: seen as u32, side: 0, start: 0, coded: 0, chunks: 0..0, reach: reach_of_none };
         let Some(reach) = reach else { return dense };
         let end = (first + tokens) as usize;
         let (start, beyond) = (reach.sinks.max(seen), reach.of(end - 1));
@@ -85,9 +88,19 @@ impl Block {
         Block { start: end.saturating_sub(1), coded: columns as u32, chunks, ..self }
     }
 
-    /// Exact columns.
+    /// This block where tokens are forgotten: beside so many columns that every query sees, and where they do not leave coded `rows`, without these.
+    pub fn beside(self, side: u32, rows: bool) -> Block {
+        Block { side, coded: if rows { self.coded } else { 0 }, ..self }
+    }
+
+    /// Columns of exact keys.
     pub fn exact(&self) -> u32 {
         self.fixed + (self.first + self.tokens).saturating_sub(self.near)
+    }
+
+    /// Columns that are not coded.
+    pub fn plain(&self) -> u32 {
+        self.exact() + self.side
     }
 
     /// The key of an exact column.
@@ -116,6 +129,7 @@ pub(crate) struct CodedKeys<'a> {
 /// Scores one layer's keys.
 pub struct Score {
     kernel: Kernel,
+    side: bool,
     tile: u32,
     span: Option<u32>,
     kv_heads: u32,
@@ -136,11 +150,23 @@ pub(crate) fn most_keys(head_dim: usize) -> usize {
 /// How coded keys are scored, if there are any: whether queries are taken to them, and whether they are chosen.
 type Kind = Option<(bool, Option<Selection>)>;
 
-fn variant(config: &Config, coded: Kind, rows: u32) -> Spec {
-    let mut flags = Vec::new();
+/// What a kernel that reads what stands beside exact rows binds of it, and how many columns of it are not candidates; `marks` and what follows them are read-only.
+pub(super) fn side_bindings(stores: Option<&Stores>) -> (Vec<&'static str>, Vec<(u32, Access)>, u32) {
+    let Some(stores) = stores else { return (Vec::new(), Vec::new(), 0) };
+    let flags = SideCache::flags(stores);
+    let binding = |(number, flag): (u32, &str)| flags.contains(&flag).then_some((number, Access::Read));
+    let bindings = [(8, "SIDE"), (9, "SKETCH"), (10, "MEAN")].into_iter().filter_map(binding).collect();
+    (flags, bindings, stores.vague_columns() as u32)
+}
+
+fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, rows: u32) -> Spec {
+    let (mut flags, side, vague) = side_bindings(stores);
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    if config.sliding_window.is_some() {
+    if config.sliding_window.is_some() && stores.is_none() {
         flags.push("WINDOW");
+    }
+    if coded.is_some() || stores.is_some() {
+        flags.push("RING");
     }
     if let Some((taken, chosen)) = coded {
         flags.extend(["CODED", if taken { "TAKEN" } else { "REBUILT" }]);
@@ -153,11 +179,13 @@ fn variant(config: &Config, coded: Kind, rows: u32) -> Spec {
             bindings.push((7, Access::Read));
         }
     }
+    bindings.extend(side);
     let most = coded.and_then(|(_, chosen)| chosen).map_or(0, |selection| selection.most());
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("CHUNK", Selection::CHUNK as u32),
         ("MOST", most as u32),
+        ("VAGUE_COLUMNS", vague),
         ("PAIRS", (config.head_dim / 2) as u32),
         ("NEAR", NEAR),
         ("BOOKS", BOOKS),
@@ -207,7 +235,21 @@ pub(super) fn configs() -> Vec<Config> {
 pub(super) fn variants() -> Vec<Spec> {
     let chosen = Some(Selection { tokens: 256 });
     let kinds = [None, Some((false, None)), Some((true, None)), Some((false, chosen)), Some((true, chosen))];
-    configs().iter().flat_map(|config| kinds.map(|kind| variant(config, kind, 4))).collect()
+    let plain = configs().into_iter().flat_map(|config| kinds.map(|kind| variant(&config, kind, None, 4)));
+    plain.chain(configs().iter().flat_map(|config| beside(config).map(|(kind, stores)| variant(config, kind, Some(&stores), 4)))).collect()
+}
+
+/// All that can stand beside exact rows, and how coded keys are scored meanwhile.
+fn beside(config: &Config) -> [(Kind, Stores); 6] {
+    let dense = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].map(|vague| (None, stores(config, vague)));
+    let coded = [true, false].map(|taken| (Some((taken, None)), stores(config, Vague::Rows)));
+    let ([a, b, c, d], [e, f]) = (dense, coded);
+    [a, b, c, d, e, f]
+}
+
+/// Some of everything.
+pub(super) fn stores(config: &Config, vague: Vague) -> Stores {
+    Stores::some(config, vague, 24, 5, 400)
 }
 
 impl Score {
@@ -239,8 +281,11 @@ impl Score {
             buffers.extend(coded.chosen.map(|(_, chosen)| chosen));
             query_stride = coded.coded.query_stride(config, coded.taken);
         }
+        let side = cache.side.as_ref();
+        buffers.extend(side.into_iter().flat_map(SideCache::buffers));
         Ok(Score {
-            kernel: device.kernel(variant(config, kind, rows), &buffers)?,
+            kernel: device.kernel(variant(config, kind, side.map(|side| &side.stores), rows), &buffers)?,
+            side: side.is_some(),
             tile,
             // A rebuilt tile serves all rows of the block; a stored one is cheap to load again.
             span: coded.is_none_or(|coded| coded.taken).then_some(teams * rows * 2),
@@ -274,6 +319,7 @@ impl Score {
             at: block.at,
             span,
             near: block.near,
+            window: if self.side { block.side } else { self.step.window },
             start: block.start,
             coded: block.coded,
             recent: block.reach.recent as u32,
@@ -281,7 +327,7 @@ impl Score {
             high: block.reach.high as u32,
             ..self.step
         };
-        let tiles = block.exact().div_ceil(self.tile) + block.coded.div_ceil(self.tile);
+        let tiles = block.plain().div_ceil(self.tile) + block.coded.div_ceil(self.tile);
         self.kernel.record(pass, &step, [tiles, self.kv_heads, rows.div_ceil(span)]);
     }
 }
@@ -302,7 +348,7 @@ mod tests {
         let queries: Vec<f32> = numbers(1, 40 * heads * query).into_iter().enumerate().map(|(i, x)| if i % query < head { x } else { 0.0 }).collect();
         let rows = halves(2, capacity * 5 * query);
         for device in devices(None) {
-            let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap() };
+            let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
             let from = device.upload("queries", &queries).unwrap();
             for b in [Block::new(101, 1, 0, Some(40), None), Block::new(90, 5, 2, Some(40), None), Block::new(0, 37, 0, Some(40), None)] {
                 let (tokens, count) = (b.tokens as usize, b.exact() as usize);
@@ -391,7 +437,7 @@ mod tests {
                     (99, 3, 1, false, 97),
                 ];
                 for device in devices(None) {
-                    let cache = LayerCache { keys: device.upload("keys", &ring).unwrap(), values: device.buffer("values", 4).unwrap() };
+                    let cache = LayerCache { keys: device.upload("keys", &ring).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
                     let [from, turns] =
                         [&queries, turns(&c.rope_frequencies(), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                     let (rows, table, up) =

@@ -1,13 +1,13 @@
 //! `values.wgsl`: the weighted sum of value rows, split by split, exact ones and coded ones apart.
 
 use super::coded::{BOOKS, Coded};
-use super::score::Block;
+use super::score::{Block, side_bindings, stores};
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Slots};
+use crate::cache::{LayerCache, SideCache, Slots};
 use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
-use crate::rows::Selection;
+use crate::rows::{Selection, Stores, Vague};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -21,13 +21,13 @@ struct Step {
     sums: u32,
     entries: u32,
     all: u32,
-    splits: u32,
     along: u32,
     start: u32,
     words: u32,
     fixed: u32,
     sinks: u32,
     ring: u32,
+    side: u32,
 }
 
 /// Keys weighed at a time.
@@ -64,11 +64,13 @@ fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-fn variant(config: &Config, coded: bool, chosen: Option<Selection>, rows: u32) -> Spec {
+fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Option<&Stores>, rows: u32) -> Spec {
+    let (mut flags, side, vague) = side_bindings(stores);
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("CHUNK", Selection::CHUNK as u32),
         ("MOST", chosen.map_or(0, |selection| selection.most()) as u32),
+        ("VAGUE_COLUMNS", vague),
         ("GROUP", config.group_size() as u32),
         ("KEYS", KEYS),
         ("BOOKS", BOOKS),
@@ -77,29 +79,35 @@ fn variant(config: &Config, coded: bool, chosen: Option<Selection>, rows: u32) -
         ("EXACT_ROW", (config.num_key_value_heads * pad(config.head_dim)) as u32),
     ];
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
-    if !coded {
-        return spec("values.wgsl", &[], &constants, &bindings);
+    if coded || stores.is_some() {
+        flags.push("RING");
     }
-    bindings.extend([(5, Access::Read), (6, Access::Read)]);
-    if chosen.is_none() {
-        return spec("values.wgsl", &["CODED"], &constants, &bindings);
+    if coded {
+        flags.push("CODED");
+        bindings.extend([(5, Access::Read), (6, Access::Read)]);
     }
-    bindings.push((7, Access::Read));
-    spec("values.wgsl", &["CODED", "CHOSEN"], &constants, &bindings)
+    if chosen.is_some() {
+        flags.push("CHOSEN");
+        bindings.push((7, Access::Read));
+    }
+    bindings.extend(side);
+    spec("values.wgsl", &flags, &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    let rows = |config: &Config| shape(config, None, false).1;
     let kinds = |config: &Config| {
-        let chosen = Some(Selection { tokens: 256 });
-        [variant(config, false, None, rows(config)), variant(config, true, None, MOST_ROWS as u32), variant(config, true, chosen, rows(config))]
+        let (rows, chosen) = (shape(config, None, false).1, Some(Selection { tokens: 256 }));
+        let coded = [variant(config, true, None, None, MOST_ROWS as u32), variant(config, true, chosen, None, rows)];
+        let beside = |vague| variant(config, vague == Vague::Rows, None, Some(&stores(config, vague)), rows);
+        let beside = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(beside);
+        [vec![variant(config, false, None, None, rows)], coded.into(), beside.into()].concat()
     };
     super::score::configs().iter().flat_map(kinds).collect()
 }
 
-/// A block's splits, exact and coded ones: their numbers and lengths. Many tokens fill the device by themselves.
+/// A block's splits, of columns that are not coded and of those that are: their numbers and lengths. Many tokens fill the device by themselves.
 pub(crate) fn splits(block: &Block) -> [(u32, u32); 2] {
-    [block.exact(), block.coded].map(|columns| {
+    [block.plain(), block.coded].map(|columns| {
         if block.tokens > 1 {
             return (columns.min(1), columns);
         }
@@ -158,9 +166,12 @@ impl Values {
         let mut buffers = vec![scores, &cache.values, table, out, weights];
         buffers.extend(coded.iter().flat_map(|coded| [coded.rows, coded.table]));
         buffers.extend(chosen.map(|(_, chosen)| chosen));
+        let beside = cache.side.as_ref();
+        buffers.extend(beside.into_iter().flat_map(SideCache::buffers));
         let [entries, more] = groups(config, side, chosen.is_some()).1;
         Ok(Values {
-            kernel: device.kernel(variant(config, coded.is_some(), chosen.map(|(selection, _)| selection), rows), &buffers)?,
+            kernel: device
+                .kernel(variant(config, coded.is_some(), chosen.map(|(selection, _)| selection), beside.map(|side| &side.stores), rows), &buffers)?,
             rows,
             heads,
             step: Step {
@@ -180,15 +191,15 @@ impl Values {
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(splits, length), (more, along)] = splits(block);
         let step = Step {
-            exact: block.exact(),
+            exact: block.plain(),
             coded: block.coded,
             tokens: block.tokens,
             near: block.near,
             length,
-            splits,
             along,
             start: block.start,
             fixed: block.fixed,
+            side: block.side,
             ..self.step
         };
         let entries = step.entries.max(step.all - step.entries);
@@ -236,7 +247,7 @@ mod tests {
             }
             for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap() };
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let values = Values::plan(&device, &c, &from, capacity, &cache, Slots::ALL, None, &table, &out, &shares).unwrap();
@@ -292,7 +303,7 @@ mod tests {
             }
             for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap() };
+                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, Some(&side.coded), false).0).unwrap();
                 let [out, shares] = [expected.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());

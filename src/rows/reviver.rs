@@ -19,6 +19,7 @@ use super::{Exact, RowSet, RowSpec};
 use crate::checkpoint::Config;
 use crate::compress::Budget;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// What is left of tokens that are evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,18 @@ pub enum Vague {
     Rows,
 }
 
+impl Vague {
+    /// Whether tokens are summed in buckets.
+    pub fn is_sketched(self) -> bool {
+        matches!(self, Vague::Sketch | Vague::Shrunk)
+    }
+
+    /// Whether their mean is known.
+    pub fn has_mean(self) -> bool {
+        matches!(self, Vague::Mean | Vague::Shrunk)
+    }
+}
+
 /// How a sequence forgets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reviver {
@@ -42,6 +55,8 @@ pub struct Reviver {
     pub budget: Budget,
     /// What is left of the evicted; `None` for what measures best: rows where the model has them, and nothing elsewhere.
     pub vague: Option<Vague>,
+    /// Where there is a sketch: its share of the bytes that it and the candidates have.
+    pub sketch_share: f64,
 }
 
 /// What one layer has room for.
@@ -55,9 +70,16 @@ pub struct Stores {
     pub buckets: usize,
     /// Numbers of a key and a value.
     width: usize,
+    /// Tokens in all.
+    capacity: usize,
 }
 
 impl Reviver {
+    /// With as many bytes for a sketch, if there is one, as for candidates.
+    pub fn new(budget: Budget, vague: Option<Vague>) -> Reviver {
+        Reviver { budget, vague, sketch_share: 0.5 }
+    }
+
     /// In words, for a model whose rows are `coded` or not.
     pub fn options(&self, coded: bool) -> String {
         let vague = match self.vague(coded) {
@@ -95,13 +117,22 @@ impl Reviver {
             (_, false) => return refuse("vague", "this model leaves a coded row of every token; choose rows, or give the dense model"),
         }
         let layers = config.num_hidden_layers as u128;
-        let width = 2 * config.num_key_value_heads * config.head_dim;
+        let width = width(config);
         let bytes = u128::from(self.budget.bytes(config.dense_kv_bytes_per_token())?) * capacity as u128 / layers;
         let kept = (exact.sinks as u128 + exact.recent as u128) * 2 * width as u128;
         let rows = u128::from(RowSet::bytes_per_token(rows)) * capacity as u128 / layers;
-        let mean = if matches!(vague, Vague::Mean | Vague::Shrunk) { Sketch::mean_bytes(width) } else { 0 };
-        let left = bytes.saturating_sub(kept + rows + mean as u128);
-        let sketch = if matches!(vague, Vague::Sketch | Vague::Shrunk) { left / 2 } else { 0 };
+        let mean = if vague.has_mean() { Sketch::mean_bytes(width) } else { 0 };
+        // Which tokens are candidates beside their rows, or which bucket a token falls into: the table of that is of all layers.
+        let marks = match vague {
+            Vague::Rows => Stores::bit_words(capacity) as u128 * size_of::<u32>() as u128,
+            _ if vague.is_sketched() => (Sketch::place_bytes() as u128 * capacity as u128).div_ceil(layers),
+            _ => 0,
+        };
+        let left = bytes.saturating_sub(kept + rows + marks + mean as u128);
+        if !(0.0..=1.0).contains(&self.sketch_share) {
+            return refuse("sketch_share", &format!("{}; a share is between 0 and 1", self.sketch_share));
+        }
+        let sketch = if vague.is_sketched() { (left as f64 * self.sketch_share) as u128 } else { 0 };
         // More than there are tokens is room for all of them.
         let fit = |bytes: u128, each: usize| usize::try_from(bytes / each as u128).unwrap_or(usize::MAX).min(capacity);
         let buckets = fit(sketch, Sketch::bucket_bytes(width));
@@ -110,12 +141,17 @@ impl Reviver {
             let Exact { sinks, recent } = exact;
             let message = format!(
                 "the budget for {capacity} tokens, {bytes} bytes in each layer, leaves nothing beside {sinks} sinks and {recent} recent tokens ({kept} bytes), \
-                 coded rows ({rows}) and a mean ({mean}); allow more, or a longer context"
+                 coded rows ({rows}), the marks of tokens ({marks}) and a mean ({mean}); allow more, or a longer context"
             );
             return refuse("kv-bytes", &message);
         }
-        Ok(Stores { vague, candidates, buckets, width })
+        Ok(Stores { vague, candidates, buckets, width, capacity })
     }
+}
+
+/// Numbers of a token's key and value in one layer, as a device pads them.
+fn width(config: &Config) -> usize {
+    2 * config.num_key_value_heads * config.head_dim.next_multiple_of(4)
 }
 
 impl Stores {
@@ -130,13 +166,58 @@ impl Stores {
         candidates.checked_add(self.buckets.checked_mul(Sketch::bucket_bytes(self.width))?)
     }
 
-    /// An empty sketch of the vague, where they are sketched.
-    pub fn sketch(&self, seed: u64) -> Option<Sketch> {
+    /// Words that say of `capacity` tokens which are candidates, where they have rows besides.
+    const fn bit_words(capacity: usize) -> usize {
+        capacity.div_ceil(32)
+    }
+
+    /// Words that say what a device has to know of the vague: who is none, what a bucket holds, or how many there are.
+    pub(crate) fn mark_words(&self) -> usize {
+        match self.vague {
+            Vague::None => 0,
+            Vague::Mean => 1,
+            Vague::Rows => Stores::bit_words(self.capacity),
+            Vague::Sketch | Vague::Shrunk => Sketch::BUCKET_WORDS * self.buckets,
+        }
+    }
+
+    /// For a model of this geometry, whatever the budget for it is.
+    pub(crate) fn some(config: &Config, vague: Vague, candidates: usize, buckets: usize, capacity: usize) -> Stores {
+        Stores { vague, candidates, buckets: if vague.is_sketched() { buckets } else { 0 }, width: width(config), capacity }
+    }
+
+    /// The places of all tokens in a sketch's buckets, none where there is no sketch.
+    pub fn places(&self) -> Arc<[u32]> {
+        Sketch::places(self.buckets, self.capacity, 0)
+    }
+
+    /// An empty sketch of the vague, where they are sketched, with their [`places`](Self::places): `width` numbers of each.
+    pub fn sketch(&self, width: usize, places: &Arc<[u32]>) -> Option<Sketch> {
+        let of = |mean| Some(Sketch::new(width, self.buckets, mean, places.clone()));
         match self.vague {
             Vague::None | Vague::Rows => None,
-            Vague::Mean => Some(Sketch::new(self.width, 0, true, seed)),
-            Vague::Sketch => Some(Sketch::new(self.width, self.buckets, false, seed)),
-            Vague::Shrunk => Some(Sketch::new(self.width, self.buckets, true, seed)),
+            Vague::Mean | Vague::Shrunk => of(true),
+            Vague::Sketch => of(false),
+        }
+    }
+
+    /// How many candidates there are when `evicted` tokens have left the exact window.
+    pub fn held(&self, evicted: usize) -> usize {
+        evicted.min(self.candidates)
+    }
+
+    /// Bytes of sums that these columns are read from.
+    pub fn vague_bytes(&self) -> usize {
+        let mean = if self.vague.has_mean() { 1 } else { 0 };
+        size_of::<u32>() * self.width * (self.buckets + mean)
+    }
+
+    /// Columns that stand for the vague: one for each bucket and sign, or one for the mean.
+    pub fn vague_columns(&self) -> usize {
+        match self.vague {
+            Vague::None | Vague::Rows => 0,
+            Vague::Mean => 1,
+            Vague::Sketch | Vague::Shrunk => 2 * self.buckets,
         }
     }
 

@@ -4,7 +4,7 @@
 //! as the others in its bucket are large. Two of one bucket and sign have the same estimate, so attention over all vectors is attention over two columns for each bucket, as many
 //! times as it has vectors of either sign: nothing is ever rebuilt one by one.
 //!
-//! Positions `j·w..(j+1)·w` are spread by a permutation: as long as there are no more than `w` consecutive ones, none share a bucket.
+//! Positions `j·w..(j+1)·w` are spread by a permutation: as long as there are no more than `w` consecutive ones, none share a bucket. Sketches of several layers share the table of it.
 //!
 //! Beside the sums there can be the sum of everything, for its mean `μ`. Then the estimate is `μ ± (S − c·μ)/n`, with `n` vectors in the bucket and `c` the sum of their signs: of all multiples
 //! of a centred sum the one that is closest in the mean square, when vectors vary alike; exact for one that is alone. A mean that moves later spoils nothing, as `c` is kept.
@@ -12,6 +12,7 @@
 //! Sums are whole numbers of 1/65536: to take out what was put in leaves the very bits that were there before.
 
 use crate::random::Random;
+use std::sync::Arc;
 
 /// `1/UNIT` is what sums count in.
 const UNIT: f32 = 65536.0;
@@ -19,7 +20,8 @@ const UNIT: f32 = 65536.0;
 /// The sums of what was put in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sketch {
-    seed: u64,
+    /// Bucket and sign of every position: twice the bucket, and one more for a minus.
+    places: Arc<[u32]>,
     width: usize,
     /// `[buckets][width]`.
     sums: Vec<i32>,
@@ -51,23 +53,26 @@ pub struct SketchColumns {
 }
 
 impl Sketch {
-    /// Of vectors of `width` numbers, in so many buckets: none to know their mean alone.
-    pub fn new(width: usize, buckets: usize, mean: bool, seed: u64) -> Sketch {
+    /// Of vectors of `width` numbers, in so many buckets, with the [`places`](Self::places) of these: none to know their mean alone.
+    pub fn new(width: usize, buckets: usize, mean: bool, places: Arc<[u32]>) -> Sketch {
         let total = vec![0; if mean { width } else { 0 }];
-        Sketch { seed, width, sums: vec![0; buckets * width], buckets: vec![Bucket::default(); buckets], total, count: 0 }
+        Sketch { places, width, sums: vec![0; buckets * width], buckets: vec![Bucket::default(); buckets], total, count: 0 }
     }
+
+    /// Words of what is known of those in one bucket.
+    pub(crate) const BUCKET_WORDS: usize = size_of::<Bucket>() / size_of::<u32>();
 
     /// What one bucket takes.
     pub const fn bucket_bytes(width: usize) -> usize {
         width * size_of::<i32>() + size_of::<Bucket>()
     }
 
-    /// What the mean takes.
+    /// What the mean takes: its sum, and itself where it is not made anew for every query.
     pub const fn mean_bytes(width: usize) -> usize {
-        width * size_of::<i64>()
+        width * (size_of::<i64>() + size_of::<f32>())
     }
 
-    /// Bytes allocated.
+    /// Bytes allocated, the table of places apart.
     pub fn bytes(&self) -> usize {
         self.sums.capacity() * size_of::<i32>() + self.total.capacity() * size_of::<i64>() + self.buckets.capacity() * size_of::<Bucket>()
     }
@@ -77,19 +82,35 @@ impl Sketch {
         self.count as usize
     }
 
+    /// The bucket and the sign of each of `positions` positions, by a hash from `seed`: twice the bucket, and one more for a minus.
+    pub fn places(buckets: usize, positions: usize, seed: u64) -> Arc<[u32]> {
+        let mut places = Vec::with_capacity(positions);
+        for block in 0..if buckets == 0 { 0 } else { positions.div_ceil(buckets) } {
+            let mut random = Random::new(seed ^ Random::new(block as u64).bits());
+            // Any factor that has no divisor in common with the number of buckets permutes.
+            let mut factor = 1 + random.below(buckets);
+            while common_divisor(factor, buckets) != 1 {
+                factor = factor % buckets + 1;
+            }
+            let first = random.below(buckets);
+            for position in block * buckets..positions.min((block + 1) * buckets) {
+                let bucket = ((factor as u128 * (position % buckets) as u128 + first as u128) % buckets as u128) as u32;
+                let minus = Random::new(!seed ^ Random::new(position as u64).bits()).bits() >> 63;
+                places.push(2 * bucket + minus as u32);
+            }
+        }
+        places.into()
+    }
+
+    /// What the places of a position take.
+    pub const fn place_bytes() -> usize {
+        size_of::<u32>()
+    }
+
     /// The bucket and the sign of a position.
     fn place(&self, position: usize) -> (usize, i32) {
-        let w = self.buckets.len();
-        let (block, within) = (position / w, position % w);
-        let mut random = Random::new(self.seed ^ Random::new(block as u64).bits());
-        // Any factor that has no divisor in common with w permutes.
-        let mut factor = 1 + random.below(w);
-        while common_divisor(factor, w) != 1 {
-            factor = factor % w + 1;
-        }
-        let bucket = ((factor as u128 * within as u128 + random.below(w) as u128) % w as u128) as usize;
-        let sign = Random::new(!self.seed ^ Random::new(position as u64).bits()).bits() >> 63;
-        (bucket, if sign == 0 { 1 } else { -1 })
+        let place = self.places[position];
+        (place as usize / 2, 1 - 2 * (place as i32 & 1))
     }
 
     /// Puts the vector of `position` in, which weighs `weight`.
@@ -108,13 +129,14 @@ impl Sketch {
 
     fn add(&mut self, position: usize, vector: &[f32], times: i32) {
         self.count = self.count.wrapping_add_signed(times);
-        let fixed = |x: &f32| (x * UNIT) as i32;
+        // Nothing that f16 rounds to is beyond these bounds but what no sum would have room for.
+        let fixed = |x: &f32| (x.clamp(-32768.0, 32767.0) * UNIT) as i32;
         self.total.iter_mut().zip(vector).for_each(|(sum, x)| *sum += i64::from(times * fixed(x)));
         if self.buckets.is_empty() {
             return;
         }
         let (bucket, sign) = self.place(position);
-        // Wrapping, so that also a sum that has no room is undone exactly: vectors beyond 32768.
+        // Wrapping, so that also a sum that has no room is undone exactly.
         let sums = &mut self.sums[bucket * self.width..][..self.width];
         sums.iter_mut().zip(vector).for_each(|(sum, x)| *sum = sum.wrapping_add((times * sign).wrapping_mul(fixed(x))));
         let bucket = &mut self.buckets[bucket];
@@ -141,6 +163,18 @@ impl Sketch {
     pub fn exactly(&self, position: usize) -> Vec<f32> {
         let (bucket, sign) = self.place(position);
         self.sums[bucket * self.width..][..self.width].iter().map(|&sum| sum.wrapping_mul(sign) as f32 / UNIT).collect()
+    }
+
+    /// Sums by bucket, and that of all.
+    #[cfg(test)]
+    pub(crate) fn sums(&self) -> (&[i32], &[i64]) {
+        (&self.sums, &self.total)
+    }
+
+    /// Vectors of either sign in a bucket.
+    #[cfg(test)]
+    pub(crate) fn members(&self, bucket: usize) -> [u32; 2] {
+        [self.buckets[bucket].plus, self.buckets[bucket].minus]
     }
 
     /// What all vectors are read as.
@@ -180,7 +214,7 @@ mod tests {
     }
 
     fn filled(buckets: usize, mean: bool, seed: u64, vectors: &[Vec<f32>]) -> Sketch {
-        let mut sketch = Sketch::new(vectors[0].len(), buckets, mean, seed);
+        let mut sketch = Sketch::new(vectors[0].len(), buckets, mean, Sketch::places(buckets, vectors.len().max(90), seed));
         vectors.iter().enumerate().for_each(|(position, x)| sketch.insert(position, x, 1.0));
         sketch
     }
@@ -225,7 +259,7 @@ mod tests {
             some[60..].iter().enumerate().rev().for_each(|(at, x)| sketch.remove(60 + at, x));
             assert_eq!((&sketch.sums, &sketch.total, sketch.count), (&before.sums, &before.total, before.count));
             some[..60].iter().enumerate().for_each(|(at, x)| sketch.remove(at, x));
-            assert_eq!(sketch, Sketch::new(7, buckets, mean, 3));
+            assert_eq!(sketch, Sketch::new(7, buckets, mean, Sketch::places(buckets, 90, 3)));
         }
     }
 
@@ -297,7 +331,7 @@ mod tests {
             assert_eq!(columns.counts.iter().sum::<u32>(), 100);
             assert_eq!(columns.vectors.len(), 3 * columns.counts.len());
         }
-        assert_eq!(Sketch::new(3, 4, true, 1).columns(), SketchColumns::default());
-        assert_eq!(Sketch::new(3, 0, true, 1).columns(), SketchColumns::default());
+        assert_eq!(Sketch::new(3, 4, true, Sketch::places(4, 9, 1)).columns(), SketchColumns::default());
+        assert_eq!(Sketch::new(3, 0, true, [].into()).columns(), SketchColumns::default());
     }
 }

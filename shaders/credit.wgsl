@@ -1,0 +1,90 @@
+// Attention that a block's queries give, added up over all of them and their heads, to whoever competes for a slot (src/rows/reviver.rs): exact rows, candidates, buckets.
+//
+// Grid: x = lots of WORKGROUP receivers, exact columns first. Every lot weighs each line of scores once, WORKGROUP lines at a time.
+#include "lib/lowest.wgsl"
+#include "lib/ring.wgsl"
+
+struct Step {
+    first: u32,    // position of the block's first token
+    tokens: u32,
+    exact: u32,    // columns of exact rows
+    held: u32,     // and of candidates behind them; then buckets' in pairs
+    buckets: u32,
+    fixed: u32,    // columns of sinks
+    near: u32,     // the first exact key beside them
+    stride: u32,   // columns of scores
+    splits: u32,
+    sinks: u32,
+    ring: u32,
+    places: u32,   // word of marks at which candidates begin
+    received: u32, // and what exact rows have received
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read> scores: array<f32>;         // [tokens][HEADS][stride]
+@group(0) @binding(1) var<storage, read> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]: m, Σ p
+@group(0) @binding(2) var<storage, read_write> marks: array<u32>;    // as in lib/side.wgsl
+
+var<workgroup> norms: array<vec2<f32>, WORKGROUP>; // of a line: its largest score, and one over the sum of its weights
+
+fn weight(line: u32, column: u32, norm: vec2<f32>) -> f32 {
+    return exp(scores[line * step.stride + column] - norm.x) * norm.y;
+}
+
+fn add(word: u32, mass: f32) {
+    marks[word] = bitcast<u32>(bitcast<f32>(marks[word]) + mass);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let receiver = group.x * WORKGROUP + local;
+    let own = step.exact + step.held;
+    let there = receiver < own + step.buckets;
+    let is_bucket = receiver >= own;
+    let column = select(receiver, own + 2u * (receiver - own), is_bucket);
+    let lines = step.tokens * HEADS;
+    var mass = 0.0;
+    for (var begin = 0u; begin < lines; begin += WORKGROUP) {
+        let line = begin + local;
+        if line < lines {
+            let at = line / HEADS * step.splits * HEADS + line % HEADS;
+            var largest = LOWEST;
+            for (var s = 0u; s < step.splits; s++) {
+                largest = max(largest, weights[at + s * HEADS].x);
+            }
+            var total = 0.0;
+            for (var s = 0u; s < step.splits; s++) {
+                let w = weights[at + s * HEADS];
+                total += exp(w.x - largest) * w.y;
+            }
+            norms[local] = vec2<f32>(largest, 1.0 / total);
+        }
+        workgroupBarrier();
+        if there {
+            for (var i = 0u; i < min(WORKGROUP, lines - begin); i++) {
+                mass += weight(begin + i, column, norms[i]);
+                if is_bucket {
+                    mass += weight(begin + i, column + 1u, norms[i]);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    if !there {
+        return;
+    }
+    if is_bucket {
+        add(4u * (receiver - own) + 3u, mass);
+    } else if receiver >= step.exact {
+        add(step.places + 2u * (receiver - step.exact) + 1u, mass);
+    } else {
+        let key = select(step.near + column - step.fixed, column, column < step.fixed);
+        let word = step.received + slot(key);
+        if key >= step.first {
+            // A row of the block's own: what was counted here was another's.
+            marks[word] = bitcast<u32>(mass);
+        } else {
+            add(word, mass);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+// Moves rows as contest.wgsl has decided: out of the sketch who was alone in it, into it (src/rows/sketch.rs) who loses its place, and into the slots who takes one.
+//
+// Grid: x = lots of WORKGROUP vectors of a key and a value. A lane looks after its vector of all rows, so that sums are those of one after the other.
+//
+// SKETCH    there are buckets
+// MEAN      there is a sum of all, and its mean
+#include "lib/half.wgsl"
+
+struct Step {
+    promoted: u32, // word of moves at which those who take a slot begin
+    stash: u32,    // and at which vectors that come out of the sketch wait, [promoted][2][EXACT_ROW]
+    vague: u32,    // tokens that are vague afterwards
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read_write> keys: array<half4>;    // [slots][EXACT_ROW / 4]
+@group(0) @binding(1) var<storage, read_write> values: array<half4>;
+@group(0) @binding(2) var<storage, read_write> moves: array<u32>;
+#if SKETCH
+@group(0) @binding(3) var<storage, read_write> bucket_sums: array<vec4<i32>>;  // this and the next as in lib/side.wgsl
+#endif
+#if MEAN
+@group(0) @binding(4) var<storage, read_write> totals: array<vec4<u32>>;
+#endif
+
+const VECTORS = EXACT_ROW / 4u; // of a key
+const ALONE = 0x80000000u;
+const UNIT = 65536.0;
+
+fn row(at: u32, v: u32) -> half4 {
+    if v < VECTORS {
+        return keys[at * VECTORS + v];
+    }
+    return values[at * VECTORS + v - VECTORS];
+}
+
+#if VAGUE
+fn fixed(x: vec4<f32>) -> vec4<i32> {
+    return vec4<i32>(clamp(x, vec4<f32>(-32768.0), vec4<f32>(32767.0)) * UNIT);
+}
+#endif
+
+#if MEAN
+// A sum has 64 bits, in two halves.
+fn add_to_total(v: u32, x: vec4<i32>) {
+    let low = totals[2u * VECTORS + v];
+    let sum = low + bitcast<vec4<u32>>(x);
+    let carry = select(vec4<u32>(0u), vec4<u32>(1u), sum < low);
+    totals[2u * VECTORS + v] = sum;
+    totals[4u * VECTORS + v] += bitcast<vec4<u32>>(x >> vec4<u32>(31u)) + carry;
+}
+
+fn mean(v: u32) -> vec4<f32> {
+    var low = totals[2u * VECTORS + v];
+    var high = totals[4u * VECTORS + v];
+    // As a sign and a size: halves of unlike sign would cancel.
+    let negative = (high >> vec4<u32>(31u)) == vec4<u32>(1u);
+    let borrow = select(vec4<u32>(0u), vec4<u32>(1u), low == vec4<u32>(0u));
+    high = select(high, ~high + borrow, negative);
+    low = select(low, ~low + vec4<u32>(1u), negative);
+    let size = vec4<f32>(high) * 4294967296.0 + vec4<f32>(low);
+    return select(size, -size, negative) / UNIT / f32(max(step.vague, 1u));
+}
+#endif
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let v = id.x;
+    if v >= 2u * VECTORS {
+        return;
+    }
+    let demoted = moves[0];
+    let promoted = moves[1];
+#if SKETCH
+    for (var j = 0u; j < promoted; j++) {
+        let source = moves[step.promoted + 4u * j];
+        if source >= ALONE {
+            let place = source - ALONE;
+            let at = (place / 2u) * (2u * VECTORS) + v;
+            let x = bucket_sums[at] * (1 - 2 * i32(place % 2u));
+            bucket_sums[at] = vec4<i32>();
+            for (var k = 0u; k < 4u; k++) {
+                moves[step.stash + 4u * (j * 2u * VECTORS + v) + k] = bitcast<u32>(x[k]);
+            }
+#if MEAN
+            add_to_total(v, -x);
+#endif
+        }
+    }
+#endif
+#if VAGUE
+    for (var j = 0u; j < demoted; j++) {
+        let x = fixed(widen(row(moves[4u + 4u * j], v)));
+#if SKETCH
+        let place = moves[5u + 4u * j];
+        bucket_sums[(place / 2u) * (2u * VECTORS) + v] += x * (1 - 2 * i32(place % 2u));
+#endif
+#if MEAN
+        add_to_total(v, x);
+#endif
+    }
+#endif
+    for (var j = 0u; j < promoted; j++) {
+        let source = moves[step.promoted + 4u * j];
+        let to = moves[step.promoted + 4u * j + 1u];
+        var x: half4;
+#if SKETCH
+        if source >= ALONE {
+            var sum: vec4<i32>;
+            for (var k = 0u; k < 4u; k++) {
+                sum[k] = bitcast<i32>(moves[step.stash + 4u * (j * 2u * VECTORS + v) + k]);
+            }
+            x = narrow(vec4<f32>(sum) / UNIT);
+        } else {
+            x = row(source, v);
+        }
+#else
+        x = row(source, v);
+#endif
+        if v < VECTORS {
+            keys[to * VECTORS + v] = x;
+        } else {
+            values[to * VECTORS + v - VECTORS] = x;
+        }
+    }
+#if MEAN
+    totals[v] = bitcast<vec4<u32>>(mean(v));
+#endif
+}

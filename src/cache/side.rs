@@ -1,0 +1,75 @@
+//! What stands beside the exact rows of a sequence that forgets ([`crate::rows::Reviver`]), as `shaders/lib/side.wgsl` reads it.
+
+use super::row_bytes;
+use crate::checkpoint::Config;
+use crate::gpu::Device;
+use crate::rows::Stores;
+use crate::{Error, Result};
+
+/// One layer's candidates, rows apart, and what is vague.
+#[derive(Clone)]
+pub struct SideCache {
+    /// What there is room for.
+    pub(crate) stores: Stores,
+    /// Words: of whoever is a candidate, or of every bucket, or how many are vague; of candidates, position and attention received; of exact rows, attention received.
+    pub(crate) marks: wgpu::Buffer,
+    /// Sums of buckets, i32 `[buckets][2][row]`.
+    pub(crate) sums: Option<wgpu::Buffer>,
+    /// The mean of the vague, and the two halves of their sum, `[3][2][row]`.
+    pub(crate) totals: Option<wgpu::Buffer>,
+    /// The word of marks at which candidates begin, and what exact rows have received.
+    pub(crate) places: usize,
+    pub(crate) received: usize,
+    /// Exact rows' slots.
+    slots: usize,
+}
+
+impl SideCache {
+    /// Beside exact rows in `slots` slots. `what`: whose, for errors.
+    pub(super) fn new(device: &Device, config: &Config, what: &str, slots: usize, stores: Stores) -> Result<SideCache> {
+        let row = 2 * row_bytes(config) as u64;
+        let buffer = |name: &str, words: u64, each: u64| {
+            let what = format!("{what}'s {name}");
+            let bytes = words.checked_mul(each).ok_or_else(|| Error::OutOfMemory { what: what.clone(), bytes: u64::MAX })?;
+            device.buffer(&what, bytes)
+        };
+        let (places, received) = (stores.mark_words(), stores.mark_words() + 2 * stores.candidates);
+        let is = |there: bool, name: &str, words: u64, each: u64| if there { buffer(name, words, each).map(Some) } else { Ok(None) };
+        Ok(SideCache {
+            marks: buffer("candidates", (received + slots) as u64, 4)?,
+            sums: is(stores.vague.is_sketched(), "sketch", stores.buckets as u64, 2 * row)?,
+            totals: is(stores.vague.has_mean(), "mean of the evicted", 3, 2 * row)?,
+            stores,
+            places,
+            received,
+            slots,
+        })
+    }
+
+    /// Columns behind those of exact rows when `evicted` tokens have left the window.
+    pub fn columns(&self, evicted: usize) -> u32 {
+        (self.stores.held(evicted) + self.stores.vague_columns()) as u32
+    }
+
+    /// The shaders' flags of what there is.
+    pub(crate) fn flags(stores: &Stores) -> Vec<&'static str> {
+        let vague = stores.vague;
+        let all = [("VAGUE", stores.vague_columns() > 0), ("SKETCH", vague.is_sketched()), ("MEAN", vague.has_mean())];
+        std::iter::once("SIDE").chain(all.into_iter().filter_map(|(flag, is)| is.then_some(flag))).collect()
+    }
+
+    /// `marks`, and what there is of sums and totals.
+    pub(crate) fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        std::iter::once(&self.marks).chain(&self.sums).chain(&self.totals)
+    }
+
+    /// All bytes, candidates' rows apart.
+    pub(super) fn bytes(&self) -> u64 {
+        self.buffers().map(|buffer| buffer.size()).sum()
+    }
+
+    /// Those that do not grow with the capacity.
+    pub(super) fn received_bytes(&self) -> u64 {
+        4 * self.slots as u64
+    }
+}

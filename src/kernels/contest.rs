@@ -1,0 +1,93 @@
+//! `contest.wgsl`: which tokens stay exact when some leave the window.
+
+use super::spec;
+use crate::Result;
+use crate::cache::{SideCache, Slots};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::rows::{Stores, Vague};
+use std::ops::Range;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    begin: u32,
+    leaving: u32,
+    held: u32,
+    candidates: u32,
+    buckets: u32,
+    sinks: u32,
+    ring: u32,
+    places: u32,
+    received: u32,
+    promoted: u32,
+}
+
+/// Lanes of the one workgroup.
+const WORKGROUP: u32 = 256;
+
+/// The most tokens that leave at once.
+pub(crate) const MOST_LEAVING: usize = 64;
+
+/// Where a contest writes who moves: word 4 and on, those who lose a slot; from `promoted` on those who take one; from `stash` on what comes out of a sketch.
+pub(crate) struct Moves {
+    pub buffer: wgpu::Buffer,
+    pub promoted: usize,
+    pub stash: usize,
+}
+
+impl Moves {
+    /// For layers as `stores` say, whose key and value are `row` numbers.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn new(device: &Device, stores: &Stores, row: usize) -> Result<Moves> {
+        let most = MOST_LEAVING + stores.buckets;
+        let (promoted, stash) = (4 + 4 * most, 4 + 8 * most);
+        let waiting = if stores.vague.is_sketched() { most * row } else { 0 };
+        Ok(Moves { buffer: device.buffer("rows that move", 4 * (stash as u64 + waiting as u64))?, promoted, stash })
+    }
+}
+
+/// Decides in one layer.
+pub struct Contest {
+    kernel: Kernel,
+    step: Step,
+}
+
+fn variant(vague: Vague) -> Spec {
+    let flags = [("CODED", vague == Vague::Rows), ("SKETCH", vague.is_sketched()), ("MEAN", vague.has_mean())];
+    let flags: Vec<_> = flags.into_iter().filter_map(|(flag, is)| is.then_some(flag)).collect();
+    let bindings = [(0, Access::Write), (1, Access::Write), (2, Access::Read)];
+    spec("contest.wgsl", &flags, &[("WORKGROUP", WORKGROUP)], &bindings[..if vague.is_sketched() { 3 } else { 2 }])
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(variant).into()
+}
+
+impl Contest {
+    /// `sketched`: where tokens stand in sketches, if there are any.
+    pub(crate) fn plan(device: &Device, side: &SideCache, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Contest> {
+        let mut buffers = vec![&side.marks, &moves.buffer];
+        buffers.extend(sketched);
+        Ok(Contest {
+            kernel: device.kernel(variant(side.stores.vague), &buffers)?,
+            step: Step {
+                candidates: side.stores.candidates as u32,
+                buckets: side.stores.buckets as u32,
+                sinks: slots.sinks,
+                ring: slots.ring,
+                places: side.places as u32,
+                received: side.received as u32,
+                promoted: moves.promoted as u32,
+                ..bytemuck::Zeroable::zeroed()
+            },
+        })
+    }
+
+    /// Tokens `leaving` the window, at least one and [`MOST_LEAVING`] at most, when `evicted` have left it before them.
+    pub fn record(&self, pass: &mut Pass, leaving: &Range<usize>, evicted: usize) {
+        let held = evicted.min(self.step.candidates as usize) as u32;
+        self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, ..self.step }, [1, 1, 1]);
+    }
+}

@@ -1,0 +1,160 @@
+//! `credit.wgsl`: the attention that exact rows, candidates and buckets receive, by which they compete.
+
+use super::score::Block;
+use super::values::splits;
+use super::{WORKGROUP, spec};
+use crate::Result;
+use crate::cache::{SideCache, Slots};
+use crate::checkpoint::Config;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    first: u32,
+    tokens: u32,
+    exact: u32,
+    held: u32,
+    buckets: u32,
+    fixed: u32,
+    near: u32,
+    stride: u32,
+    splits: u32,
+    sinks: u32,
+    ring: u32,
+    places: u32,
+    received: u32,
+}
+
+/// Adds up what one layer's columns receive.
+pub struct Credit {
+    kernel: Kernel,
+    vague: u32,
+    step: Step,
+}
+
+fn variant(config: &Config) -> Spec {
+    let constants = [("WORKGROUP", WORKGROUP), ("HEADS", config.num_attention_heads as u32)];
+    spec("credit.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    super::score::configs().iter().map(variant).collect()
+}
+
+impl Credit {
+    /// `scores`: `[tokens][H][stride]`, `weights`: `[tokens][splits][H]` pairs, as [`super::score`] and [`super::values`] write them.
+    pub(crate) fn plan(
+        device: &Device,
+        config: &Config,
+        scores: &wgpu::Buffer,
+        stride: usize,
+        weights: &wgpu::Buffer,
+        side: &SideCache,
+        slots: Slots,
+    ) -> Result<Credit> {
+        Ok(Credit {
+            kernel: device.kernel(variant(config), &[scores, weights, &side.marks])?,
+            vague: side.stores.vague_columns() as u32,
+            step: Step {
+                buckets: side.stores.buckets as u32,
+                stride: stride as u32,
+                sinks: slots.sinks,
+                ring: slots.ring,
+                places: side.places as u32,
+                received: side.received as u32,
+                ..bytemuck::Zeroable::zeroed()
+            },
+        })
+    }
+
+    /// For a block that has been attended to.
+    pub fn record(&self, pass: &mut Pass, block: &Block) {
+        let [(exact, _), (coded, _)] = splits(block);
+        let step = Step {
+            first: block.first,
+            tokens: block.tokens,
+            exact: block.exact(),
+            held: block.side - self.vague,
+            fixed: block.fixed,
+            near: block.near,
+            splits: exact + coded,
+            ..self.step
+        };
+        self.kernel.record(pass, &step, [(step.exact + step.held + step.buckets).div_ceil(WORKGROUP), 1, 1]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::LayerCache;
+    use crate::kernels::oracle::{assert_close, devices, numbers, run};
+    use crate::kernels::score::{config, stores};
+    use crate::rows::{Exact, Vague};
+
+    /// What columns receive is the sum of their softmax weights over queries and heads: added to what they had, but for those whose rows are new. Splits of one token, and one for several.
+    #[test]
+    fn everyone_receives_what_queries_give() {
+        let c = config(false, None, 6, 2, 14);
+        let (heads, stride) = (6, 400);
+        let slots = Slots { sinks: 3, ring: 300 };
+        let exact = Exact { sinks: 3, recent: 5 };
+        for vague in [Vague::None, Vague::Mean, Vague::Shrunk] {
+            let stores = stores(&c, vague);
+            for (first, tokens) in [(290, 1), (150, 40)] {
+                let held = 7;
+                let reach = exact.reach(first, tokens, false, first - 100);
+                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside((held + stores.vague_columns()) as u32, false);
+                let plain = block.plain() as usize;
+                let mut scores: Vec<f32> = numbers(1, tokens * heads * stride).into_iter().map(|x| 5.0 * x).collect();
+                // Queries do not look ahead.
+                for (t, column) in (0..tokens).flat_map(|t| (0..block.exact()).map(move |column| (t, column))) {
+                    if block.exact_key(column) as usize > first + t {
+                        (0..heads).for_each(|h| scores[(t * heads + h) * stride + column as usize] = -3.4028234e38);
+                    }
+                }
+                let [(splits, length), _] = crate::kernels::values::splits(&block);
+                let (mut weights, mut given) = (Vec::new(), vec![0.0; plain]);
+                for t in 0..tokens {
+                    for s in 0..splits as usize {
+                        for h in 0..heads {
+                            let line = &scores[(t * heads + h) * stride..][..plain];
+                            let part = &line[s * length as usize..plain.min((s + 1) * length as usize)];
+                            let largest = part.iter().copied().fold(f32::MIN, f32::max);
+                            weights.extend([largest, part.iter().map(|x| (x - largest).exp()).sum()]);
+                        }
+                    }
+                    for h in 0..heads {
+                        let line = &scores[(t * heads + h) * stride..][..plain];
+                        let all: f64 = line.iter().map(|x| f64::from(*x).exp()).sum();
+                        given.iter_mut().zip(line).for_each(|(given, x)| *given += f64::from(*x).exp() / all);
+                    }
+                }
+                for device in devices(None) {
+                    let cache = LayerCache::beside(&device, &c, "test", slots.count(), stores).unwrap();
+                    let side = cache.side.as_ref().unwrap();
+                    let words = (side.received + slots.count()).next_multiple_of(4);
+                    let before: Vec<f32> = (0..words).map(|word| (word % 7) as f32).collect();
+                    device.queue.write_buffer(&side.marks, 0, bytemuck::cast_slice(&before));
+                    let [from, parts] = [&scores, &weights].map(|numbers| device.upload("numbers", numbers).unwrap());
+                    let credit = Credit::plan(&device, &c, &from, stride, &parts, side, slots).unwrap();
+                    let got = run::<f32>(&device, &side.marks, words, |pass| credit.record(pass, &block));
+                    let mut expected: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
+                    for (column, given) in given.iter().enumerate() {
+                        let own = block.exact() as usize;
+                        let word = match column {
+                            column if column < own => side.received + slots.of(block.exact_key(column as u32) as usize),
+                            column if column < own + held => side.places + 2 * (column - own) + 1,
+                            column if vague == Vague::Shrunk => 4 * ((column - own - held) / 2) + 3,
+                            _ => continue,
+                        };
+                        let new = column < own && block.exact_key(column as u32) as usize >= first;
+                        expected[word] = given + if new { 0.0 } else { expected[word] };
+                    }
+                    assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{vague:?}, {first}, {:?}", device.tier()));
+                }
+            }
+        }
+    }
+}
