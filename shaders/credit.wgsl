@@ -1,4 +1,5 @@
-// Attention that a block's queries give, added up over all of them and their heads, to whoever competes for a slot (src/rows/reviver.rs): exact rows, candidates, buckets.
+// Attention that a block's queries give, added up over all of them and their heads, to whoever competes for a slot (src/rows/reviver.rs): exact rows, candidates, buckets. What was given HALF_LIFE
+// tokens ago counts half.
 //
 // Grid: x = lots of WORKGROUP receivers, exact columns first. Every lot weighs each line of scores once, WORKGROUP lines at a time.
 #include "lib/lowest.wgsl"
@@ -25,14 +26,18 @@ var<immediate> step: Step;
 @group(0) @binding(1) var<storage, read> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]: m, Σ p
 @group(0) @binding(2) var<storage, read_write> marks: array<u32>;    // as in lib/side.wgsl
 
-var<workgroup> norms: array<vec2<f32>, WORKGROUP>; // of a line: its largest score, and one over the sum of its weights
+var<workgroup> norms: array<vec2<f32>, WORKGROUP>; // of a line: its largest score, and what a weight is to be multiplied by
 
 fn weight(line: u32, column: u32, norm: vec2<f32>) -> f32 {
     return exp(scores[line * step.stride + column] - norm.x) * norm.y;
 }
 
+fn fade(tokens: u32) -> f32 {
+    return exp2(-f32(tokens) / f32(HALF_LIFE));
+}
+
 fn add(word: u32, mass: f32) {
-    marks[word] = bitcast<u32>(bitcast<f32>(marks[word]) + mass);
+    marks[word] = bitcast<u32>(fma(bitcast<f32>(marks[word]), fade(step.tokens), mass));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -57,7 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let w = weights[at + s * HEADS];
                 total += exp(w.x - largest) * w.y;
             }
-            norms[local] = vec2<f32>(largest, 1.0 / total);
+            norms[local] = vec2<f32>(largest, fade(step.tokens - 1u - line / HEADS) / total);
         }
         workgroupBarrier();
         if there {

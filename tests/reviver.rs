@@ -241,7 +241,11 @@ fn cuts(device: Device) {
     sequence.truncate(20);
     assert!(matches!(sequence.forward(&[u32::MAX], Logits::None), Err(Error::Argument { .. })));
     assert_eq!(sequence.position(), 20);
-    // Read anew for one token, and as if it had come so.
+    // Read anew without another token: then there is nothing left to be read.
+    sequence.forward(&[], Logits::None).unwrap();
+    assert_eq!(sequence.position(), 20);
+    // And with one, as if it had come so.
+    sequence.truncate(20);
     let next = sequence.step(tokens[20]).unwrap();
     let mut fresh = model.sequence(options(260, 0.4, Vague::Shrunk)).unwrap();
     fresh.forward(&tokens[..20], Logits::None).unwrap();

@@ -188,7 +188,7 @@ fn measure(subject: &mut Subject, prefill: usize, steps: usize, random: &mut Ran
     // Logits are asked for so that the call ends when the work does, not when it has been handed to the device.
     subject.sequence.forward(&prompt, Logits::Last)?;
     let prefill_seconds = vec![start.elapsed().as_secs_f64()];
-    subject.sequence.truncate(depth);
+    cut(subject, depth)?;
 
     let mut token = random.below(subject.vocab) as u32;
     let mut step_seconds = Vec::with_capacity(steps);
@@ -198,8 +198,14 @@ fn measure(subject: &mut Subject, prefill: usize, steps: usize, random: &mut Ran
         step_seconds.push(start.elapsed().as_secs_f64());
     }
     let counters = subject.sequence.counters();
-    subject.sequence.truncate(depth);
+    cut(subject, depth)?;
     Ok(Measured { prefill_seconds, step_seconds, counters })
+}
+
+/// Forgets what came after `depth`. A sequence that has to read its text anew for that does so here, where no clock runs.
+fn cut(subject: &mut Subject, depth: usize) -> Result<()> {
+    subject.sequence.truncate(depth);
+    subject.sequence.forward(&[], Logits::None).map(|_| ())
 }
 
 fn row(task: &Task, subject: &Subject, depth: usize, mut measured: Measured, roofline: &Roofline) -> Row {

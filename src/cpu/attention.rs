@@ -6,6 +6,7 @@ use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::linalg::tr_product;
+use crate::rows::fade;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 
@@ -77,6 +78,8 @@ impl Attention {
     /// `[hidden, tokens]` of queries from `position` on, and where the sequence forgets, what each column received over all heads and queries.
     pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> (DMatrix<f32>, Vec<f32>) {
         let d = self.head_dim;
+        // What a query gives fades until the last of them.
+        let later = DVector::from_fn(queries.ncols(), |j, _| fade(queries.ncols() - 1 - j));
         let (heads, received): (Vec<DMatrix<f32>>, Vec<Option<DVector<f32>>>) = (0..queries.nrows() / d)
             .into_par_iter()
             .map(|head| {
@@ -85,7 +88,7 @@ impl Attention {
                 let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
                 cached.multiply(&mut weights, d);
                 self.softmax(&mut weights, position, cached, kv_head);
-                let received = cached.side.is_some().then(|| weights.column_sum());
+                let received = cached.side.is_some().then(|| &weights * &later);
                 (cached.values.rows(first, d) * weights, received)
             })
             .unzip();

@@ -217,7 +217,7 @@ impl Cache {
     pub(super) fn credit(&mut self, layer: usize, turn: &Turn, columns: &Columns, attention: &[f32]) {
         let slots: Vec<usize> = (0..columns.sinks).chain(columns.window..turn.end).map(|position| self.slot(position)).collect();
         let first = attention.len() - columns.side.as_ref().map_or(0, Vec::len);
-        self.side_mut().into_iter().for_each(|side| side.credit(layer, attention, slots.iter().copied(), first));
+        self.side_mut().into_iter().for_each(|side| side.credit(layer, turn.end - turn.position, attention, slots.iter().copied(), first));
     }
 
     fn side_mut(&mut self) -> Option<&mut side::Side> {

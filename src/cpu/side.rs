@@ -3,7 +3,7 @@
 use super::RowType;
 use super::cache::Columns;
 use super::rows::Rows;
-use crate::rows::{Sketch, Stores, Vague};
+use crate::rows::{Sketch, Stores, Vague, fade};
 use nalgebra::{DMatrix, DVector};
 use std::sync::Arc;
 
@@ -107,13 +107,17 @@ impl Side {
         SideColumns { keys: all_keys, values: all_values, counts }
     }
 
-    /// Every column has received so much attention; `slots` are those of the exact rows, and the side's columns begin at `first`.
-    pub(super) fn credit(&mut self, layer: usize, attention: &[f32], slots: impl Iterator<Item = usize>, first: usize) {
+    /// Every column has received so much attention from `tokens` queries; `slots` are those of the exact rows, and the side's columns begin at `first`.
+    pub(super) fn credit(&mut self, layer: usize, tokens: usize, attention: &[f32], slots: impl Iterator<Item = usize>, first: usize) {
         let Layer { places, sketch, received, .. } = &mut self.layers[layer];
+        let fade = fade(tokens);
+        received.iter_mut().for_each(|received| *received *= fade);
+        places.iter_mut().for_each(|place| place.received *= fade);
         slots.zip(attention).for_each(|(slot, mass)| received[slot] += mass);
         let (candidates, vague) = attention[first..].split_at(places.len());
         places.iter_mut().zip(candidates).for_each(|(place, mass)| place.received += mass);
         if let Some(sketch) = sketch {
+            sketch.fade(fade);
             let buckets = sketch.columns().buckets;
             buckets.into_iter().zip(vague).for_each(|(bucket, mass)| sketch.weigh(bucket, *mass));
         }
@@ -303,7 +307,7 @@ mod tests {
         let at = (most..columns.counts.len()).find(|&at| (columns.keys.column(at) - vector(forgotten)).norm() < 1e-3).unwrap();
         let mut attention = vec![0.0; columns.counts.len()];
         attention[at] = 1e6;
-        side.credit(0, &attention, std::iter::empty(), 0);
+        side.credit(0, 1, &attention, std::iter::empty(), 0);
         side.evict(0, &[]);
         assert!(side.positions(0).contains(&forgotten));
         let slot = side.layers[0].places.iter().position(|place| place.position as usize == forgotten).unwrap();

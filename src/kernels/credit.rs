@@ -7,6 +7,7 @@ use crate::Result;
 use crate::cache::{SideCache, Slots};
 use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::rows::HALF_LIFE;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -34,7 +35,7 @@ pub struct Credit {
 }
 
 fn variant(config: &Config) -> Spec {
-    let constants = [("WORKGROUP", WORKGROUP), ("HEADS", config.num_attention_heads as u32)];
+    let constants = [("WORKGROUP", WORKGROUP), ("HEADS", config.num_attention_heads as u32), ("HALF_LIFE", HALF_LIFE as u32)];
     spec("credit.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
@@ -91,9 +92,9 @@ mod tests {
     use crate::cache::LayerCache;
     use crate::kernels::oracle::{assert_close, devices, numbers, run};
     use crate::kernels::score::{config, stores};
-    use crate::rows::{Exact, Vague};
+    use crate::rows::{Exact, Vague, fade};
 
-    /// What columns receive is the sum of their softmax weights over queries and heads: added to what they had, but for those whose rows are new. Splits of one token, and one for several.
+    /// What columns receive is the sum of their softmax weights over queries and heads, the earlier the less: added to what is left of what they had, but for those whose rows are new. Splits of one token, and one for several.
     #[test]
     fn everyone_receives_what_queries_give() {
         let c = config(false, None, 6, 2, 14);
@@ -128,7 +129,7 @@ mod tests {
                     for h in 0..heads {
                         let line = &scores[(t * heads + h) * stride..][..plain];
                         let all: f64 = line.iter().map(|x| f64::from(*x).exp()).sum();
-                        given.iter_mut().zip(line).for_each(|(given, x)| *given += f64::from(*x).exp() / all);
+                        given.iter_mut().zip(line).for_each(|(given, x)| *given += f64::from(*x).exp() / all * f64::from(fade(tokens - 1 - t)));
                     }
                 }
                 for device in devices(None) {
@@ -150,7 +151,10 @@ mod tests {
                             _ => continue,
                         };
                         let new = column < own && block.exact_key(column as u32) as usize >= first;
-                        expected[word] = given + if new { 0.0 } else { expected[word] };
+                        // The second column of a bucket adds to what the first has made of it.
+                        let again = column >= own + held && (column - own - held) % 2 == 1;
+                        let left = if new { 0.0 } else { f64::from(fade(if again { 0 } else { tokens })) };
+                        expected[word] = given + expected[word] * left;
                     }
                     assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{vague:?}, {first}, {:?}", device.tier()));
                 }

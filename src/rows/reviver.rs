@@ -4,7 +4,7 @@
 //! rebuilt, so that attention runs over all tokens. The rest is our inference:
 //!
 //! - *sinks* and *recent* tokens are exact as anywhere else ([`Exact`]). Those that leave the recent ones, in blocks, compete with the candidates for the candidates' slots; who has received
-//!   the most attention, over all heads and queries of the layer, stays exact ([`Stores::contest`]). All heads share the candidates, since a row here belongs to all of them.
+//!   the most attention, over all heads and queries of the layer, what was received [`HALF_LIFE`] tokens ago counting half, stays exact ([`Stores::contest`]). All heads share the candidates, since a row here belongs to all of them.
 //! - the others become vague: nothing at all ([`Vague::None`]: eviction by heavy hitters, as in H2O, arXiv 2306.14048), their mean, as often as they are many ([`Vague::Mean`]), a count-sketch of keys after
 //!   RoPE and values as published ([`Vague::Sketch`]), or one around the mean and shrunk ([`Vague::Shrunk`]): [`Sketch`]. Where the model has a basis for coded rows, every token leaves one,
 //!   and a candidate is read exactly instead of from it ([`Vague::Rows`]).
@@ -20,6 +20,14 @@ use crate::checkpoint::Config;
 use crate::compress::Budget;
 use crate::{Error, Result};
 use std::sync::Arc;
+
+/// Tokens after which attention counts half: whoever was looked at long ago makes room.
+pub const HALF_LIFE: usize = 128;
+
+/// What attention received so many tokens ago still counts.
+pub(crate) fn fade(tokens: usize) -> f32 {
+    (-(tokens as f32) / HALF_LIFE as f32).exp2()
+}
 
 /// What is left of tokens that are evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -154,6 +154,11 @@ impl Sketch {
         }
     }
 
+    /// Multiplies all weights.
+    pub fn fade(&mut self, factor: f32) {
+        self.buckets.iter_mut().for_each(|bucket| bucket.weight *= factor);
+    }
+
     /// Position and weight of every vector that is alone in its bucket, and so is known exactly.
     pub fn alone(&self) -> impl Iterator<Item = (usize, f32)> {
         self.buckets.iter().filter(|bucket| bucket.plus + bucket.minus == 1).map(|bucket| (bucket.position as usize, bucket.weight))
