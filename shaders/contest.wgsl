@@ -24,8 +24,8 @@ struct Step {
 var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read_write> marks: array<u32>;  // as in lib/side.wgsl
-// How many lose their place, and how many take a slot; at word 4, four each, of those who lose it: slot, place in the sketch, position, attention received; and from
-// `promoted` on, of those who take one: source (a slot, or ALONE and its place in the sketch), slot, position, attention received.
+// How many become vague, and how many take a slot; at word 4, four each, of those who become vague: slot (a candidate's, or the ring's of one who leaves), place in the sketch, position, attention
+// received; and from `promoted` on, of those who take one: source (a slot, or ALONE and its place in the sketch), slot, position, attention received.
 @group(0) @binding(1) var<storage, read_write> moves: array<u32>;
 #if SKETCH
 @group(0) @binding(2) var<storage, read> sketched: array<u32>;     // [capacity]: twice the bucket, and one more for a minus

@@ -36,7 +36,7 @@ fn row(at: u32, v: u32) -> half4 {
 
 #if VAGUE
 fn fixed(x: vec4<f32>) -> vec4<i32> {
-    return vec4<i32>(clamp(x, vec4<f32>(-32768.0), vec4<f32>(32767.0)) * UNIT);
+    return vec4<i32>(clamp(x, vec4<f32>(-32767.0), vec4<f32>(32767.0)) * UNIT);
 }
 #endif
 

@@ -1,12 +1,12 @@
 // The weighted sum of cached value rows, over one split of the columns: with m the split's largest score and p = exp(score − m), writes Σ p · row, m and Σ p.
 //
-// Grid: x = splits, those of exact columns first; y = entries of the table of groups, either the exact ones or the coded ones; z = blocks of ROWS rows. A row is one
+// Grid: x = splits, those of coded columns last; y = entries of the table of groups, either the exact ones or the coded ones; z = blocks of ROWS rows. A row is one
 // query head of one token; the query heads of a group sum the same slice of the value rows, and an entry is up to WORKGROUP vectors of it. Rows are summed as they are
 // stored: a head's exact values, or coordinates that several heads share.
 // Lanes: vectors of the entry × the keys; the latter are added up at the end.
 //
 // RING      few keys are exact; CODED or SIDE
-// SIDE      the sequence forgets: the last exact columns are those of lib/side.wgsl
+// SIDE      the sequence forgets: the last columns that are not coded are those of lib/side.wgsl
 // CODED     there are coded columns after the exact ones
 // CHOSEN    (CODED) those of chosen chunks; a group is of one key/value head's queries
 #include "lib/half.wgsl"
@@ -23,14 +23,14 @@
 #endif
 
 struct Step {
-    exact: u32,   // exact columns
+    plain: u32,   // columns that are not coded
     coded: u32,   // (CODED) coded columns
     tokens: u32,
     near: u32,    // the first exact key, beside the sinks
     stride: u32,  // columns of scores
-    length: u32,  // columns per exact split, a multiple of KEYS
+    length: u32,  // columns per split of these, a multiple of KEYS
     sums: u32,    // vectors of sums in a split
-    entries: u32, // exact entries; the coded ones follow
+    entries: u32, // entries of these; the coded ones follow
     all: u32,     // all entries
     along: u32,   // (CODED) columns per coded split, a multiple of KEYS
     start: u32,   // (CODED) the first coded key; (CHOSEN) the last
@@ -38,7 +38,7 @@ struct Step {
     fixed: u32,   // (RING) columns of sinks
     sinks: u32,   // (RING)
     ring: u32,    // (RING)
-    side: u32,    // (SIDE) exact columns that are what stands beside
+    side: u32,    // (SIDE) the last of these, which every query sees
 }
 var<immediate> step: Step;
 
@@ -81,7 +81,7 @@ fn plain_value(c: u32, vector: u32) -> vec4<f32> {
     let at = step.near + c;
 #endif
 #if SIDE
-    let exact = step.exact - step.side;
+    let exact = step.plain - step.side;
     if c >= exact {
 #if VAGUE
         if is_vague(c - exact) {
@@ -98,17 +98,17 @@ fn plain_value(c: u32, vector: u32) -> vec4<f32> {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     var entry = id.y;
     var begin = id.x * step.length;
-    var end = min(begin + step.length, step.exact);
+    var end = min(begin + step.length, step.plain);
     var entries_end = step.entries;
 #if CODED
     load_book(local);
-    let splits = (step.exact + max(step.length, 1u) - 1u) / max(step.length, 1u);
+    let splits = (step.plain + max(step.length, 1u) - 1u) / max(step.length, 1u);
     let coded = id.x >= splits;
     if coded {
         entry += step.entries;
         entries_end = step.all;
-        begin = step.exact + (id.x - splits) * step.along;
-        end = min(begin + step.along, step.exact + step.coded);
+        begin = step.plain + (id.x - splits) * step.along;
+        end = min(begin + step.along, step.plain + step.coded);
     }
 #endif
     if entry >= entries_end {
@@ -179,7 +179,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         if vector < group.width {
 #if CODED
             if coded {
-                let first = tile - step.exact;
+                let first = tile - step.plain;
                 for (var k = share; k < count; k += sharing) {
                     let v = unpack(row_key(group.first / GROUP, first + k) * step.words + group.at, run, vector % 4u);
                     for (var r = 0u; r < ROWS; r++) {

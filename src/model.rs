@@ -7,6 +7,7 @@ use crate::compress::Xkv;
 use crate::gpu::Tier;
 use crate::prompted::{Prompted, Reader};
 use crate::reread::Reread;
+use crate::rows::Exact;
 use crate::sequence::{Logits, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
@@ -185,12 +186,14 @@ impl Model {
             Weights::Gpu(_) => 2,
         };
         let config = self.checkpoint.config().clone();
+        let exact = options.exact.or(self.checkpoint.factored().map(|factored| factored.exact)).unwrap_or_default();
         move |sequence| {
             let (rows, capacity) = (sequence.rows(), sequence.capacity());
             let cost = Cost::of(&config, rows, options.select, bytes_per_weight);
-            let exact = options.exact.unwrap_or_default();
+            let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
+            // A sequence whose stores are refused was never made.
             match options.reviver.and_then(|reviver| reviver.stores(&config, rows, exact, capacity).ok()) {
-                Some(stores) => cost.forgetting(&config, &stores, exact, !rows.is_empty()),
+                Some(stores) => cost.forgetting(&config, &stores, exact, rows),
                 None => cost,
             }
         }

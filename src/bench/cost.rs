@@ -42,8 +42,8 @@ pub struct Forgetting {
     pub exact_flops: u64,
     /// Columns of the vague, once there are any, and bytes of what they are read from, in all layers.
     pub vague: [u64; 2],
-    /// Whether the others leave rows.
-    pub rows: bool,
+    /// Bytes of the row that each of the others leaves, if they leave any.
+    pub row_bytes: u64,
 }
 
 impl Cost {
@@ -84,22 +84,31 @@ impl Cost {
     }
 
     /// The same for a sequence that forgets what there is no room for in `stores`, beside what stays `exact`.
-    pub fn forgetting(self, config: &Config, stores: &Stores, exact: Exact, rows: bool) -> Cost {
+    pub fn forgetting(self, config: &Config, stores: &Stores, exact: Exact, rows: &[RowSpec]) -> Cost {
         let layers = config.num_hidden_layers as u64;
         let exact_flops = 4 * layers * (config.num_attention_heads * config.head_dim) as u64;
         let kept = exact.sinks + exact.recent + Exact::BLOCK / 2 + stores.candidates;
         let vague = [stores.vague_columns() as u64, layers * stores.vague_bytes() as u64];
-        Cost { forgetting: Some(Forgetting { kept, exact_bytes: config.dense_kv_bytes_per_token(), exact_flops, vague, rows }), ..self }
+        Cost {
+            forgetting: Some(Forgetting {
+                kept,
+                exact_bytes: config.dense_kv_bytes_per_token(),
+                exact_flops,
+                vague,
+                row_bytes: RowSet::bytes_per_token(rows),
+            }),
+            ..self
+        }
     }
 
-    /// Bytes that a step moves at `depth`, where a token's row takes so many (where tokens are forgotten: its coded row).
+    /// Bytes that a step moves at `depth`, where a token takes so many. Where tokens are forgotten it is counted what each of them takes.
     pub fn bytes(&self, depth: usize, kv_bytes_per_token: u64) -> u64 {
-        if let Some(Forgetting { kept, exact_bytes, vague, rows, .. }) = self.forgetting {
+        if let Some(Forgetting { kept, exact_bytes, vague, row_bytes, .. }) = self.forgetting {
             let exact = depth.min(kept);
-            let others = match (depth - exact, rows) {
+            let others = match (depth - exact, row_bytes) {
                 (0, _) => 0,
-                (others, true) => others as u64 * kv_bytes_per_token,
-                (_, false) => vague[1],
+                (_, 0) => vague[1],
+                (others, row) => others as u64 * row,
             };
             return self.weight_bytes + exact as u64 * exact_bytes + others;
         }
@@ -110,12 +119,12 @@ impl Cost {
 
     /// Operations that a step makes at `depth`.
     pub fn flops(&self, depth: usize) -> u64 {
-        if let Some(Forgetting { kept, exact_flops, vague, rows, .. }) = self.forgetting {
+        if let Some(Forgetting { kept, exact_flops, vague, row_bytes, .. }) = self.forgetting {
             let exact = depth.min(kept);
-            let others = match (depth - exact, rows) {
+            let others = match (depth - exact, row_bytes) {
                 (0, _) => 0,
-                (others, true) => others as u64 * self.flops_per_cached_token,
-                (_, false) => vague[0] * exact_flops,
+                (_, 0) => vague[0] * exact_flops,
+                (others, _) => others as u64 * self.flops_per_cached_token,
             };
             return self.linear_flops + exact as u64 * exact_flops + others;
         }
@@ -222,18 +231,18 @@ mod tests {
         let dense = Cost::of(&config(), &[], None, 1);
         let stores = |vague| Stores::some(&config(), vague, 20, 5, 400);
         // 4, 12 and half a block are exact, and 20 candidates.
-        let none = dense.forgetting(&config(), &stores(Vague::None), exact, false);
+        let none = dense.forgetting(&config(), &stores(Vague::None), exact, &[]);
         assert_eq!((none.bytes(52, 9), none.bytes(300, 9)), (dense.bytes(52, 128), dense.bytes(52, 128)));
         assert_eq!(none.flops(300), dense.flops(52));
         // Two columns a bucket, of 32 sums of four bytes in two layers; and as long a mean.
-        let shrunk = dense.forgetting(&config(), &stores(Vague::Shrunk), exact, false);
+        let shrunk = dense.forgetting(&config(), &stores(Vague::Shrunk), exact, &[]);
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
         let coded = Cost::of(&config(), &rows(Holds::Keys), None, 1);
-        let rows = coded.forgetting(&config(), &stores(Vague::Rows), exact, true);
-        assert_eq!(rows.bytes(300, 96), coded.weight_bytes + 52 * 128 + 248 * 96);
-        assert_eq!(rows.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
+        let forgetting = coded.forgetting(&config(), &stores(Vague::Rows), exact, &rows(Holds::Keys));
+        assert_eq!(forgetting.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
+        assert_eq!(forgetting.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod cost;
 mod roofline;
 
 pub use crate::gpu::Roofline;
-pub use cost::Cost;
+pub use cost::{Cost, Forgetting};
 pub use roofline::processor_roofline;
 
 use crate::progress::{OnProgress, report};

@@ -172,6 +172,9 @@ impl Cache {
 
     /// Forgets who is a candidate and what is vague.
     pub fn forget(&self, device: &Device) {
+        if self.layers.iter().all(|layer| layer.side.is_none()) {
+            return;
+        }
         let clear = |encoder: &mut wgpu::CommandEncoder| {
             let buffers = self.layers.iter().filter_map(|layer| layer.side.as_ref()).flat_map(SideCache::buffers);
             buffers.for_each(|buffer| encoder.clear_buffer(buffer, 0, None));

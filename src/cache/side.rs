@@ -11,7 +11,8 @@ use crate::{Error, Result};
 pub struct SideCache {
     /// What there is room for.
     pub(crate) stores: Stores,
-    /// Words: of whoever is a candidate, or of every bucket, or how many are vague; of candidates, position and attention received; of exact rows, attention received.
+    /// Words, in three parts: [`Stores::mark_words`] of the vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
+    /// received.
     pub(crate) marks: wgpu::Buffer,
     /// Sums of buckets, i32 `[buckets][2][row]`.
     pub(crate) sums: Option<wgpu::Buffer>,
@@ -44,11 +45,6 @@ impl SideCache {
             received,
             slots,
         })
-    }
-
-    /// Columns behind those of exact rows when `evicted` tokens have left the window.
-    pub fn columns(&self, evicted: usize) -> u32 {
-        (self.stores.held(evicted) + self.stores.vague_columns()) as u32
     }
 
     /// The shaders' flags of what there is.

@@ -238,6 +238,11 @@ impl Cache {
         tokens.enumerate().map(token).collect()
     }
 
+    /// Whether tokens are forgotten.
+    pub(super) fn forgets(&self) -> bool {
+        self.coded.as_ref().is_some_and(|coded| coded.side.is_some())
+    }
+
     /// The least position, besides 0, that [`truncate`](Self::truncate) can go back to.
     pub(super) fn kept_from(&self) -> usize {
         self.coded.as_ref().filter(|coded| coded.side.is_some()).map_or(0, |coded| coded.done)

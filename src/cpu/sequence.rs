@@ -3,7 +3,7 @@
 use super::cache::{Cache, CodedOptions};
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
-use crate::rows::{Energy, Exact, RowSet, RowSpec};
+use crate::rows::{Energy, Exact, RowSet, RowSpec, Stores};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -58,7 +58,8 @@ impl CpuSequence {
         let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
         let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
         let stores = reviver.map(|reviver| reviver.stores(&model.config, specs, exact, capacity)).transpose()?;
-        if stores.as_ref().is_some_and(|stores| !stores.bytes().and_then(|bytes| bytes.checked_mul(layers)).is_some_and(fits)) {
+        let all = |stores: &Stores| stores.bytes()?.checked_mul(layers)?.checked_add(stores.place_bytes()?.checked_mul(2)?);
+        if stores.as_ref().is_some_and(|stores| !all(stores).is_some_and(fits)) {
             return Err(refuse("more tokens than memory has room for; ask for fewer"));
         }
         // A dense sequence that forgets is one of coded rows, of which it has none.
@@ -120,8 +121,8 @@ impl CpuSequence {
             if let Some(at) = found.iter().position(|logit| !logit.is_finite()) {
                 let what = format!("the logits after position {}", self.position - found.ncols() + at / vocab);
                 let message = format!("that of token {} is {}: the weights or the cached rows overflow", at % vocab, found[at]);
-                // Nothing is appended by a call that fails.
-                self.truncate(begin);
+                // Nothing is appended by a call that fails; where tokens are forgotten, attention has been counted and rows have moved.
+                self.truncate(if self.cache.forgets() { 0 } else { begin });
                 return Err(Error::Numeric { what, message });
             }
             wanted.extend_from_slice(found.as_slice());

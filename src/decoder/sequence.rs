@@ -48,7 +48,7 @@ pub(super) struct Buffers {
     pub coordinates: wgpu::Buffer,
     /// RoPE's [`turns`].
     pub turns: wgpu::Buffer,
-    /// Columns of scores: the capacity, and where there are coded rows as many again as a chunk may read both ways.
+    /// Columns of scores: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are forgotten, what can be left of them, and the capacity for rows.
     pub columns: usize,
     /// Tokens attended to together.
     pub block: usize,
@@ -169,7 +169,7 @@ pub(super) struct Shape {
 impl Shape {
     /// Whether so many tokens can be attended to, where rows are `coded` or not, and where tokens are forgotten: what stands beside is up to three times as many columns.
     pub fn check(capacity: usize, head_dim: usize, coded: bool, forgets: bool) -> Result<()> {
-        // With coded rows, or what stands beside, a chunk is scored both ways, and either begins with a tile of its own.
+        // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
         let most = most_keys(head_dim) - if coded { 2 * CHUNK } else { 0 };
         let most = if forgets { most / 4 } else { most };
         if capacity > 0 && capacity <= most {
@@ -368,7 +368,7 @@ impl GpuSequence {
         Ok(())
     }
 
-    /// A call from its counters on; where it fails the position is what it was, so that the same tokens can be given again.
+    /// A call from its counters on; where it fails the position is what it was, so that the same tokens can be given again. A sequence that forgets is then empty.
     fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence) -> Result<T>) -> Result<T> {
         let position = self.position;
         self.counters = StepCounters::default();
@@ -378,7 +378,20 @@ impl GpuSequence {
                 coded.exact_from = coded.exact_from.max((self.position + self.most).saturating_sub(self.cache.slots.ring as usize));
             }
             self.truncate(position);
+            if self.coded.as_ref().is_some_and(|coded| coded.stores.is_some()) {
+                // Attention may have been counted, and rows moved, of tokens that did not get through.
+                self.empty();
+            }
         })
+    }
+
+    /// Forgets all that has been read.
+    fn empty(&mut self) {
+        self.position = 0;
+        if let Some(coded) = &mut self.coded {
+            (coded.done, coded.exact_from) = (0, 0);
+        }
+        self.cache.forget(&self.model.device);
     }
 
     /// Tokens chunk by chunk, and the logits that are asked for.
@@ -470,12 +483,13 @@ impl Sequence for GpuSequence {
         if position >= self.position {
             return;
         }
-        self.position = if position < self.kept_from() { 0 } else { position };
-        let Some(coded) = &mut self.coded else { return };
-        coded.done = coded.done.min(self.position);
-        coded.exact_from = coded.exact_from.min(self.position);
-        if self.position == 0 && coded.stores.is_some() {
-            self.cache.forget(&self.model.device);
+        if position == 0 || position < self.kept_from() {
+            return self.empty();
+        }
+        self.position = position;
+        if let Some(coded) = &mut self.coded {
+            coded.done = coded.done.min(position);
+            coded.exact_from = coded.exact_from.min(position);
         }
     }
 

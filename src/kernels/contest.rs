@@ -28,7 +28,7 @@ const WORKGROUP: u32 = 256;
 /// The most tokens that leave at once.
 pub(crate) const MOST_LEAVING: usize = 64;
 
-/// Where a contest writes who moves: word 4 and on, those who lose a slot; from `promoted` on those who take one; from `stash` on what comes out of a sketch.
+/// Where a contest writes who moves: word 4 and on, those who have no slot any more, or get none; from `promoted` on those who take one; from `stash` on what comes out of a sketch.
 pub(crate) struct Moves {
     pub buffer: wgpu::Buffer,
     pub promoted: usize,
@@ -41,7 +41,8 @@ impl Moves {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     pub fn new(device: &Device, stores: &Stores, row: usize) -> Result<Moves> {
-        let most = MOST_LEAVING + stores.buckets;
+        // Whoever comes out of a sketch takes a slot.
+        let most = MOST_LEAVING + stores.buckets.min(stores.candidates);
         let (promoted, stash) = (4 + 4 * most, 4 + 8 * most);
         let waiting = if stores.vague.is_sketched() { most * row } else { 0 };
         Ok(Moves { buffer: device.buffer("rows that move", 4 * (stash as u64 + waiting as u64))?, promoted, stash })

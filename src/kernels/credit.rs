@@ -100,12 +100,12 @@ mod tests {
         let c = config(false, None, 6, 2, 14);
         let (heads, stride) = (6, 400);
         let slots = Slots { sinks: 3, ring: 300 };
-        let exact = Exact { sinks: 3, recent: 5 };
+        let exact = Exact { sinks: 3, recent: 200 };
         for vague in [Vague::None, Vague::Mean, Vague::Shrunk] {
             let stores = stores(&c, vague);
             for (first, tokens) in [(290, 1), (150, 40)] {
                 let held = 7;
-                let reach = exact.reach(first, tokens, false, first - 100);
+                let reach = exact.reach(first, tokens, false, 0);
                 let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside((held + stores.vague_columns()) as u32, false);
                 let plain = block.plain() as usize;
                 let mut scores: Vec<f32> = numbers(1, tokens * heads * stride).into_iter().map(|x| 5.0 * x).collect();

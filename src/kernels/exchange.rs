@@ -46,7 +46,7 @@ impl Exchange {
     /// Of a layer that has something beside, `None` for others.
     pub(crate) fn plan(device: &Device, config: &Config, cache: &LayerCache, moves: &Moves) -> Result<Option<Exchange>> {
         let Some(side) = &cache.side else { return Ok(None) };
-        // Rows that tokens leave are coded elsewhere: here it is as if nothing were left.
+        // Rows that tokens leave are coded elsewhere: the kernel is that of nothing left.
         let mut buffers = vec![&cache.keys, &cache.values, &moves.buffer];
         buffers.extend(side.sums.iter().chain(&side.totals));
         Ok(Some(Exchange {

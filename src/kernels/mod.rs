@@ -9,7 +9,7 @@
 //! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores: those of the
 //! landmarks, and [`choose`].
 //!
-//! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and when some leave the window two: [`contest`] and [`exchange`].
+//! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
 
 pub mod argmax;
 pub mod choose;

@@ -12,7 +12,7 @@ use crate::rows::{Selection, Stores, Vague};
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Step {
-    exact: u32,
+    plain: u32,
     coded: u32,
     tokens: u32,
     near: u32,
@@ -191,7 +191,7 @@ impl Values {
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(splits, length), (more, along)] = splits(block);
         let step = Step {
-            exact: block.plain(),
+            plain: block.plain(),
             coded: block.coded,
             tokens: block.tokens,
             near: block.near,

@@ -42,7 +42,7 @@ impl Exact {
 
     /// The rows that are coded when `position` tokens have gone through the model: no query to come is due to read them exactly. A multiple of [`BLOCK`](Self::BLOCK).
     pub fn coded(&self, position: usize) -> usize {
-        (position + 1).saturating_sub(self.recent) / Self::BLOCK * Self::BLOCK
+        (position + 1).saturating_sub(self.recent).min(position) / Self::BLOCK * Self::BLOCK
     }
 
     /// The newest exact rows that have to be kept where up to `chunk` tokens go through the model together.
@@ -102,6 +102,9 @@ mod tests {
             assert!(position < 64 || (32..64).contains(&(position + 1 - first)), "{position} {first}");
         }
         assert_eq!((exact.coded(62), exact.coded(63), exact.coded(95)), (0, 32, 64));
+        // What has not come is not coded.
+        let none = Exact { sinks: 0, recent: 0 };
+        assert_eq!((none.coded(31), none.coded(32), none.coded(33)), (0, 32, 32));
         // A chunk reads its own tokens exactly, and what is gone from its code.
         assert_eq!(exact.reach(100, 50, false, 0).of(149), 64);
         assert_eq!(exact.reach(100, 50, false, 90).of(149), 90);

@@ -12,7 +12,8 @@
 //!   share bucket and sign cannot be told apart by attention, nor one be taken out without the others' error. A coded row brings nothing back that it does not say anyway.
 //!
 //! A prompt is read as it comes, in blocks, and evicted on the way: the cache never holds more than its budget and the blocks under way. What a token receives later than that is not foreseen.
-//! The budget is for the whole capacity: sinks, recent tokens, candidates and what is vague, all counted in bytes. A sketch's sums take four bytes where a row takes two.
+//! The budget is for the whole capacity: sinks, recent tokens, candidates and what is vague, all counted in bytes, with the marks by which a device finds them. A sketch's sums take four bytes where a row
+//! takes two.
 
 use super::sketch::Sketch;
 use super::{Exact, RowSet, RowSpec};
@@ -140,12 +141,12 @@ impl Reviver {
         if !(0.0..=1.0).contains(&self.sketch_share) {
             return refuse("sketch_share", &format!("{}; a share is between 0 and 1", self.sketch_share));
         }
-        let sketch = if vague.is_sketched() { (left as f64 * self.sketch_share) as u128 } else { 0 };
+        let sketch = if vague.is_sketched() { ((left as f64 * self.sketch_share) as u128).min(left) } else { 0 };
         // More than there are tokens is room for all of them.
         let fit = |bytes: u128, each: usize| usize::try_from(bytes / each as u128).unwrap_or(usize::MAX).min(capacity);
         let buckets = fit(sketch, Sketch::bucket_bytes(width));
         let candidates = fit(left - buckets as u128 * Sketch::bucket_bytes(width) as u128, Stores::candidate_bytes(width));
-        if candidates == 0 || sketch > 0 && buckets == 0 {
+        if candidates == 0 || vague.is_sketched() && buckets == 0 {
             let Exact { sinks, recent } = exact;
             let message = format!(
                 "the budget for {capacity} tokens, {bytes} bytes in each layer, leaves nothing beside {sinks} sinks and {recent} recent tokens ({kept} bytes), \
@@ -179,7 +180,7 @@ impl Stores {
         capacity.div_ceil(32)
     }
 
-    /// Words that say what a device has to know of the vague: who is none, what a bucket holds, or how many there are.
+    /// Words that say what a device has to know of the vague: a bit for every token, whether it is a candidate and so is not; or what each bucket holds; or how many there are.
     pub(crate) fn mark_words(&self) -> usize {
         match self.vague {
             Vague::None => 0,
@@ -192,6 +193,11 @@ impl Stores {
     /// For a model of this geometry, whatever the budget for it is.
     pub(crate) fn some(config: &Config, vague: Vague, candidates: usize, buckets: usize, capacity: usize) -> Stores {
         Stores { vague, candidates, buckets: if vague.is_sketched() { buckets } else { 0 }, width: width(config), capacity }
+    }
+
+    /// Bytes of that table; `None` where that is beyond counting.
+    pub fn place_bytes(&self) -> Option<usize> {
+        if self.vague.is_sketched() { self.capacity.checked_mul(Sketch::place_bytes()) } else { Some(0) }
     }
 
     /// The places of all tokens in a sketch's buckets, none where there is no sketch.
@@ -214,7 +220,7 @@ impl Stores {
         evicted.min(self.candidates)
     }
 
-    /// Bytes of sums that these columns are read from.
+    /// Bytes of the sums that [`vague_columns`](Self::vague_columns) are read from.
     pub fn vague_bytes(&self) -> usize {
         let mean = if self.vague.has_mean() { 1 } else { 0 };
         size_of::<u32>() * self.width * (self.buckets + mean)

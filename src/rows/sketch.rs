@@ -67,7 +67,7 @@ impl Sketch {
         width * size_of::<i32>() + size_of::<Bucket>()
     }
 
-    /// What the mean takes: its sum, and itself where it is not made anew for every query.
+    /// What the mean takes in a budget: the sum of all vectors, and the mean itself, which a device keeps and the processor takes anew.
     pub const fn mean_bytes(width: usize) -> usize {
         width * (size_of::<i64>() + size_of::<f32>())
     }
@@ -129,8 +129,8 @@ impl Sketch {
 
     fn add(&mut self, position: usize, vector: &[f32], times: i32) {
         self.count = self.count.wrapping_add_signed(times);
-        // Nothing that f16 rounds to is beyond these bounds but what no sum would have room for.
-        let fixed = |x: &f32| (x.clamp(-32768.0, 32767.0) * UNIT) as i32;
+        // What is larger is clipped: no more units fit into a sum.
+        let fixed = |x: &f32| (x.clamp(-32767.0, 32767.0) * UNIT) as i32;
         self.total.iter_mut().zip(vector).for_each(|(sum, x)| *sum += i64::from(times * fixed(x)));
         if self.buckets.is_empty() {
             return;
@@ -255,7 +255,9 @@ mod tests {
 
     #[test]
     fn undone_is_as_it_was_to_the_bit() {
-        let some = vectors(90, 7);
+        let mut some = vectors(90, 7);
+        // Beyond what a sum has room for.
+        some[70][..4].copy_from_slice(&[-40_000.0, 65_504.0, f32::NEG_INFINITY, f32::NAN]);
         for (buckets, mean) in [(0, true), (16, false), (16, true)] {
             let before = filled(buckets, mean, 3, &some[..60]);
             let mut sketch = before.clone();
