@@ -85,9 +85,10 @@ pub fn variants() -> Vec<Spec> {
 #[cfg(test)]
 mod oracle {
     use super::coded::{Coded, Slice};
+    use crate::cache::{LayerCache, Slots};
     use crate::checkpoint::Config;
-    use crate::gpu::{Device, Options, Pass, Tier};
-    use crate::rows::Format;
+    use crate::gpu::{Device, Options, Pass, Tier, pad};
+    use crate::rows::{Format, Vague};
     use half::f16;
     use std::sync::Arc;
 
@@ -140,6 +141,64 @@ mod oracle {
             if i < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
         };
         (0..head.len()).map(turn).collect()
+    }
+
+    /// A layer's exact rows and what stands beside them, at random.
+    pub struct Beside {
+        pub cache: LayerCache,
+        /// Rows by slot, candidates' last: keys, and values.
+        pub rows: [Vec<f16>; 2],
+        /// How many tokens each column is, and its key and value, padded.
+        pub columns: Vec<(u32, [Vec<f64>; 2])>,
+    }
+
+    /// Seven candidates, and sums as they may be.
+    pub fn beside(device: &Device, config: &Config, slots: Slots, vague: Vague) -> Beside {
+        let (stores, held, row) = (super::score::stores(config, vague), 7, config.num_key_value_heads * pad(config.head_dim));
+        let cache = LayerCache::beside(device, config, "test", slots.count(), stores).unwrap();
+        let side = cache.side.as_ref().unwrap();
+        let is_padding = |i: usize| i % pad(config.head_dim) >= config.head_dim;
+        let rows = [60, 61].map(|seed| {
+            let mut rows = halves(seed, (slots.count() + stores.candidates) * row);
+            rows.iter_mut().enumerate().filter(|(i, _)| is_padding(*i)).for_each(|(_, x)| *x = f16::ZERO);
+            rows
+        });
+        device.queue.write_buffer(&cache.keys, 0, bytemuck::cast_slice(&rows[0]));
+        device.queue.write_buffer(&cache.values, 0, bytemuck::cast_slice(&rows[1]));
+        let wide = |from: &[f16]| from.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+        let candidate = |i: usize| (1, [0, 1].map(|side: usize| wide(&rows[side][(slots.count() + i) * row..][..row])));
+        let mut columns: Vec<_> = (0..held).map(candidate).collect();
+
+        let sums: Vec<i32> =
+            numbers(62, stores.buckets * 2 * row).iter().enumerate().map(|(i, x)| if is_padding(i) { 0 } else { (x * 2e5) as i32 }).collect();
+        let mean: Vec<f32> = numbers(63, 2 * row).iter().enumerate().map(|(i, x)| if is_padding(i) { 0.0 } else { *x }).collect();
+        // A bucket without any, and buckets without either sign.
+        let members: Vec<[u32; 2]> =
+            (0..stores.buckets as u32).map(|bucket| [bucket, 3 - bucket.min(3)].map(|n| if bucket == 2 { 0 } else { n })).collect();
+        let split = |both: Vec<f64>| [both[..row].to_vec(), both[row..].to_vec()];
+        match vague {
+            Vague::None | Vague::Rows => {}
+            Vague::Mean => {
+                device.queue.write_buffer(&side.marks, 0, bytemuck::bytes_of(&9u32));
+                columns.push((9, split(mean.iter().map(|x| f64::from(*x)).collect())));
+            }
+            Vague::Sketch | Vague::Shrunk => {
+                for (bucket, [plus, minus]) in members.iter().copied().enumerate() {
+                    device.queue.write_buffer(&side.marks, 16 * bucket as u64, bytemuck::cast_slice(&[plus, minus]));
+                    let (n, signs) = (f64::from((plus + minus).max(1)), f64::from(plus) - f64::from(minus));
+                    for (count, sign) in [(plus, 1.0), (minus, -1.0)] {
+                        let number = |(i, sum): (usize, &i32)| {
+                            let (sum, mean) = (f64::from(*sum) / 65536.0, f64::from(mean[i]));
+                            if vague == Vague::Sketch { sign * sum } else { mean + sign * (sum - signs * mean) / n }
+                        };
+                        columns.push((count, split(sums[bucket * 2 * row..][..2 * row].iter().enumerate().map(number).collect())));
+                    }
+                }
+            }
+        }
+        side.sums.iter().for_each(|buffer| device.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&sums)));
+        side.totals.iter().for_each(|buffer| device.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&mean)));
+        Beside { cache, rows, columns }
     }
 
     /// One side of a layer, coded at random.

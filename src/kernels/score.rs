@@ -336,7 +336,7 @@ impl Score {
 mod tests {
     use super::*;
     use crate::kernels::coded::{by_coordinates, by_dimensions};
-    use crate::kernels::oracle::{assert_close, coded_side, devices, halves, numbers, run, turned};
+    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run, turned};
     use crate::kernels::turns;
     use crate::rows::{Exact, Format};
 
@@ -374,6 +374,54 @@ mod tests {
                     }
                 }
                 assert_close(seen, &expected, 1e-10, &format!("{b:?}, {:?}", device.tier()));
+            }
+        }
+    }
+
+    /// After exact keys come candidates and what is vague, as many times as they are tokens; nobody looks past a token's window for its exact key.
+    #[test]
+    fn what_stands_beside_answers_as_often_as_it_is_tokens() {
+        let c = config(false, None, 6, 2, 14);
+        let (heads, padded, columns) = (6, pad(14), 150);
+        let (exact, slots) = (Exact { sinks: 3, recent: 5 }, Slots { sinks: 3, ring: 90 });
+        let queries: Vec<f32> = numbers(1, 40 * heads * padded).into_iter().enumerate().map(|(i, x)| if i % padded < 14 { x } else { 0.0 }).collect();
+        for (vague, device) in
+            [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().flat_map(|vague| devices(None).map(|d| (vague, d)))
+        {
+            let beside = beside(&device, &c, slots, vague);
+            let from = device.upload("queries", &queries).unwrap();
+            for (first, tokens) in [(101, 1), (70, 37)] {
+                let reach = exact.reach(first, tokens, false, 0);
+                let b = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside(beside.columns.len() as u32, false);
+                let out = device.buffer("scores", (tokens * heads * columns * 4) as u64).unwrap();
+                let score = Score::plan(&device, &c, &from, &beside.cache, slots, &out, columns, &from, None, tokens > 1).unwrap();
+                let got = run::<f32>(&device, &out, tokens * heads * columns, |pass| score.record(pass, &b));
+                let (mut seen, mut expected) = (Vec::new(), Vec::new());
+                for (line, got) in got.chunks_exact(columns).enumerate() {
+                    let (t, h) = (line / heads, line % heads);
+                    let dot =
+                        |key: &[f64]| queries[line * padded..][..padded].iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum::<f64>() / 14f64.sqrt();
+                    for (column, got) in got.iter().enumerate() {
+                        let (count, key) = if column < b.exact() as usize {
+                            let key = b.exact_key(column as u32) as usize;
+                            let there = key <= first + t && !reach.coded(first + t, key);
+                            let row = &beside.rows[0][slots.of(key) * 2 * padded..][..2 * padded];
+                            (u32::from(there), row.iter().map(|x| x.to_f64()).collect())
+                        } else if let Some((count, [key, _])) = beside.columns.get(column - b.exact() as usize) {
+                            (*count, key.clone())
+                        } else {
+                            assert_eq!(*got, 0.0, "nothing is written past them");
+                            continue;
+                        };
+                        if count == 0 {
+                            assert!(*got < -3e38, "{vague:?}, {first}, {column}: {got}");
+                        } else {
+                            seen.push(f64::from(*got));
+                            expected.push(dot(&key[h / 3 * padded..][..padded]) + f64::from(count).ln());
+                        }
+                    }
+                }
+                assert_close(seen, &expected, 1e-10, &format!("{vague:?}, {first}, {:?}", device.tier()));
             }
         }
     }

@@ -210,10 +210,10 @@ impl Values {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, coded_side, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
-    use crate::rows::{Exact, Format};
+    use crate::rows::{Exact, Format, Vague};
 
     /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in three splits, and two tokens in one, the last keys of the first masked.
     #[test]
@@ -256,6 +256,51 @@ mod tests {
                 assert_close(got.into_iter().map(f64::from), &sums, 1e-10, &what);
                 let got = run::<f32>(&device, &shares, weights.len(), |_| ());
                 assert_close(got.into_iter().map(f64::from), &weights, 1e-10, &what);
+            }
+        }
+    }
+
+    /// Candidates and what is vague are summed with exact rows.
+    #[test]
+    fn what_stands_beside_is_summed_with_exact_rows() {
+        let c = config(false, None, 6, 2, 14);
+        let (heads, padded, stride) = (6, pad(14), 150);
+        let (exact, slots) = (Exact { sinks: 3, recent: 5 }, Slots { sinks: 3, ring: 90 });
+        for (vague, device) in
+            [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().flat_map(|vague| devices(None).map(|d| (vague, d)))
+        {
+            let beside = beside(&device, &c, slots, vague);
+            for (first, tokens) in [(101, 1), (70, 37)] {
+                let reach = exact.reach(first, tokens, false, 0);
+                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside(beside.columns.len() as u32, false);
+                let scores: Vec<f32> = numbers(1, tokens * heads * stride).into_iter().map(|x| 5.0 * x).collect();
+                let mut expected = Vec::new();
+                for (line, scores) in scores.chunks_exact(stride).enumerate() {
+                    let kv = line % heads / 3;
+                    let scores = &scores[..block.plain() as usize];
+                    let largest = f64::from(scores.iter().copied().fold(f32::MIN, f32::max));
+                    let mut sum = vec![0.0; padded];
+                    for (column, score) in scores.iter().enumerate() {
+                        let own = block.exact() as usize;
+                        let value: Vec<f64> = match column < own {
+                            true => {
+                                let slot = slots.of(block.exact_key(column as u32) as usize);
+                                beside.rows[1][slot * 2 * padded..][..2 * padded].iter().map(|x| x.to_f64()).collect()
+                            }
+                            false => beside.columns[column - own].1[1].clone(),
+                        };
+                        let p = (f64::from(*score) - largest).exp();
+                        sum.iter_mut().zip(&value[kv * padded..]).for_each(|(sum, v)| *sum += p * v);
+                    }
+                    expected.extend(sum);
+                }
+                let from = device.upload("scores", &scores).unwrap();
+                let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
+                let [out, shares] = [expected.len(), tokens * heads * 2].map(|n| device.buffer("out", n as u64 * 4).unwrap());
+                let values = Values::plan(&device, &c, &from, stride, &beside.cache, slots, None, &table, &out, &shares).unwrap();
+                assert_eq!(splits(&block)[0].0, 1);
+                let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, &block));
+                assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{vague:?}, {first}, {:?}", device.tier()));
             }
         }
     }
