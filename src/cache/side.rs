@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub struct SideCache {
     /// What there is room for.
     pub(crate) stores: Stores,
-    /// Words, in three parts: [`Stores::mark_words`] of the vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
+    /// Words, in three parts: what has to be known of the vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
     /// received.
     pub(crate) marks: wgpu::Buffer,
     /// Sums of buckets, i32 `[buckets][2][row]`.
