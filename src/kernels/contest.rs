@@ -86,7 +86,7 @@ impl Contest {
         })
     }
 
-    /// Tokens `leaving` the window, at least one and [`MOST_LEAVING`] at most, when `evicted` have left it before them.
+    /// Tokens `leaving` the window, at least one and `MOST_LEAVING` at most, when `evicted` have left it before them.
     pub fn record(&self, pass: &mut Pass, leaving: &Range<usize>, evicted: usize) {
         let held = evicted.min(self.step.candidates as usize) as u32;
         self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, ..self.step }, [1, 1, 1]);
