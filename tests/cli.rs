@@ -485,7 +485,6 @@ fn wrong_usage_exits_with_2() {
         (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--select", "8", "--device", "cpu"], "select"),
         (vec!["generate", &model, "-p", "x", "--method", "xkv", "--vague", "mean", "--device", "cpu"], "vague"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--method", "kvreviver", "--kv-bytes", "8", "--device", "cpu"], "kv-bytes"),
-        (vec!["bench", &model, "--method", "kvreviver"], "device"),
     ] {
         let (kind, message, code) = failed(&arguments);
         assert_eq!((kind.as_str(), code), ("argument", 2), "{arguments:?}: {message}");
