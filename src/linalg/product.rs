@@ -2,7 +2,7 @@
 //!
 //! One shape of product carries the whole decoder: `AᵀB` with `A: [k, m]` and `B: [k, n]`, both contiguous along `k`. A linear layer is that (`A` its
 //! weight, `B` a token per column), and so are attention's scores. nalgebra's own `tr_mul` goes column by column; here `A` is read transposed in place,
-//! which keeps the blocked kernel underneath, and the rows of the result are shared out over the cores. With few columns the blocked kernel would spend
+//! which keeps the blocked kernel underneath, and the rows or columns of the result are shared out over the cores. With few columns the blocked kernel would spend
 //! its time packing `A`, and plain dot products are faster: that is decoding.
 
 use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut, Dyn, Matrix, RealField, Scalar, U1, ViewStorage};
@@ -13,8 +13,8 @@ use rayon::prelude::*;
 const FEW: usize = 6;
 /// Products of fewer multiply-adds than this stay on one core.
 const SHARE_OUT: usize = 1 << 17;
-/// No core is given fewer rows of a result than this: the blocked kernel needs some to work on.
-const LEAST_ROWS: usize = 16;
+/// No core is given fewer rows or columns of a result than this: the blocked kernel needs some to work on.
+const LEAST: usize = 16;
 
 /// `AᵀB`, `[m, n]`, of `a: [k, m]` and `b: [k, n]`.
 ///
@@ -32,8 +32,13 @@ pub fn tr_product<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_,
 /// Where the shapes do not fit.
 pub fn tr_product_into<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: DMatrixViewMut<'_, T>) {
     assert_eq!((a.nrows(), y.shape()), (b.nrows(), (a.ncols(), b.ncols())), "the shapes of a product");
-    let worth_sharing = SHARE_OUT / b.len().max(1) + LEAST_ROWS;
-    share_out(a, b, y, worth_sharing.max(a.ncols().div_ceil(4 * rayon::current_num_threads())));
+    // The longer side of the result is shared out: each core packs all of the other operand.
+    let block = |side: usize, other: usize| (SHARE_OUT / other.max(1) + LEAST).max(side.div_ceil(4 * rayon::current_num_threads()));
+    if b.ncols() > a.ncols() {
+        share_columns(a, b, y, block(b.ncols(), a.len()));
+    } else {
+        share_rows(a, b, y, block(a.ncols(), b.len()));
+    }
 }
 
 /// `AB`, `[m, n]`, of `a: [m, k]` and `b: [k, n]`: the columns of the result are shared out over the cores.
@@ -43,7 +48,7 @@ pub fn tr_product_into<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixVie
 pub fn product<T: RealField + Copy>(a: &DMatrix<T>, b: &DMatrix<T>) -> DMatrix<T> {
     assert_eq!(a.ncols(), b.nrows(), "the shapes of a product");
     let mut y = DMatrix::zeros(a.nrows(), b.ncols());
-    let block = b.ncols().div_ceil(rayon::current_num_threads()).max(LEAST_ROWS);
+    let block = b.ncols().div_ceil(rayon::current_num_threads()).max(LEAST);
     y.as_mut_slice().par_chunks_mut((a.nrows() * block).max(1)).enumerate().for_each(|(index, columns)| {
         let count = columns.len() / a.nrows();
         DMatrixViewMut::from_slice(columns, a.nrows(), count).gemm(T::one(), a, &b.columns(index * block, count), T::zero());
@@ -68,13 +73,30 @@ pub fn gram<T: RealField + Copy>(x: &DMatrix<T>) -> DMatrix<T> {
 }
 
 /// Halves the rows of the result, and with them the columns of `a`, down to `block` of them.
-fn share_out<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
+fn share_rows<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
     let rows = y.nrows();
-    if rows > block {
-        let half = rows / 2;
-        let (top, bottom) = y.rows_range_pair_mut(..half, half..);
-        rayon::join(|| share_out(a.columns(0, half), b, top, block), || share_out(a.columns(half, rows - half), b, bottom, block));
-    } else if rows > FEW && a.nrows() > FEW && b.ncols() > FEW {
+    if rows <= block {
+        return multiply(a, b, y);
+    }
+    let half = rows / 2;
+    let (top, bottom) = y.rows_range_pair_mut(..half, half..);
+    rayon::join(|| share_rows(a.columns(0, half), b, top, block), || share_rows(a.columns(half, rows - half), b, bottom, block));
+}
+
+/// Halves the columns of the result, which are those of `b`.
+fn share_columns<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
+    let columns = y.ncols();
+    if columns <= block {
+        return multiply(a, b, y);
+    }
+    let half = columns / 2;
+    let (left, right) = y.columns_range_pair_mut(..half, half..);
+    rayon::join(|| share_columns(a, b.columns(0, half), left, block), || share_columns(a, b.columns(half, columns - half), right, block));
+}
+
+/// On one core.
+fn multiply<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>) {
+    if y.nrows() > FEW && a.nrows() > FEW && b.ncols() > FEW {
         y.gemm(T::one(), &transposed(&a), &b, T::zero());
     } else {
         for (j, column) in b.column_iter().enumerate() {

@@ -21,16 +21,17 @@ pub fn levels(bits: u8) -> &'static [f32] {
 
 /// The mean squared error of coding a unit Gaussian in `bits` bits: 1 at 0 bits, and that of rounding to f16 at 16.
 pub fn distortion(bits: u8) -> f64 {
+    // Plans ask for them once for every coordinate that they weigh.
+    static ERRORS: OnceLock<[f64; 4]> = OnceLock::new();
+    let errors = ERRORS.get_or_init(|| {
+        let optimal = |bits| gaussian_error(&levels(bits).iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        let steps: Vec<f64> = (0..256).map(|code| f64::from(EIGHT_BITS.0 + code as f32 * EIGHT_BITS.1)).collect();
+        [optimal(2), optimal(3), optimal(4), gaussian_error(&steps)]
+    });
     match bits {
         0 => 1.0,
-        2..=4 => {
-            let levels: Vec<f64> = levels(bits).iter().map(|&x| f64::from(x)).collect();
-            gaussian_error(&levels)
-        }
-        8 => {
-            let levels: Vec<f64> = (0..256).map(|code| f64::from(EIGHT_BITS.0 + code as f32 * EIGHT_BITS.1)).collect();
-            gaussian_error(&levels)
-        }
+        2..=4 => errors[bits as usize - 2],
+        8 => errors[3],
         // Relative steps of 2⁻¹⁰, evenly spread over one: E[x²]·2⁻²⁰/12, times the mean of 4^(−f) over the mantissa's range.
         _ => 2f64.powi(-20) / 12.0 * 0.54,
     }
