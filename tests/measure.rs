@@ -366,13 +366,27 @@ fn each_kind_of_needle_is_what_it_promises() {
         let questions = task.questions(FILLER, &tokenizer, template).unwrap();
         assert_eq!(questions.len(), 2 * 5 * 3);
         for (index, question) in questions.iter().enumerate() {
-            assert_eq!((question.kind, &question.number), (kind, &questions[index % 3].number), "the trials are the same everywhere");
+            // A trial is at all depths before the next.
+            let same = &questions[index % 15];
+            let first = &questions[if kind == Kind::MultiKey { index % 15 } else { index % 15 / 5 * 5 }];
+            assert_eq!((question.kind, &question.number), (kind, &first.number), "the trials are the same everywhere");
+            assert_eq!(question.depth_percent, same.depth_percent);
+            let shared = question.text() == questions[index / 5 * 5].text();
+            assert_eq!(shared, kind == Kind::MultiKey || index % 5 == 0, "several questions about one text");
             let used: usize = question.turns.iter().map(|turn| turn.len() + 16).sum();
-            assert!(used <= question.length && used + longest + 5 > question.length, "{used} of {}", question.length);
+            // Where several questions are about one text, that with the longest names has room too.
+            let names = if kind == Kind::MultiKey { 3 * "northern library".len() } else { 0 };
+            assert!(used <= question.length && used + longest + names + 5 > question.length, "{used} of {}", question.length);
             assert_eq!(tokenizer.decode(&question.answer).unwrap().trim(), question.number);
 
             let turns: Vec<String> = question.turns.iter().map(|turn| tokenizer.decode(turn).unwrap()).collect();
             let (text, _) = turns[0].split_once("What is the secret number of the ").unwrap();
+            let read = tokenizer.decode(question.text()).unwrap();
+            assert_eq!(
+                text.strip_prefix(&read).unwrap().trim(),
+                if template.is_some() { "" } else { "Question:" },
+                "the text is read before the question"
+            );
             let statements = statements(text.strip_prefix("user\nHere is a text, and after it a question.\n\n").unwrap_or(text));
             assert_eq!(statements.len(), count, "{text}");
             let told: Vec<&str> = numbers(text);
@@ -458,14 +472,16 @@ fn a_second_question_goes_on_with_the_same_cache_and_answers_are_scored_token_by
 
             let [first, second] = [0, 1].map(|turn| question.turns[turn].len());
             let said = question.answer.len();
-            let mut expected = vec![Call::Truncate(0), Call::Forward(first)];
-            expected.extend(vec![Call::Step; said]);
+            let mut expected =
+                vec![Call::Truncate(0), Call::Forward(question.text), Call::Truncate(question.text), Call::Forward(first - question.text)];
+            expected.extend(vec![Call::Forward(1); said]);
             expected.push(Call::Forward(second));
-            expected.extend(vec![Call::Step; said]);
-            // Back to where the second question has been asked: what was said to the first one is still there.
-            expected.push(Call::Truncate(first + said + second));
+            expected.extend(vec![Call::Forward(1); said]);
+            // Back to where it goes wrong, if it does: what was said to the first question is still there.
+            let right = if told == 1.0 { said - 1 } else { 1 };
+            expected.push(Call::Truncate(first + said + second + right));
             // The last token's own prediction is not needed.
-            expected.extend(vec![Call::Forward(1); said - 1]);
+            expected.extend(vec![Call::Forward(1); said - 1 - right]);
             assert_eq!(*calls.lock().unwrap(), expected);
         }
     }
@@ -525,6 +541,7 @@ fn needles_that_cannot_be_hidden_are_refused_by_name() {
     assert_eq!(name(needle::Task { lengths: vec![50], ..task.clone() }, FILLER), "needle-lengths");
     assert_eq!(name(needle::Task { lengths: vec![], ..task.clone() }, FILLER), "needle-lengths");
     assert_eq!(name(needle::Task { depth_percents: vec![101], ..task.clone() }, FILLER), "needle-depths");
+    assert_eq!(name(needle::Task { depth_percents: (0..9).collect(), ..task.clone() }, FILLER), "needle-depths");
     assert_eq!(name(task.clone(), " \n"), "text");
     assert_eq!(name(task.clone(), &"word ".repeat(2000)), "text");
     for kind in Kind::ALL {

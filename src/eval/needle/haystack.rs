@@ -14,6 +14,16 @@ pub struct Haystack<'a> {
     template: Option<&'a ChatTemplate>,
 }
 
+/// What a model reads of a riddle, in tokens.
+pub struct Reading {
+    /// Each turn.
+    pub turns: Vec<Vec<u32>>,
+    /// How many of the first one are the text.
+    pub text: usize,
+    /// The last one's answer.
+    pub answer: Vec<u32>,
+}
+
 impl<'a> Haystack<'a> {
     pub fn new(filler: &str, tokenizer: &'a Tokenizer, template: Option<&'a ChatTemplate>) -> Result<Haystack<'a>> {
         let sentences = sentences(filler);
@@ -29,9 +39,14 @@ impl<'a> Haystack<'a> {
         self.sentences.len()
     }
 
-    /// The tokens of each turn, and those of the last one's answer. The text begins with sentence `start`, and all has room in `length` tokens.
-    pub fn hide(&self, riddle: &Riddle, start: usize, length: usize) -> Result<(Vec<Vec<u32>>, Vec<u32>)> {
-        let least = needed(&self.turns(&riddle.read(&self.text(riddle, &[]), self.template)?)?);
+    /// One text for all `riddles`, which hide the same. It begins with sentence `start`, and each has room in `length` tokens.
+    pub fn hide(&self, riddles: &[Riddle], start: usize, length: usize) -> Result<Vec<Reading>> {
+        // Of the riddle that needs most.
+        let needed = |text: &str| {
+            let needed = riddles.iter().map(|riddle| Ok(needed(&self.turns(&riddle.read(text, self.template)?)?)));
+            Ok::<usize, Error>(needed.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0))
+        };
+        let least = needed(&self.text(&riddles[0], &[]))?;
         let Some(mut budget) = length.checked_sub(least) else {
             let message = format!("{length} tokens have no room for a question, which takes {least}");
             return Err(Error::Argument { name: "needle-lengths".into(), message });
@@ -43,23 +58,32 @@ impl<'a> Haystack<'a> {
                     format!("the sentence {:?}… has no room in {length} tokens", self.sentences[start].chars().take(30).collect::<String>());
                 return Err(Error::Argument { name: "text".into(), message });
             }
-            let mut read = riddle.read(&self.text(riddle, &chosen), self.template)?;
-            let mut turns = self.turns(&read)?;
-            if needed(&turns) > length {
-                // Joined, sentences may have more tokens than each on its own.
-                budget = budget.saturating_sub(needed(&turns) - length);
-                continue;
+            let text = self.text(&riddles[0], &chosen);
+            let needed = needed(&text)?;
+            if needed <= length {
+                return riddles.iter().map(|riddle| self.reading(riddle, text.trim_end())).collect();
             }
-            if let Some(last) = read.last_mut() {
-                *last += &format!(" {}", riddle.number());
-            }
-            let answered = self.turns(&read)?.pop().unwrap_or_default();
-            // A tokenizer might draw the answer's first characters and the turn's last ones together.
-            let common = turns.pop().unwrap_or_default().iter().zip(&answered).take_while(|(a, b)| a == b).count();
-            let (asked, answer) = answered.split_at(common);
-            turns.push(asked.into());
-            return Ok((turns, answer.into()));
+            // Joined, sentences may have more tokens than each on its own.
+            budget = budget.saturating_sub(needed - length);
         }
+    }
+
+    fn reading(&self, riddle: &Riddle, text: &str) -> Result<Reading> {
+        // A tokenizer might draw the last characters of what comes first together with what follows.
+        let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
+        let mut read = riddle.read(text, self.template)?;
+        let mut turns = self.turns(&read)?;
+        // None where a template writes it otherwise.
+        let end = read[0].find(text).map_or(0, |at| at + text.len());
+        let text = common(&self.turns(&[read[0][..end].into()])?[0], &turns[0]);
+        if let Some(last) = read.last_mut() {
+            *last += &format!(" {}", riddle.number());
+        }
+        let answered = self.turns(&read)?.pop().unwrap_or_default();
+        let asked = turns.pop().unwrap_or_default();
+        let (asked, answer) = answered.split_at(common(&asked, &answered));
+        turns.push(asked.into());
+        Ok(Reading { turns, text, answer: answer.into() })
     }
 
     /// As many sentences from `start` on as `budget` tokens have room for.

@@ -18,7 +18,7 @@ pub use score::run;
 use crate::checkpoint::{ChatTemplate, Tokenizer};
 use crate::session::Random;
 use crate::{Error, Result};
-use haystack::Haystack;
+use haystack::{Haystack, Reading};
 use riddle::Riddle;
 use std::str::FromStr;
 
@@ -28,7 +28,7 @@ use std::str::FromStr;
 pub enum Kind {
     /// One fact.
     Single,
-    /// One of five facts, about different things.
+    /// One of five facts, about different things: one at each depth, which are asked for one after another.
     MultiKey,
     /// A number that one thing has, and another has from there, as values are assigned from variable to variable; the last one's is asked for.
     Tracking,
@@ -76,7 +76,7 @@ pub struct Task {
     pub kinds: Vec<Kind>,
     /// Tokens that a text may have with questions and answers.
     pub lengths: Vec<usize>,
-    /// Where in the text what is asked for stands: 0 at its beginning, 100 at its end.
+    /// Where in the text what is asked for stands: 0 at its beginning, 100 at its end. No more than eight.
     pub depth_percents: Vec<u32>,
     /// Questions per kind, length and depth.
     pub trials: usize,
@@ -101,10 +101,19 @@ pub struct Question {
     pub depth_percent: u32,
     /// What the model reads, each turn up to the beginning of its answer: the text with a question and, where the conversation goes on, further questions.
     pub turns: Vec<Vec<u32>>,
+    /// How many tokens of the first turn are the text, which is read before the question is known, and once where several questions in a row are about it.
+    pub text: usize,
     /// The tokens that the last answer goes on with, where it is right.
     pub answer: Vec<u32>,
     /// The number that they spell.
     pub number: String,
+}
+
+impl Question {
+    /// The tokens of the text.
+    pub fn text(&self) -> &[u32] {
+        &self.turns[0][..self.text]
+    }
 }
 
 /// One model's answers for one kind, length and depth, and one object of `"needle"` in JSON.
@@ -138,7 +147,7 @@ impl Task {
     /// model with a chat template is asked as a chat partner.
     ///
     /// # Errors
-    /// [`Error::Argument`] where nothing would be asked, a length has no room for a question, no sentence is short enough, or the template cannot go on with a
+    /// [`Error::Argument`] where nothing would be asked, there are too many depths, a length has no room for a question, no sentence is short enough, or the template cannot go on with a
     /// conversation; those of tokenizer and template.
     pub fn questions(&self, filler: &str, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Result<Vec<Question>> {
         let refuse = |name: &str, message: &str| Err(Error::Argument { name: name.into(), message: message.into() });
@@ -154,18 +163,22 @@ impl Task {
         if let Some(percent) = self.depth_percents.iter().find(|&&percent| percent > 100) {
             return refuse("needle-depths", &format!("{percent} % is beyond the end of the text"));
         }
+        if self.depth_percents.len() > things::MOST {
+            return refuse("needle-depths", &format!("there are things for {} depths, not for {}", things::MOST, self.depth_percents.len()));
+        }
         let haystack = Haystack::new(filler, tokenizer, template)?;
         let mut questions = Vec::new();
         for &kind in &self.kinds {
             for &length in &self.lengths {
-                for &depth_percent in &self.depth_percents {
-                    // From the beginning: each length and depth has the same trials.
-                    let mut random = Random::new(self.seed);
-                    for _ in 0..self.trials {
-                        let riddle = Riddle::draw(kind, depth_percent, &mut random);
-                        let start = random.below(haystack.sentences());
-                        let (turns, answer) = haystack.hide(&riddle, start, length)?;
-                        questions.push(Question { kind, length, depth_percent, turns, answer, number: riddle.number().into() });
+                // From the beginning: each length has the same trials, and in a trial the same is drawn for each depth.
+                let mut random = Random::new(self.seed);
+                for _ in 0..self.trials {
+                    let texts = Riddle::draw(kind, &self.depth_percents, &mut random);
+                    let start = random.below(haystack.sentences());
+                    let readings = texts.iter().map(|riddles| haystack.hide(riddles, start, length)).collect::<Result<Vec<_>>>()?;
+                    let asked = texts.iter().flatten().zip(readings.into_iter().flatten());
+                    for ((riddle, Reading { turns, text, answer }), &depth_percent) in asked.zip(&self.depth_percents) {
+                        questions.push(Question { kind, length, depth_percent, turns, text, answer, number: riddle.number().into() });
                     }
                 }
             }

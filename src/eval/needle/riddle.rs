@@ -29,14 +29,22 @@ pub struct Riddle {
 }
 
 impl Riddle {
-    /// What is asked for stands `depth_percent` deep. All else is the same at each depth.
-    pub fn draw(kind: Kind, depth_percent: u32, random: &mut Random) -> Riddle {
-        let depth = f64::from(depth_percent);
+    /// A riddle for each depth at which what is asked for stands; all else is the same. Those that hide the same are together.
+    pub fn draw(kind: Kind, depth_percents: &[u32], random: &mut Random) -> Vec<Vec<Riddle>> {
+        let depths: Vec<f64> = depth_percents.iter().map(|&percent| f64::from(percent)).collect();
+        let before = random.clone();
+        let mut each = |draw: fn(f64, &mut Random) -> Riddle| {
+            let again = |&depth: &f64| {
+                *random = before.clone();
+                vec![draw(depth, random)]
+            };
+            depths.iter().map(again).collect()
+        };
         match kind {
-            Kind::Single => things::single(depth, random),
-            Kind::MultiKey => things::multi_key(depth, random),
-            Kind::Tracking => tracking::tracking(depth, random),
-            Kind::MultiTurn => things::multi_turn(depth, random),
+            Kind::Single => each(things::single),
+            Kind::MultiKey => vec![things::multi_key(&depths, random)],
+            Kind::Tracking => each(tracking::tracking),
+            Kind::MultiTurn => each(things::multi_turn),
         }
     }
 

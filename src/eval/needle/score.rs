@@ -13,12 +13,22 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Context`] for a sequence too small for a question, [`Error::Interrupted`] where `on_progress` says so; the tokenizer's and the sequence's own.
 pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer, on_progress: OnProgress<'_>) -> Result<Vec<Row>> {
-    let read = |question: &Question| question.turns.iter().map(Vec::len).sum::<usize>();
-    let total = questions.iter().map(read).sum();
+    let read = |index: usize| {
+        let question = &questions[index];
+        let again = index > 0 && questions[index - 1].text() == question.text();
+        question.turns.iter().map(Vec::len).sum::<usize>() - if again { question.text().len() } else { 0 }
+    };
+    let total = (0..questions.len()).map(read).sum();
     let mut done = 0;
     let mut rows: Vec<Row> = Vec::new();
-    for question in questions {
+    let mut text: &[u32] = &[];
+    for (index, question) in questions.iter().enumerate() {
         report(on_progress, "needle", done, total)?;
+        if text != question.text() {
+            text = question.text();
+            subject.sequence.truncate(0);
+            subject.sequence.forward(text, Logits::None)?;
+        }
         let (told, log_probability) = ask(question, subject.sequence.as_mut(), tokenizer)?;
         let place = (question.kind, question.length, question.depth_percent);
         match rows.iter_mut().find(|row| (row.kind, row.length, row.depth_percent) == place) {
@@ -40,7 +50,7 @@ pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer,
                 log_probability,
             }),
         }
-        done += read(question);
+        done += read(index);
     }
     report(on_progress, "needle", total, total)?;
     for row in &mut rows {
@@ -50,41 +60,57 @@ pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer,
     Ok(rows)
 }
 
-/// Whether the model tells the number, and how likely it finds it.
+/// Whether the model, which has read the text, tells the number, and how likely it finds it.
 fn ask(question: &Question, sequence: &mut dyn Sequence, tokenizer: &Tokenizer) -> Result<(bool, f64)> {
-    sequence.truncate(0);
-    let mut logits = Vec::new();
-    let mut told = String::new();
-    let mut asked = 0;
-    for turn in &question.turns {
+    sequence.truncate(question.text);
+    let mut asked = question.text;
+    let mut told = Told::default();
+    for (index, turn) in question.turns.iter().enumerate() {
         // It follows on the answer before, whatever that was: both stay in the cache, and the text is read once.
-        logits = sequence.forward(turn, Logits::Last)?;
+        let logits = sequence.forward(&turn[if index == 0 { question.text } else { 0 }..], Logits::Last)?;
         asked = sequence.position();
-        told = answer(&logits, sequence, tokenizer)?;
+        told = answer(logits, sequence, tokenizer)?;
     }
-    sequence.truncate(asked);
     let (_, given) = question.answer.split_last().ok_or_else(|| Error::Argument { name: "answer".into(), message: "it has no tokens".into() })?;
-    for &token in given {
+    // As far as it has said what is right, its predictions are known.
+    let agreed = told.tokens.iter().zip(given).take_while(|(said, right)| said == right).count();
+    let Told { number, mut logits, .. } = told;
+    logits.truncate(agreed + 1);
+    sequence.truncate(asked + agreed);
+    for &token in &given[agreed..] {
         // One by one, as they are written: a cache that chooses among its rows does so for single tokens.
-        logits.extend(sequence.forward(&[token], Logits::Last)?);
+        logits.push(sequence.forward(&[token], Logits::Last)?);
     }
-    let surprise = Predictions::new(logits, question.answer.len())?.surprise(&question.answer)?;
-    Ok((told == question.number, -surprise.iter().sum::<f64>()))
+    let surprise = Predictions::new(logits.concat(), question.answer.len())?.surprise(&question.answer)?;
+    Ok((number == question.number, -surprise.iter().sum::<f64>()))
 }
 
-/// The first number in what the model writes, always taking the likeliest token. It has written enough once a further token leaves the number as it is.
-fn answer(logits: &[f32], sequence: &mut dyn Sequence, tokenizer: &Tokenizer) -> Result<String> {
-    let mut told = String::new();
-    let mut written = Vec::new();
-    let mut next = argmax(logits)?;
-    while written.len() < ROOM && !tokenizer.eos_ids().contains(&next) {
-        written.push(next);
-        let longer = first_number(&tokenizer.decode(&written)?).to_string();
-        if !told.is_empty() && told == longer {
+/// What a model writes.
+#[derive(Default)]
+struct Told {
+    /// The first number in it.
+    number: String,
+    /// The tokens that it has read again, and the predictions before the first and after each of them.
+    tokens: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+}
+
+/// What the model writes after `logits`, always taking the likeliest token. It has written enough once a further token leaves the first number as it is.
+fn answer(logits: Vec<f32>, sequence: &mut dyn Sequence, tokenizer: &Tokenizer) -> Result<Told> {
+    let mut told = Told::default();
+    let mut next = argmax(&logits)?;
+    told.logits.push(logits);
+    while told.tokens.len() < ROOM && !tokenizer.eos_ids().contains(&next) {
+        told.tokens.push(next);
+        let longer = first_number(&tokenizer.decode(&told.tokens)?).to_string();
+        if !told.number.is_empty() && told.number == longer {
+            told.tokens.pop();
             break;
         }
-        told = longer;
-        next = sequence.step(next)?;
+        told.number = longer;
+        let logits = sequence.forward(&[next], Logits::Last)?;
+        next = argmax(&logits)?;
+        told.logits.push(logits);
     }
     Ok(told)
 }

@@ -12,18 +12,24 @@ const FACTS: [&str; 4] = [
 const QUALITIES: [&str; 8] = ["blue", "old", "quiet", "northern", "narrow", "wooden", "hidden", "white"];
 const PLACES: [&str; 8] = ["harbour", "library", "station", "garden", "bridge", "mill", "tower", "orchard"];
 
-/// Where other facts stand, clear of the usual depths. Who tells any of the numbers is right once in five times.
-const OTHERS: [f64; 4] = [12.5, 37.5, 62.5, 87.5];
+/// No more things have nothing in common.
+pub const MOST: usize = 8;
+/// Facts of a text with several, at the least: who tells any of the numbers is right once in five times.
+const SEVERAL: usize = 5;
+/// Where those stand that are not asked for, clear of the usual depths.
+const OTHERS: [f64; SEVERAL - 1] = [12.5, 37.5, 62.5, 87.5];
 
 pub fn single(depth: f64, random: &mut Random) -> Riddle {
     let fact = &facts(1, random)[0];
     Riddle { hidden: vec![fact.at(depth)], turns: vec![fact.asked()] }
 }
 
-pub fn multi_key(depth: f64, random: &mut Random) -> Riddle {
-    let facts = facts(1 + OTHERS.len(), random);
-    let places = [depth].into_iter().chain(OTHERS);
-    Riddle { hidden: facts.iter().zip(places).map(|(fact, percent)| fact.at(percent)).collect(), turns: vec![facts[0].asked()] }
+/// A fact at each of `depths`, so that one after another can be asked for in the same text.
+pub fn multi_key(depths: &[f64], random: &mut Random) -> Vec<Riddle> {
+    let facts = facts(depths.len().max(SEVERAL), random);
+    let places = depths.iter().copied().chain(OTHERS);
+    let hidden = || facts.iter().zip(places.clone()).map(|(fact, percent)| fact.at(percent)).collect();
+    facts[..depths.len()].iter().map(|fact| Riddle { hidden: hidden(), turns: vec![fact.asked()] }).collect()
 }
 
 /// The other fact, which is asked for first, stands half a text away, so that each question needs another part of it.
