@@ -1,4 +1,4 @@
-// Which chunks of coded keys a token reads (src/rows/selection.rs): the MOST with the highest scores, in their order, OUTLIERS of them for their landmark's sake.
+// Which chunks of coded keys a token reads (src/rows/selection.rs): the MOST with the highest scores, in their order.
 //
 // Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks.
 #include "lib/lowest.wgsl"
@@ -8,14 +8,12 @@
 struct Step {
     first: u32,   // the first chunk
     count: u32,   // chunks
-    chunks: u32,  // from one line of cosines to the next
     stride: u32,  // from one query head to the next in dots
 }
 var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read_write> dots: array<f32>;    // [KV_HEADS · GROUP][stride]: scores of landmarks; the first line of a key/value head then holds its chunks' scores
-@group(0) @binding(1) var<storage, read> cosines: array<f32>;       // [KV_HEADS][chunks]
-@group(0) @binding(2) var<storage, read_write> chosen: array<u32>;  // [KV_HEADS][MOST]
+@group(0) @binding(1) var<storage, read_write> chosen: array<u32>;  // [KV_HEADS][MOST]
 
 // Bits that are ordered as the numbers are.
 fn ordered(x: f32) -> u32 {
@@ -23,14 +21,7 @@ fn ordered(x: f32) -> u32 {
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 
-// What chunks of a key/value head are ordered by.
-const BY_SCORE = 0u;
-const BY_COSINE = 1u;
-
 fn key(kv: u32, chunk: u32, by: u32) -> u32 {
-    if by == BY_COSINE {
-        return ~ordered(cosines[kv * step.chunks + step.first + chunk]);
-    }
     return ordered(dots[kv * GROUP * step.stride + chunk]);
 }
 
@@ -66,37 +57,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     storageBarrier();
     workgroupBarrier();
-    // Outliers first: above every score.
-    if OUTLIERS > 0u {
-        let last = nth(kv, step.count, OUTLIERS, BY_COSINE, local);
-        var equal = 0u;
-        for (var begin = 0u; begin < step.count; begin += WORKGROUP) {
-            let c = begin + local;
-            let there = c < step.count;
-            let k = select(0u, key(kv, min(c, step.count - 1u), BY_COSINE), there);
-            let at = place(there && k == last.x, local);
-            if there && (k > last.x || (k == last.x && equal + at.x < last.y)) {
-                dots[lines + c] = -LOWEST;
-            }
-            equal += at.y;
-        }
-        storageBarrier();
-        workgroupBarrier();
-    }
-    let last = nth(kv, step.count, MOST, BY_SCORE, local);
+    let last = nth(kv, step.count, MOST, 0u, local);
+    // A lane lists a stretch of chunks: two sums over the lanes say where, whatever the number of chunks.
+    let stretch = (step.count + WORKGROUP - 1u) / WORKGROUP;
+    let begin = min(local * stretch, step.count);
+    let end = min(begin + stretch, step.count);
+    var above = 0u;
     var equal = 0u;
-    var taken = 0u;
-    for (var begin = 0u; begin < step.count; begin += WORKGROUP) {
-        let c = begin + local;
-        let there = c < step.count;
-        let k = select(0u, key(kv, min(c, step.count - 1u), BY_SCORE), there);
-        let at = place(there && k == last.x, local);
-        let take = there && (k > last.x || (k == last.x && equal + at.x < last.y));
-        equal += at.y;
-        let to = place(take, local);
-        if take {
-            chosen[kv * MOST + taken + to.x] = step.first + c;
+    for (var c = begin; c < end; c++) {
+        let k = key(kv, c, 0u);
+        above += u32(k > last.x);
+        equal += u32(k == last.x);
+    }
+    // Among equals the first are taken.
+    let before = min(place(equal, local).x, last.y);
+    equal = min(equal, last.y - before);
+    var to = place(above + equal, local).x;
+    for (var c = begin; c < end; c++) {
+        let k = key(kv, c, 0u);
+        if k > last.x || (k == last.x && equal > 0u) {
+            chosen[kv * MOST + to] = step.first + c;
+            to++;
+            equal -= u32(k == last.x);
         }
-        taken += to.y;
     }
 }

@@ -101,8 +101,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
         let c = contender(i);
         let stays = c.there && (c.mass + 1u > last.x || (c.mass + 1u == last.x && ~c.position >= latest.x));
         let goes = i < own && !stays;
-        freed += place(goes && i < step.held, local).y;
-        let down = place(goes, local);
+        freed += place(u32(goes && i < step.held), local).y;
+        let down = place(u32(goes), local);
         if goes {
             let at = 4u + 4u * (demoted + down.x);
             moves[at] = c.source;
@@ -114,7 +114,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         }
         demoted += down.y;
         let comes = i >= step.held && stays;
-        let up = place(comes, local);
+        let up = place(u32(comes), local);
         if comes {
             let at = step.promoted + 4u * (promoted + up.x);
             moves[at] = c.source;

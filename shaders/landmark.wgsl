@@ -1,6 +1,6 @@
-// Landmarks of coded tokens (src/rows/selection.rs): the mean of a chunk's keys after RoPE, and the least cosine between it and one of them.
+// Landmarks of coded tokens (src/rows/selection.rs): the mean of a chunk's keys after RoPE, packed in four bits as src/rows/format.rs lays them out, a row for each key/value head.
 //
-// Grid: x = chunks from `chunk` on, y = key/value heads. Lanes share a key's numbers.
+// Grid: x = chunks from `chunk` on, y = key/value heads. Lanes share a key's vectors.
 #include "lib/half.wgsl"
 #include "lib/reduce.wgsl"
 #include "lib/ring.wgsl"
@@ -11,16 +11,18 @@ struct Step {
     end: u32,
     sinks: u32,
     ring: u32,
-    chunks: u32, // that there is room for
 }
 var<immediate> step: Step;
 
-@group(0) @binding(0) var<storage, read> keys: array<half4>;              // [slots][KV_HEADS][PADDED / 4], after RoPE
-@group(0) @binding(1) var<storage, read_write> landmarks: array<half4>;   // [chunks][KV_HEADS][PADDED / 4]
-@group(0) @binding(2) var<storage, read_write> cosines: array<f32>;       // [KV_HEADS][chunks]
+@group(0) @binding(0) var<storage, read> keys: array<half4>;               // [slots][KV_HEADS][PADDED / 4], after RoPE
+@group(0) @binding(1) var<storage, read_write> landmarks: array<u32>;      // [chunks][KV_HEADS][1 + WORDS]: step and least number, codes
 
 const VECTORS = (HEAD + 3u) / 4u;
-const UNITS = (VECTORS + WORKGROUP - 1u) / WORKGROUP;
+const WORDS = (HEAD + 15u) / 16u * 2u; // of two vectors each
+const UNITS = (2u * WORDS + WORKGROUP - 1u) / WORKGROUP;
+const LARGEST = 65504.0; // of f16
+
+var<workgroup> codes: array<u32, 2u * WORDS>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
@@ -29,43 +31,45 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let from_token = max(chunk * CHUNK, step.first);
     let to_token = min((chunk + 1u) * CHUNK, step.end);
     var mean: array<vec4<f32>, UNITS>;
-    for (var token = from_token; token < to_token; token++) {
-        for (var u = 0u; u < UNITS; u++) {
-            let i = local + u * WORKGROUP;
-            if i < VECTORS {
-                mean[u] += widen(keys[(slot(token) * KV_HEADS + kv) * VECTORS + i]);
-            }
-        }
-    }
-    var squares = 0.0;
-    for (var u = 0u; u < UNITS; u++) {
-        mean[u] /= f32(to_token - from_token);
-        squares += dot(mean[u], mean[u]);
-    }
-    let length = sqrt(workgroup_sum(squares, local));
-    var least = 1e30;
-    for (var token = from_token; token < to_token; token++) {
-        var product = 0.0;
-        var norm = 0.0;
-        for (var u = 0u; u < UNITS; u++) {
-            let i = local + u * WORKGROUP;
-            if i < VECTORS {
-                let k = widen(keys[(slot(token) * KV_HEADS + kv) * VECTORS + i]);
-                product += dot(k, mean[u]);
-                norm += dot(k, k);
-            }
-        }
-        product = workgroup_sum(product, local);
-        norm = sqrt(workgroup_sum(norm, local));
-        least = min(least, product / max(norm * length, 1.2e-38));
-    }
+    var low = LARGEST;
+    var high = -LARGEST;
     for (var u = 0u; u < UNITS; u++) {
         let i = local + u * WORKGROUP;
         if i < VECTORS {
-            landmarks[(chunk * KV_HEADS + kv) * VECTORS + i] = narrow(mean[u]);
+            for (var token = from_token; token < to_token; token++) {
+                mean[u] += widen(keys[(slot(token) * KV_HEADS + kv) * VECTORS + i]);
+            }
+            mean[u] = clamp(mean[u] / f32(to_token - from_token), vec4<f32>(-LARGEST), vec4<f32>(LARGEST));
+            for (var j = 0u; j < min(4u, HEAD - 4u * i); j++) {
+                low = min(low, mean[u][j]);
+                high = max(high, mean[u][j]);
+            }
         }
     }
+    low = -workgroup_max(-low, local);
+    high = workgroup_max(high, local);
+    // As f16 holds them: what codes are read with.
+    let least = unpack2x16float(pack2x16float(vec2<f32>(low, 0.0))).x;
+    let header = pack2x16float(vec2<f32>(max((high - least) / 15.0, 6.103515625e-5), least));
+    let size = unpack2x16float(header).x;
+    for (var u = 0u; u < UNITS; u++) {
+        let i = local + u * WORKGROUP;
+        if i < 2u * WORDS {
+            var bits = 0u;
+            for (var j = 0u; j < 4u; j++) {
+                if 4u * i + j < HEAD {
+                    bits |= u32(clamp(round((mean[u][j] - least) / size), 0.0, 15.0)) << (4u * j);
+                }
+            }
+            codes[i] = bits;
+        }
+    }
+    workgroupBarrier();
+    let row = (chunk * KV_HEADS + kv) * (1u + WORDS);
     if local == 0u {
-        cosines[kv * step.chunks + chunk] = least;
+        landmarks[row] = header;
+    }
+    for (var w = local; w < WORDS; w += WORKGROUP) {
+        landmarks[row + 1u + w] = codes[2u * w] | (codes[2u * w + 1u] << 16u);
     }
 }

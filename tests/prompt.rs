@@ -193,7 +193,7 @@ fn prompts_that_do_not_pay_stay_exact_and_cuts_are_read_anew() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(options(Some(256))), "select");
-    assert_eq!(refused(SequenceOptions { xkv: Some(xkv), ..options(Some(12)) }), "select");
+    assert_eq!(refused(SequenceOptions { xkv: Some(xkv), ..options(Some(13)) }), "select");
     assert_eq!(refused(SequenceOptions { xkv: Some(Xkv { layers: 0, ..xkv }), ..options(None) }), "group-layers");
     assert_eq!(refused(SequenceOptions { xkv: Some(Xkv { budget: Budget::Bytes(40), ..xkv }), ..options(None) }), "kv-bytes");
 }

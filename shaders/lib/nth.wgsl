@@ -41,9 +41,9 @@ fn nth(list: u32, count: u32, wanted: u32, by: u32, local: u32) -> vec2<u32> {
     return vec2<u32>(prefix, left);
 }
 
-// How many lanes before this one are `on`, and how many in all.
-fn place(on: bool, local: u32) -> vec2<u32> {
-    places[local] = u32(on);
+// The sum of what the lanes before this one have, and of what all have: where each writes in a list that all append to.
+fn place(own: u32, local: u32) -> vec2<u32> {
+    places[local] = own;
     workgroupBarrier();
     for (var width = 1u; width < WORKGROUP; width *= 2u) {
         let before = select(0u, places[max(local, width) - width], local >= width);
@@ -51,7 +51,7 @@ fn place(on: bool, local: u32) -> vec2<u32> {
         places[local] += before;
         workgroupBarrier();
     }
-    let result = vec2<u32>(places[local] - u32(on), places[WORKGROUP - 1u]);
+    let result = vec2<u32>(places[local] - own, places[WORKGROUP - 1u]);
     workgroupBarrier();
     return result;
 }

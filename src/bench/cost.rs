@@ -6,7 +6,7 @@
 //! - dense: `2·H·d` operations for scores and as many for values;
 //! - rebuilt keys: first `2·Σ rank·s·d` to rebuild the keys of each group of `s` heads, then `2·H·d` for scores;
 //! - values summed as rows: `2·Σ rank` over query heads, each with its group's rank;
-//! - where tokens are chosen: `2·H·d` for every landmark, one for eight tokens, and the above for those chosen;
+//! - where tokens are chosen: `2·H·d` for every landmark, one for two tokens, and the above for those chosen;
 //! - where tokens are forgotten: as dense for those that are exact and for every column of what is vague, and as above for rows that the others leave.
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
@@ -77,8 +77,11 @@ impl Cost {
             weight_bytes: weights * bytes_per_weight,
             linear_flops: linear,
             flops_per_cached_token: attention,
-            landmarks: select.map_or([0, 0], |_| [layers * 2 * kv_width / chunk, layers * 2 * q_width / chunk]),
-            most: select.map_or(usize::MAX, |selection| Selection::CHUNK * selection.most()),
+            landmarks: select.map_or([0, 0], |_| {
+                let words = config.num_key_value_heads * Selection::format(config.head_dim).words();
+                [layers * 4 * words as u64 / chunk, layers * 2 * q_width / chunk]
+            }),
+            most: select.map_or(usize::MAX, |selection| Selection::CHUNK * selection.chunks()),
             forgetting: None,
         }
     }
@@ -249,9 +252,9 @@ mod tests {
     fn what_is_chosen_is_read_and_every_landmark() {
         let all = Cost::of(&config(), &rows(Holds::Keys), None, 1);
         let some = Cost::of(&config(), &rows(Holds::Keys), Some(Selection { tokens: 64 }), 1);
-        // 64 tokens and one chunk of outliers; two layers' landmarks of 16 numbers, scored by four heads of eight.
-        assert_eq!(some.bytes(800, 200), all.weight_bytes + 72 * (200 - 8) + 800 * 8);
-        assert_eq!(some.flops(800), all.flops(72) + 800 * 2 * 2 * 32 / 8);
-        assert_eq!(some.flops(40) - all.flops(40), 40 * 2 * 2 * 32 / 8);
+        // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
+        assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
+        assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);
+        assert_eq!(some.flops(40) - all.flops(40), 40 * 2 * 2 * 32 / 2);
     }
 }

@@ -84,10 +84,8 @@ fn rows(device: &Device, what: String, rows: usize, bytes: usize) -> Result<wgpu
 
 /// One layer's landmarks of coded tokens, by which a token chooses what it reads.
 pub struct LandmarkCache {
-    /// A mean key for every chunk, `[chunks][H_kv][pad(head_dim)]` f16, where keys stand.
-    pub(crate) rows: LayerCache,
-    /// The least cosine between a landmark and its keys, f32 `[H_kv][chunks]`.
-    pub(crate) cosines: wgpu::Buffer,
+    /// Packed as [`Selection::format`] says: `[chunks][H_kv][words]`.
+    pub(crate) words: wgpu::Buffer,
     /// Chunks that it has room for.
     pub(crate) chunks: usize,
 }
@@ -98,15 +96,9 @@ impl LandmarkCache {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(device: &Device, config: &Config, layer: usize, capacity: usize) -> Result<LandmarkCache> {
-        let (chunks, heads) = (capacity.div_ceil(Selection::CHUNK), config.num_key_value_heads);
-        let make =
-            |what: &str, bytes: usize| device.buffer(&format!("layer {layer}'s {what} for a context of {capacity}"), (chunks * heads * bytes) as u64);
-        let rows = LayerCache { keys: make("landmarks", 2 * pad(config.head_dim))?, values: device.buffer("no values", 4)?, side: None };
-        Ok(LandmarkCache { rows, cosines: make("cosines of landmarks", 4)?, chunks })
-    }
-
-    fn bytes(&self) -> u64 {
-        self.rows.keys.size() + self.cosines.size()
+        let chunks = capacity.div_ceil(Selection::CHUNK);
+        let bytes = 4 * config.num_key_value_heads * Selection::format(config.head_dim).words();
+        Ok(LandmarkCache { words: rows(device, format!("layer {layer}'s landmarks for a context of {capacity}"), chunks, bytes)?, chunks })
     }
 }
 
@@ -185,7 +177,7 @@ impl Cache {
     /// Counted from the buffers themselves; `config` is the model's.
     pub fn memory(&self, config: &Config) -> KvMemory {
         let all: u64 = self.layers.iter().map(|l| l.keys.size() + l.values.size()).sum();
-        let landmarks: u64 = self.landmarks.iter().map(LandmarkCache::bytes).sum();
+        let landmarks: u64 = self.landmarks.iter().map(|landmarks| landmarks.words.size()).sum();
         let mut coded = landmarks + self.stores.iter().chain(&self.sketched).map(|store| store.size()).sum::<u64>();
         let mut exact = all;
         for side in self.layers.iter().filter_map(|layer| layer.side.as_ref()) {

@@ -29,7 +29,7 @@ pub struct CacheArgs {
     /// kvreviver: what is left of tokens that are evicted [default: rows of a compressed model, nothing of a dense one].
     #[arg(long, value_name = "WHAT", requires = "method", help_heading = "Cache")]
     vague: Option<Trace>,
-    /// Read no more than this many coded tokens for each new one, those that its attention is likeliest to fall on: a multiple of 8.
+    /// Read no more than this many coded tokens for each new one, those that its attention is likeliest to fall on: an even number.
     #[arg(long, value_name = "N", help_heading = "Cache")]
     select: Option<usize>,
 }

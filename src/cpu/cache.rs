@@ -104,7 +104,7 @@ impl Cache {
             done: 0,
             exact_from: 0,
             energy: Energy::default(),
-            landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity, row_type)),
+            landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity)),
             side: stores.map(|stores| {
                 let slots = exact.sinks.min(capacity) + exact.window(chunk).min(capacity);
                 side::Side::new(stores, layers, width, slots, row_type)

@@ -71,7 +71,7 @@ impl Choice {
         Ok(Choice {
             selection,
             dots: device.buffer("scores of landmarks", (4 * c.num_attention_heads * capacity.div_ceil(Selection::CHUNK)) as u64)?,
-            chosen: device.buffer("chosen chunks", (4 * c.num_key_value_heads) as u64 * selection.most() as u64)?,
+            chosen: device.buffer("chosen chunks", (4 * c.num_key_value_heads) as u64 * selection.chunks() as u64)?,
         })
     }
 }

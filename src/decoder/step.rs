@@ -50,9 +50,8 @@ impl Attention {
         let values = coded.map(|c| CodedValues { coded: &c.values, rows: &cache.stores[c.values.store], table: &c.value_table, chosen });
         let groups = coded.map_or(&layer.value_groups, |c| if chosen.is_some() { &c.chosen_groups } else { &c.value_groups });
         let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
-        let choose = choice.zip(coded).map(|(choice, c)| {
-            let stride = c.keys.query_stride(config, c.taken);
-            let choose = Choose::plan(device, config, choice.selection, (&b.queries, stride), &cache.landmarks[index], &choice.dots, &choice.chosen)?;
+        let choose = choice.filter(|_| coded.is_some()).map(|choice| {
+            let choose = Choose::plan(device, config, choice.selection, &b.queries, &cache.landmarks[index], &choice.dots, &choice.chosen)?;
             Ok((choice.selection, choose))
         });
         let credit = exact.side.as_ref().map(|side| Credit::plan(device, config, &b.scores, b.columns, &b.weights, side, slots));

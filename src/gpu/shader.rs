@@ -26,6 +26,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("project.wgsl", include_str!("../../shaders/project.wgsl")),
     ("roofline.wgsl", include_str!("../../shaders/roofline.wgsl")),
     ("score.wgsl", include_str!("../../shaders/score.wgsl")),
+    ("survey.wgsl", include_str!("../../shaders/survey.wgsl")),
     ("values.wgsl", include_str!("../../shaders/values.wgsl")),
     ("lib/chosen.wgsl", include_str!("../../shaders/lib/chosen.wgsl")),
     ("lib/half.wgsl", include_str!("../../shaders/lib/half.wgsl")),

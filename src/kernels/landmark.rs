@@ -16,7 +16,6 @@ struct Step {
     end: u32,
     sinks: u32,
     ring: u32,
-    chunks: u32,
 }
 
 /// Makes one layer's landmarks.
@@ -33,7 +32,7 @@ fn variant(config: &Config) -> Spec {
         ("KV_HEADS", config.num_key_value_heads as u32),
         ("CHUNK", Selection::CHUNK as u32),
     ];
-    spec("landmark.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Write), (2, Access::Write)])
+    spec("landmark.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
@@ -42,8 +41,8 @@ pub(super) fn variants() -> Vec<Spec> {
 
 impl Landmark {
     pub(crate) fn plan(device: &Device, config: &Config, cache: &LayerCache, slots: Slots, landmarks: &LandmarkCache) -> Result<Landmark> {
-        let buffers = [&cache.keys, &landmarks.rows.keys, &landmarks.cosines];
-        let step = Step { sinks: slots.sinks, ring: slots.ring, chunks: landmarks.chunks as u32, ..bytemuck::Zeroable::zeroed() };
+        let buffers = [&cache.keys, &landmarks.words];
+        let step = Step { sinks: slots.sinks, ring: slots.ring, ..bytemuck::Zeroable::zeroed() };
         Ok(Landmark { kernel: device.kernel(variant(config), &buffers)?, kv_heads: config.num_key_value_heads as u32, step })
     }
 
@@ -62,42 +61,49 @@ impl Landmark {
 mod tests {
     use super::*;
     use crate::gpu::pad;
-    use crate::kernels::oracle::{assert_close, devices, halves, run};
+    use crate::kernels::oracle::{devices, halves, run};
     use crate::kernels::score::config;
     use half::f16;
 
-    /// Chunks that begin and end within, from a ring, of heads whose width is no multiple of four.
+    /// Chunks that begin and end within, from a ring, of heads whose width is no multiple of four: as the specification packs it.
     #[test]
-    fn a_landmark_is_the_mean_of_its_keys_and_its_cosine_the_least() {
+    fn a_landmark_is_the_mean_of_its_keys_packed() {
         let slots = Slots { sinks: 3, ring: 40 };
-        for head_dim in [14, 512] {
+        for head_dim in [14, 64, 512] {
             let c = config(false, None, 4, 2, head_dim);
-            let padded = pad(head_dim);
+            let (padded, words) = (pad(head_dim), Selection::format(head_dim).words());
             let mut keys = halves(3, slots.count() * 2 * padded);
             keys.chunks_exact_mut(padded).for_each(|key| key[head_dim..].fill(f16::ZERO));
-            let (tokens, chunks) = (35..60, 9);
-            let (mut means, mut cosines) = (Vec::new(), Vec::new());
-            for chunk in 4..8 {
+            let tokens = 35..60;
+            let chunks = Selection::range(tokens.start, tokens.end);
+            let mut expected = Vec::new();
+            for chunk in chunks.clone() {
                 for kv in 0..2 {
-                    let within: Vec<Vec<f64>> = (tokens.start.max(8 * chunk)..tokens.end.min(8 * chunk + 8))
-                        .map(|t| keys[(slots.of(t) * 2 + kv) * padded..][..padded].iter().map(|x| x.to_f64()).collect())
-                        .collect();
-                    let mean: Vec<f64> = (0..padded).map(|i| within.iter().map(|key| key[i]).sum::<f64>() / within.len() as f64).collect();
-                    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-                    let cosine = |key: &Vec<f64>| dot(key, &mean) / (dot(key, key) * dot(&mean, &mean)).sqrt();
-                    cosines.push(within.iter().map(cosine).fold(f64::INFINITY, f64::min));
-                    means.extend(mean);
+                    let within = tokens.start.max(Selection::CHUNK * chunk)..tokens.end.min(Selection::CHUNK * (chunk + 1));
+                    let key = |t: usize| &keys[(slots.of(t) * 2 + kv) * padded..][..head_dim];
+                    let count = within.len() as f32;
+                    let mean: Vec<f32> = (0..head_dim).map(|i| within.clone().map(|t| key(t)[i].to_f32()).sum::<f32>() / count).collect();
+                    let mut packed = vec![0; words];
+                    Selection::pack(&mean, &mut packed);
+                    expected.extend(packed);
                 }
             }
             for device in devices(None) {
                 let cache = LayerCache { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
-                let landmarks = LandmarkCache::new(&device, &c, 0, 8 * chunks).unwrap();
+                let landmarks = LandmarkCache::new(&device, &c, 0, 64).unwrap();
                 let landmark = Landmark::plan(&device, &c, &cache, slots, &landmarks).unwrap();
-                let got = run::<f16>(&device, &landmarks.rows.keys, 8 * 2 * padded, |pass| landmark.record(pass, tokens.clone()));
-                assert_close(got[4 * 2 * padded..].iter().map(|x| x.to_f64()), &means, 1e-6, &format!("{:?}", device.tier()));
-                let got = run::<f32>(&device, &landmarks.cosines, 2 * chunks, |_| ());
-                let got = (4..8).flat_map(|chunk| [0, 1].map(|kv| f64::from(got[kv * chunks + chunk])));
-                assert_close(got, &cosines, 1e-9, &format!("cosines, {:?}", device.tier()));
+                let got = run::<u32>(&device, &landmarks.words, chunks.end * 2 * words, |pass| landmark.record(pass, tokens.clone()));
+                let got = &got[chunks.start * 2 * words..];
+                // A driver may round either way: the header's halves, and numbers halfway between two codes.
+                let halves = |word: u32| [word & 0xffff, word >> 16];
+                let nibbles = |words: &[u32]| words.iter().flat_map(|word| (0..8).map(move |i| word >> (4 * i) & 15)).collect::<Vec<_>>();
+                for (got, expected) in got.chunks_exact(words).zip(expected.chunks_exact(words)) {
+                    let apart = |a: &[u32], b: &[u32]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).collect::<Vec<_>>();
+                    assert!(apart(&halves(got[0]), &halves(expected[0])).iter().all(|&apart| apart <= 1), "{head_dim}, {:?}", device.tier());
+                    let apart = apart(&nibbles(&got[1..]), &nibbles(&expected[1..]));
+                    let count = apart.iter().filter(|&&apart| apart > 0).count();
+                    assert!(apart.iter().all(|&apart| apart <= 1) && count <= 1 + head_dim / 64, "{head_dim}, {:?}: {apart:?}", device.tier());
+                }
             }
         }
     }

@@ -6,8 +6,8 @@
 //! value rows may belong to all heads at once, and a fused kernel would read those once per head.
 //!
 //! Beside coded rows the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
-//! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores: those of the
-//! landmarks, and [`choose`].
+//! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores:
+//! landmarks are scored, and [`choose`] chooses.
 //!
 //! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
 

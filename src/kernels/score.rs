@@ -74,17 +74,12 @@ impl Block {
         }
     }
 
-    /// One token and exact keys `near..end`.
-    pub fn keys(near: u32, end: u32) -> Block {
-        Block { near, ..Block::new(end - 1, 1, 0, None, None) }
-    }
-
     /// This block, of one token, where it reads chosen chunks of its coded keys.
     pub fn choosing(self, selection: Selection) -> Block {
         let end = self.start + self.coded;
         let chunks = Selection::range(self.start as usize, end as usize);
         let chunks = if self.coded == 0 { 0..0 } else { chunks.start as u32..chunks.end as u32 };
-        let columns = Selection::CHUNK * chunks.len().min(selection.most());
+        let columns = Selection::CHUNK * chunks.len().min(selection.chunks());
         Block { start: end.saturating_sub(1), coded: columns as u32, chunks, ..self }
     }
 
@@ -122,7 +117,7 @@ pub(crate) struct CodedKeys<'a> {
     pub up: &'a wgpu::Buffer,
     /// Whether the rows are of keys after RoPE: then queries are taken to them, and keys are not rebuilt.
     pub taken: bool,
-    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::most`]`]`.
+    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::chunks`]`]`.
     pub chosen: Option<(Selection, &'a wgpu::Buffer)>,
 }
 
@@ -180,7 +175,7 @@ fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, rows: u32) -> 
         }
     }
     bindings.extend(side);
-    let most = coded.and_then(|(_, chosen)| chosen).map_or(0, |selection| selection.most());
+    let most = coded.and_then(|(_, chosen)| chosen).map_or(0, |selection| selection.chunks());
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("CHUNK", Selection::CHUNK as u32),
@@ -301,12 +296,6 @@ impl Score {
                 ..bytemuck::Zeroable::zeroed()
             },
         })
-    }
-
-    /// This kernel, for queries that stand `stride` numbers apart.
-    pub(super) fn with_query_stride(mut self, stride: usize) -> Score {
-        self.step.queries = stride as u32;
-        self
     }
 
     /// One workgroup per tile and key/value head, and per span of rows where keys are not rebuilt.

@@ -45,7 +45,7 @@ pub(crate) struct CodedValues<'a> {
     pub rows: &'a wgpu::Buffer,
     /// [`Coded::value_table`].
     pub table: &'a wgpu::Buffer,
-    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::most`]`]`.
+    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::chunks`]`]`.
     pub chosen: Option<(Selection, &'a wgpu::Buffer)>,
 }
 
@@ -69,7 +69,7 @@ fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Opti
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("CHUNK", Selection::CHUNK as u32),
-        ("MOST", chosen.map_or(0, |selection| selection.most()) as u32),
+        ("MOST", chosen.map_or(0, |selection| selection.chunks()) as u32),
         ("VAGUE_COLUMNS", vague),
         ("GROUP", config.group_size() as u32),
         ("KEYS", KEYS),
