@@ -131,29 +131,29 @@ impl Args {
         let task = Task { texts: &texts, bos, windowing, first_is_reference };
         let windows = texts.iter().map(|text| windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
         let longest = windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1);
-        let subject = |index: usize, capacity| -> Result<Subject> {
+        let subject = |index: usize, plain: SequenceOptions| -> Result<Subject> {
             let (name, model): (&String, &Model) = (names[index], &models[index]);
-            // Without a prompt every prediction is to be what it would be token by token.
-            let plain = SequenceOptions {
-                capacity,
-                strict: self.prefill == 0,
-                chunk: (self.prefill > 0).then_some(self.prefill),
-                ..SequenceOptions::default()
-            };
             // What is compared with is kept as it is.
             let reference = index == 0 && self.against.is_some();
             let options = if reference { plain } else { self.cache.apply(plain)? };
             let method = options.method().unwrap_or(model.method()).into();
             Ok(Subject { model: name.clone(), method, layout: options.layout(&model.layout()), sequence: model.sequence(options)? })
         };
-        let mut subjects = (0..names.len()).map(|index| subject(index, longest)).collect::<Result<Vec<_>>>()?;
+        // Without a prompt every prediction is to be what it would be token by token.
+        let scored = SequenceOptions {
+            capacity: longest,
+            strict: self.prefill == 0,
+            chunk: (self.prefill > 0).then_some(self.prefill),
+            ..SequenceOptions::default()
+        };
+        let mut subjects = (0..names.len()).map(|index| subject(index, scored)).collect::<Result<Vec<_>>>()?;
         let mut report = Report { rows: run(&task, &mut subjects, &mut |progress| bar.report(progress))?, ..Report::default() };
         subjects.iter().filter_map(|subject| subject.sequence.remark()).for_each(|remark| console.remark(&remark));
         drop(subjects);
         if !questions.is_empty() {
-            // One after another: long texts fill long caches.
+            // One after another: long texts fill long caches. They are read as a conversation is.
             for index in 0..names.len() {
-                let mut subject = subject(index, farthest)?;
+                let mut subject = subject(index, SequenceOptions { capacity: farthest, ..SequenceOptions::default() })?;
                 report.needle.extend(needle::run(&questions, &mut subject, &tokenizers[0], &mut |progress| bar.report(progress))?);
             }
         }

@@ -46,13 +46,13 @@ impl Basis {
     /// [`crate::Error::Numeric`], naming `what`.
     pub fn components(what: &str, mean: DVector<f64>, second: DMatrix<f64>, metric: Option<&Roots>) -> Result<Basis> {
         let weighted = match metric {
-            Some(Roots { root, .. }) => tr_product(root.as_view(), product(&second, root).as_view()),
+            Some(Roots { root, .. }) => tr_product(root.as_view(), product(second.as_view(), root.as_view()).as_view()),
             None => second,
         };
         let Eigen { values, vectors } = Eigen::of(what, &weighted)?;
         let loss = values.map(|value| value.max(0.0));
         let (down, up) = match metric {
-            Some(Roots { root, inverse }) => (product(root, &vectors), tr_product(vectors.as_view(), inverse.as_view())),
+            Some(Roots { root, inverse }) => (product(root.as_view(), vectors.as_view()), tr_product(vectors.as_view(), inverse.as_view())),
             None => (vectors.clone(), vectors.transpose()),
         };
         Ok(Basis { mean, down, up, variance: loss.clone(), loss })

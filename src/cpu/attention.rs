@@ -5,7 +5,7 @@ use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::linalg::tr_product;
+use crate::linalg::{product, tr_product};
 use crate::rows::fade;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
@@ -89,7 +89,7 @@ impl Attention {
                 cached.multiply(&mut weights, d);
                 self.softmax(&mut weights, position, cached, kv_head);
                 let received = cached.side.is_some().then(|| &weights * &later);
-                (cached.values.rows(first, d) * weights, received)
+                (product(cached.values.rows(first, d), weights.as_view()), received)
             })
             .unzip();
         let received = received.into_iter().flatten().reduce(|sum, head| sum + head);

@@ -7,7 +7,7 @@ use super::backward::clear_exact;
 use super::cache::Cache;
 use super::rope::Rope;
 use super::{Model, Residuals, RowType};
-use crate::linalg::tr_product;
+use crate::linalg::{product, tr_product};
 use crate::rows::Exact;
 use crate::{Error, Result};
 use nalgebra::DMatrix;
@@ -79,10 +79,10 @@ impl Attention {
                     weights += moved;
                 }
                 causal_softmax(&mut weights, 0, self.window, 1.0 / (d as f32).sqrt());
-                let mut sum = values.rows(kv_row, d) * &weights;
+                let mut sum = product(values.rows(kv_row, d), weights.as_view());
                 if let Some(noise) = value_noise {
                     clear_exact(exact, &mut weights);
-                    sum += noise.rows(kv_row, d) * &weights;
+                    sum += product(noise.rows(kv_row, d), weights.as_view());
                 }
                 sum
             })

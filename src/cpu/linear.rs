@@ -33,7 +33,7 @@ impl Linear {
 
     /// The gradient with respect to `x`, from that with respect to `y`.
     pub(super) fn backward(&self, upstream: &DMatrix<f32>) -> DMatrix<f32> {
-        product(&self.weight, upstream)
+        product(self.weight.as_view(), upstream.as_view())
     }
 }
 

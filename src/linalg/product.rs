@@ -1,15 +1,22 @@
 //! Matrix products on all cores.
 //!
 //! One shape of product carries the whole decoder: `AᵀB` with `A: [k, m]` and `B: [k, n]`, both contiguous along `k`. A linear layer is that (`A` its
-//! weight, `B` a token per column), and so are attention's scores. nalgebra's own `tr_mul` goes column by column; here `A` is read transposed in place,
-//! which keeps the blocked kernel underneath, and the rows or columns of the result are shared out over the cores. With few columns the blocked kernel would spend
-//! its time packing `A`, and plain dot products are faster: that is decoding.
+//! weight, `B` a token per column), and so are attention's scores. Matrices are nalgebra's, the kernel underneath is faer's: up to twice as fast as nalgebra's on one
+//! core. `A` is read transposed in place, and the rows or columns of the result are shared out over the cores. With few columns the
+//! blocked kernel would spend its time packing `A`, and plain dot products are faster: that is decoding.
 
-use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut, Dyn, Matrix, RealField, Scalar, U1, ViewStorage};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut};
 use rayon::prelude::*;
 
-/// A product of which any side is no longer than this is made of dot products. (nalgebra takes its blocked kernel only above five, and below that must not
-/// be given a view whose rows are not contiguous.)
+/// A number that matrices are made of: f32 or f64.
+pub trait Real: nalgebra::RealField + faer::traits::ComplexField + Copy {}
+
+impl Real for f32 {}
+impl Real for f64 {}
+
+/// A product of which any side is no longer than this is made of dot products.
 const FEW: usize = 6;
 /// Products of fewer multiply-adds than this stay on one core.
 const SHARE_OUT: usize = 1 << 17;
@@ -20,7 +27,7 @@ const LEAST: usize = 16;
 ///
 /// # Panics
 /// Where the two differ in `k`.
-pub fn tr_product<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>) -> DMatrix<T> {
+pub fn tr_product<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>) -> DMatrix<T> {
     let mut y = DMatrix::zeros(a.ncols(), b.ncols());
     tr_product_into(a, b, y.as_view_mut());
     y
@@ -30,7 +37,7 @@ pub fn tr_product<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_,
 ///
 /// # Panics
 /// Where the shapes do not fit.
-pub fn tr_product_into<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: DMatrixViewMut<'_, T>) {
+pub fn tr_product_into<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: DMatrixViewMut<'_, T>) {
     assert_eq!((a.nrows(), y.shape()), (b.nrows(), (a.ncols(), b.ncols())), "the shapes of a product");
     // The longer side of the result is shared out: each core packs all of the other operand.
     let block = |side: usize, other: usize| (SHARE_OUT / other.max(1) + LEAST).max(side.div_ceil(4 * rayon::current_num_threads()));
@@ -45,13 +52,13 @@ pub fn tr_product_into<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixVie
 ///
 /// # Panics
 /// Where the two differ in `k`.
-pub fn product<T: RealField + Copy>(a: &DMatrix<T>, b: &DMatrix<T>) -> DMatrix<T> {
+pub fn product<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>) -> DMatrix<T> {
     assert_eq!(a.ncols(), b.nrows(), "the shapes of a product");
     let mut y = DMatrix::zeros(a.nrows(), b.ncols());
     let block = b.ncols().div_ceil(rayon::current_num_threads()).max(LEAST);
     y.as_mut_slice().par_chunks_mut((a.nrows() * block).max(1)).enumerate().for_each(|(index, columns)| {
         let count = columns.len() / a.nrows();
-        DMatrixViewMut::from_slice(columns, a.nrows(), count).gemm(T::one(), a, &b.columns(index * block, count), T::zero());
+        multiply_blocked(view(&a), view(&b.columns(index * block, count)), DMatrixViewMut::from_slice(columns, a.nrows(), count));
     });
     y
 }
@@ -60,12 +67,12 @@ pub fn product<T: RealField + Copy>(a: &DMatrix<T>, b: &DMatrix<T>) -> DMatrix<T
 ///
 /// # Panics
 /// Where the two differ in `n`.
-pub fn outer_products<T: RealField + Copy>(x: &DMatrix<T>, y: &DMatrix<T>) -> DMatrix<T> {
+pub fn outer_products<T: Real>(x: &DMatrix<T>, y: &DMatrix<T>) -> DMatrix<T> {
     tr_product(x.transpose().as_view(), y.transpose().as_view())
 }
 
 /// `XXᵀ`, `[d, d]`, of `x: [d, n]`, exactly symmetric.
-pub fn gram<T: RealField + Copy>(x: &DMatrix<T>) -> DMatrix<T> {
+pub fn gram<T: Real>(x: &DMatrix<T>) -> DMatrix<T> {
     let columns = x.transpose();
     let mut y = tr_product(columns.as_view(), columns.as_view());
     y.fill_upper_triangle_with_lower_triangle();
@@ -73,7 +80,7 @@ pub fn gram<T: RealField + Copy>(x: &DMatrix<T>) -> DMatrix<T> {
 }
 
 /// Halves the rows of the result, and with them the columns of `a`, down to `block` of them.
-fn share_rows<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
+fn share_rows<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
     let rows = y.nrows();
     if rows <= block {
         return multiply(a, b, y);
@@ -84,7 +91,7 @@ fn share_rows<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>,
 }
 
 /// Halves the columns of the result, which are those of `b`.
-fn share_columns<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
+fn share_columns<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>, block: usize) {
     let columns = y.ncols();
     if columns <= block {
         return multiply(a, b, y);
@@ -95,9 +102,9 @@ fn share_columns<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, 
 }
 
 /// On one core.
-fn multiply<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>) {
+fn multiply<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>) {
     if y.nrows() > FEW && a.nrows() > FEW && b.ncols() > FEW {
-        y.gemm(T::one(), &transposed(&a), &b, T::zero());
+        multiply_blocked(view(&a).transpose(), view(&b), y);
     } else {
         for (j, column) in b.column_iter().enumerate() {
             let column = column.as_slice();
@@ -108,15 +115,23 @@ fn multiply<T: RealField + Copy>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, m
     }
 }
 
-/// The transpose of a view, read in place.
-fn transposed<'a, T: Scalar>(a: &'a DMatrixView<'_, T>) -> Matrix<T, Dyn, Dyn, ViewStorage<'a, T, Dyn, Dyn, Dyn, U1>> {
-    let (rows, columns) = a.shape_generic();
-    // SAFETY: the same elements under exchanged names: entry (j, i) here is entry (i, j) of `a`, whose memory is borrowed for as long as the result.
-    unsafe { Matrix::from_data_statically_unchecked(ViewStorage::from_raw_parts(a.as_ptr(), (columns, rows), (Dyn(a.strides().1), U1))) }
+/// faer's blocked kernel, for the instruction set at hand.
+fn multiply_blocked<T: Real>(a: MatRef<'_, T>, b: MatRef<'_, T>, mut y: DMatrixViewMut<'_, T>) {
+    let ((rows, columns), (_, stride)) = (y.shape(), y.strides());
+    // SAFETY: the same elements, borrowed as long: columns of `rows` numbers each, `stride` apart.
+    let y = unsafe { MatMut::from_raw_parts_mut(y.as_mut_ptr(), rows, columns, 1, stride as isize) };
+    matmul(y, Accum::Replace, a, b, T::one(), Par::Seq);
+}
+
+/// A view, as faer sees it.
+fn view<'a, T: Real>(a: &'a DMatrixView<'_, T>) -> MatRef<'a, T> {
+    let ((rows, columns), (_, stride)) = (a.shape(), a.strides());
+    // SAFETY: the same elements, borrowed as long: columns of `rows` numbers each, `stride` apart.
+    unsafe { MatRef::from_raw_parts(a.as_ptr(), rows, columns, 1, stride as isize) }
 }
 
 /// The sum of products, in sixteen partial sums so that the compiler can use vectors.
-fn dot<T: RealField + Copy>(a: &[T], b: &[T]) -> T {
+fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut sums = [T::zero(); 16];
     let (a_blocks, b_blocks) = (a.chunks_exact(16), b.chunks_exact(16));
     let tail = a_blocks.remainder().iter().zip(b_blocks.remainder()).fold(T::zero(), |sum, (&x, &y)| sum + x * y);
@@ -145,7 +160,7 @@ mod tests {
             assert!((tr_product(a.as_view(), b.as_view()) - &expected).amax() < 1e-12, "{k} {m} {n}");
             let single = tr_product(a.map(|x| x as f32).as_view(), b.map(|x| x as f32).as_view());
             assert!((single.map(f64::from) - &expected).amax() < 1e-4, "{k} {m} {n} in f32");
-            assert!((product(&a.transpose(), &b) - &expected).amax() < 1e-12, "{k} {m} {n}, not transposed");
+            assert!((product(a.transpose().as_view(), b.as_view()) - &expected).amax() < 1e-12, "{k} {m} {n}, not transposed");
             assert!((outer_products(&a.transpose(), &b.transpose()) - &expected).amax() < 1e-12, "{k} {m} {n}, by outer products");
         }
     }

@@ -54,7 +54,7 @@ impl Coder {
         }
         let z = match &self.down {
             Some(down) => tr_product(down.as_view(), centred.as_view()),
-            None => product(&self.up, &centred),
+            None => product(self.up.as_view(), centred.as_view()),
         };
         let mut words = vec![0; y.ncols() * self.format.words()];
         for (z, words) in z.column_iter().zip(words.chunks_exact_mut(self.format.words())) {
