@@ -5,7 +5,7 @@
 //! landmarks, `ln softmax(q·landmark/√d)` for each query head and the largest of those that share a key/value head, and reads the chunks with the highest scores. What is exact stays
 //! exact: sinks and the newest tokens.
 //!
-//! Otherwise than there: a chunk is two tokens with a landmark in four bits, not eight with one in f16. That takes as many bytes and finds the right tokens nearly as well as if every key were
+//! Otherwise than there: a chunk is two tokens with a landmark in four bits, not eight with one in f16. That takes about as many bytes (18 for 64 numbers of a token, for 16.5) and finds the right tokens nearly as well as if every key were
 //! looked at (docs/results/2026-11-26-prompt.md). Two keys have hardly an outlier among them, so there are no outlier chunks that are always read. Landmarks are kept for every chunk, also of
 //! tokens that are generated; and several tokens at once (a prompt) read everything, as rebuilding is shared by their queries.
 
