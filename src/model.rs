@@ -84,6 +84,14 @@ impl Engine {
         }
     }
 
+    /// The GPU, where it is one.
+    pub fn gpu(&self) -> Option<&Arc<gpu::Device>> {
+        match &self.0 {
+            Kind::Cpu => None,
+            Kind::Gpu(device) => Some(device),
+        }
+    }
+
     /// What it is called.
     pub fn name(&self) -> String {
         match &self.0 {

@@ -23,6 +23,16 @@ pub(crate) fn publish_file(file: NamedTempFile, path: &Path) -> Result<()> {
     }
 }
 
+/// Writes `text` to `path` in the place of what is there: the one or the other, never a part.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
+    let file = builder(0o666).tempfile_in(parent(path)).map_err(Error::io("create", path))?;
+    std::fs::write(file.path(), text).map_err(Error::io("write", path))?;
+    file.persist(path).map(|_| ()).map_err(|e| Error::io("write", path)(e.error))
+}
+
 /// A directory on its way to `path`, where there may be an empty one; removed with all that is in it when dropped.
 ///
 /// # Errors

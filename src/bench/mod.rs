@@ -1,20 +1,27 @@
 //! How fast: prefill and decode at given depths, with what the device could do at best beside it.
 //!
 //! Machines drift: they warm up, and others use them. So settings are interleaved, one round of each model after the other, never all rounds of one model
-//! first; and the roofline is measured in the same run. A depth is reached by prefilling pseudo-random tokens, since the speed does not depend on which.
+//! first; and the roofline is measured in the same run. A depth is reached by prefilling pseudo-random tokens, since the speed does not depend on which; where a model is random itself ([`Shape`])
+//! its cache is full of random rows from the start, and a depth is reached by saying so. [`kernels`] takes a step apart.
 
 mod cost;
+pub mod kernels;
+mod report;
 mod roofline;
+mod shape;
 
 pub use crate::gpu::Roofline;
 pub use cost::{Cost, Forgetting};
+pub use report::Report;
 pub use roofline::processor_roofline;
+pub use shape::{RandomRows, Shape};
 
+use crate::decoder::GpuSequence;
 use crate::progress::{OnProgress, report};
 use crate::sequence::{Logits, Sequence, StepCounters};
 use crate::session::Random;
 use crate::{Error, Result};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a step of a sequence costs at the least.
 pub type CostOf = dyn Fn(&dyn Sequence) -> Cost;
@@ -34,7 +41,56 @@ pub struct Subject {
     /// What a step costs at the least, once the sequence has read something.
     pub cost: Box<CostOf>,
     /// A sequence with room for [`Task::capacity`] tokens.
-    pub sequence: Box<dyn Sequence>,
+    pub text: Text,
+}
+
+/// What is decoded.
+pub enum Text {
+    /// A sequence that has to read what it is to have in its cache.
+    Read(Box<dyn Sequence>),
+    /// One whose cache is full of random rows.
+    Random(Box<GpuSequence>),
+}
+
+impl Text {
+    /// The sequence.
+    pub fn sequence(&self) -> &dyn Sequence {
+        match self {
+            Text::Read(sequence) => sequence.as_ref(),
+            Text::Random(sequence) => sequence.as_ref(),
+        }
+    }
+
+    /// The sequence.
+    pub fn sequence_mut(&mut self) -> &mut dyn Sequence {
+        match self {
+            Text::Read(sequence) => sequence.as_mut(),
+            Text::Random(sequence) => sequence.as_mut(),
+        }
+    }
+
+    /// Appends tokens below `vocab` up to `depth`, keeping those that are there, or cuts what is beyond. Asks `pause` before every chunk whether to go on.
+    ///
+    /// # Errors
+    /// The sequence's, and those of `pause`.
+    pub(crate) fn go_to(&mut self, depth: usize, vocab: usize, random: &mut Random, pause: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let sequence = match self {
+            Text::Random(sequence) => {
+                sequence.go_to(depth);
+                return Ok(());
+            }
+            Text::Read(sequence) => sequence,
+        };
+        let chunk = sequence.chunk().max(1);
+        while sequence.position() < depth {
+            pause()?;
+            let count = chunk.min(depth - sequence.position());
+            sequence.forward(&tokens(random, vocab, count), Logits::None)?;
+        }
+        // A sequence that has to read its text anew where it is cut does so here, where no clock runs.
+        sequence.truncate(depth);
+        sequence.forward(&[], Logits::None).map(|_| ())
+    }
 }
 
 /// What to measure.
@@ -50,11 +106,13 @@ pub struct Task {
     pub rounds: usize,
     /// The seed of the tokens.
     pub seed: u64,
+    /// No measurement begins later than this after the first; `None` for as long as all of them take.
+    pub time: Option<Duration>,
 }
 
 impl Default for Task {
     fn default() -> Self {
-        Task { depths: vec![0], prefill: 128, steps: 16, rounds: 3, seed: 0 }
+        Task { depths: vec![0], prefill: 128, steps: 16, rounds: 3, seed: 0, time: None }
     }
 }
 
@@ -112,40 +170,56 @@ pub struct Row {
     pub readback_bytes_per_step: u64,
 }
 
-/// Measures all `subjects`. `on_progress` hears of measurements.
+/// Measures all `subjects`, by depth. `on_progress` hears of measurements, `on_rows` of all rows so far after each of them.
 ///
 /// # Errors
 /// [`Error::Argument`] for a task that measures nothing, [`Error::Context`] for a sequence too small for it,
-/// [`Error::Interrupted`] where `on_progress` says so; the sequences' own.
-pub fn run(task: &Task, subjects: &mut [Subject], roofline: &Roofline, on_progress: OnProgress<'_>) -> Result<Vec<Row>> {
+/// [`Error::Interrupted`] where `on_progress` says so; the sequences' own, and those of `on_rows`.
+pub fn run(
+    task: &Task,
+    subjects: &mut [Subject],
+    roofline: &Roofline,
+    on_rows: &mut dyn FnMut(&[Row]) -> Result<()>,
+    on_progress: OnProgress<'_>,
+) -> Result<Vec<Row>> {
     task.check()?;
     let needed = task.capacity().unwrap_or(usize::MAX);
-    if let Some(capacity) = subjects.iter().map(|s| s.sequence.capacity()).min().filter(|&capacity| capacity < needed) {
+    if let Some(capacity) = subjects.iter().map(|s| s.text.sequence().capacity()).min().filter(|&capacity| capacity < needed) {
         return Err(Error::Context { needed, capacity });
     }
     let mut depths = task.depths.clone();
     depths.sort_unstable();
     depths.dedup();
     let total = depths.len().saturating_mul(task.rounds).saturating_mul(subjects.len());
-    let mut done = 0;
+    let (started, mut done) = (Instant::now(), 0);
+    let late = || task.time.is_some_and(|time| started.elapsed() > time);
     let mut random = Random::new(task.seed);
     let mut rows = Vec::new();
     for depth in depths {
-        for subject in subjects.iter_mut() {
-            fill(subject, depth, &mut random, &mut || report(on_progress, "measure", done, total))?;
-            // Whatever is made on first use is made here.
-            measure(subject, 1, 1, &mut random)?;
-        }
         let mut measured: Vec<Measured> = subjects.iter().map(|_| Measured::default()).collect();
-        for _ in 0..task.rounds {
-            for (subject, measured) in subjects.iter_mut().zip(&mut measured) {
-                measured.add(measure(subject, task.prefill, task.steps, &mut random)?);
-                done += 1;
+        let before = rows.len();
+        for round in 0..task.rounds {
+            for index in 0..subjects.len() {
                 report(on_progress, "measure", done, total)?;
+                if late() {
+                    return Ok(rows);
+                }
+                let subject = &mut subjects[index];
+                if round == 0 {
+                    subject.text.go_to(depth, subject.vocab, &mut random, &mut || report(on_progress, "measure", done, total))?;
+                    // Whatever is made on first use is made here.
+                    measure(subject, 1, 1, &mut random)?;
+                }
+                measured[index].add(measure(subject, task.prefill, task.steps, &mut random)?);
+                done += 1;
+                rows.truncate(before);
+                let there = subjects.iter().zip(&measured).filter(|(_, measured)| !measured.step_seconds.is_empty());
+                rows.extend(there.map(|(subject, measured)| row(task, subject, depth, measured, roofline)));
+                on_rows(&rows)?;
             }
         }
-        rows.extend(subjects.iter().zip(measured).map(|(subject, measured)| row(task, subject, depth, measured, roofline)));
     }
+    report(on_progress, "measure", done, total)?;
     Ok(rows)
 }
 
@@ -169,57 +243,43 @@ fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
     (0..count).map(|_| random.below(vocab) as u32).collect()
 }
 
-/// Appends tokens up to `depth`, keeping those that are there.
-fn fill(subject: &mut Subject, depth: usize, random: &mut Random, pause: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-    let chunk = subject.sequence.chunk().max(1);
-    while subject.sequence.position() < depth {
-        pause()?;
-        let count = chunk.min(depth - subject.sequence.position());
-        subject.sequence.forward(&tokens(random, subject.vocab, count), Logits::None)?;
-    }
-    Ok(())
-}
-
 /// Times one prefill and some steps from the present depth, and returns to it.
 fn measure(subject: &mut Subject, prefill: usize, steps: usize, random: &mut Random) -> Result<Measured> {
-    let depth = subject.sequence.position();
-    let prompt = tokens(random, subject.vocab, prefill);
+    let Subject { text, vocab, .. } = subject;
+    let depth = text.sequence().position();
+    let back = |text: &mut Text| text.go_to(depth, *vocab, &mut Random::new(0), &mut || Ok(()));
+    let prompt = tokens(random, *vocab, prefill);
     let start = Instant::now();
     // Logits are asked for so that the call ends when the work does, not when it has been handed to the device.
-    subject.sequence.forward(&prompt, Logits::Last)?;
+    text.sequence_mut().forward(&prompt, Logits::Last)?;
     let prefill_seconds = vec![start.elapsed().as_secs_f64()];
-    cut(subject, depth)?;
+    back(text)?;
 
-    let mut token = random.below(subject.vocab) as u32;
+    let mut token = random.below(*vocab) as u32;
     let mut step_seconds = Vec::with_capacity(steps);
     for _ in 0..steps {
         let start = Instant::now();
-        token = subject.sequence.step(token)?;
+        token = text.sequence_mut().step(token)?;
         step_seconds.push(start.elapsed().as_secs_f64());
     }
-    let counters = subject.sequence.counters();
-    cut(subject, depth)?;
+    let counters = text.sequence().counters();
+    back(text)?;
     Ok(Measured { prefill_seconds, step_seconds, counters })
 }
 
-/// Forgets what came after `depth`. A sequence that has to read its text anew for that does so here, where no clock runs.
-fn cut(subject: &mut Subject, depth: usize) -> Result<()> {
-    subject.sequence.truncate(depth);
-    subject.sequence.forward(&[], Logits::None).map(|_| ())
-}
-
-fn row(task: &Task, subject: &Subject, depth: usize, mut measured: Measured, roofline: &Roofline) -> Row {
+fn row(task: &Task, subject: &Subject, depth: usize, measured: &Measured, roofline: &Roofline) -> Row {
     // A clock too coarse to see a step must not make its speed infinite.
     let seconds = |times: &[f64]| times.iter().sum::<f64>().max(1e-9);
     let step_seconds = seconds(&measured.step_seconds) / measured.step_seconds.len() as f64;
     let prefill_tps = (task.prefill * measured.prefill_seconds.len()) as f64 / seconds(&measured.prefill_seconds);
-    measured.step_seconds.sort_unstable_by(f64::total_cmp);
-    let milliseconds = |percent| percentile(&measured.step_seconds, percent) * 1e3;
+    let mut sorted = measured.step_seconds.clone();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let milliseconds = |percent| percentile(&sorted, percent) * 1e3;
 
     // Step s of a measurement reads depth + s cached rows and its own.
     let mean_depth = depth + task.steps.div_ceil(2);
-    let kv_bytes_per_token = subject.sequence.memory().kv_bytes_per_token;
-    let cost = (subject.cost)(subject.sequence.as_ref());
+    let kv_bytes_per_token = subject.text.sequence().memory().kv_bytes_per_token;
+    let cost = (subject.cost)(subject.text.sequence());
     let bytes_per_step = cost.bytes(mean_depth, kv_bytes_per_token);
     let flops_per_step = cost.flops(mean_depth);
     Row {

@@ -1,14 +1,22 @@
-//! `lowkey bench`: prefill and decode speed by depth, and the device's measured roofline beside it.
+//! `lowkey bench`: prefill and decode speed by depth, or every kernel's time, and the device's measured roofline beside it.
 
 use super::cache::CacheArgs;
 use super::console::Console;
 use super::device::untrained;
 use super::locate::locate;
-use super::table::{bytes, number, table};
-use lowkey::bench::{Roofline, Row, Subject, Task, run};
+use super::progress::Bar;
+use super::table::{bytes, markdown, number, table};
+use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels};
+use lowkey::compress::Budget;
+use lowkey::decoder;
+use lowkey::gpu::Device;
+use lowkey::rows::{Reviver, Vague};
 use lowkey::sequence::SequenceOptions;
-use lowkey::{Error, Result};
+use lowkey::{Engine, Error, Result};
 use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Measure prefill and decode speed at given depths.
 ///
@@ -16,8 +24,17 @@ use serde::Serialize;
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory, .gguf file, or fetched name; any number of them.
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "shape", value_name = "MODEL")]
     models: Vec<String>,
+    /// Instead of models, shapes of models with random weights, and caches full of random rows: 135m, 1b, 3b, 8b.
+    #[arg(long, value_delimiter = ',', value_name = "SHAPE,…", conflicts_with_all = ["models", "method", "select"])]
+    shape: Vec<Shape>,
+    /// Rows of random caches: f16, q4, fast, small, select, xkv [default: all].
+    #[arg(long, value_delimiter = ',', value_name = "ROWS,…", requires = "shape")]
+    rows: Vec<RandomRows>,
+    /// Time every kernel of a step and of a chunk by the device's own clock.
+    #[arg(long, requires = "shape")]
+    kernels: bool,
     /// Tokens in the cache when a measurement starts.
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
     depth: Vec<usize>,
@@ -33,34 +50,88 @@ pub struct Args {
     /// Seed of the pseudo-random tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Begin no measurement later than so many seconds after the start.
+    #[arg(long, value_name = "SECONDS")]
+    time: Option<u64>,
+    /// Write what has been measured so far, after each measurement, as JSON and as a table, into this directory.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     cache: CacheArgs,
 }
 
 #[derive(Serialize)]
-struct Report {
+struct Speed<'a> {
     device: String,
     driver: String,
     tier: &'static str,
     roofline: Roofline,
-    rows: Vec<Row>,
+    rows: &'a [Row],
+}
+
+#[derive(Serialize)]
+struct Kernels<'a> {
+    device: String,
+    driver: String,
+    tier: &'static str,
+    roofline: Roofline,
+    launch_us: f64,
+    rows: &'a [kernels::Row],
 }
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
-        let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed };
+        let started = Instant::now();
+        let report = self.report.as_ref().map(|path| Report::reserve(path, if self.kernels { "kernels" } else { "speed" })).transpose()?;
         let options = self.cache.apply(SequenceOptions::default())?;
-        let too_deep = || Error::Argument { name: "depth".into(), message: "more tokens than can be counted".into() };
+        let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
         let paths = self.models.iter().map(|model| locate(model)).collect::<Result<Vec<_>>>()?;
         let engine = console.engine()?;
-        let mut bar = console.bar();
+        let time = self.time.map(Duration::from_secs);
+        let run = Run { console, engine: &engine, report, bar: console.bar(), started, time, roofline: None };
+        let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
+        match (self.shape.is_empty(), self.kernels) {
+            (true, _) => run.models(&task, &self.models, &paths, options, capacity),
+            (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
+            (false, true) => run.kernels(&task, &self.shape, &rows),
+        }
+    }
+}
+
+/// One call of the command.
+struct Run<'a> {
+    console: &'a Console,
+    engine: &'a Engine,
+    report: Option<Report>,
+    bar: Bar,
+    started: Instant,
+    time: Option<Duration>,
+    roofline: Option<Roofline>,
+}
+
+impl Run<'_> {
+    /// The device's ceilings: measured once.
+    fn roofline(&mut self) -> Result<Roofline> {
+        if let Some(roofline) = self.roofline {
+            return Ok(roofline);
+        }
+        self.bar.show("roofline", 0, None)?;
+        Ok(*self.roofline.insert(self.engine.roofline()?))
+    }
+
+    /// What is left of the time there is.
+    fn left(&self) -> Option<Duration> {
+        self.time.map(|time| time.saturating_sub(self.started.elapsed()))
+    }
+
+    fn models(mut self, task: &Task, models: &[String], paths: &[PathBuf], options: SequenceOptions, capacity: usize) -> Result<()> {
         let mut subjects = Vec::new();
-        for (model, path) in self.models.iter().zip(&paths) {
-            bar.show("load", 0, None)?;
-            let loaded = engine.load(path)?;
+        for (model, path) in models.iter().zip(paths) {
+            self.bar.show("load", 0, None)?;
+            let loaded = self.engine.load(path)?;
             if let Some(remark) = untrained(model, loaded.checkpoint().config(), capacity) {
-                console.remark(&format!("{remark}, though the speed is true"));
+                self.console.remark(&format!("{remark}, though the speed is true"));
             }
             let mut settings = vec![SequenceOptions::default(), SequenceOptions { select: None, ..options }, options];
             settings.dedup();
@@ -72,18 +143,157 @@ impl Args {
                     weights: loaded.weight_type().into(),
                     vocab: loaded.checkpoint().config().vocab_size,
                     cost: Box::new(loaded.cost(options)),
-                    sequence: loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?,
+                    text: Text::Read(loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?),
                 });
             }
         }
-        bar.show("roofline", 0, None)?;
-        let roofline = engine.roofline()?;
-        let rows = run(&task, &mut subjects, &roofline, &mut |progress| bar.report(progress))?;
-        drop(bar);
-        subjects.iter().filter_map(|subject| subject.sequence.remark()).for_each(|remark| console.remark(&remark));
-        let report = Report { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, rows };
-        console.result(&report, text)
+        let rows = self.measure(task, &mut subjects, &[])?;
+        self.bar.hide();
+        subjects.iter().filter_map(|subject| subject.text.sequence().remark()).for_each(|remark| self.console.remark(&remark));
+        self.speed(&rows)
     }
+
+    /// The rows of `subjects` behind those of `before`.
+    fn measure(&mut self, task: &Task, subjects: &mut [Subject], before: &[Row]) -> Result<Vec<Row>> {
+        let (roofline, time) = (self.roofline()?, self.left());
+        let all = |rows: &[Row]| [before, rows].concat();
+        let written = |rows: &[Row]| match &self.report {
+            Some(report) => {
+                let rows = all(rows);
+                let speed = speed(self.engine, roofline, &rows);
+                report.write(&speed, &speed_text(&speed, markdown))
+            }
+            None => Ok(()),
+        };
+        let task = Task { time, ..task.clone() };
+        let bar = &mut self.bar;
+        bench::run(&task, subjects, &roofline, &mut |rows| written(rows), &mut |progress| bar.report(progress)).map(|rows| all(&rows))
+    }
+
+    fn speed(mut self, rows: &[Row]) -> Result<()> {
+        let roofline = self.roofline()?;
+        let Run { console, engine, bar, .. } = self;
+        drop(bar);
+        console.result(&speed(engine, roofline, rows), |speed| speed_text(speed, table))
+    }
+
+    fn gpu(&self) -> Result<Arc<Device>> {
+        let message = "random models are made on a GPU; leave out --device cpu, or name a model".to_owned();
+        self.engine.gpu().cloned().ok_or_else(|| Error::Argument { name: "shape".into(), message })
+    }
+
+    /// A random model of every shape that fits, for `each`.
+    fn random(&mut self, shapes: &[Shape], mut each: impl FnMut(&mut Self, Shape, Arc<decoder::Model>) -> Result<()>) -> Result<()> {
+        let device = self.gpu()?;
+        self.roofline()?;
+        for &shape in shapes {
+            if self.left().is_some_and(|left| left.is_zero()) {
+                self.console.remark(&format!("{}: there was no time left", shape.name()));
+                continue;
+            }
+            self.bar.show("fill", 0, None)?;
+            match decoder::Model::random(&shape.config(), device.clone(), 1) {
+                Ok(model) => each(self, shape, Arc::new(model))?,
+                Err(error @ Error::OutOfMemory { .. }) => self.unfit(shape, "weights", &error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn unfit(&self, shape: Shape, what: &str, error: &Error) {
+        self.console.remark(&format!("{}, {what}: left out: {error}", shape.name()));
+    }
+
+    /// A sequence of every kind of `rows` that fits.
+    fn sequences(&mut self, shape: Shape, model: &Arc<decoder::Model>, rows: &[RandomRows], capacity: usize) -> Result<Vec<(RandomRows, Text)>> {
+        let mut sequences = Vec::new();
+        for &rows in rows {
+            self.bar.show("fill", 0, None)?;
+            let options = SequenceOptions { capacity, select: rows.select(), ..SequenceOptions::default() };
+            match model.random_sequence(rows.rows(model.config()).as_ref(), options, 2) {
+                Ok(sequence) => sequences.push((rows, Text::Random(Box::new(sequence)))),
+                Err(error @ Error::OutOfMemory { .. }) => self.unfit(shape, rows.name(), &error),
+                Err(error) => return Err(name_depth(error)),
+            }
+        }
+        Ok(sequences)
+    }
+
+    fn shapes(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], capacity: usize) -> Result<()> {
+        let mut all: Vec<Row> = Vec::new();
+        self.random(shapes, |run, shape, model| {
+            let subject = |(rows, text): (RandomRows, Text)| {
+                let config = model.config().clone();
+                Subject {
+                    model: shape.name().into(),
+                    method: rows.method().into(),
+                    layout: rows.name().into(),
+                    weights: "f16".into(),
+                    vocab: config.vocab_size,
+                    cost: Box::new(move |sequence| Cost::of(&config, sequence.rows(), rows.select(), 2)),
+                    text,
+                }
+            };
+            let mut subjects: Vec<Subject> = run.sequences(shape, &model, rows, capacity)?.into_iter().map(subject).collect();
+            all = run.measure(task, &mut subjects, &all)?;
+            Ok(())
+        })?;
+        self.speed(&all)
+    }
+
+    fn kernels(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows]) -> Result<()> {
+        const EVICTING: usize = 256;
+        let mut task = kernels::Task { depths: task.depths.clone(), chunk: task.prefill, time: None };
+        let deepest = task.depths.iter().copied().max().unwrap_or(0);
+        let capacity = deepest.checked_add(task.room()).ok_or_else(too_deep)?;
+        let device = self.gpu()?;
+        let launch_us = kernels::launch_us(&device)?;
+        let mut all: Vec<kernels::Row> = Vec::new();
+        self.random(shapes, |run, shape, model| {
+            let (roofline, config) = (run.roofline()?, model.config());
+            let subject = |rows: &str, text: Text, deepest: usize| kernels::Subject {
+                model: shape.name().into(),
+                rows: rows.into(),
+                vocab: config.vocab_size,
+                text,
+                deepest,
+            };
+            let mut subjects: Vec<_> =
+                run.sequences(shape, &model, rows, capacity)?.into_iter().map(|(rows, text)| subject(rows.name(), text, deepest)).collect();
+            // What a sequence that forgets has beside its rows has to be read: few tokens will do.
+            let reviver = Some(Reviver::new(Budget::Keep(0.25), Some(Vague::None)));
+            let read = deepest.min(EVICTING);
+            let forgetting = model.sequence(SequenceOptions { capacity: read + task.room(), reviver, ..SequenceOptions::default() })?;
+            subjects.push(subject("kvreviver", Text::Read(Box::new(forgetting)), read));
+            let mut before = all.clone();
+            if rows.contains(&RandomRows::Xkv) {
+                let width = 4.min(config.num_hidden_layers) * config.num_key_value_heads * config.head_dim;
+                before.extend(kernels::moments(&device, shape.name(), width, task.chunk, &roofline)?);
+            }
+            let written = |rows: &[kernels::Row]| match &run.report {
+                Some(report) => {
+                    let rows = [&before, rows].concat();
+                    let kernels = kernels_of(run.engine, roofline, launch_us, &rows);
+                    report.write(&kernels, &kernels_text(&kernels, markdown))
+                }
+                None => Ok(()),
+            };
+            task.time = run.left();
+            let bar = &mut run.bar;
+            let rows = kernels::run(&task, &device, &mut subjects, &roofline, &mut |rows| written(rows), &mut |progress| bar.report(progress))?;
+            all = [before, rows].concat();
+            Ok(())
+        })?;
+        let roofline = self.roofline()?;
+        let Run { console, engine, bar, .. } = self;
+        drop(bar);
+        console.result(&kernels_of(engine, roofline, launch_us, &all), |kernels| kernels_text(kernels, table))
+    }
+}
+
+fn too_deep() -> Error {
+    Error::Argument { name: "depth".into(), message: "more tokens than can be counted".into() }
 }
 
 /// A context that cannot be is here one that a depth asked for.
@@ -94,9 +304,29 @@ fn name_depth(error: Error) -> Error {
     }
 }
 
-fn text(report: &Report) -> String {
-    let Roofline { copy_gbps, f32_gflops, f16_gflops } = report.roofline;
-    let head = [
+fn speed<'a>(engine: &Engine, roofline: Roofline, rows: &'a [Row]) -> Speed<'a> {
+    Speed { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, rows }
+}
+
+fn kernels_of<'a>(engine: &Engine, roofline: Roofline, launch_us: f64, rows: &'a [kernels::Row]) -> Kernels<'a> {
+    Kernels { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, launch_us, rows }
+}
+
+/// Makes a table of names and rows.
+type MakeTable = fn(&[&str], &[Vec<String>]) -> String;
+
+fn head(device: &str, driver: &str, tier: &str, roofline: Roofline) -> String {
+    let Roofline { copy_gbps, f32_gflops, f16_gflops } = roofline;
+    format!(
+        "{device} ({driver}; tier {tier})\ncopies {} GB/s, multiplies and adds {} GFLOPS in f32, {} in f16\n",
+        number(Some(copy_gbps)),
+        number(Some(f32_gflops)),
+        number(f16_gflops),
+    )
+}
+
+fn speed_text(speed: &Speed, table: MakeTable) -> String {
+    let names = [
         "model",
         "method",
         "rows",
@@ -112,36 +342,46 @@ fn text(report: &Report) -> String {
         "of roofline",
         "dispatches",
     ];
-    let rows: Vec<Vec<String>> = report
-        .rows
-        .iter()
-        .map(|row| {
-            vec![
-                row.model.clone(),
-                row.method.clone(),
-                row.layout.clone(),
-                row.weights.clone(),
-                row.depth.to_string(),
-                number(Some(row.prefill_tps)),
-                number(Some(row.decode_tps)),
-                number(Some(row.decode_ms_p10)),
-                number(Some(row.decode_ms_p50)),
-                number(Some(row.decode_ms_p90)),
-                row.kv_bytes_per_token.to_string(),
-                bytes(row.bytes_per_step),
-                format!("{:.0} %", 100.0 * row.share_of_roofline),
-                row.dispatches_per_step.to_string(),
-            ]
-        })
-        .collect();
-    format!(
-        "{} ({}; tier {})\ncopies {} GB/s, multiplies and adds {} GFLOPS in f32, {} in f16\n\n{}",
-        report.device,
-        report.driver,
-        report.tier,
-        number(Some(copy_gbps)),
-        number(Some(f32_gflops)),
-        number(f16_gflops),
-        table(&head, &rows)
-    )
+    let row = |row: &Row| {
+        vec![
+            row.model.clone(),
+            row.method.clone(),
+            row.layout.clone(),
+            row.weights.clone(),
+            row.depth.to_string(),
+            number(Some(row.prefill_tps)),
+            number(Some(row.decode_tps)),
+            number(Some(row.decode_ms_p10)),
+            number(Some(row.decode_ms_p50)),
+            number(Some(row.decode_ms_p90)),
+            row.kv_bytes_per_token.to_string(),
+            bytes(row.bytes_per_step),
+            format!("{:.0} %", 100.0 * row.share_of_roofline),
+            row.dispatches_per_step.to_string(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = speed.rows.iter().map(row).collect();
+    head(&speed.device, &speed.driver, speed.tier, speed.roofline) + "\n" + &table(&names, &rows)
+}
+
+fn kernels_text(kernels: &Kernels, table: MakeTable) -> String {
+    let names = ["model", "rows", "depth", "phase", "kernel", "dispatches", "µs", "µs in all", "GB/s", "GFLOP/s", "of roofline"];
+    let row = |row: &kernels::Row| {
+        vec![
+            row.model.clone(),
+            row.rows.clone(),
+            row.depth.to_string(),
+            row.phase.into(),
+            row.kernel.clone(),
+            number(Some(row.dispatches)),
+            number(Some(row.us)),
+            number(Some(row.total_us)),
+            number(Some(row.gbps)),
+            number(Some(row.gflops)),
+            format!("{:.1} %", 100.0 * row.share_of_roofline),
+        ]
+    };
+    let rows: Vec<Vec<String>> = kernels.rows.iter().map(row).collect();
+    let head = head(&kernels.device, &kernels.driver, kernels.tier, kernels.roofline);
+    format!("{head}a dispatch that does nothing {} µs\n\n{}", number(Some(kernels.launch_us)), table(&names, &rows))
 }

@@ -21,6 +21,15 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// The same as a table of Markdown.
+pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
+    let line = |cells: &mut dyn Iterator<Item = &str>| cells.fold("|".to_string(), |line, cell| line + " " + &cell.replace('|', "\\|") + " |") + "\n";
+    let mut text = line(&mut head.iter().copied());
+    text += &line(&mut head.iter().enumerate().map(|(column, _)| if column == 0 { "---" } else { "--:" }));
+    rows.iter().for_each(|row| text += &line(&mut row.iter().map(String::as_str)));
+    text
+}
+
 /// Bytes in binary units: `22.5 KiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -51,6 +60,11 @@ mod tests {
     fn columns_line_up_whatever_their_letters() {
         let rows = [vec!["größe".to_string(), "1".into()], vec!["n".into(), "12345".into()]];
         assert_eq!(table(&["name", "kv"], &rows), "name      kv\n-----  -----\ngröße      1\nn      12345\n");
+    }
+
+    #[test]
+    fn markdown_has_as_many_columns_as_names() {
+        assert_eq!(markdown(&["name", "kv"], &[vec!["a|b".into(), "1".into()]]), "| name | kv |\n| --- | --: |\n| a\\|b | 1 |\n");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod chunk;
 mod coded;
 mod coding;
 mod prompt;
+mod random;
 mod sequence;
 mod step;
 mod weights;

@@ -131,14 +131,14 @@ impl Buffers {
 
 /// One sequence on the device.
 pub struct GpuSequence {
-    model: Arc<Model>,
-    cache: Cache,
+    pub(super) model: Arc<Model>,
+    pub(super) cache: Cache,
     pub(super) buffers: Buffers,
     pub(super) step: Step,
     chunk: Chunk,
     coding: Coding,
     coded: Option<Coded>,
-    rows: Option<Arc<CodedRows>>,
+    pub(super) rows: Option<Arc<CodedRows>>,
     /// Bytes of bases that belong to this sequence alone.
     own: u64,
     /// What they hold of the prompt that they were made of.
@@ -258,6 +258,11 @@ impl GpuSequence {
             buffers,
             model,
         })
+    }
+
+    /// What stays exact beside coded rows; `None` where every row is exact.
+    pub(super) fn exact(&self) -> Option<Exact> {
+        self.coded.as_ref().map(|coded| coded.exact)
     }
 
     /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded, of which the bases hold so much.

@@ -33,7 +33,7 @@ impl Device {
         Ok(buffer)
     }
 
-    fn make(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+    pub(super) fn make(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         self.check()?;
         let out_of_memory = || Error::OutOfMemory { what: label.to_owned(), bytes };
         let size = bytes.max(4).checked_next_multiple_of(16).ok_or_else(out_of_memory)?;
@@ -111,7 +111,7 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Options, roofline_variants};
+    use crate::gpu::{Options, Work, roofline_variants};
 
     #[test]
     fn a_refused_submission_is_an_error_and_the_next_one_works() {
@@ -124,7 +124,7 @@ mod tests {
         let run = |workgroups: u32| {
             let mut out = vec![0f32; 64];
             let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&to, 0, &back, 0, 256);
-            let (commands, _) = device.encode("copy", |pass| kernel.record(pass, &[0u32, 16], [workgroups, 1, 1]), copy);
+            let (commands, _) = device.encode("copy", |pass| kernel.record(pass, &[0u32, 16], [workgroups, 1, 1], Work::default()), copy);
             device.submit_and_read(commands, &back, &mut out).map(|()| out)
         };
         let refused = run(u32::MAX).unwrap_err();

@@ -1,6 +1,7 @@
 //! Choosing an adapter and a tier, and opening the device.
 
 use super::pipeline::Pipelines;
+use super::profile::Profile;
 use crate::{Error, Result};
 use std::sync::{Arc, Mutex};
 
@@ -100,6 +101,8 @@ pub struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) pipelines: Pipelines,
+    /// While dispatches are timed.
+    pub(super) profile: Mutex<Option<Profile>>,
     info: wgpu::AdapterInfo,
     tier: Tier,
     max_binding: u64,
@@ -213,7 +216,7 @@ impl Device {
         limits.max_non_sampler_bindings = limits.max_non_sampler_bindings.min(1 << 16);
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("lowkey"),
-            required_features: tier.features() | wgpu::Features::IMMEDIATES,
+            required_features: tier.features() | wgpu::Features::IMMEDIATES | adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: limits.clone(),
             ..Default::default()
         }))
@@ -241,7 +244,7 @@ impl Device {
         let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
         let pipelines = Pipelines::new(tier);
-        Ok(Arc::new(Device { device, queue, pipelines, info, tier, max_binding, lost, refused }))
+        Ok(Arc::new(Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, lost, refused }))
     }
 
     /// The adapter's name.

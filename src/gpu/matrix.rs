@@ -33,7 +33,33 @@ impl Matrix {
     /// [`Error::OutOfMemory`] with the label.
     pub fn upload<T: bytemuck::Pod>(device: &Device, label: &str, data: &[T], rows: usize, cols: usize, align: usize) -> Result<Matrix> {
         debug_assert_eq!(data.len(), rows * cols);
-        let (stride, bytes) = (pad(cols), size_of::<T>());
+        let stride = pad(cols);
+        Matrix::by_parts(device, label, [rows, cols], size_of::<T>(), align, |first, count| {
+            let chunk = &data[first * cols..(first + count) * cols];
+            if stride == cols {
+                return device.upload(label, chunk);
+            }
+            let mut padded = vec![T::zeroed(); count * stride];
+            for (to, from) in padded.chunks_exact_mut(stride).zip(chunk.chunks_exact(cols)) {
+                to[..cols].copy_from_slice(from);
+            }
+            device.upload(label, &padded)
+        })
+    }
+
+    /// Of numbers that take `bytes` each, made part by part: `make` is given the first row and how many.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the label, and those of `make`.
+    pub(crate) fn by_parts(
+        device: &Device,
+        label: &str,
+        [rows, cols]: [usize; 2],
+        bytes: usize,
+        align: usize,
+        mut make: impl FnMut(usize, usize) -> Result<wgpu::Buffer>,
+    ) -> Result<Matrix> {
+        let stride = pad(cols);
         let fitting = (device.max_binding() / (bytes * stride) as u64) as usize / align * align;
         if fitting == 0 {
             return Err(Error::OutOfMemory { what: format!("{label}: {align} rows"), bytes: (bytes * stride * align) as u64 });
@@ -42,17 +68,7 @@ impl Matrix {
         let mut first = 0;
         while first < rows {
             let count = fitting.min(rows - first);
-            let chunk = &data[first * cols..(first + count) * cols];
-            let buffer = if stride == cols {
-                device.upload(label, chunk)?
-            } else {
-                let mut padded = vec![T::zeroed(); count * stride];
-                for (to, from) in padded.chunks_exact_mut(stride).zip(chunk.chunks_exact(cols)) {
-                    to[..cols].copy_from_slice(from);
-                }
-                device.upload(label, &padded)?
-            };
-            parts.push(Part { buffer, first: first as u32, rows: count as u32 });
+            parts.push(Part { buffer: make(first, count)?, first: first as u32, rows: count as u32 });
             first += count;
         }
         Ok(Matrix { parts, rows: rows as u32, stride: stride as u32, full: bytes == 4 })

@@ -5,12 +5,14 @@ mod buffer;
 mod device;
 mod matrix;
 mod pipeline;
+mod profile;
 mod roofline;
 mod shader;
 
 pub use device::{AdapterReport, Device, Options, Tier, adapters};
 pub use matrix::{Matrix, Part, pad};
-pub use pipeline::{Access, Kernel, Pass, Spec};
-pub(crate) use roofline::variants as roofline_variants;
+pub use pipeline::{Access, Kernel, Pass, Spec, Work};
+pub use profile::Timed;
 pub use roofline::{Roofline, roofline};
+pub(crate) use roofline::{empty_dispatches, variants as roofline_variants};
 pub use shader::{SOURCES, preprocess};

@@ -1,10 +1,11 @@
 //! Pipelines, each made once per device and variant, and the bind groups that are planned with them.
 
 use super::device::IMMEDIATE_BYTES;
+use super::profile::Profile;
 use super::{Device, Tier, shader};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// What a kernel does with a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,30 +40,61 @@ impl Spec {
     }
 }
 
+/// What a dispatch has to do at the least, counted from its shapes: what [`profile`](Device::profile) holds its time against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    /// Bytes that it reads and writes, each once, however many workgroups read them.
+    pub bytes: u64,
+    /// Operations; a multiplication and an addition are two.
+    pub flops: u64,
+}
+
 /// A pipeline with its bind group: ready to be recorded any number of times.
 #[derive(Clone)]
 pub struct Kernel {
+    name: Arc<str>,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
 }
 
 impl Kernel {
-    /// Records one dispatch. Allocates nothing. `immediates` are the kernel's parameters of this step, `grid` its workgroups.
-    pub fn record(&self, pass: &mut Pass<'_>, immediates: &impl bytemuck::NoUninit, grid: [u32; 3]) {
-        pass.inner.set_pipeline(&self.pipeline);
-        pass.inner.set_bind_group(0, &self.bind_group, &[]);
-        pass.inner.set_immediates(0, bytemuck::bytes_of(immediates));
-        pass.inner.dispatch_workgroups(grid[0], grid[1], grid[2]);
+    /// The same by a name that says more: a shape, say.
+    pub(crate) fn called(self, more: impl std::fmt::Display) -> Kernel {
+        Kernel { name: format!("{} {more}", self.name).into(), ..self }
+    }
+
+    /// Records one dispatch. Allocates nothing. `immediates` are the kernel's parameters of this step, `grid` its workgroups, `work` what they do.
+    pub fn record(&self, pass: &mut Pass<'_>, immediates: &impl bytemuck::NoUninit, grid: [u32; 3], work: Work) {
+        let dispatch = |inner: &mut wgpu::ComputePass<'_>| {
+            inner.set_pipeline(&self.pipeline);
+            inner.set_bind_group(0, &self.bind_group, &[]);
+            inner.set_immediates(0, bytemuck::bytes_of(immediates));
+            inner.dispatch_workgroups(grid[0], grid[1], grid[2]);
+        };
+        match &mut pass.into {
+            Recorder::Pass(inner) => dispatch(inner),
+            Recorder::Profile { device, encoder, profile } => {
+                let timestamp_writes = Some(profile.next(device, &self.name, work));
+                dispatch(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes }));
+            }
+        }
         pass.dispatches += 1;
     }
 }
 
 /// A compute pass that counts its dispatches.
 pub struct Pass<'a> {
-    /// wgpu's.
-    pub inner: wgpu::ComputePass<'a>,
+    into: Recorder<'a>,
     /// Dispatches recorded so far.
     pub dispatches: u32,
+}
+
+/// What dispatches are recorded into.
+enum Recorder<'a> {
+    /// One pass for all.
+    Pass(wgpu::ComputePass<'a>),
+    /// A pass for each, which is timed.
+    Profile { device: &'a wgpu::Device, encoder: &'a mut wgpu::CommandEncoder, profile: &'a mut Profile },
 }
 
 struct Made {
@@ -103,7 +135,8 @@ impl Device {
             .map(|((binding, _), b)| wgpu::BindGroupEntry { binding: *binding, resource: b.as_entire_binding() })
             .collect();
         let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(spec.shader), layout, entries: &entries });
-        let kernel = Kernel { pipeline: pipeline.clone(), bind_group };
+        let name = spec.flags.iter().fold(spec.shader.trim_end_matches(".wgsl").to_owned(), |name, flag| name + " " + flag);
+        let kernel = Kernel { name: name.into(), pipeline: pipeline.clone(), bind_group };
         match pollster::block_on(scope.pop()) {
             Some(e) => {
                 made.remove(&spec);
@@ -163,11 +196,19 @@ impl Device {
         after: impl FnOnce(&mut wgpu::CommandEncoder),
     ) -> (wgpu::CommandBuffer, u32) {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
-        let mut pass =
-            Pass { inner: encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }), dispatches: 0 };
+        let profiling = || self.profile.lock().unwrap_or_else(|e| e.into_inner());
+        let mut profile = profiling().take();
+        let into = match &mut profile {
+            None => Recorder::Pass(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None })),
+            Some(profile) => Recorder::Profile { device: &self.device, encoder: &mut encoder, profile },
+        };
+        let mut pass = Pass { into, dispatches: 0 };
         record(&mut pass);
         let dispatches = pass.dispatches;
         drop(pass);
+        if profile.is_some() {
+            *profiling() = profile;
+        }
         after(&mut encoder);
         (encoder.finish(), dispatches)
     }

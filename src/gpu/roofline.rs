@@ -1,7 +1,7 @@
 //! The device's ceiling, measured: what `bench` holds every speed against.
 
-use super::{Access, Device, Spec};
-use crate::Result;
+use super::{Access, Device, Spec, Work};
+use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -31,25 +31,53 @@ fn spec(flags: &[&'static str]) -> Spec {
     Spec { shader: "roofline.wgsl", flags: flags.to_vec(), constants, bindings: vec![(0, Access::Read), (1, Access::Write)] }
 }
 
+/// So many dispatches that do nothing, one after another.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn empty_dispatches(device: &Device, count: usize) -> Result<()> {
+    let [source, sink] = [device.buffer("empty/source", 16)?, device.buffer("empty/sink", 16)?];
+    let kernel = device.kernel(spec(&["COPY"]), &[&source, &sink])?;
+    let record = |pass: &mut super::Pass| (0..count).for_each(|_| kernel.record(pass, &Step { rounds: 0, count: 0 }, [1, 1, 1], Work::default()));
+    let index = device.queue.submit([device.encode("empty", record, |_| ()).0]);
+    device.wait(Some(index))
+}
+
 /// Every variant, for the offline translation test.
 pub(crate) fn variants() -> Vec<Spec> {
     vec![spec(&["COPY"]), spec(&[]), spec(&["HALVES"])]
 }
 
+/// Bytes of either buffer of the copy: more than any cache holds.
+const COPIED: u64 = 512 << 20;
+/// Seconds that a run takes at the least.
+const LONG: f64 = 0.02;
+
+/// The copy's two buffers: [`COPIED`] bytes, or as many as there is room for.
+fn buffers(device: &Device) -> Result<[wgpu::Buffer; 2]> {
+    let mut bytes = COPIED.min(device.max_binding());
+    loop {
+        let both = device.buffer("roofline/source", bytes).and_then(|source| Ok([source, device.buffer("roofline/sink", bytes)?]));
+        match both {
+            Err(Error::OutOfMemory { .. }) if bytes > 16 << 20 => bytes /= 2,
+            both => return both,
+        }
+    }
+}
+
 /// Measures the device: about half a second.
 ///
 /// # Errors
-/// [`crate::Error::OutOfMemory`], or the driver's.
+/// [`Error::OutOfMemory`], or the driver's.
 pub fn roofline(device: &Device) -> Result<Roofline> {
-    let bytes = (64u64 << 20).min(device.max_binding());
-    let source = device.buffer("roofline/source", bytes)?;
-    let sink = device.buffer("roofline/sink", bytes)?;
+    let [source, sink] = buffers(device)?;
     let make = |flags: &[&'static str]| device.kernel(spec(flags), &[&source, &sink]);
-    // The best of several: a ceiling is not an average.
-    let best = |kernel: &super::Kernel, step: Step, groups: u32| -> Result<f64> {
+    // The best of several runs: a ceiling is not an average.
+    let best = |kernel: &super::Kernel, step: Step, groups: u32, times: u32| -> Result<f64> {
         let (mut best, started, mut runs) = (f64::INFINITY, Instant::now(), 0);
-        while runs < 3 || started.elapsed() < Duration::from_millis(120) {
-            let (commands, _) = device.encode("roofline", |pass| kernel.record(pass, &step, [groups, 1, 1]), |_| ());
+        while runs < 3 || started.elapsed() < Duration::from_millis(60) {
+            let record = |pass: &mut super::Pass| (0..times).for_each(|_| kernel.record(pass, &step, [groups, 1, 1], Work::default()));
+            let (commands, _) = device.encode("roofline", record, |_| ());
             let start = Instant::now();
             let index = device.queue.submit([commands]);
             device.wait(Some(index))?;
@@ -58,20 +86,23 @@ pub fn roofline(device: &Device) -> Result<Roofline> {
         }
         Ok(best)
     };
-    let copy = make(&["COPY"])?;
-    let seconds = best(&copy, Step { rounds: 0, count: (bytes / 16) as u32 }, 4096)?;
-    let copy_gbps = 2.0 * bytes as f64 / seconds / 1e9;
+    // How much work `run` does a second, where it is long enough that submitting it does not count: it is given 1, 4, 16, … and returns seconds.
+    let rate = |run: &dyn Fn(u32) -> Result<f64>| -> Result<f64> {
+        let mut amount = 1;
+        loop {
+            let seconds = run(amount)?;
+            if seconds > LONG || amount >= 1 << 14 {
+                return Ok(f64::from(amount) / seconds);
+            }
+            amount *= 4;
+        }
+    };
+    let (copy, vectors) = (make(&["COPY"])?, source.size() / 16);
+    let copy_gbps = 32e-9 * vectors as f64 * rate(&|times| best(&copy, Step { rounds: 0, count: vectors as u32 }, 4096, times))?;
     let arithmetic = |flags: &[&'static str]| -> Result<f64> {
         let kernel = make(flags)?;
-        // Grown until one run is long against the cost of a submit.
-        let mut rounds = 16;
-        loop {
-            let seconds = best(&kernel, Step { rounds, count: 0 }, (LANES / WORKGROUP as u64) as u32)?;
-            if seconds > 0.01 || rounds >= 1 << 16 {
-                return Ok((LANES * rounds as u64 * 8 * 4 * 2) as f64 / seconds / 1e9);
-            }
-            rounds *= 4;
-        }
+        let rounds = rate(&|rounds| best(&kernel, Step { rounds, count: 0 }, (LANES / WORKGROUP as u64) as u32, 1))?;
+        Ok((LANES * 8 * 4 * 2) as f64 * rounds * 1e-9)
     };
     let f32_gflops = arithmetic(&[])?;
     let f16_gflops = if device.tier().flags().contains(&"F16") { Some(arithmetic(&["HALVES"])?) } else { None };

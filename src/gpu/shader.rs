@@ -24,6 +24,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("pack.wgsl", include_str!("../../shaders/pack.wgsl")),
     ("prepare.wgsl", include_str!("../../shaders/prepare.wgsl")),
     ("project.wgsl", include_str!("../../shaders/project.wgsl")),
+    ("repeat.wgsl", include_str!("../../shaders/repeat.wgsl")),
     ("roofline.wgsl", include_str!("../../shaders/roofline.wgsl")),
     ("score.wgsl", include_str!("../../shaders/score.wgsl")),
     ("survey.wgsl", include_str!("../../shaders/survey.wgsl")),

@@ -2,7 +2,7 @@
 
 use super::spec;
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -32,7 +32,8 @@ impl Argmax {
 
     /// One workgroup.
     pub fn record(&self, pass: &mut Pass) {
-        self.kernel.record(pass, &Step { count: self.vocab }, [1, 1, 1]);
+        let work = Work { bytes: 4 * u64::from(self.vocab), flops: 0 };
+        self.kernel.record(pass, &Step { count: self.vocab }, [1, 1, 1], work);
     }
 }
 

@@ -5,7 +5,7 @@ use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::cache::LandmarkCache;
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::Selection;
 
 #[repr(C)]
@@ -24,6 +24,10 @@ pub struct Choose {
     survey: Kernel,
     choose: Kernel,
     kv_heads: u32,
+    heads: u32,
+    /// Numbers of a landmark, and its words.
+    head_dim: u32,
+    words: u32,
     stride: u32,
 }
 
@@ -62,6 +66,9 @@ impl Choose {
             survey: device.kernel(survey(config), &[queries, &landmarks.words, dots])?,
             choose: device.kernel(choose(config, selection), &[dots, chosen])?,
             kv_heads: config.num_key_value_heads as u32,
+            heads: config.num_attention_heads as u32,
+            head_dim: config.head_dim as u32,
+            words: Selection::format(config.head_dim).words() as u32,
             stride: landmarks.chunks as u32,
         })
     }
@@ -73,8 +80,11 @@ impl Choose {
             return;
         }
         let step = Step { first, count, stride: self.stride };
-        self.survey.record(pass, &step, [count.div_ceil(WORKGROUP), self.kv_heads, 1]);
-        self.choose.record(pass, &step, [self.kv_heads, 1, 1]);
+        let [chunks, kv_heads, heads, dim, words] = [count, self.kv_heads, self.heads, self.head_dim, self.words].map(u64::from);
+        let dots = 4 * chunks * heads;
+        let survey = Work { bytes: 4 * chunks * kv_heads * words + dots + 4 * heads * dim, flops: 2 * chunks * heads * dim };
+        self.survey.record(pass, &step, [count.div_ceil(WORKGROUP), self.kv_heads, 1], survey);
+        self.choose.record(pass, &step, [self.kv_heads, 1, 1], Work { bytes: dots, flops: 0 });
     }
 }
 

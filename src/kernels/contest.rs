@@ -3,7 +3,7 @@
 use super::spec;
 use crate::Result;
 use crate::cache::{SideCache, Slots};
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::{Stores, Vague};
 use std::ops::Range;
 
@@ -89,6 +89,8 @@ impl Contest {
     /// Tokens `leaving` the window, at least one and `MOST_LEAVING` at most, when `evicted` have left it before them.
     pub fn record(&self, pass: &mut Pass, leaving: &Range<usize>, evicted: usize) {
         let held = evicted.min(self.step.candidates as usize) as u32;
-        self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, ..self.step }, [1, 1, 1]);
+        // A candidate's position and attention, a leaving token's attention.
+        let work = Work { bytes: 8 * u64::from(held) + 4 * leaving.len() as u64, flops: 0 };
+        self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, ..self.step }, [1, 1, 1], work);
     }
 }

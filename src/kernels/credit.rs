@@ -6,7 +6,7 @@ use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{SideCache, Slots};
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::HALF_LIFE;
 
 #[repr(C)]
@@ -30,6 +30,7 @@ struct Step {
 /// Adds up what one layer's columns receive.
 pub struct Credit {
     kernel: Kernel,
+    heads: u64,
     vague: u32,
     step: Step,
 }
@@ -56,6 +57,7 @@ impl Credit {
     ) -> Result<Credit> {
         Ok(Credit {
             kernel: device.kernel(variant(config), &[scores, weights, &side.marks])?,
+            heads: config.num_attention_heads as u64,
             vague: side.stores.vague_columns() as u32,
             step: Step {
                 buckets: side.stores.buckets as u32,
@@ -82,7 +84,9 @@ impl Credit {
             splits: exact + coded,
             ..self.step
         };
-        self.kernel.record(pass, &step, [(step.exact + step.held + step.buckets).div_ceil(WORKGROUP), 1, 1]);
+        let columns = step.exact + step.held + step.buckets;
+        let work = Work { bytes: 4 * u64::from(columns) * (u64::from(step.tokens) * self.heads + 2), flops: 0 };
+        self.kernel.record(pass, &step, [columns.div_ceil(WORKGROUP), 1, 1], work);
     }
 }
 

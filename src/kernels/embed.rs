@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -38,7 +38,9 @@ impl Embed {
     /// One dispatch per part of the table.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         for (kernel, step) in &self.parts {
-            kernel.record(pass, step, [tokens, 1, 1]);
+            // As if every part held all of them: which holds how many is not known here.
+            let work = Work { bytes: (8 + 16) * u64::from(tokens) * u64::from(step.width), flops: 0 };
+            kernel.record(pass, step, [tokens, 1, 1], work);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -43,7 +43,8 @@ impl Energy {
 
     /// Those of the first `tokens`.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [1, 1, 1]);
+        let numbers = u64::from(tokens) * u64::from(self.step.width + self.step.rank);
+        self.kernel.record(pass, &Step { tokens, ..self.step }, [1, 1, 1], Work { bytes: 4 * numbers, flops: 2 * numbers });
     }
 }
 

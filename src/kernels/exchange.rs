@@ -5,7 +5,7 @@ use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::cache::LayerCache;
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::rows::Vague;
 
 #[repr(C)]
@@ -58,7 +58,8 @@ impl Exchange {
 
     /// After a contest that leaves `vague` tokens without a slot.
     pub fn record(&self, pass: &mut Pass, vague: usize) {
-        self.kernel.record(pass, &Step { vague: vague as u32, ..self.step }, [self.vectors.div_ceil(WORKGROUP), 1, 1]);
+        // How many move is decided on the device.
+        self.kernel.record(pass, &Step { vague: vague as u32, ..self.step }, [self.vectors.div_ceil(WORKGROUP), 1, 1], Work::default());
     }
 }
 

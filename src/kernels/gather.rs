@@ -4,7 +4,7 @@ use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::rows::{Holds, RowSpec, Side};
 
 #[repr(C)]
@@ -26,6 +26,7 @@ pub struct Gather {
     kernel: Kernel,
     step: Step,
     heads: u32,
+    head_dim: u32,
 }
 
 fn variant(config: &Config) -> Spec {
@@ -73,12 +74,14 @@ impl Gather {
             stride: pad(width) as u32,
         };
         let sides = u32::from(keys.is_some()) + u32::from(values.is_some());
-        Ok(Gather { kernel: device.kernel(variant(config), &[&cache.keys, &cache.values, turns, mean, out])?, step, heads: sides * heads })
+        let kernel = device.kernel(variant(config), &[&cache.keys, &cache.values, turns, mean, out])?;
+        Ok(Gather { kernel, step, heads: sides * heads, head_dim: config.head_dim as u32 })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
-        self.kernel.record(pass, &Step { first, ..self.step }, [self.heads, tokens, 1]);
+        let numbers = u64::from(tokens) * u64::from(self.heads) * u64::from(self.head_dim);
+        self.kernel.record(pass, &Step { first, ..self.step }, [self.heads, tokens, 1], Work { bytes: (2 + 4) * numbers, flops: 0 });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::spec;
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -37,7 +37,9 @@ impl Gram {
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         const TILE: u32 = 32;
         let tiles = |lines: u32| lines.div_ceil(TILE);
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [tiles(self.step.width), tiles(self.step.width + 1), 1]);
+        let [n, width] = [tokens, self.step.width].map(u64::from);
+        let work = Work { bytes: 4 * n * width + 8 * width * (width + 1), flops: 2 * n * width * (width + 1) };
+        self.kernel.record(pass, &Step { tokens, ..self.step }, [tiles(self.step.width), tiles(self.step.width + 1), 1], work);
     }
 }
 

@@ -4,7 +4,7 @@ use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LandmarkCache, LayerCache, Slots};
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::Selection;
 use std::ops::Range;
 
@@ -22,6 +22,8 @@ struct Step {
 pub struct Landmark {
     kernel: Kernel,
     kv_heads: u32,
+    /// Bytes of a chunk's keys of one head, and of its landmark.
+    bytes: u64,
     step: Step,
 }
 
@@ -43,7 +45,8 @@ impl Landmark {
     pub(crate) fn plan(device: &Device, config: &Config, cache: &LayerCache, slots: Slots, landmarks: &LandmarkCache) -> Result<Landmark> {
         let buffers = [&cache.keys, &landmarks.words];
         let step = Step { sinks: slots.sinks, ring: slots.ring, ..bytemuck::Zeroable::zeroed() };
-        Ok(Landmark { kernel: device.kernel(variant(config), &buffers)?, kv_heads: config.num_key_value_heads as u32, step })
+        let bytes = (2 * Selection::CHUNK * config.head_dim + 4 * Selection::format(config.head_dim).words()) as u64;
+        Ok(Landmark { kernel: device.kernel(variant(config), &buffers)?, kv_heads: config.num_key_value_heads as u32, bytes, step })
     }
 
     /// Those of the chunks that hold `tokens`, which are coded and no sinks.
@@ -53,7 +56,8 @@ impl Landmark {
         }
         let chunks = Selection::range(tokens.start, tokens.end);
         let step = Step { chunk: chunks.start as u32, first: tokens.start as u32, end: tokens.end as u32, ..self.step };
-        self.kernel.record(pass, &step, [chunks.len() as u32, self.kv_heads, 1]);
+        let work = Work { bytes: chunks.len() as u64 * u64::from(self.kv_heads) * self.bytes, flops: 0 };
+        self.kernel.record(pass, &step, [chunks.len() as u32, self.kv_heads, 1], work);
     }
 }
 

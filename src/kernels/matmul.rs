@@ -3,7 +3,7 @@
 use super::matvec::Around;
 use super::spec;
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -25,6 +25,8 @@ const TN: u32 = 4;
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is around it.
 pub struct Matmul {
     parts: Vec<(Kernel, Step)>,
+    /// Bytes of a weight.
+    each: u64,
 }
 
 fn variant(flags: &[&'static str]) -> Spec {
@@ -48,15 +50,17 @@ impl Matmul {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(around.bias);
             let step = Step { first: part.first, rows: part.rows, width: weights.stride / 4, tokens: 0, stride: stride as u32 };
-            Ok((device.kernel(variant(&flags), &buffers)?, step))
+            Ok((device.kernel(variant(&flags), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride)), step))
         });
-        Ok(Matmul { parts: parts.collect::<Result<_>>()? })
+        Ok(Matmul { parts: parts.collect::<Result<_>>()?, each: if weights.full { 4 } else { 2 } })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         for (kernel, step) in &self.parts {
-            kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(BN), tokens.div_ceil(BM), 1]);
+            let [rows, width, n] = [step.rows, 4 * step.width, tokens].map(u64::from);
+            let work = Work { bytes: self.each * rows * width + 4 * n * (rows + width), flops: 2 * n * rows * width };
+            kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(BN), tokens.div_ceil(BM), 1], work);
         }
     }
 }

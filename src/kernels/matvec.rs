@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -74,7 +74,7 @@ impl Matvec {
         let parts = weights.parts.iter().map(|part| {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(last);
-            let kernel = device.kernel(variant(&flags, block), &buffers)?;
+            let kernel = device.kernel(variant(&flags, block), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride));
             let blocks = part.rows.div_ceil(block);
             let across = blocks.min(32768);
             Ok((kernel, Step { first: part.first, rows: part.rows, width: weights.stride / 4, count, epsilon }, [across, blocks.div_ceil(across), 1]))
@@ -85,7 +85,8 @@ impl Matvec {
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass) {
         for (kernel, step, grid) in &self.parts {
-            kernel.record(pass, step, *grid);
+            let [rows, width] = [step.rows, 4 * step.width].map(u64::from);
+            kernel.record(pass, step, *grid, Work { bytes: 2 * rows * width + 4 * (rows + width), flops: 2 * rows * width });
         }
     }
 }

@@ -6,7 +6,7 @@ use super::values::{SPLITS, splits, sums};
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -34,6 +34,8 @@ pub(crate) struct Up<'a> {
 pub struct Merge {
     kernel: Kernel,
     heads: u32,
+    /// Bytes of the up-projection, and operations with it for one token.
+    up: Work,
     step: Step,
 }
 
@@ -87,13 +89,20 @@ impl Merge {
             sums: sums(config, up.map(|up| up.coded)) as u32 / 4,
             ..bytemuck::Zeroable::zeroed()
         };
-        Ok(Merge { kernel: device.kernel(variant(config, up.is_some()), &buffers)?, heads: heads as u32, step })
+        let ranks = up.map_or(0, |up| (0..config.num_key_value_heads).map(|kv| up.coded.rank(kv)).sum::<usize>());
+        let numbers = (ranks * config.head_dim) as u64;
+        let work = Work { bytes: 2 * numbers, flops: 2 * config.group_size() as u64 * numbers };
+        Ok(Merge { kernel: device.kernel(variant(config, up.is_some()), &buffers)?, heads: heads as u32, up: work, step })
     }
 
     /// One workgroup per query head and token.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(exact, _), (coded, _)] = splits(block);
-        self.kernel.record(pass, &Step { splits: exact + coded, exact, at: block.at, ..self.step }, [self.heads, block.tokens, 1]);
+        let step = Step { splits: exact + coded, exact, at: block.at, ..self.step };
+        let [splits, sums, stride, tokens] = [step.splits, step.sums, step.stride, block.tokens].map(u64::from);
+        let up = if coded > 0 { self.up } else { Work::default() };
+        let work = Work { bytes: up.bytes + tokens * (16 * splits * sums + 4 * stride), flops: tokens * (up.flops + 8 * splits * sums) };
+        self.kernel.record(pass, &step, [self.heads, block.tokens, 1], work);
     }
 }
 

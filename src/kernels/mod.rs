@@ -29,6 +29,7 @@ pub mod norm;
 pub mod pack;
 pub mod prepare;
 pub mod project;
+pub mod repeat;
 pub mod score;
 pub mod values;
 
@@ -74,6 +75,7 @@ pub fn variants() -> Vec<Spec> {
         pack::variants(),
         prepare::variants(),
         project::variants(),
+        repeat::variants(),
         score::variants(),
         values::variants(),
         crate::gpu::roofline_variants(),

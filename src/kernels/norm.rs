@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -35,7 +35,8 @@ impl Norm {
 
     /// One workgroup per token.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        self.kernel.record(pass, &self.step, [tokens, 1, 1]);
+        let numbers = u64::from(tokens) * u64::from(self.step.count);
+        self.kernel.record(pass, &self.step, [tokens, 1, 1], Work { bytes: 8 * numbers, flops: 4 * numbers });
     }
 }
 

@@ -3,7 +3,7 @@
 use super::coded::{BOOKS, bands, books, runs};
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::Format;
 
 #[repr(C)]
@@ -23,6 +23,8 @@ const BANDS: u32 = 5;
 /// Packs one row's coordinates.
 pub struct Pack {
     kernel: Kernel,
+    /// Bytes of a token's coordinates and of its row.
+    bytes: u64,
     step: Step,
 }
 
@@ -52,12 +54,14 @@ impl Pack {
         words: usize,
     ) -> Result<Pack> {
         let [at, words, bands, runs, header] = [at, words, format.bands.len(), format.runs().len(), format.header()].map(|n| n as u32);
-        Ok(Pack { kernel: device.kernel(variant(), &[coordinates, table, rows])?, step: Step { first: 0, at, words, bands, runs, header } })
+        let bytes = 4 * (format.rank() + format.words()) as u64;
+        Ok(Pack { kernel: device.kernel(variant(), &[coordinates, table, rows])?, bytes, step: Step { first: 0, at, words, bands, runs, header } })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
-        self.kernel.record(pass, &Step { first, ..self.step }, [tokens, 1, 1]);
+        let work = Work { bytes: u64::from(tokens) * self.bytes, flops: 0 };
+        self.kernel.record(pass, &Step { first, ..self.step }, [tokens, 1, 1], work);
     }
 }
 

@@ -5,7 +5,7 @@ use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -33,6 +33,9 @@ pub struct Prepare {
     kernel: Kernel,
     step: Step,
     units: u32,
+    /// What a token takes, and what is read once for all.
+    each: Work,
+    once: u64,
 }
 
 /// Numbers of a row of values that one workgroup copies.
@@ -102,12 +105,20 @@ impl Prepare {
         };
         let kv_heads = config.num_key_value_heads;
         let units = config.num_attention_heads + kv_heads + (kv_heads * pad(config.head_dim)).div_ceil(BLOCK);
-        Ok(Prepare { kernel: device.kernel(variant(config, bias, taken.is_some()), &buffers)?, step, units: units as u32 })
+        let ranks = taken.map_or(0, |taken| (0..kv_heads).map(|kv| taken.coded.rank(kv)).sum::<usize>());
+        let each = Work {
+            bytes: (4 * step.stride + 4 * step.queries) as u64 + 4 * (kv_heads * pad(config.head_dim)) as u64,
+            flops: (2 * config.group_size() * ranks * config.head_dim) as u64,
+        };
+        let once = (2 * ranks * pad(config.head_dim)) as u64;
+        Ok(Prepare { kernel: device.kernel(variant(config, bias, taken.is_some()), &buffers)?, step, units: units as u32, each, once })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
-        self.kernel.record(pass, &Step { first, ..self.step }, [self.units, tokens, 1]);
+        let n = u64::from(tokens);
+        let work = Work { bytes: self.once + n * self.each.bytes, flops: n * self.each.flops };
+        self.kernel.record(pass, &Step { first, ..self.step }, [self.units, tokens, 1], work);
     }
 }
 

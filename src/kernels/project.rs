@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -18,6 +18,8 @@ struct Step {
 /// One layer's part in the coordinates of its rows.
 pub struct Project {
     kernel: Kernel,
+    /// Numbers of a token that it reads.
+    width: u32,
     step: Step,
 }
 
@@ -47,13 +49,15 @@ impl Project {
     pub(crate) fn plan(device: &Device, y: &wgpu::Buffer, up: &wgpu::Buffer, z: &wgpu::Buffer, shape: Shape) -> Result<Project> {
         let [at, stride, heads, vectors] = [shape.at, shape.stride, shape.heads, shape.rank / 4].map(|n| n as u32);
         let step = Step { tokens: 0, at, stride, heads, vectors, onto: u32::from(shape.onto) };
-        Ok(Project { kernel: device.kernel(variant(shape.head_dim), &[y, up, z])?, step })
+        Ok(Project { kernel: device.kernel(variant(shape.head_dim), &[y, up, z])?, width: heads * shape.head_dim as u32, step })
     }
 
     /// Those of the first `tokens`.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         const TOKENS: u32 = 8;
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [self.step.vectors.div_ceil(WORKGROUP), tokens.div_ceil(TOKENS), 1]);
+        let [n, width, rank] = [tokens, self.width, 4 * self.step.vectors].map(u64::from);
+        let work = Work { bytes: 2 * rank * width + 4 * n * (width + rank), flops: 2 * n * width * rank };
+        self.kernel.record(pass, &Step { tokens, ..self.step }, [self.step.vectors.div_ceil(WORKGROUP), tokens.div_ceil(TOKENS), 1], work);
     }
 }
 

@@ -5,7 +5,7 @@ use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, SideCache, Slots};
 use crate::checkpoint::{Architecture, Config, RopeScaling};
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::rows::{Reach, Selection, Stores, Vague};
 use std::ops::Range;
 
@@ -129,6 +129,10 @@ pub struct Score {
     span: Option<u32>,
     kv_heads: u32,
     group: u32,
+    /// What a column that is not coded takes for one token, and what a coded one does; and what a coded one takes once for all tokens.
+    each: [Work; 3],
+    /// Bytes of an exact key.
+    row: u32,
     step: Step,
 }
 
@@ -276,6 +280,17 @@ impl Score {
             buffers.extend(coded.chosen.map(|(_, chosen)| chosen));
             query_stride = coded.coded.query_stride(config, coded.taken);
         }
+        let (heads, dim, kv_heads) = (config.num_attention_heads, config.head_dim, config.num_key_value_heads);
+        let ranks = coded.map_or(0, |coded| (0..kv_heads).map(|kv| coded.coded.rank(kv)).sum::<usize>());
+        let taken = coded.is_some_and(|coded| coded.taken);
+        let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
+        // Keys, and scores that are written; a rebuilt key serves all queries.
+        let row = coded.map_or(0, |coded| coded.coded.slices.iter().map(|slice| slice.format.words()).sum());
+        let each = [
+            work(4 * heads, 2 * heads * dim),
+            work(4 * heads, if taken { 2 * config.group_size() * ranks } else { 2 * heads * dim }),
+            work(4 * row, if taken { 0 } else { 2 * ranks * dim }),
+        ];
         let side = cache.side.as_ref();
         buffers.extend(side.into_iter().flat_map(SideCache::buffers));
         Ok(Score {
@@ -286,6 +301,8 @@ impl Score {
             span: coded.is_none_or(|coded| coded.taken).then_some(teams * rows * 2),
             kv_heads: config.num_key_value_heads as u32,
             group,
+            each,
+            row: (2 * kv_heads * pad(dim)) as u32,
             step: Step {
                 stride: stride as u32,
                 queries: query_stride as u32,
@@ -317,7 +334,13 @@ impl Score {
             ..self.step
         };
         let tiles = block.plain().div_ceil(self.tile) + block.coded.div_ceil(self.tile);
-        self.kernel.record(pass, &step, [tiles, self.kv_heads, rows.div_ceil(span)]);
+        let [tokens, plain, coded, row] = [block.tokens, block.plain(), block.coded, self.row].map(u64::from);
+        let [of_plain, of_coded, once] = self.each;
+        let work = Work {
+            bytes: tokens * (4 * u64::from(self.step.queries) + plain * of_plain.bytes + coded * of_coded.bytes) + plain * row + coded * once.bytes,
+            flops: tokens * (plain * of_plain.flops + coded * of_coded.flops) + coded * once.flops,
+        };
+        self.kernel.record(pass, &step, [tiles, self.kv_heads, rows.div_ceil(span)], work);
     }
 }
 

@@ -6,7 +6,7 @@ use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, SideCache, Slots};
 use crate::checkpoint::Config;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::rows::{Selection, Stores, Vague};
 
 #[repr(C)]
@@ -54,6 +54,9 @@ pub struct Values {
     kernel: Kernel,
     rows: u32,
     heads: u32,
+    /// What a column that is not coded takes for one token, and what a coded one does; and bytes that either takes once for all tokens.
+    each: [Work; 2],
+    once: [u64; 2],
     step: Step,
 }
 
@@ -168,12 +171,18 @@ impl Values {
         buffers.extend(chosen.map(|(_, chosen)| chosen));
         let beside = cache.side.as_ref();
         buffers.extend(beside.into_iter().flat_map(SideCache::buffers));
+        let (all, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let ranks = side.map_or(0, |coded| (0..kv_heads).map(|kv| coded.rank(kv)).sum::<usize>());
+        let row = side.map_or(0, |coded| coded.slices.iter().map(|slice| slice.format.words()).sum());
+        let work = |numbers: usize| Work { bytes: 4 * all as u64, flops: 2 * numbers as u64 };
         let [entries, more] = groups(config, side, chosen.is_some()).1;
         Ok(Values {
             kernel: device
                 .kernel(variant(config, coded.is_some(), chosen.map(|(selection, _)| selection), beside.map(|side| &side.stores), rows), &buffers)?,
             rows,
             heads,
+            each: [work(all * config.head_dim), work(config.group_size() * ranks)],
+            once: [2 * kv_heads * pad(config.head_dim), 4 * row].map(|bytes| bytes as u64),
             step: Step {
                 stride: stride as u32,
                 sums: sums(config, side) as u32 / 4,
@@ -203,7 +212,14 @@ impl Values {
             ..self.step
         };
         let entries = step.entries.max(step.all - step.entries);
-        self.kernel.record(pass, &step, [splits + more, entries, (block.tokens * self.heads).div_ceil(self.rows)]);
+        let [tokens, plain, coded] = [block.tokens, block.plain(), block.coded].map(u64::from);
+        let each = |plain_each: u64, coded_each: u64| plain * plain_each + coded * coded_each;
+        let sums = 16 * u64::from(splits + more) * u64::from(self.step.sums);
+        let work = Work {
+            bytes: tokens * (each(self.each[0].bytes, self.each[1].bytes) + sums) + each(self.once[0], self.once[1]),
+            flops: tokens * each(self.each[0].flops, self.each[1].flops),
+        };
+        self.kernel.record(pass, &step, [splits + more, entries, (block.tokens * self.heads).div_ceil(self.rows)], work);
     }
 }
 

@@ -1,0 +1,59 @@
+//! Results as files that are whole at every moment: each is written anew beside its name and renamed over it, so that whatever stops the run leaves what was measured until then.
+
+use crate::{Error, Result, output};
+use std::path::{Path, PathBuf};
+
+/// Files of one run: `name.json` and `name.md` in a directory.
+#[derive(Debug, Clone)]
+pub struct Report {
+    json: PathBuf,
+    markdown: PathBuf,
+}
+
+impl Report {
+    /// Before anything is measured: whether there can be such files. The directory is made where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where there is such a file, [`Error::Io`] where nothing can be created there.
+    pub fn reserve(directory: &Path, name: &str) -> Result<Report> {
+        std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+        let [json, markdown] = ["json", "md"].map(|ending| directory.join(format!("{name}.{ending}")));
+        for path in [&json, &markdown] {
+            // Also tells whether the directory can be written to.
+            drop(output::file(path)?);
+        }
+        Ok(Report { json, markdown })
+    }
+
+    /// Writes both anew.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, value: &impl serde::Serialize, markdown: &str) -> Result<()> {
+        let json = serde_json::to_string_pretty(value).map_err(|e| Error::io("write", &self.json)(e.into()))?;
+        output::replace(&self.json, &(json + "\n"))?;
+        output::replace(&self.markdown, markdown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_whole_and_never_somebody_elses() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/results");
+        let report = Report::reserve(&path, "speed").unwrap();
+        assert_eq!(path.read_dir().unwrap().count(), 0, "nothing yet");
+        for rows in [vec![1, 2], vec![3]] {
+            report.write(&rows, "| a |\n").unwrap();
+            assert_eq!(serde_json::from_str::<Vec<i32>>(&std::fs::read_to_string(path.join("speed.json")).unwrap()).unwrap(), rows);
+        }
+        assert_eq!(path.read_dir().unwrap().count(), 2, "no temporary file");
+        assert!(matches!(Report::reserve(&path, "speed"), Err(Error::Exists { .. })));
+        Report::reserve(&path, "kernels").unwrap();
+        let file = path.join("speed.json");
+        assert!(matches!(Report::reserve(&file, "speed"), Err(Error::Io { .. })));
+    }
+}

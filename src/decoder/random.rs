@@ -1,0 +1,196 @@
+//! Models and caches of random numbers. Speed depends on shapes alone, so that it can be measured without a checkpoint, and at any depth without reading a text first.
+//!
+//! Everything is filled on the device, from patterns of a few hundred thousand numbers that are repeated: an 8B model is there in a second. Weights have the variance that keeps activations
+//! finite, and coded rows are codes of normally distributed coordinates, as their coders expect them.
+
+use super::Model;
+use super::coded::CodedRows;
+use super::sequence::GpuSequence;
+use super::weights::{ALIGN, Ends, Layer};
+use crate::Result;
+use crate::checkpoint::Config;
+use crate::gpu::{Device, Matrix, pad};
+use crate::kernels::repeat::Repeat;
+use crate::kernels::{prepare, values};
+use crate::random::Random;
+use crate::rows::{Energy, RowSet, Selection};
+use crate::sequence::SequenceOptions;
+use half::f16;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Vectors of 16 bytes in a pattern of weights: a prime, so that no two rows of a matrix begin at the same place of it.
+const VECTORS: usize = 65_521;
+/// Tokens in a pattern of rows.
+const TOKENS: usize = 64;
+
+/// Fills all of `to` with `pattern`.
+fn repeat(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<()> {
+    let repeat = Repeat::plan(device, pattern, to)?;
+    device.queue.submit([device.encode("random numbers", |pass| repeat.record(pass), |_| ()).0]);
+    Ok(())
+}
+
+/// What a model's weights are made of.
+struct Weights<'a> {
+    device: &'a Device,
+    /// Numbers of variance 1.
+    numbers: Vec<f32>,
+    /// Patterns by the width of a matrix, whose inverse is their variance.
+    patterns: HashMap<usize, wgpu::Buffer>,
+}
+
+impl Weights<'_> {
+    fn new(device: &Device, seed: u64) -> Weights<'_> {
+        let mut random = Random::new(seed);
+        let numbers = (0..8 * VECTORS).map(|_| (random.unit() * 2.0 - 1.0) as f32 * 3f32.sqrt()).collect();
+        Weights { device, numbers, patterns: HashMap::new() }
+    }
+
+    /// `[rows][width]`, of the variance that fits a sum of `summed` numbers.
+    fn matrix(&mut self, label: &str, rows: usize, width: usize, summed: usize) -> Result<Matrix> {
+        let device = self.device;
+        if !self.patterns.contains_key(&summed) {
+            let scale = 1.0 / (summed as f32).sqrt();
+            let numbers: Vec<f16> = self.numbers.iter().map(|x| f16::from_f32(x * scale)).collect();
+            self.patterns.insert(summed, device.upload("random weights", &numbers)?);
+        }
+        let pattern = &self.patterns[&summed];
+        Matrix::by_parts(device, label, [rows, width], size_of::<f16>(), ALIGN, |_, count| {
+            let buffer = device.buffer(label, (2 * count * pad(width)) as u64)?;
+            repeat(device, pattern, &buffer)?;
+            Ok(buffer)
+        })
+    }
+
+    fn ones(&self, label: &str, width: usize) -> Result<wgpu::Buffer> {
+        self.device.upload(label, &vec![1f32; pad(width)])
+    }
+
+    /// Layer `l`; its norms are ones and its biases zeros.
+    fn layer(&mut self, c: &Config, l: usize) -> Result<Layer> {
+        let (hidden, ffn, heads) = (c.hidden_size, c.intermediate_size, c.num_attention_heads * pad(c.head_dim));
+        let label = |what: &str| format!("layer {l}'s {what}");
+        let mut added = vec![1f32; if c.qk_norm { 2 * c.head_dim } else { 0 }];
+        added.resize(added.len() + if c.attention_bias { prepare::stride(c) } else { 0 }, 0.0);
+        Ok(Layer {
+            attention_gain: self.ones(&label("norm"), hidden)?,
+            projection: self.matrix(&label("projection"), prepare::stride(c), hidden, hidden)?,
+            added: if added.is_empty() { None } else { Some(self.device.upload(&label("norms and biases"), &added)?) },
+            bias: c.attention_bias,
+            value_groups: self.device.upload(&label("value groups"), &values::groups(c, None, false).0)?,
+            output: self.matrix(&label("output projection"), hidden, heads, heads)?,
+            output_bias: None,
+            mlp_gain: self.ones(&label("MLP's norm"), hidden)?,
+            gate_up: self.matrix(&label("gate and up projection"), 2 * ffn, hidden, hidden)?,
+            down: self.matrix(&label("down projection"), hidden, ffn, ffn)?,
+        })
+    }
+}
+
+impl Model {
+    /// A model of this shape with random weights, whose embeddings have variance 1. Dense: [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`] where the device is too small, and [`crate::Error::Gpu`].
+    pub fn random(config: &Config, device: Arc<Device>, seed: u64) -> Result<Model> {
+        let mut weights = Weights::new(&device, seed);
+        let layers = (0..config.num_hidden_layers).map(|l| weights.layer(config, l)).collect::<Result<_>>()?;
+        let mut table = |label: &str, summed| weights.matrix(label, config.vocab_size, config.hidden_size, summed);
+        let ends = Ends {
+            embedding: table("embedding", 1)?,
+            head: if config.tie_word_embeddings { None } else { Some(table("head", config.hidden_size)?) },
+            final_gain: weights.ones("final norm", config.hidden_size)?,
+        };
+        device.wait(None)?;
+        Ok(Model { config: config.clone(), layers, ends, coded: None, device })
+    }
+
+    /// A sequence of this model that reads `rows`, or every token exactly, and whose cache is full of random ones: [`GpuSequence::go_to`] says how many of them it has.
+    ///
+    /// # Errors
+    /// As [`sequence`](Self::sequence), and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
+    pub fn random_sequence(self: &Arc<Self>, rows: Option<&RowSet>, options: SequenceOptions, seed: u64) -> Result<GpuSequence> {
+        let coded = rows.map(|rows| CodedRows::load(&self.device, &self.config, rows)).transpose()?.map(Arc::new);
+        let sequence = GpuSequence::new(self.clone(), coded, options)?;
+        sequence.fill(seed)?;
+        Ok(sequence)
+    }
+}
+
+impl GpuSequence {
+    /// Random rows for as many tokens as there is room for.
+    fn fill(&self, seed: u64) -> Result<()> {
+        let (device, c) = (&self.model.device, &self.model.config);
+        let mut random = Random::new(seed);
+        let mut gaussians = |count: usize| (0..count).map(|_| random.gaussian() as f32).collect::<Vec<f32>>();
+        let (padded, heads) = (pad(c.head_dim), c.num_key_value_heads);
+        for layer in &self.cache.layers {
+            for buffer in [&layer.keys, &layer.values] {
+                let mut numbers: Vec<f16> = gaussians(TOKENS * heads * padded).into_iter().map(f16::from_f32).collect();
+                numbers.chunks_exact_mut(padded).for_each(|head| head[c.head_dim..].fill(f16::ZERO));
+                repeat(device, &device.upload("random rows", &numbers)?, buffer)?;
+            }
+        }
+        let (specs, layout) = self.rows.as_ref().map_or((&[][..], &[][..]), |rows| (&rows.specs, &rows.layout.places));
+        for (index, store) in self.cache.stores.iter().enumerate() {
+            let width = self.rows.as_ref().map_or(0, |rows| rows.layout.stores[index]);
+            let mut words = vec![0u32; TOKENS * width];
+            for (spec, place) in specs.iter().zip(layout).filter(|(_, place)| place.store == index) {
+                for row in words.chunks_exact_mut(width) {
+                    spec.format.encode(&gaussians(spec.format.rank()), &mut row[place.word..][..spec.format.words()]);
+                }
+            }
+            repeat(device, &device.upload("random rows", &words)?, store)?;
+        }
+        let each = Selection::format(c.head_dim).words();
+        for landmarks in &self.cache.landmarks {
+            let mut words = vec![0u32; TOKENS * heads * each];
+            words.chunks_exact_mut(each).for_each(|words| Selection::pack(&gaussians(c.head_dim), words));
+            repeat(device, &device.upload("random landmarks", &words)?, &landmarks.words)?;
+        }
+        device.wait(None)
+    }
+
+    /// Goes on as if the first `position` tokens, for which there is room, had gone through the model and left what the cache holds.
+    pub fn go_to(&mut self, position: usize) {
+        let done = self.exact().map_or(0, |exact| exact.coded(position));
+        self.resume(position, done, Energy::default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::rotated;
+    use crate::gpu::Options;
+    use crate::kernels::score::config;
+    use crate::rows::Exact;
+    use crate::sequence::{Logits, Sequence};
+
+    #[test]
+    fn a_random_model_decodes_at_any_depth() {
+        let device = Device::open(&Options::default()).unwrap();
+        for (qk_norm, bias, tied) in [(false, false, true), (true, true, false)] {
+            let c = Config { num_hidden_layers: 2, attention_bias: bias, tie_word_embeddings: tied, ..config(qk_norm, None, 6, 3, 32) };
+            let model = Arc::new(Model::random(&c, device.clone(), 1).unwrap());
+            let rows = rotated(&c, 4, Exact::default());
+            let select = Some(Selection { tokens: 16 });
+            for (rows, select) in [(None, None), (Some(&rows), None), (Some(&rows), select)] {
+                let mut sequence = model.random_sequence(rows, SequenceOptions { capacity: 500, select, ..SequenceOptions::default() }, 2).unwrap();
+                let mut found = Vec::new();
+                // Forwards and back.
+                for depth in [0, 300, 450, 300] {
+                    sequence.go_to(depth);
+                    assert_eq!(sequence.position(), depth);
+                    found.push(sequence.forward(&[5, 6, 7], Logits::Last).unwrap());
+                    assert_eq!(sequence.position(), depth + 3);
+                    sequence.step(9).unwrap();
+                }
+                let [a, b, c, d] = [0, 1, 2, 3].map(|i| &found[i]);
+                assert!(a != b && b != c && b == d, "what is in the cache matters, and stays");
+                assert!(a.iter().any(|x| x.abs() > 0.1));
+            }
+        }
+    }
+}
