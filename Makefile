@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint setup
+.PHONY: help demo test bench gpu-check gpu-pack lint setup
 
 # A name that `lowkey pull` knows, a directory, or a .gguf file.
 MODEL ?= smollm2-135m-instruct
@@ -21,6 +21,7 @@ help:
 	@echo 'make demo    fetch a small chat model, make its key/value cache eight times smaller, compare, chat'
 	@echo 'make test    lint, then every test, on the GPU or on a software Vulkan driver'
 	@echo 'make bench   speed by depth, dense and compressed'
+	@echo 'make gpu-check  kernels tested and timed on this GPU, and whole models, in eight minutes; make gpu-pack only builds what it needs'
 	@echo 'make lint    formatting, clippy and documentation, warnings denied'
 	@echo 'make setup   install a Vulkan driver if none is usable (Debian, Ubuntu)'
 	@echo
@@ -58,6 +59,23 @@ demo: setup
 bench: setup
 	@$(prepare); \
 	$(lowkey) bench "$(MODEL)" "$$small" --depth "$(DEPTHS)" $(on)
+
+# What travels to a machine that has a GPU and no compiler: carry $(target)/gpu-check and assets there, and run gpu-check.
+gpu-pack:
+	@sh assets/setup.sh build
+	@set -eu -o pipefail; \
+	cargo build --release --features hub --bin lowkey; \
+	tests=$$(cargo test --no-run --all-features --lib 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p'); \
+	mkdir -p $(target)/gpu-check; \
+	cp $(target)/release/lowkey $(target)/gpu-check/lowkey; cp "$$tests" $(target)/gpu-check/kernel-tests; \
+	strip $(target)/gpu-check/lowkey $(target)/gpu-check/kernel-tests; \
+	git describe --always --dirty >$(target)/gpu-check/commit
+
+RESULTS ?= $(target)/gpu-check/results-$(shell date -u +%Y-%m-%d-%H%M%S)
+
+gpu-check:
+	@set -eu; if command -v cargo >/dev/null; then $(MAKE) --no-print-directory setup gpu-pack; fi; \
+	sh assets/gpu-check.sh $(target)/gpu-check "$(RESULTS)"
 
 lint:
 	@sh assets/setup.sh build

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use toy::Toy;
 
 fn subject(name: &str, toy: Toy) -> eval::Subject {
@@ -155,19 +156,27 @@ fn racer(toy: Toy) -> bench::Subject {
             most: usize::MAX,
             forgetting: None,
         }),
-        sequence: Box::new(toy),
+        text: bench::Text::Read(Box::new(toy)),
     }
 }
 
 #[test]
 fn bench_measures_each_model_at_each_depth_and_counts_its_cost() {
-    let task = bench::Task { depths: vec![9, 0, 9], prefill: 6, steps: 4, rounds: 2, seed: 1 };
+    let task = bench::Task { depths: vec![9, 0, 9], prefill: 6, steps: 4, rounds: 2, seed: 1, time: None };
     assert_eq!(task.capacity(), Some(15));
     let roofline = Roofline { copy_gbps: 1.0, f32_gflops: 1.0, f16_gflops: None };
     let toys = [Toy::new(11, 15), Toy::new(5, 15)];
     let run = toys[0].run.clone();
     let mut subjects = toys.map(racer);
-    let rows = bench::run(&task, &mut subjects, &roofline, &mut quiet).unwrap();
+    let mut heard = Vec::new();
+    let mut hear = |rows: &[bench::Row]| {
+        heard.push(rows.to_vec());
+        Ok(())
+    };
+    let rows = bench::run(&task, &mut subjects, &roofline, &mut hear, &mut quiet).unwrap();
+    // After each measurement all that there is.
+    assert_eq!(heard.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 2, 2, 3, 4, 4, 4]);
+    assert_eq!(heard.last(), Some(&rows));
     assert_eq!(rows.iter().map(|r| r.depth).collect::<Vec<_>>(), [0, 0, 9, 9]);
     // Filled once to depth 9; at both depths one token and one step to warm up, then two rounds of six tokens and four steps.
     assert_eq!(run.load(Ordering::Relaxed), 9 + 2 * (2 + 2 * 10));
@@ -185,12 +194,14 @@ fn bench_measures_each_model_at_each_depth_and_counts_its_cost() {
 #[test]
 fn bench_refuses_what_measures_nothing_or_does_not_fit() {
     let roofline = Roofline { copy_gbps: 1.0, f32_gflops: 1.0, f16_gflops: None };
-    let run = |task: bench::Task| bench::run(&task, &mut [racer(Toy::new(5, 20))], &roofline, &mut quiet);
+    let run = |task: bench::Task| bench::run(&task, &mut [racer(Toy::new(5, 20))], &roofline, &mut |_| Ok(()), &mut quiet);
     let task = bench::Task { prefill: 4, steps: 4, ..bench::Task::default() };
     assert!(matches!(run(bench::Task { steps: 0, ..task.clone() }), Err(Error::Argument { name, .. }) if name == "steps"));
     assert!(matches!(run(bench::Task { depths: vec![], ..task.clone() }), Err(Error::Argument { name, .. }) if name == "depth"));
     assert!(matches!(run(bench::Task { depths: vec![17], ..task.clone() }), Err(Error::Context { needed: 21, capacity: 20 })));
-    assert!(matches!(run(bench::Task { depths: vec![usize::MAX], ..task }), Err(Error::Context { .. })));
+    assert!(matches!(run(bench::Task { depths: vec![usize::MAX], ..task.clone() }), Err(Error::Context { .. })));
+    // Without time nothing begins.
+    assert_eq!(run(bench::Task { time: Some(Duration::ZERO), ..task }).unwrap(), []);
 }
 
 /// What a [`Reader`] was told to do.

@@ -188,7 +188,9 @@ mod tests {
                     sequence.step(9).unwrap();
                 }
                 let [a, b, c, d] = [0, 1, 2, 3].map(|i| &found[i]);
-                assert!(a != b && b != c && b == d, "what is in the cache matters, and stays");
+                assert!(a != b && b != c, "what is in the cache matters");
+                // The ring of newest tokens has come round meanwhile where there is one.
+                assert!(rows.is_some() || b == d, "what is in the cache stays");
                 assert!(a.iter().any(|x| x.abs() > 0.1));
             }
         }

@@ -197,7 +197,7 @@ fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, rows: u32) -> 
 }
 
 /// A model's geometry, as far as attention knows it.
-pub(super) fn config(qk_norm: bool, sliding_window: Option<usize>, heads: usize, kv_heads: usize, head_dim: usize) -> Config {
+pub(crate) fn config(qk_norm: bool, sliding_window: Option<usize>, heads: usize, kv_heads: usize, head_dim: usize) -> Config {
     Config {
         architecture: Architecture::Llama,
         hidden_size: heads * head_dim,
