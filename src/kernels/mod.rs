@@ -21,6 +21,7 @@ pub mod energy;
 pub mod exchange;
 pub mod gather;
 pub mod gram;
+mod hot;
 pub mod landmark;
 pub mod matmul;
 pub mod matvec;
@@ -31,6 +32,8 @@ pub mod prepare;
 pub mod project;
 pub mod score;
 pub mod values;
+
+pub use hot::{Hot, hot_variants};
 
 use crate::gpu::{Access, Spec};
 use std::collections::BTreeMap;
