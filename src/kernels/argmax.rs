@@ -16,7 +16,7 @@ pub struct Argmax {
     vocab: u32,
 }
 
-fn variant() -> Spec {
+pub(super) fn variant() -> Spec {
     spec("argmax.wgsl", &[], &[("WORKGROUP", 256)], &[(0, Access::Read), (1, Access::Write)])
 }
 

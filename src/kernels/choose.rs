@@ -31,7 +31,7 @@ pub struct Choose {
     stride: u32,
 }
 
-fn survey(config: &Config) -> Spec {
+pub(super) fn survey(config: &Config) -> Spec {
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("GROUP", config.group_size() as u32),
@@ -41,7 +41,7 @@ fn survey(config: &Config) -> Spec {
     spec("survey.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-fn choose(config: &Config, selection: Selection) -> Spec {
+pub(super) fn choose(config: &Config, selection: Selection) -> Spec {
     let constants = [("WORKGROUP", CHOOSING), ("GROUP", config.group_size() as u32), ("MOST", selection.chunks() as u32)];
     spec("choose.wgsl", &[], &constants, &[(0, Access::Write), (1, Access::Write)])
 }

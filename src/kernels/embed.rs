@@ -17,7 +17,7 @@ pub struct Embed {
     parts: Vec<(Kernel, Step)>,
 }
 
-fn variant() -> Spec {
+pub(super) fn variant() -> Spec {
     spec("embed.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 

@@ -29,7 +29,7 @@ pub struct Gather {
     head_dim: u32,
 }
 
-fn variant(config: &Config) -> Spec {
+pub(super) fn variant(config: &Config) -> Spec {
     let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Read), (4, Access::Write)];
     let constants = [
         ("WORKGROUP", WORKGROUP),

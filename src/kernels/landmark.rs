@@ -27,7 +27,7 @@ pub struct Landmark {
     step: Step,
 }
 
-fn variant(config: &Config) -> Spec {
+pub(super) fn variant(config: &Config) -> Spec {
     let constants = [
         ("WORKGROUP", WORKGROUP),
         ("HEAD", config.head_dim as u32),

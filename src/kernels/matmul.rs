@@ -29,7 +29,7 @@ pub struct Matmul {
     each: u64,
 }
 
-fn variant(flags: &[&'static str]) -> Spec {
+pub(super) fn variant(flags: &[&'static str]) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));

@@ -45,7 +45,12 @@ pub struct Matvec {
     parts: Vec<(Kernel, Step, [u32; 3])>,
 }
 
-fn variant(flags: &[&'static str], rows: u32) -> Spec {
+/// As many rows as a workgroup's teams take in one go.
+pub(super) fn block(team: u32) -> u32 {
+    (WORKGROUP / team).max(1) * UNROLL
+}
+
+pub(super) fn variant(flags: &[&'static str], rows: u32) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"NORM") || flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));
@@ -61,8 +66,7 @@ impl Matvec {
     /// `x`: `[stride]` f32, padding zero; `out`: `[rows]`, or `[rows / 2]` where gated.
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, around: Around) -> Result<Matvec> {
         let team = if device.tier() == crate::gpu::Tier::F16Subgroups { device.min_subgroup() } else { TEAM };
-        // As many rows as the workgroup's teams take in one go.
-        let block = (WORKGROUP / team).max(1) * UNROLL;
+        let block = block(team);
         let mut flags = around.flags();
         let mut count = 0;
         let mut epsilon = 0.0;

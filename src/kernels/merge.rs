@@ -39,7 +39,7 @@ pub struct Merge {
     step: Step,
 }
 
-fn variant(config: &Config, coded: bool) -> Spec {
+pub(super) fn variant(config: &Config, coded: bool) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     let head = config.head_dim as u32;
     let constants = [

@@ -21,6 +21,7 @@ pub mod energy;
 pub mod exchange;
 pub mod gather;
 pub mod gram;
+mod hot;
 pub mod landmark;
 pub mod matmul;
 pub mod matvec;
@@ -32,6 +33,8 @@ pub mod project;
 pub mod repeat;
 pub mod score;
 pub mod values;
+
+pub use hot::{Hot, hot_variants};
 
 use crate::gpu::{Access, Spec};
 use std::collections::BTreeMap;

@@ -18,7 +18,7 @@ pub struct Norm {
     step: Step,
 }
 
-fn variant() -> Spec {
+pub(super) fn variant() -> Spec {
     spec("norm.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 

@@ -28,7 +28,7 @@ pub struct Pack {
     step: Step,
 }
 
-fn variant() -> Spec {
+pub(super) fn variant() -> Spec {
     let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS), ("BANDS", BANDS)], &bindings)
 }

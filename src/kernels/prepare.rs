@@ -41,7 +41,7 @@ pub struct Prepare {
 /// Numbers of a row of values that one workgroup copies.
 const BLOCK: usize = WORKGROUP as usize * 4;
 
-fn variant(config: &Config, bias: bool, taken: bool) -> Spec {
+pub(super) fn variant(config: &Config, bias: bool, taken: bool) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
     flags.extend([(bias, "BIAS"), (config.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));

@@ -146,6 +146,11 @@ pub(crate) fn most_keys(head_dim: usize) -> usize {
     u16::MAX as usize * tile(head_dim) as usize
 }
 
+/// Queries that a lane answers at once.
+pub(super) fn rows(config: &Config, many: bool) -> u32 {
+    if many { 8 } else { (config.group_size() as u32).div_ceil(WORKGROUP / tile(config.head_dim)).min(8) }
+}
+
 /// How coded keys are scored, if there are any: whether queries are taken to them, and whether they are chosen.
 type Kind = Option<(bool, Option<Selection>)>;
 
@@ -158,7 +163,7 @@ pub(super) fn side_bindings(stores: Option<&Stores>) -> (Vec<&'static str>, Vec<
     (flags, bindings, stores.vague_columns() as u32)
 }
 
-fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, rows: u32) -> Spec {
+pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, rows: u32) -> Spec {
     let (mut flags, side, vague) = side_bindings(stores);
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if config.sliding_window.is_some() && stores.is_none() {
@@ -267,8 +272,7 @@ impl Score {
         many: bool,
     ) -> Result<Score> {
         let tile = tile(config.head_dim);
-        let (teams, group) = (WORKGROUP / tile, config.group_size() as u32);
-        let rows = if many { 8 } else { group.div_ceil(teams).min(8) };
+        let (teams, group, rows) = (WORKGROUP / tile, config.group_size() as u32, rows(config, many));
         let mut buffers = vec![queries, &cache.keys, scores];
         let kind = coded.map(|coded| (coded.taken, coded.chosen.map(|(selection, _)| selection)));
         let mut query_stride = config.num_attention_heads * pad(config.head_dim);

@@ -61,13 +61,13 @@ pub struct Values {
 }
 
 /// The most query heads of a group, and how many of them a workgroup sums for. Where keys are chosen the heads of a group read the same ones: those of one key/value head.
-fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
+pub(super) fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
     let widest = coded.filter(|_| !chosen).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
     let heads = widest * config.group_size();
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Option<&Stores>, rows: u32) -> Spec {
+pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Option<&Stores>, rows: u32) -> Spec {
     let (mut flags, side, vague) = side_bindings(stores);
     let constants = [
         ("WORKGROUP", WORKGROUP),

@@ -1,0 +1,82 @@
+//! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two models.
+
+use super::coded::{Coded, Slice};
+use super::{argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
+use crate::checkpoint::Config;
+use crate::gpu::Spec;
+use crate::rows::{Format, Scale, Selection};
+
+/// A variant that runs in every step or chunk.
+#[derive(Debug, Clone)]
+pub struct Hot {
+    /// Shader, flags, whether it is for one token or for many, and the model: `score TAKEN, many, 8B`.
+    pub name: String,
+    /// The variant.
+    pub spec: Spec,
+}
+
+/// The variants in which time passes, as a device is given them whose smallest subgroup is so wide: of Llama 3.1 8B and of SmolLM2-135M, dense and with coded rows.
+pub fn hot_variants(min_subgroup: u32) -> Vec<Hot> {
+    let block = matvec::block(min_subgroup);
+    let mut all = vec![
+        hot("embed", embed::variant()),
+        hot("matvec NORM", matvec::variant(&["NORM"], block)),
+        hot("matvec NORM GATED", matvec::variant(&["NORM", "GATED"], block)),
+        hot("matvec RESIDUAL", matvec::variant(&["RESIDUAL"], block)),
+        hot("argmax", argmax::variant()),
+        hot("norm", norm::variant()),
+        hot("matmul", matmul::variant(&[])),
+        hot("matmul GATED", matmul::variant(&["GATED"])),
+        hot("matmul RESIDUAL", matmul::variant(&["RESIDUAL"])),
+        hot("matmul FULL", matmul::variant(&["FULL"])),
+        hot("pack", pack::variant()),
+    ];
+    for (model, config) in [("8B", score::config(false, None, 32, 8, 128)), ("135M", score::config(false, None, 9, 3, 64))] {
+        all.extend(of_model(&config).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
+    }
+    all
+}
+
+fn hot(name: &str, spec: Spec) -> Hot {
+    Hot { name: name.to_owned(), spec }
+}
+
+/// Those that know a model's geometry.
+fn of_model(config: &Config) -> Vec<Hot> {
+    let selection = Selection { tokens: 256 };
+    let (taken, rebuilt, chosen) = (Some((true, None)), Some((false, None)), Some(selection));
+    let score = |kind, many| score::variant(config, kind, None, score::rows(config, many));
+    let [one, all] = [1, config.num_key_value_heads].map(|heads| rows_over(config, heads));
+    let values = |coded: Option<&Coded>, chosen: Option<Selection>| {
+        values::variant(config, coded.is_some(), chosen, None, values::shape(config, coded, chosen.is_some()).1)
+    };
+    vec![
+        hot("prepare", prepare::variant(config, false, false)),
+        hot("prepare TAKEN", prepare::variant(config, false, true)),
+        hot("score, one", score(None, false)),
+        hot("score, many", score(None, true)),
+        hot("score TAKEN, one", score(taken, false)),
+        hot("score TAKEN, many", score(taken, true)),
+        hot("score TAKEN CHOSEN, one", score(Some((true, chosen)), false)),
+        hot("score REBUILT, one", score(rebuilt, false)),
+        hot("score REBUILT, many", score(rebuilt, true)),
+        hot("score REBUILT CHOSEN, one", score(Some((false, chosen)), false)),
+        hot("values", values(None, None)),
+        hot("values CODED, one head", values(Some(&one), None)),
+        hot("values CODED, all heads", values(Some(&all), None)),
+        hot("values CODED CHOSEN", values(Some(&all), chosen)),
+        hot("merge", merge::variant(config, false)),
+        hot("merge CODED", merge::variant(config, true)),
+        hot("survey", choose::survey(config)),
+        hot("choose", choose::choose(config, selection)),
+        hot("gather", gather::variant(config)),
+        hot("landmark", landmark::variant(config)),
+    ]
+}
+
+/// Rows over so many key/value heads each.
+fn rows_over(config: &Config, kv_heads: usize) -> Coded {
+    let format = Format { bands: Vec::new(), scale: Scale::Band };
+    let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, format: format.clone() };
+    Coded { store: 0, words: 0, slices: (0..config.num_key_value_heads).step_by(kv_heads).map(slice).collect() }
+}
