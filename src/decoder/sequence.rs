@@ -8,7 +8,7 @@ use super::step::Step;
 use crate::cache::{Cache, Slots};
 use crate::gpu::pad;
 use crate::kernels::score::most_keys;
-use crate::kernels::values::{self, SPLITS};
+use crate::kernels::values;
 use crate::kernels::{prepare, turns};
 use crate::rows::{Energy, Exact, Reach, RowSpec, Selection, Stores};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
@@ -105,7 +105,9 @@ impl Buffers {
         let line = (heads * columns).max(sides * sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
         // One token's attention is split, a block's is not.
-        let parts = sides * block.max(SPLITS as usize);
+        let tuning = device.tuning();
+        let splits = tuning.splits + if coded.is_some() { tuning.coded_splits } else { 0 };
+        let parts = (sides * block).max(splits as usize);
         Ok(Buffers {
             tokens: device.buffer("tokens", 4 * CHUNK as u64)?,
             x: floats("residual stream", CHUNK, pad(c.hidden_size))?,

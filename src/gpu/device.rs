@@ -1,8 +1,9 @@
 //! Choosing an adapter and a tier, and opening the device.
 
 use super::pipeline::Pipelines;
+use crate::kernels::Tuning;
 use crate::{Error, Result};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// What a device's kernels may use, best first. The best that the adapter offers is taken unless one is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -103,6 +104,7 @@ pub struct Device {
     info: wgpu::AdapterInfo,
     tier: Tier,
     max_binding: u64,
+    tuning: RwLock<Tuning>,
     lost: Arc<Mutex<Option<String>>>,
     refused: Arc<Mutex<Option<String>>>,
 }
@@ -241,7 +243,8 @@ impl Device {
         let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
         let pipelines = Pipelines::new(tier);
-        Ok(Arc::new(Device { device, queue, pipelines, info, tier, max_binding, lost, refused }))
+        let tuning = RwLock::new(Tuning::of(info.device_type == wgpu::DeviceType::Cpu));
+        Ok(Arc::new(Device { device, queue, pipelines, info, tier, max_binding, tuning, lost, refused }))
     }
 
     /// The adapter's name.
@@ -267,6 +270,20 @@ impl Device {
     /// The largest storage binding, bytes.
     pub fn max_binding(&self) -> u64 {
         self.max_binding
+    }
+
+    /// How kernels that are planned from now on divide their work.
+    pub fn tuning(&self) -> Tuning {
+        *self.tuning.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Has kernels that are planned from now on divide their work otherwise, those of sequences that are begun from now on.
+    ///
+    /// # Panics
+    /// Where `tuning` contradicts what its fields say.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        tuning.check();
+        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
     }
 
     /// The smallest subgroup that the adapter forms. Grids that give rows to subgroups are sized by it.
