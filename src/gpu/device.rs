@@ -286,9 +286,9 @@ impl Device {
         *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
     }
 
-    /// The smallest subgroup that the adapter forms. Grids that give rows to subgroups are sized by it.
-    pub fn min_subgroup(&self) -> u32 {
-        self.info.subgroup_min_size.max(1)
+    /// The smallest and the largest subgroup that the adapter says it forms.
+    pub fn subgroups(&self) -> [u32; 2] {
+        [self.info.subgroup_min_size, self.info.subgroup_max_size]
     }
 
     /// [`Error::DeviceLost`] once the driver has said so; [`Error::Gpu`], once, where it refused something since the last check.

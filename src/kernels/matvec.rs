@@ -1,6 +1,6 @@
 //! `matvec.wgsl`: one token through a weight matrix.
 
-use super::{WORKGROUP, spec};
+use super::{Tuning, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec};
 
@@ -45,25 +45,40 @@ pub struct Matvec {
     parts: Vec<(Kernel, Step, [u32; 3])>,
 }
 
-fn variant(flags: &[&'static str], rows: u32) -> Spec {
+fn variant(flags: &[&'static str], rows: u32, ahead: u32) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"NORM") || flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));
     }
-    spec("matvec.wgsl", flags, &[("WORKGROUP", WORKGROUP), ("UNROLL", UNROLL), ("TEAM", TEAM), ("ROWS", rows)], &bindings)
+    spec("matvec.wgsl", flags, &[("WORKGROUP", WORKGROUP), ("UNROLL", UNROLL), ("TEAM", TEAM), ("ROWS", rows), ("AHEAD", ahead)], &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    [&[][..], &["NORM"], &["NORM", "GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags, 32)).collect()
+    let kinds = [&[][..], &["NORM"], &["NORM", "GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]];
+    let pairs = kinds.iter().flat_map(|flags| [flags.to_vec(), [&["PAIRED"], *flags].concat()]);
+    pairs.flat_map(|flags| [true, false].map(|software| variant(&flags, 32, Tuning::of(software).ahead))).collect()
+}
+
+/// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
+/// or 32, AMD 32 to 64 and forms either. The shader reads what they really are; a workgroup has as many rows as it then takes at once, or takes them in several goes.
+fn subgroup(min: u32, max: u32) -> u32 {
+    (max / 2).max(min).max(1)
 }
 
 impl Matvec {
     /// `x`: `[stride]` f32, padding zero; `out`: `[rows]`, or `[rows / 2]` where gated.
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, around: Around) -> Result<Matvec> {
-        let team = if device.tier() == crate::gpu::Tier::F16Subgroups { device.min_subgroup() } else { TEAM };
+        let tuning = device.tuning();
+        let [min, max] = device.subgroups();
+        let team = if device.tier() == crate::gpu::Tier::F16Subgroups { subgroup(min, max) } else { TEAM };
         // As many rows as the workgroup's teams take in one go.
         let block = (WORKGROUP / team).max(1) * UNROLL;
         let mut flags = around.flags();
+        let paired = tuning.paired && weights.stride.is_multiple_of(8);
+        if paired {
+            flags.push("PAIRED");
+        }
+        let width = weights.stride / if paired { 8 } else { 4 };
         let mut count = 0;
         let mut epsilon = 0.0;
         let mut last = around.bias;
@@ -74,10 +89,10 @@ impl Matvec {
         let parts = weights.parts.iter().map(|part| {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(last);
-            let kernel = device.kernel(variant(&flags, block), &buffers)?;
+            let kernel = device.kernel(variant(&flags, block, tuning.ahead), &buffers)?;
             let blocks = part.rows.div_ceil(block);
             let across = blocks.min(32768);
-            Ok((kernel, Step { first: part.first, rows: part.rows, width: weights.stride / 4, count, epsilon }, [across, blocks.div_ceil(across), 1]))
+            Ok((kernel, Step { first: part.first, rows: part.rows, width, count, epsilon }, [across, blocks.div_ceil(across), 1]))
         });
         Ok(Matvec { parts: parts.collect::<Result<_>>()? })
     }
@@ -95,7 +110,7 @@ impl Matvec {
 pub(super) mod tests {
     use super::*;
     use crate::gpu::pad;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, halves, numbers, run, tuned_devices};
     use half::f16;
 
     /// A product and what is around it, on plain numbers.
@@ -155,7 +170,7 @@ pub(super) mod tests {
         Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false },
         Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false },
         Case { name: "norm, gated", rows: 142, cols: 301, norm: true, gated: true, residual: false, bias: false },
-        Case { name: "residual", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: false },
+        Case { name: "residual", rows: 139, cols: 297, norm: false, gated: false, residual: true, bias: false },
         Case { name: "residual, bias", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: true },
         Case { name: "small", rows: 5, cols: 3, norm: false, gated: false, residual: false, bias: false },
     ];
@@ -163,7 +178,7 @@ pub(super) mod tests {
 
     #[test]
     fn one_token_by_every_variant() {
-        for device in devices(Some(BINDING)) {
+        for (device, tuning) in tuned_devices(Some(BINDING)) {
             for case in &CASES {
                 let n = case.numbers(1);
                 let weights = Matrix::upload(&device, "weights", &n.weights, case.rows, case.cols, 128).unwrap();
@@ -177,8 +192,15 @@ pub(super) mod tests {
                 };
                 let matvec = Matvec::plan(&device, &weights, &x, &out, around).unwrap();
                 let got = run::<f32>(&device, &out, case.stride(), |pass| matvec.record(pass));
-                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}", case.name, device.tier()));
+                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}, {tuning:?}", case.name, device.tier()));
             }
         }
+    }
+
+    #[test]
+    fn subgroups_are_guessed_from_what_adapters_say() {
+        // Metal, Intel, AMD, NVIDIA, Adreno, llvmpipe, SwiftShader.
+        let said = [(4, 64), (8, 32), (32, 64), (32, 32), (64, 128), (8, 8), (4, 4), (0, 0)];
+        assert_eq!(said.map(|(min, max)| subgroup(min, max)), [32, 16, 32, 32, 64, 8, 4, 1]);
     }
 }
