@@ -48,7 +48,7 @@ pub(super) struct Buffers {
     pub coordinates: wgpu::Buffer,
     /// RoPE's [`turns`].
     pub turns: wgpu::Buffer,
-    /// Columns of scores: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are forgotten, what can be left of them, and the capacity for rows.
+    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are forgotten, what can be left of them, and the capacity for rows.
     pub columns: usize,
     /// Tokens attended to together.
     pub block: usize,
@@ -76,6 +76,11 @@ impl Choice {
     }
 }
 
+/// At least so many columns that lines of them do not all begin in the same few sets of a cache, as they would where a context is a power of two.
+fn apart(columns: usize) -> usize {
+    32 * (columns.div_ceil(32) | 1)
+}
+
 impl Buffers {
     /// For a sequence that reads `coded` rows or none, `select`s among them, or forgets what there is no room for in `stores`, beside exact rows in their slots.
     pub(super) fn new(
@@ -90,13 +95,13 @@ impl Buffers {
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
         let all = if coded.is_some() { capacity + CHUNK } else { capacity };
-        let columns = match stores {
+        let columns = apart(match stores {
             None => all,
             Some((stores, slots)) => {
                 let beside = slots.count() + stores.candidates + stores.vague_columns();
                 beside + if coded.is_some() { capacity } else { 0 }
             }
-        };
+        });
         // Of a token in a block: exact and coded values are summed apart.
         let sides = if coded.is_some() { 2 } else { 1 };
         let sums = layers.iter().map(|layer| values::sums(c, Some(&layer.values))).max().unwrap_or(values::sums(c, None));
