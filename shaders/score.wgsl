@@ -132,6 +132,7 @@ fn plain_key(kv: u32, column: u32, fixed: u32, exact: u32, c: u32) -> Cell {
 #if CODED
 const STAGE = 2u; // runs unpacked at a time
 const ACROSS = TILE + 1u;
+const UNPACKED = (STAGE * 4u * TILE + WORKGROUP - 1u) / WORKGROUP; // vectors of them that a lane brings in
 #if !REBUILT
 var<workgroup> stage: array<vec4<f32>, STAGE * 4u * ACROSS>; // [STAGE · 4][ACROSS]
 #endif
@@ -143,18 +144,28 @@ fn key_at(kv: u32, column: u32) -> u32 {
 
 // Brings runs first, … of the tile's keys into workgroup memory, from coded column `begin` on. Past the last key the last is unpacked again, and not scored.
 fn unpack_stage(info: vec4<u32>, first: u32, kv: u32, begin: u32, local: u32) {
-    let vectors = 4u * min(STAGE, info.z - first);
+    let runs = min(STAGE, info.z - first);
+    // All is read before the first is used.
+    var run: array<vec4<u32>, UNPACKED>;
+    var words: array<vec3<u32>, UNPACKED>;
+    for (var i = 0u; i < UNPACKED; i++) {
+        let v = (local + i * WORKGROUP) % (4u * STAGE);
+        let t = min((local + i * WORKGROUP) / (4u * STAGE), TILE - 1u);
+        run[i] = table[info.y + first + min(v / 4u, runs - 1u)];
+        words[i] = fetch(key_at(kv, begin + t) * step.words + info.x, run[i], v % 4u);
+    }
     workgroupBarrier();
-    for (var i = local; i < vectors * TILE; i += WORKGROUP) {
-        let v = i % vectors;
-        let t = i / vectors;
-        let row = key_at(kv, begin + t) * step.words + info.x;
-        let z = unpack(row, table[info.y + first + v / 4u], v % 4u);
+    for (var i = 0u; i < UNPACKED; i++) {
+        let v = (local + i * WORKGROUP) % (4u * STAGE);
+        let t = (local + i * WORKGROUP) / (4u * STAGE);
+        if v < 4u * runs && t < TILE {
+            let z = decode(words[i], run[i], v % 4u);
 #if REBUILT
-        tile[v * ACROSS + t] = z;
+            tile[v * ACROSS + t] = z;
 #else
-        stage[v * ACROSS + t] = z;
+            stage[v * ACROSS + t] = z;
 #endif
+        }
     }
     workgroupBarrier();
 }
