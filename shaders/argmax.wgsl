@@ -1,51 +1,91 @@
 // The most likely token: the lowest index of the largest logit, or `count` where a logit is not finite.
 //
-// Grid: one workgroup. A vocabulary is 50,000 to 150,000 numbers that were just written: reading them once is not worth a second stage.
+// Grid: x = lots of `lot` numbers. One lot is all of it; else each leaves its largest, and one workgroup then chooses among these.
+//
+// LEAVE     there are several lots: each leaves its largest
+// CHOOSE    the numbers are what lots have left
 
 #include "lib/lowest.wgsl"
 
 struct Step {
-    count: u32,
+    count: u32,   // logits
+    numbers: u32, // of what is looked at
+    lot: u32,
 }
 var<immediate> step: Step;
 
+// A logit and its index; the largest of all and `count` where a logit is not finite.
+struct Best {
+    value: f32,
+    index: u32,
+}
+
+#if CHOOSE
+@group(0) @binding(0) var<storage, read> left: array<Best>;
+#else
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
-@group(0) @binding(1) var<storage, read_write> token: array<u32>; // [1]
+#endif
+#if LEAVE
+@group(0) @binding(1) var<storage, read_write> out: array<Best>; // [lots]
+#else
+@group(0) @binding(1) var<storage, read_write> out: array<u32>;  // [1]
+#endif
+
+const AHEAD = 4u; // numbers that a lane loads before it compares the first
 
 var<workgroup> values: array<f32, WORKGROUP>;
 var<workgroup> indices: array<u32, WORKGROUP>;
 
+fn better(a: Best, b: Best) -> bool {
+    return a.value > b.value || (a.value == b.value && a.index < b.index);
+}
+
+fn look(i: u32) -> Best {
+#if CHOOSE
+    return left[i];
+#else
+    // By its bits: compilers may assume that no number is infinite or none at all.
+    let logit = logits[i];
+    if (bitcast<u32>(logit) & 0x7f800000u) == 0x7f800000u {
+        return Best(-LOWEST, step.count);
+    }
+    return Best(logit, i);
+#endif
+}
+
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(local_invocation_index) local: u32) {
-    var best = LOWEST;
-    var index = step.count;
-    var bad = false;
-    for (var i = local; i < step.count; i += WORKGROUP) {
-        // By its bits: compilers may assume that no number is infinite or none at all.
-        let finite = (bitcast<u32>(logits[i]) & 0x7f800000u) != 0x7f800000u;
-        bad = bad || !finite;
-        if finite && logits[i] > best {
-            best = logits[i];
-            index = i;
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let end = min(step.numbers, (id.x + 1u) * step.lot);
+    var best = Best(LOWEST, step.count);
+    for (var i = id.x * step.lot + local; i < end; i += WORKGROUP * AHEAD) {
+        // Past the last it is looked at again.
+        var seen: array<Best, AHEAD>;
+        for (var j = 0u; j < AHEAD; j++) {
+            seen[j] = look(min(i + j * WORKGROUP, end - 1u));
+        }
+        for (var j = 0u; j < AHEAD; j++) {
+            if better(seen[j], best) {
+                best = seen[j];
+            }
         }
     }
-    if bad {
-        best = -LOWEST;
-        index = step.count;
-    }
-    values[local] = best;
-    indices[local] = index;
+    values[local] = best.value;
+    indices[local] = best.index;
     for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {
         workgroupBarrier();
         if local < width {
-            let other = values[local + width];
-            if other > values[local] || (other == values[local] && indices[local + width] < indices[local]) {
-                values[local] = other;
-                indices[local] = indices[local + width];
+            let other = Best(values[local + width], indices[local + width]);
+            if better(other, Best(values[local], indices[local])) {
+                values[local] = other.value;
+                indices[local] = other.index;
             }
         }
     }
     if local == 0u {
-        token[0] = indices[0];
+#if LEAVE
+        out[id.x] = Best(values[0], indices[0]);
+#else
+        out[0] = indices[0];
+#endif
     }
 }

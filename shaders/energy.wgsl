@@ -1,6 +1,6 @@
-// How much of rows' vectors an orthonormal basis holds: adds Σ y² and Σ z² over some tokens to two numbers.
+// How much of rows' vectors an orthonormal basis holds: adds Σ y² and Σ z² over some tokens to two numbers, in LOTS parts.
 //
-// Grid: one workgroup.
+// Grid: x = parts, at most LOTS: of every so many tokens one.
 #include "lib/reduce.wgsl"
 
 struct Step {
@@ -8,19 +8,19 @@ struct Step {
     width: u32,
     stride: u32, // numbers from one token to the next in y
     rank: u32,
-    at: u32,     // of the two numbers
+    at: u32,     // of the row in out
 }
 var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read> y: array<f32>;            // [tokens][stride]
 @group(0) @binding(1) var<storage, read> z: array<f32>;            // [tokens][rank]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;    // [rows][2]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;    // [rows][LOTS][2]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(local_invocation_index) local: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     var all = 0.0;
     var held = 0.0;
-    for (var t = 0u; t < step.tokens; t++) {
+    for (var t = id.x; t < step.tokens; t += grid.x) {
         for (var i = local; i < step.width; i += WORKGROUP) {
             all += y[t * step.stride + i] * y[t * step.stride + i];
         }
@@ -31,7 +31,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
     all = workgroup_sum(all, local);
     held = workgroup_sum(held, local);
     if local == 0u {
-        out[step.at] += all;
-        out[step.at + 1u] += held;
+        let at = 2u * (step.at * LOTS + id.x);
+        out[at] += all;
+        out[at + 1u] += held;
     }
 }

@@ -2,8 +2,9 @@
 //
 // Grid: x·y = blocks of ROWS rows. Each team of lanes takes UNROLL rows at a time, its lanes striding along k, so that neighbouring lanes read neighbouring
 // weights and a vector of x is read once for UNROLL rows. A team is a subgroup, of whatever size the device forms; without subgroups it is TEAM lanes that
-// meet in workgroup memory.
+// meet in workgroup memory. A lane loads AHEAD times from each of its rows before it multiplies.
 //
+// PAIRED    a load is two vectors of a row, which has an even number of them
 // NORM      x is the residual stream: out = W·(x / rms(x) ⊙ gain). The scale does not depend on k and is applied to the sum.
 // GATED     rows come in pairs (gate, up): out[row / 2] = silu(gate) · up
 // RESIDUAL  out[row] += …, and BIAS adds bias[row]
@@ -12,17 +13,31 @@
 struct Step {
     first: u32,   // row of the whole matrix at which this part begins
     rows: u32,    // rows of this part
-    width: u32,   // K / 4, a row's vectors
+    width: u32,   // a row's loads
     count: u32,   // numbers under the mean of squares: K without padding (NORM)
     epsilon: f32, // (NORM)
 }
 var<immediate> step: Step;
 
-@group(0) @binding(0) var<storage, read> weights: array<half4>;  // [rows][width]
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [width]
+#if PAIRED
+alias Load = vec4<u32>;
+const EACH = 2u; // vectors of a load
+fn vector(load: Load, i: u32) -> vec4<f32> {
+    return vec4<f32>(unpack2x16float(load[2u * i]), unpack2x16float(load[2u * i + 1u]));
+}
+#else
+alias Load = half4;
+const EACH = 1u;
+fn vector(load: Load, i: u32) -> vec4<f32> {
+    return widen(load);
+}
+#endif
+
+@group(0) @binding(0) var<storage, read> weights: array<Load>;   // [rows][width]
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [width · EACH]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [all rows] or [all rows / 2]
 #if NORM
-@group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>; // [width]
+@group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>; // [width · EACH]
 #endif
 #if BIAS
 @group(0) @binding(3) var<storage, read> bias: array<f32>;       // [all rows]
@@ -95,14 +110,31 @@ fn main(
             for (var u = 0u; u < UNROLL; u++) {
                 base[u] = min(row + u, step.rows - 1u) * step.width;
             }
-            for (var k = lane; k < step.width; k += lanes) {
-                var v = x[k];
+            for (var k = lane; k < step.width; k += lanes * AHEAD) {
+                // Past the row's end its last load is read again, and multiplied by nothing.
+                var loads: array<array<Load, UNROLL>, AHEAD>;
+                for (var a = 0u; a < AHEAD; a++) {
+                    let at = select(min(k + a * lanes, step.width - 1u), k, a == 0u);
+                    for (var u = 0u; u < UNROLL; u++) {
+                        loads[a][u] = weights[base[u] + at];
+                    }
+                }
+                for (var a = 0u; a < AHEAD; a++) {
+                    let there = a == 0u || k + a * lanes < step.width;
+                    let at = select(0u, k + a * lanes, there);
+                    for (var i = 0u; i < EACH; i++) {
+                        var v = x[at * EACH + i];
+                        if a > 0u {
+                            v = select(vec4<f32>(), v, there);
+                        }
 #if NORM
-                squares = dot_add(v, v, squares);
-                v *= gain[k];
+                        squares = dot_add(v, v, squares);
+                        v *= gain[at * EACH + i];
 #endif
-                for (var u = 0u; u < UNROLL; u++) {
-                    sums[u] = dot_add(widen(weights[base[u] + k]), v, sums[u]);
+                        for (var u = 0u; u < UNROLL; u++) {
+                            sums[u] = dot_add(vector(loads[a][u], i), v, sums[u]);
+                        }
+                    }
                 }
             }
         }

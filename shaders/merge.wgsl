@@ -7,7 +7,7 @@
 #include "lib/lowest.wgsl"
 
 struct Step {
-    splits: u32, // at most SPLITS
+    splits: u32, // at least one, at most SPLITS
     exact: u32,  // those of exact values
     at: u32,     // the block's first token in out
     stride: u32, // numbers from one token to the next in out
@@ -31,75 +31,150 @@ struct Head {
 #endif
 
 const PADDED = (HEAD + 3u) / 4u * 4u;
+const LOTS = (SPLITS + WORKGROUP - 1u) / WORKGROUP;
+
 var<workgroup> share: array<f32, SPLITS>;
+var<workgroup> parts: array<vec2<f32>, WORKGROUP>;
+var<workgroup> joined: array<vec4<f32>, WORKGROUP>;
 #if CODED
-const SLAB = 256u; // vectors of u held at a time
-var<workgroup> u: array<vec4<f32>, SLAB>;
+const COLUMNS = min(HEAD, WORKGROUP);     // lanes along a head
+const SLICES = WORKGROUP / COLUMNS;       // lanes that share a number of it
+const OUTPUTS = (HEAD + COLUMNS - 1u) / COLUMNS;
 var<workgroup> whole: array<vec4<f32>, PADDED / 4u>;
+var<workgroup> ends: array<f32, WORKGROUP>;
 #endif
+
+// The least power of two that is no less, but at most all lanes.
+fn lanes_for(count: u32) -> u32 {
+    var lanes = 1u;
+    while lanes < min(count, WORKGROUP) {
+        lanes *= 2u;
+    }
+    return lanes;
+}
+
+// Up to WORKGROUP vectors from `at` on, weighed and summed over splits `first`, … `end`, into `joined`. Lanes share the vectors, and what is over of them the splits; each loads
+// IN_FLIGHT before it adds the first.
+fn join(at: u32, vectors: u32, first: u32, end: u32, local: u32) {
+    let dims = lanes_for(vectors);
+    let teams = WORKGROUP / dims;
+    let vector = at + min(local % dims, vectors - 1u);
+    var sum = vec4<f32>();
+    for (var s = first + local / dims; s < end; s += teams * IN_FLIGHT) {
+        var v: array<vec4<f32>, IN_FLIGHT>;
+        for (var j = 0u; j < IN_FLIGHT; j++) {
+            v[j] = sums[min(s + j * teams, end - 1u) * step.sums + vector];
+        }
+        for (var j = 0u; j < IN_FLIGHT; j++) {
+            let i = s + j * teams;
+            sum += select(0.0, share[min(i, SPLITS - 1u)], i < end) * v[j];
+        }
+    }
+    workgroupBarrier();
+    joined[local] = sum;
+    for (var width = WORKGROUP / 2u; width >= dims; width /= 2u) {
+        workgroupBarrier();
+        if local < width {
+            joined[local] += joined[local + width];
+        }
+    }
+    workgroupBarrier();
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let splits = id.y * step.splits;
+    let across = lanes_for(step.splits);
     var largest = LOWEST;
-    for (var s = 0u; s < step.splits; s++) {
+    for (var lot = 0u; lot < LOTS; lot++) {
+        let s = min(lot * WORKGROUP + local, step.splits - 1u);
         largest = max(largest, weights[(splits + s) * HEADS + id.x].x);
     }
-    var total = 0.0;
-    var coded = 0.0;
-    for (var s = 0u; s < step.splits; s++) {
-        let w = weights[(splits + s) * HEADS + id.x];
-        let part = exp(w.x - largest) * w.y;
-        total += part;
-        coded += select(0.0, part, s >= step.exact);
+    parts[local].x = largest;
+    for (var width = across / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if local < width {
+            parts[local].x = max(parts[local].x, parts[local + width].x);
+        }
     }
-    for (var s = local; s < step.splits; s += WORKGROUP) {
-        share[s] = exp(weights[(splits + s) * HEADS + id.x].x - largest) / total;
-    }
-    let base = (step.at + id.y) * step.stride + id.x * PADDED;
     workgroupBarrier();
-    for (var i = local; i < PADDED / 4u; i += WORKGROUP) {
-        var v = vec4<f32>();
-        for (var s = 0u; s < step.exact; s++) {
-            v += share[s] * sums[(splits + s) * step.sums + id.x * (PADDED / 4u) + i];
+    largest = parts[0].x;
+    workgroupBarrier();
+    // All weights, and those of coded splits.
+    var total = vec2<f32>();
+    for (var lot = 0u; lot < LOTS; lot++) {
+        let s = lot * WORKGROUP + local;
+        if s < step.splits {
+            let w = weights[(splits + s) * HEADS + id.x];
+            let e = exp(w.x - largest);
+            share[s] = e;
+            total += e * w.y * vec2<f32>(1.0, select(0.0, 1.0, s >= step.exact));
         }
+    }
+    parts[local] = total;
+    for (var width = across / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if local < width {
+            parts[local] += parts[local + width];
+        }
+    }
+    workgroupBarrier();
+    total = parts[0];
+
+    let base = (step.at + id.y) * step.stride + id.x * PADDED;
+    let begin = splits * step.sums;
+    for (var block = 0u; block < PADDED / 4u; block += WORKGROUP) {
+        let vectors = min(WORKGROUP, PADDED / 4u - block);
+        join(begin + id.x * (PADDED / 4u) + block, vectors, 0u, step.exact, local);
+        if local < vectors {
 #if CODED
-        whole[i] = v;
+            whole[block + local] = joined[local];
 #else
-        for (var j = 0u; j < 4u; j++) {
-            out[base + 4u * i + j] = v[j];
-        }
+            let v = joined[local] / total.x;
+            for (var j = 0u; j < 4u; j++) {
+                out[base + 4u * (block + local) + j] = v[j];
+            }
 #endif
+        }
     }
 #if CODED
     let head = heads[id.x];
+    let column = local % COLUMNS;
+    let slice = local / COLUMNS; // lanes that are over have one beyond the last
     var result: array<f32, OUTPUTS>;
-    for (var slab = 0u; slab < head.width; slab += SLAB) {
-        workgroupBarrier();
-        let vectors = min(SLAB, head.width - slab);
-        for (var i = local; i < vectors; i += WORKGROUP) {
-            var v = vec4<f32>();
-            for (var s = step.exact; s < step.splits; s++) {
-                v += share[s] * sums[(splits + s) * step.sums + head.sums + slab + i];
-            }
-            u[i] = v;
-        }
-        workgroupBarrier();
-        if step.exact < step.splits {
-            for (var o = 0u; o < OUTPUTS; o++) {
-                let c = local + o * WORKGROUP;
-                if c < HEAD {
-                    for (var i = 0u; i < vectors; i++) {
-                        result[o] = dot_add(widen(up[head.up + (slab + i) * HEAD + c]), u[i], result[o]);
+    if step.exact < step.splits {
+        for (var slab = 0u; slab < head.width; slab += WORKGROUP) {
+            let vectors = min(WORKGROUP, head.width - slab);
+            join(begin + head.sums + slab, vectors, step.exact, step.splits, local);
+            if slice < SLICES {
+                for (var o = 0u; o < OUTPUTS; o++) {
+                    let c = column + o * COLUMNS;
+                    for (var i = slice; i < vectors; i += SLICES * IN_FLIGHT) {
+                        var b: array<half4, IN_FLIGHT>;
+                        for (var j = 0u; j < IN_FLIGHT; j++) {
+                            b[j] = up[head.up + (slab + min(i + j * SLICES, vectors - 1u)) * HEAD + min(c, HEAD - 1u)];
+                        }
+                        for (var j = 0u; j < IN_FLIGHT; j++) {
+                            let at = i + j * SLICES;
+                            let u = select(vec4<f32>(), joined[min(at, WORKGROUP - 1u)], at < vectors);
+                            result[o] = dot_add(widen(b[j]), u, result[o]);
+                        }
                     }
                 }
             }
         }
     }
     for (var o = 0u; o < OUTPUTS; o++) {
-        let c = local + o * WORKGROUP;
-        if c < HEAD {
-            out[base + c] = result[o] + coded / total * means[head.mean + c] + whole[c / 4u][c % 4u];
+        workgroupBarrier();
+        ends[local] = result[o];
+        workgroupBarrier();
+        let c = column + o * COLUMNS;
+        if slice == 0u && c < HEAD {
+            var sum = 0.0;
+            for (var a = 0u; a < SLICES; a++) {
+                sum += ends[a * COLUMNS + column];
+            }
+            out[base + c] = (sum + total.y * means[head.mean + c] + whole[c / 4u][c % 4u]) / total.x;
         }
     }
 #endif

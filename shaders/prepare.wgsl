@@ -1,6 +1,7 @@
 // From one projection to attention's inputs: bias, QK-norm and RoPE on queries and keys, and the append of the new exact rows to the cache.
 //
-// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then blocks of the value row; a block is 4·WORKGROUP numbers.
+// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then blocks of the value row; a block is 4·WORKGROUP numbers. (TAKEN) Of a
+// query head there are TAKES units, each of which takes it to TAKE coordinates.
 // Positions are first, first + 1, …
 //
 // BIAS      query, key and value have a bias
@@ -91,18 +92,21 @@ fn head4(i: u32) -> vec4<f32> {
 
 #if TAKEN
 // The query in workgroup memory, in the coordinates of its keys.
-fn take(token: u32, query: u32, local: u32) {
+fn take(token: u32, query: u32, unit: u32, local: u32) {
     let kv = query / GROUP;
     let info = table[BOOKS + 2u * kv];
     let rank = info.z * 16u;
     let first = table[BOOKS + 2u * kv + 1u].x;
     let out = token * step.queries + 4u * (info.w + query % GROUP * (rank / 4u + 1u));
-    for (var i = local; i < rank; i += WORKGROUP) {
+    for (var i = unit * TAKE + local; i < min(rank, (unit + 1u) * TAKE); i += WORKGROUP) {
         var sum = 0.0;
         for (var v = 0u; v < PADDED / 4u; v++) {
             sum = dot_add(widen(up[first + v * rank + i]), head4(v), sum);
         }
         queries[out + i] = sum;
+    }
+    if unit > 0u {
+        return;
     }
     var mean = 0.0;
     for (var i = local; i < HEAD; i += WORKGROUP) {
@@ -121,17 +125,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = group.y;
     let at = slot(step.first + token) * EXACT_ROW;
     var unit = group.x;
-    if unit < QUERY_HEADS {
-        load_head(token, unit * PADDED, 0u, local);
-        for (var i = local; i < PADDED; i += WORKGROUP) {
-            queries[token * step.queries + unit * PADDED + i] = head[i];
+    if unit < QUERY_HEADS * TAKES {
+        let query = unit / TAKES;
+        load_head(token, query * PADDED, 0u, local);
+        if unit % TAKES == 0u {
+            for (var i = local; i < PADDED; i += WORKGROUP) {
+                queries[token * step.queries + query * PADDED + i] = head[i];
+            }
         }
 #if TAKEN
-        take(token, unit, local);
+        take(token, query, unit % TAKES, local);
 #endif
         return;
     }
-    unit -= QUERY_HEADS;
+    unit -= QUERY_HEADS * TAKES;
     if unit < KV_HEADS {
         load_head(token, QUERY_WIDTH + unit * PADDED, 1u, local);
         for (var i = local; i < PADDED / 4u; i += WORKGROUP) {

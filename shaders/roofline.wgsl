@@ -21,21 +21,30 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
 #if HALVES
     let a = vec4<f16>(source[0]);
     let b = vec4<f16>(source[1]);
-    var sums: array<vec4<f16>, 8>;
 #else
     let a = source[0];
     let b = source[1];
-    var sums: array<vec4<f32>, 8>;
 #endif
+    // By name: an array is not in registers everywhere.
+    var s0 = a;
+    var s1 = b;
+    var s2 = a + b;
+    var s3 = a - b;
+    var s4 = -a;
+    var s5 = -b;
+    var s6 = a * b;
+    var s7 = -a * b;
     for (var r = 0u; r < step.rounds; r++) {
-        for (var u = 0u; u < 8u; u++) {
-            sums[u] = fma(sums[u], a, b);
-        }
+        s0 = fma(s0, a, b);
+        s1 = fma(s1, a, b);
+        s2 = fma(s2, a, b);
+        s3 = fma(s3, a, b);
+        s4 = fma(s4, a, b);
+        s5 = fma(s5, a, b);
+        s6 = fma(s6, a, b);
+        s7 = fma(s7, a, b);
     }
-    var total = sums[0];
-    for (var u = 1u; u < 8u; u++) {
-        total += sums[u];
-    }
+    let total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7));
     // Never true, which the compiler cannot know: keeps the loop.
     if total.x == 123.25 {
         sink[id.x] = vec4<f32>(total);

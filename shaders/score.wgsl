@@ -3,8 +3,9 @@
 // Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of `span` rows. A row is one query head of one token; those of a key/value head share its tile.
 // Columns are exact keys: in a dense cache all from `near` on; else (RING) the sinks first, then from `near` on, and then what stands beside (lib/side.wgsl). After them come
 // `coded` coded keys.
-// A tile of keys is brought into workgroup memory once, in f32, and every row of the block is scored against it.
+// A tile of keys is brought into workgroup memory once, as it is stored, and every row of the block is scored against it.
 //
+// WIDE      some keys of the tile are not stored but computed: it is held in f32
 // RING      few keys are exact; CODED or SIDE
 // SIDE      the sequence forgets: some columns every query sees
 // CODED     there are coded rows; which query reads which keys exactly, and which by their codes, is src/rows/exact.rs. A tile is exact or coded as a whole
@@ -74,8 +75,27 @@ const PADDED = (HEAD + 3u) / 4u * 4u;
 const EXACT_ROW = KV_HEADS * PADDED;
 const TEAMS = WORKGROUP / TILE; // lanes that share a key
 const SCALE = 1.0 / sqrt(f32(HEAD));
+const VECTORS = PADDED / 4u;
+// A key's vectors are neighbours, so that lanes that bring them in do not meet in a bank of memory; one more between keys, so that lanes that read different keys do not either.
+const PITCH = VECTORS + 1u;
 
-var<workgroup> tile: array<f32, PADDED * TILE>; // [PADDED][TILE]
+#if WIDE
+alias Cell = vec4<f32>;
+fn wide(c: Cell) -> vec4<f32> {
+    return c;
+}
+#else
+alias Cell = half4;
+fn wide(c: Cell) -> vec4<f32> {
+    return widen(c);
+}
+#endif
+#if REBUILT
+// Coordinates, and when all of them are used up, keys.
+var<workgroup> tile: array<Cell, max(TILE * PITCH, STAGE * 4u * ACROSS)>;
+#else
+var<workgroup> tile: array<Cell, TILE * PITCH>; // [TILE][PITCH]
+#endif
 
 #if RING
 // The first key that the query at a position reads exactly again.
@@ -85,8 +105,8 @@ fn reach(position: u32) -> u32 {
 #endif
 
 // Vector `c` of the key of a column that is not coded; the first `exact` are tokens'.
-fn plain_key(kv: u32, column: u32, fixed: u32, exact: u32, c: u32) -> vec4<f32> {
-    let vector = kv * (PADDED / 4u) + c;
+fn plain_key(kv: u32, column: u32, fixed: u32, exact: u32, c: u32) -> Cell {
+    let vector = kv * VECTORS + c;
 #if RING
     var at = slot(select(step.near + column - fixed, column, column < fixed));
 #else
@@ -102,12 +122,20 @@ fn plain_key(kv: u32, column: u32, fixed: u32, exact: u32, c: u32) -> vec4<f32> 
         at = side_slot(column - exact);
     }
 #endif
+#if WIDE
     return widen(keys[at * (EXACT_ROW / 4u) + vector]);
+#else
+    return keys[at * (EXACT_ROW / 4u) + vector];
+#endif
 }
 
 #if CODED
 const STAGE = 2u; // runs unpacked at a time
-var<workgroup> stage: array<vec4<f32>, STAGE * 4u * TILE>; // [STAGE · 4][TILE]
+const ACROSS = TILE + 1u;
+const UNPACKED = (STAGE * 4u * TILE + WORKGROUP - 1u) / WORKGROUP; // vectors of them that a lane brings in
+#if !REBUILT
+var<workgroup> stage: array<vec4<f32>, STAGE * 4u * ACROSS>; // [STAGE · 4][ACROSS]
+#endif
 
 // The key that a lane brings in for a coded column; past the last column, the last's.
 fn key_at(kv: u32, column: u32) -> u32 {
@@ -116,13 +144,28 @@ fn key_at(kv: u32, column: u32) -> u32 {
 
 // Brings runs first, … of the tile's keys into workgroup memory, from coded column `begin` on. Past the last key the last is unpacked again, and not scored.
 fn unpack_stage(info: vec4<u32>, first: u32, kv: u32, begin: u32, local: u32) {
-    let vectors = 4u * min(STAGE, info.z - first);
+    let runs = min(STAGE, info.z - first);
+    // All is read before the first is used.
+    var run: array<vec4<u32>, UNPACKED>;
+    var words: array<vec3<u32>, UNPACKED>;
+    for (var i = 0u; i < UNPACKED; i++) {
+        let v = (local + i * WORKGROUP) % (4u * STAGE);
+        let t = min((local + i * WORKGROUP) / (4u * STAGE), TILE - 1u);
+        run[i] = table[info.y + first + min(v / 4u, runs - 1u)];
+        words[i] = fetch(key_at(kv, begin + t) * step.words + info.x, run[i], v % 4u);
+    }
     workgroupBarrier();
-    for (var i = local; i < vectors * TILE; i += WORKGROUP) {
-        let v = i % vectors;
-        let t = i / vectors;
-        let row = key_at(kv, begin + t) * step.words + info.x;
-        stage[v * TILE + t] = unpack(row, table[info.y + first + v / 4u], v % 4u);
+    for (var i = 0u; i < UNPACKED; i++) {
+        let v = (local + i * WORKGROUP) % (4u * STAGE);
+        let t = (local + i * WORKGROUP) / (4u * STAGE);
+        if v < 4u * runs && t < TILE {
+            let z = decode(words[i], run[i], v % 4u);
+#if REBUILT
+            tile[v * ACROSS + t] = z;
+#else
+            stage[v * ACROSS + t] = z;
+#endif
+        }
     }
     workgroupBarrier();
 }
@@ -151,7 +194,7 @@ fn rebuild(kv: u32, begin: u32, local: u32) {
                     let a = widen(up[at]);
                     let b = widen(up[at + PAIRS]);
                     for (var t = 0u; t < STRETCH; t++) {
-                        let z = stage[v * TILE + stretch + t];
+                        let z = tile[v * ACROSS + stretch + t];
                         low[u][t] = dot_add(z, a, low[u][t]);
                         high[u][t] = dot_add(z, b, high[u][t]);
                     }
@@ -159,6 +202,7 @@ fn rebuild(kv: u32, begin: u32, local: u32) {
             }
         }
     }
+    workgroupBarrier();
     for (var u = 0u; u < UNITS; u++) {
         let unit = local + u * WORKGROUP;
         if unit < PAIRS * (TILE / STRETCH) {
@@ -168,13 +212,18 @@ fn rebuild(kv: u32, begin: u32, local: u32) {
                 let a = low[u][t] + mean(kv * HEAD + pair);
                 let b = high[u][t] + mean(kv * HEAD + pair + PAIRS);
                 let c = turn(key_at(kv, begin + stretch + t), pair);
-                tile[pair * TILE + stretch + t] = a * c.x - b * c.y;
-                tile[(pair + PAIRS) * TILE + stretch + t] = b * c.x + a * c.y;
+                let at = (stretch + t) * PITCH;
+                tile[at + pair / 4u][pair % 4u] = a * c.x - b * c.y;
+                tile[at + (pair + PAIRS) / 4u][(pair + PAIRS) % 4u] = b * c.x + a * c.y;
             }
         }
     }
-    for (var i = HEAD * TILE + local; i < PADDED * TILE; i += WORKGROUP) {
-        tile[i] = 0.0;
+    if HEAD < PADDED {
+        for (var t = local; t < TILE; t += WORKGROUP) {
+            for (var i = HEAD; i < PADDED; i++) {
+                tile[t * PITCH + i / 4u][i % 4u] = 0.0;
+            }
+        }
     }
 }
 
@@ -224,17 +273,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if CODED
     if !coded {
 #endif
-        for (var i = local; i < TILE * (PADDED / 4u); i += WORKGROUP) {
-            let c = i % (PADDED / 4u);
-            let u = i / (PADDED / 4u);
-            let wanted = group.x * TILE + u;
-            var k = vec4<f32>();
-            if wanted < plain {
-                k = plain_key(kv, wanted, fixed, exact, c);
-            }
-            for (var j = 0u; j < 4u; j++) {
-                tile[(4u * c + j) * TILE + u] = k[j];
-            }
+        // Past the last column its key is brought in again, and not scored.
+        for (var i = local; i < TILE * VECTORS; i += WORKGROUP) {
+            let c = i % VECTORS;
+            let u = i / VECTORS;
+            tile[u * PITCH + c] = plain_key(kv, min(group.x * TILE + u, plain - 1u), fixed, exact, c);
         }
 #if CODED
     }
@@ -260,7 +303,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var base: array<u32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let q = min(row + r, lines - 1u);
-            base[r] = (step.at + q / GROUP) * (step.queries / 4u) + (kv * GROUP + q % GROUP) * (PADDED / 4u);
+            base[r] = (step.at + q / GROUP) * (step.queries / 4u) + (kv * GROUP + q % GROUP) * VECTORS;
         }
 #if TAKEN
         if coded {
@@ -274,7 +317,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 unpack_stage(info, first, kv, begin, local);
                 let vectors = 4u * min(STAGE, info.z - first);
                 for (var v = 0u; v < vectors; v++) {
-                    let z = stage[v * TILE + t];
+                    let z = stage[v * ACROSS + t];
                     for (var r = 0u; r < ROWS; r++) {
                         sums[r] = dot_add(z, queries[base[r] + 4u * first + v], sums[r]);
                     }
@@ -282,10 +325,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         } else {
 #endif
-        for (var c = 0u; c < PADDED / 4u; c++) {
-            let k = vec4<f32>(tile[4u * c * TILE + t], tile[(4u * c + 1u) * TILE + t], tile[(4u * c + 2u) * TILE + t], tile[(4u * c + 3u) * TILE + t]);
-            for (var r = 0u; r < ROWS; r++) {
-                sums[r] = dot_add(k, queries[base[r] + c], sums[r]);
+        // Some vectors at a time, and a bound that compilers do not know: all of them at once would take all registers.
+        for (var c = 0u; c < min(VECTORS, step.queries); c += VECTORS_AT_ONCE) {
+            for (var j = 0u; j < VECTORS_AT_ONCE; j++) {
+                let k = wide(tile[t * PITCH + c + j]);
+                for (var r = 0u; r < ROWS; r++) {
+                    sums[r] = dot_add(k, queries[base[r] + c + j], sums[r]);
+                }
             }
         }
 #if TAKEN

@@ -3,7 +3,7 @@
 // Grid: x = splits, those of coded columns last; y = entries of the table of groups, either the exact ones or the coded ones; z = blocks of ROWS rows. A row is one
 // query head of one token; the query heads of a group sum the same slice of the value rows, and an entry is up to WORKGROUP vectors of it. Rows are summed as they are
 // stored: a head's exact values, or coordinates that several heads share.
-// Lanes: vectors of the entry × the keys; the latter are added up at the end.
+// Lanes: vectors of the entry × the keys; the latter are added up at the end. A lane loads IN_FLIGHT of its keys before it adds the first: KEYS is a multiple of as many for all lanes.
 //
 // RING      few keys are exact; CODED or SIDE
 // SIDE      the sequence forgets: the last columns that are not coded are those of lib/side.wgsl
@@ -67,11 +67,13 @@ struct Group {
 #endif
 
 const PER_ROW = WORKGROUP / ROWS; // lanes that look after one row's weights
+const PASSES = (KEYS + PER_ROW - 1u) / PER_ROW;
+const SLAB = min(ROWS, ENDS); // rows that are added up at a time
 
-var<workgroup> p: array<f32, ROWS * KEYS>;
+var<workgroup> p: array<f32, KEYS * ROWS>; // [KEYS][ROWS]
 var<workgroup> row_max: array<f32, ROWS>;
 var<workgroup> scratch: array<f32, WORKGROUP>;
-var<workgroup> ends: array<vec4<f32>, ROWS * WORKGROUP>;
+var<workgroup> ends: array<vec4<f32>, SLAB * WORKGROUP>;
 
 // A vector of the value of a column that is not coded.
 fn plain_value(c: u32, vector: u32) -> vec4<f32> {
@@ -138,8 +140,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 
     var largest = LOWEST;
     if weighs {
-        for (var k = begin + lane; k < end; k += PER_ROW) {
-            largest = max(largest, scores[line + k]);
+        for (var tile = begin; tile < end; tile += KEYS) {
+            for (var i = 0u; i < PASSES; i++) {
+                largest = max(largest, scores[line + min(tile + lane + i * PER_ROW, end - 1u)]);
+            }
         }
     }
     scratch[local] = largest;
@@ -166,13 +170,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     for (var tile = begin; tile < end; tile += KEYS) {
         let count = min(KEYS, end - tile);
         if row < ROWS {
-            for (var k = lane; k < KEYS; k += PER_ROW) {
-                var e = 0.0;
-                if weighs && k < count {
-                    e = exp(scores[line + tile + k] - largest);
+            for (var i = 0u; i < PASSES; i++) {
+                let k = lane + i * PER_ROW;
+                let e = exp(scores[line + tile + min(k, count - 1u)] - largest);
+                if k < KEYS {
+                    let weight = select(0.0, e, weighs && k < count);
+                    p[k * ROWS + row] = weight;
+                    total += weight;
                 }
-                p[row * KEYS + k] = e;
-                total += e;
             }
         }
         workgroupBarrier();
@@ -180,18 +185,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 #if CODED
             if coded {
                 let first = tile - step.plain;
-                for (var k = share; k < count; k += sharing) {
-                    let v = unpack(row_key(group.first / GROUP, first + k) * step.words + group.at, run, vector % 4u);
-                    for (var r = 0u; r < ROWS; r++) {
-                        acc[r] += p[r * KEYS + k] * v;
+                for (var k = share; k < count; k += sharing * IN_FLIGHT) {
+                    var words: array<vec3<u32>, IN_FLIGHT>;
+                    for (var j = 0u; j < IN_FLIGHT; j++) {
+                        let key = row_key(group.first / GROUP, first + min(k + j * sharing, count - 1u));
+                        words[j] = fetch(key * step.words + group.at, run, vector % 4u);
+                    }
+                    for (var j = 0u; j < IN_FLIGHT; j++) {
+                        let v = decode(words[j], run, vector % 4u);
+                        for (var r = 0u; r < ROWS; r++) {
+                            acc[r] += p[(k + j * sharing) * ROWS + r] * v;
+                        }
                     }
                 }
             } else {
 #endif
-                for (var k = share; k < count; k += sharing) {
-                    let v = plain_value(tile + k, group.at + vector);
-                    for (var r = 0u; r < ROWS; r++) {
-                        acc[r] += p[r * KEYS + k] * v;
+                for (var k = share; k < count; k += sharing * IN_FLIGHT) {
+                    // Past the last key it is read again, and weighs nothing.
+                    var v: array<vec4<f32>, IN_FLIGHT>;
+                    for (var j = 0u; j < IN_FLIGHT; j++) {
+                        v[j] = plain_value(tile + min(k + j * sharing, count - 1u), group.at + vector);
+                    }
+                    for (var j = 0u; j < IN_FLIGHT; j++) {
+                        for (var r = 0u; r < ROWS; r++) {
+                            acc[r] += p[(k + j * sharing) * ROWS + r] * v[j];
+                        }
                     }
                 }
 #if CODED
@@ -202,9 +220,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
 
     scratch[local] = total;
-    for (var r = 0u; r < ROWS; r++) {
-        ends[r * WORKGROUP + local] = acc[r];
-    }
     workgroupBarrier();
     if weighs && lane == 0u && group.begin == 0u {
         for (var i = 1u; i < PER_ROW; i++) {
@@ -212,15 +227,22 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         }
         weights[(token * grid.x + id.x) * HEADS + head] = vec2<f32>(largest, total);
     }
-    for (var i = local; i < ROWS * group.dims; i += WORKGROUP) {
-        let q = first_row + i / group.dims;
-        let v = group.begin + i % group.dims;
-        if v < group.width && q < lines {
-            var sum = vec4<f32>();
-            for (var a = 0u; a < sharing; a++) {
-                sum += ends[(i / group.dims) * WORKGROUP + a * group.dims + i % group.dims];
-            }
-            sums[((q / group.heads) * grid.x + id.x) * step.sums + group.sums + (q % group.heads) * group.width + v] = sum;
+    for (var slab = 0u; slab < ROWS; slab += SLAB) {
+        for (var r = 0u; r < SLAB; r++) {
+            ends[r * WORKGROUP + local] = acc[min(slab + r, ROWS - 1u)];
         }
+        workgroupBarrier();
+        for (var i = local; i < min(SLAB, ROWS - slab) * group.dims; i += WORKGROUP) {
+            let q = first_row + slab + i / group.dims;
+            let v = group.begin + i % group.dims;
+            if v < group.width && q < lines {
+                var sum = vec4<f32>();
+                for (var a = 0u; a < sharing; a++) {
+                    sum += ends[(i / group.dims) * WORKGROUP + a * group.dims + i % group.dims];
+                }
+                sums[((q / group.heads) * grid.x + id.x) * step.sums + group.sums + (q % group.heads) * group.width + v] = sum;
+            }
+        }
+        workgroupBarrier();
     }
 }

@@ -69,7 +69,7 @@ fn compile(into: &Path) {
     };
     std::fs::write(&table, format!("{}\n", radv.driver)).unwrap();
     let compiled = |hot: Hot| (radv.compile(&hot.spec), hot);
-    let all: Vec<(Code, Hot)> = hot_variants(radv.min_subgroup).into_iter().map(compiled).collect();
+    let all: Vec<(Code, Hot)> = hot_variants(radv.subgroups).into_iter().map(compiled).collect();
     std::fs::write(table, markdown(&radv, &all)).unwrap();
     for (code, hot) in &all {
         std::fs::write(into.join(hot.name.replace(", ", "-").replace(' ', "-") + ".s"), &code.assembly).unwrap();

@@ -29,21 +29,36 @@ fn scale_value(code: u32) -> f32 {
 
 // `row`: the word at which the row begins. Quarter: which four of the run's sixteen.
 fn unpack(row: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
-    let at = row + run.x;
+    return decode(fetch(row, run, quarter), run, quarter);
+}
+
+// Bits of a coordinate in the words of its run; the third of three stands elsewhere.
+fn narrow_bits(bits: u32) -> u32 {
+    return select(bits, 2u, bits == 3u);
+}
+
+// The words that four coordinates are in, and the row's header. All are read whether they are needed or not: a lane can have several such reads under way.
+fn fetch(row: u32, run: vec4<u32>, quarter: u32) -> vec3<u32> {
+    let first = run.x + quarter * narrow_bits(run.y) / 8u;
+    let second = select(select(first, run.z / 2u, run.y == 3u), first + 1u, run.y == 16u);
+    return vec3<u32>(rows[row + first], rows[row + second], rows[row]);
+}
+
+fn decode(words: vec3<u32>, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     let bits = run.y;
     if bits == 16u {
-        return vec4<f32>(unpack2x16float(rows[at + 2u * quarter]), unpack2x16float(rows[at + 2u * quarter + 1u]));
+        return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
     }
-    let width = select(bits, 2u, bits == 3u);
+    let width = narrow_bits(bits);
     let each = vec4<u32>(0u, 1u, 2u, 3u);
-    let word = rows[at + quarter * width / 8u] >> (quarter * width * 4u % 32u);
+    let word = words.x >> (quarter * width * 4u % 32u);
     var code = (vec4<u32>(word) >> (each * width)) & vec4<u32>((1u << width) - 1u);
     if bits == 3u {
-        let high = rows[row + run.z / 2u] >> (16u * (run.z % 2u) + 4u * quarter);
+        let high = words.y >> (16u * (run.z % 2u) + 4u * quarter);
         code |= ((vec4<u32>(high) >> each) & vec4<u32>(1u)) << vec4<u32>(2u);
     }
     if run.w == AFFINE {
-        let header = unpack2x16float(rows[row]);
+        let header = unpack2x16float(words.z);
         return header.y + header.x * vec4<f32>(code);
     }
     var value: vec4<f32>;
@@ -54,7 +69,7 @@ fn unpack(row: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
         value = vec4<f32>(book[code.x], book[code.y], book[code.z], book[code.w]);
     }
     if run.w > 0u {
-        value *= scale_value((rows[row] >> (8u * (run.w - 1u))) & 0xffu);
+        value *= scale_value((words.z >> (8u * (run.w - 1u))) & 0xffu);
     }
     return value;
 }

@@ -6,7 +6,9 @@
 use super::{Text, tokens};
 use crate::Result;
 use crate::gpu::{self, Device, Timed, Work};
+use crate::kernels::Tuning;
 use crate::kernels::gram::Gram;
+use crate::kernels::matmul::Tile;
 use crate::progress::{OnProgress, report};
 use crate::rows::Exact;
 use crate::sequence::Logits;
@@ -37,6 +39,8 @@ pub struct Task {
     pub depths: Vec<usize>,
     /// Tokens that are prefilled.
     pub chunk: usize,
+    /// Whether kernels are also timed with other constants than the device's own: at the deepest depth, of sequences that are random.
+    pub sweep: bool,
     /// No measurement begins later than this after the first; `None` for as long as all of them take.
     pub time: Option<Duration>,
 }
@@ -60,6 +64,8 @@ pub struct Row {
     pub rows: String,
     /// Tokens in the cache.
     pub depth: usize,
+    /// What is otherwise than the device's own [`Tuning`]; empty where nothing is.
+    pub tuning: String,
     /// `step`, `chunk`, or `prompt` for what only a prompt that is compressed needs.
     pub phase: &'static str,
     /// The shader, its flags, and the shape of a matrix.
@@ -136,7 +142,89 @@ pub fn run(
             on_rows(&rows)?;
         }
     }
-    Ok(rows)
+    let Some(&depth) = task.depths.iter().max().filter(|_| task.sweep) else { return Ok(rows) };
+    let own = device.tuning();
+    // Whatever happens, what is planned next is planned as the device wants it.
+    let swept = sweep(task, device, subjects, depth, roofline, started, &mut rows, on_rows, on_progress);
+    device.set_tuning(own);
+    for subject in subjects.iter_mut() {
+        subject.text.replan()?;
+    }
+    swept.map(|()| rows)
+}
+
+/// Other constants, one at a time: what they are, the kernels that they concern, and the value that is set.
+fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
+    const ATTENTION: &[&str] = &["values", "merge"];
+    type Set = fn(&mut Tuning, u32);
+    let numbers: [(&str, &[&str], &[u32], Set); 8] = [
+        ("splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.splits = n),
+        ("coded splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.coded_splits = n),
+        ("in flight", ATTENTION, &[1, 2, 4], |t, n| t.in_flight = n),
+        ("keys", ATTENTION, &[64, 128, 256], |t, n| t.keys = n),
+        ("merge lanes", &["merge"], &[64, 128, 256], |t, n| t.merge_lanes = n),
+        ("take", &["prepare"], &[64, 128, 256, 4096], |t, n| t.take = n),
+        ("ahead", &["matvec"], &[1, 2, 4], |t, n| t.ahead = n),
+        ("logits", &["argmax"], &[512, 1024, 2048, 4096, 8192], |t, n| t.logits = n),
+    ];
+    let mut all = Vec::new();
+    for (name, kernels, values, set) in numbers {
+        for &value in values {
+            let mut tuning = *own;
+            set(&mut tuning, value);
+            all.push((format!("{name} {value}"), kernels, tuning));
+        }
+    }
+    all.push((format!("paired {}", !own.paired), &["matvec"], Tuning { paired: !own.paired, ..*own }));
+    for [tokens, rows, depth, lane_tokens, lane_rows] in [
+        [64, 64, 16, 8, 8],
+        [64, 64, 32, 8, 4],
+        [128, 64, 16, 8, 4],
+        [128, 64, 16, 8, 8],
+        [128, 128, 16, 8, 8],
+        [32, 64, 32, 4, 4],
+        [64, 128, 16, 4, 8],
+    ] {
+        let tile = Tile { tokens, rows, depth, lane_tokens, lane_rows };
+        all.push((format!("tile {tokens}×{rows}×{depth}, {lane_tokens}×{lane_rows} a lane"), &["matmul"], Tuning { tile, ..*own }));
+    }
+    all.retain(|(_, _, tuning)| tuning != own);
+    all
+}
+
+/// Rows of kernels with other constants.
+#[allow(clippy::too_many_arguments)]
+fn sweep(
+    task: &Task,
+    device: &Device,
+    subjects: &mut [Subject],
+    depth: usize,
+    roofline: &Roofline,
+    started: Instant,
+    rows: &mut Vec<Row>,
+    on_rows: &mut dyn FnMut(&[Row]) -> Result<()>,
+    on_progress: OnProgress<'_>,
+) -> Result<()> {
+    let (others, mut random) = (others(&device.tuning()), Random::new(1));
+    // Exact rows, and coded ones that nothing is rebuilt of: what the constants are about.
+    let concerned = |subject: &Subject| matches!(subject.text, Text::Random(_)) && ["f16", "fast"].contains(&subject.rows.as_str());
+    for (done, (name, kernels, tuning)) in others.iter().enumerate() {
+        for subject in subjects.iter_mut().filter(|subject| concerned(subject)) {
+            report(on_progress, "sweep", done, others.len())?;
+            if task.time.is_some_and(|time| started.elapsed() > time) {
+                return Ok(());
+            }
+            device.set_tuning(*tuning);
+            subject.text.replan()?;
+            for (phase, timed, times) in apart(task, device, subject, depth, &mut random, &mut || Ok(()))? {
+                let of = table(&timed, times, roofline).filter(|row| kernels.contains(&row.kernel.split(' ').next().unwrap_or_default()));
+                let row = |row| Row { model: subject.model.clone(), rows: subject.rows.clone(), depth, tuning: name.clone(), phase, ..row };
+                rows.extend(of.map(row));
+            }
+        }
+        on_rows(rows)?;
+    }
+    Ok(())
 }
 
 /// What was timed of one sequence at one depth: by phase, and how many of it.
@@ -178,6 +266,7 @@ fn table(timed: &[Timed], times: usize, roofline: &Roofline) -> impl Iterator<It
             model: String::new(),
             rows: String::new(),
             depth: 0,
+            tuning: String::new(),
             phase: "",
             kernel: kernel.to_string(),
             dispatches: count as f64 / times as f64,

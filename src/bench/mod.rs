@@ -69,6 +69,17 @@ impl Text {
         }
     }
 
+    /// Has a random sequence plan its kernels anew.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(crate) fn replan(&mut self) -> Result<()> {
+        match self {
+            Text::Random(sequence) => sequence.replan(),
+            Text::Read(_) => Ok(()),
+        }
+    }
+
     /// Appends tokens below `vocab` up to `depth`, keeping those that are there, or cuts what is beyond. Asks `pause` before every chunk whether to go on.
     ///
     /// # Errors

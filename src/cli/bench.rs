@@ -35,6 +35,9 @@ pub struct Args {
     /// Time every kernel of a step and of a chunk by the device's own clock.
     #[arg(long, requires = "shape")]
     kernels: bool,
+    /// With --kernels: also with other numbers of splits, tiles and loads than this device gets.
+    #[arg(long, requires = "kernels")]
+    sweep: bool,
     /// Tokens in the cache when a measurement starts.
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
     depth: Vec<usize>,
@@ -94,7 +97,7 @@ impl Args {
         match (self.shape.is_empty(), self.kernels) {
             (true, _) => run.models(&task, &self.models, &paths, options, capacity),
             (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
-            (false, true) => run.kernels(&task, &self.shape, &rows),
+            (false, true) => run.kernels(&task, &self.shape, &rows, self.sweep),
         }
     }
 }
@@ -242,9 +245,9 @@ impl Run<'_> {
         self.speed(&all)
     }
 
-    fn kernels(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows]) -> Result<()> {
+    fn kernels(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], sweep: bool) -> Result<()> {
         const EVICTING: usize = 256;
-        let mut task = kernels::Task { depths: task.depths.clone(), chunk: task.prefill, time: None };
+        let mut task = kernels::Task { depths: task.depths.clone(), chunk: task.prefill, sweep, time: None };
         let deepest = task.depths.iter().copied().max().unwrap_or(0);
         let capacity = deepest.checked_add(task.room()).ok_or_else(too_deep)?;
         let device = self.gpu()?;
@@ -365,12 +368,13 @@ fn speed_text(speed: &Speed, table: MakeTable) -> String {
 }
 
 fn kernels_text(kernels: &Kernels, table: MakeTable) -> String {
-    let names = ["model", "rows", "depth", "phase", "kernel", "dispatches", "µs", "µs in all", "GB/s", "GFLOP/s", "of roofline"];
+    let names = ["model", "rows", "depth", "tuning", "phase", "kernel", "dispatches", "µs", "µs in all", "GB/s", "GFLOP/s", "of roofline"];
     let row = |row: &kernels::Row| {
         vec![
             row.model.clone(),
             row.rows.clone(),
             row.depth.to_string(),
+            row.tuning.clone(),
             row.phase.into(),
             row.kernel.clone(),
             number(Some(row.dispatches)),

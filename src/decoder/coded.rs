@@ -5,6 +5,7 @@ use crate::cache::Layout;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, Matrix};
 use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
+use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
 use crate::rows::{Energy, Exact, Holds, RowSet, RowSpec, Side};
 use crate::{Error, Result};
@@ -33,7 +34,7 @@ impl CodedRows {
         Ok(CodedRows {
             bases: (0..rows.specs.len()).map(|row| Basis::load(device, rows, row)).collect::<Result<_>>()?,
             layers: (0..config.num_hidden_layers).map(|layer| CodedLayer::load(device, config, rows, &layout, layer)).collect::<Result<_>>()?,
-            energies: device.buffer("energies of rows", 8 * rows.specs.len() as u64)?,
+            energies: device.buffer("energies of rows", 8 * (LOTS * rows.specs.len()) as u64)?,
             specs: rows.specs.clone(),
             exact: rows.exact,
             layout,
@@ -45,7 +46,7 @@ impl CodedRows {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn none(device: &Device, exact: Exact, rows: usize) -> Result<CodedRows> {
-        let energies = device.buffer("energies of rows", 8 * rows as u64)?;
+        let energies = device.buffer("energies of rows", 8 * (LOTS * rows) as u64)?;
         let layout = Layout { stores: Vec::new(), places: Vec::new() };
         Ok(CodedRows { specs: Vec::new(), exact, layout, bases: Vec::new(), layers: Vec::new(), energies })
     }
@@ -55,8 +56,9 @@ impl CodedRows {
     /// # Errors
     /// The device's.
     pub fn energy(&self, device: &Device) -> Result<Energy> {
-        let bytes = 8 * self.specs.len() as u64;
-        let (mut sums, back) = (vec![[0f32; 2]; self.specs.len()], device.readback("energies of rows", bytes)?);
+        let count = LOTS * self.specs.len();
+        let bytes = 8 * count as u64;
+        let (mut sums, back) = (vec![[0f32; 2]; count], device.readback("energies of rows", bytes)?);
         let (commands, _) = device.encode("energies", |_| (), |encoder| encoder.copy_buffer_to_buffer(&self.energies, 0, &back, 0, bytes));
         device.submit_and_read(commands, &back, &mut sums)?;
         let mut energy = Energy::default();

@@ -8,7 +8,7 @@ use super::step::Step;
 use crate::cache::{Cache, Slots};
 use crate::gpu::pad;
 use crate::kernels::score::most_keys;
-use crate::kernels::values::{self, SPLITS};
+use crate::kernels::values;
 use crate::kernels::{prepare, turns};
 use crate::rows::{Energy, Exact, Reach, RowSpec, Selection, Stores};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
@@ -48,7 +48,7 @@ pub(super) struct Buffers {
     pub coordinates: wgpu::Buffer,
     /// RoPE's [`turns`].
     pub turns: wgpu::Buffer,
-    /// Columns of scores: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are forgotten, what can be left of them, and the capacity for rows.
+    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are forgotten, what can be left of them, and the capacity for rows.
     pub columns: usize,
     /// Tokens attended to together.
     pub block: usize,
@@ -76,6 +76,11 @@ impl Choice {
     }
 }
 
+/// At least so many columns that lines of them do not all begin in the same few sets of a cache, as they would where a context is a power of two.
+fn apart(columns: usize) -> usize {
+    32 * (columns.div_ceil(32) | 1)
+}
+
 impl Buffers {
     /// For a sequence that reads `coded` rows or none, `select`s among them, or forgets what there is no room for in `stores`, beside exact rows in their slots.
     pub(super) fn new(
@@ -90,13 +95,13 @@ impl Buffers {
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
         let all = if coded.is_some() { capacity + CHUNK } else { capacity };
-        let columns = match stores {
+        let columns = apart(match stores {
             None => all,
             Some((stores, slots)) => {
                 let beside = slots.count() + stores.candidates + stores.vague_columns();
                 beside + if coded.is_some() { capacity } else { 0 }
             }
-        };
+        });
         // Of a token in a block: exact and coded values are summed apart.
         let sides = if coded.is_some() { 2 } else { 1 };
         let sums = layers.iter().map(|layer| values::sums(c, Some(&layer.values))).max().unwrap_or(values::sums(c, None));
@@ -105,7 +110,9 @@ impl Buffers {
         let line = (heads * columns).max(sides * sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
         // One token's attention is split, a block's is not.
-        let parts = sides * block.max(SPLITS as usize);
+        let tuning = device.tuning();
+        let splits = tuning.splits + if coded.is_some() { tuning.coded_splits } else { 0 };
+        let parts = (sides * block).max(splits as usize);
         Ok(Buffers {
             tokens: device.buffer("tokens", 4 * CHUNK as u64)?,
             x: floats("residual stream", CHUNK, pad(c.hidden_size))?,
@@ -258,6 +265,21 @@ impl GpuSequence {
             buffers,
             model,
         })
+    }
+
+    /// Makes all plans anew, as the device's tuning now says.
+    ///
+    /// # Errors
+    /// As [`Model::sequence`].
+    pub fn replan(&mut self) -> Result<()> {
+        let (model, rows, cache) = (&self.model, self.rows.as_deref(), &self.cache);
+        let (select, stores) = (self.buffers.choice.as_ref().map(|choice| choice.selection), self.coded.as_ref().and_then(|coded| coded.stores));
+        let buffers = Buffers::new(model, rows, select, stores.map(|stores| (stores, cache.slots)), cache.capacity)?;
+        self.step = Step::plan(model, rows, cache, &buffers)?;
+        self.chunk = Chunk::plan(model, rows, cache, &buffers)?;
+        self.coding = Coding::plan(model, rows, cache, &buffers, CHUNK)?;
+        (self.buffers, self.all) = (buffers, None);
+        Ok(())
     }
 
     /// What stays exact beside coded rows; `None` where every row is exact.

@@ -62,7 +62,7 @@ impl Attention {
             choose: choose.transpose()?,
             score: Score::plan(device, config, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
             values: Values::plan(device, config, &b.scores, b.columns, exact, slots, values, groups, &b.sums, &b.weights)?,
-            merge: Merge::plan(device, config, &b.sums, &b.weights, &b.attended, up)?,
+            merge: Merge::plan(device, config, &b.sums, &b.weights, &b.attended, up, many)?,
         })
     }
 

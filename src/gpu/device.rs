@@ -2,8 +2,9 @@
 
 use super::pipeline::Pipelines;
 use super::profile::Profile;
+use crate::kernels::Tuning;
 use crate::{Error, Result};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// What a device's kernels may use, best first. The best that the adapter offers is taken unless one is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -106,6 +107,7 @@ pub struct Device {
     info: wgpu::AdapterInfo,
     tier: Tier,
     max_binding: u64,
+    tuning: RwLock<Tuning>,
     lost: Arc<Mutex<Option<String>>>,
     refused: Arc<Mutex<Option<String>>>,
 }
@@ -244,7 +246,8 @@ impl Device {
         let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
         let pipelines = Pipelines::new(tier);
-        Ok(Arc::new(Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, lost, refused }))
+        let tuning = RwLock::new(Tuning::of(info.device_type == wgpu::DeviceType::Cpu));
+        Ok(Arc::new(Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, lost, refused }))
     }
 
     /// The adapter's name.
@@ -272,9 +275,23 @@ impl Device {
         self.max_binding
     }
 
-    /// The smallest subgroup that the adapter forms. Grids that give rows to subgroups are sized by it.
-    pub fn min_subgroup(&self) -> u32 {
-        self.info.subgroup_min_size.max(1)
+    /// How kernels that are planned from now on divide their work.
+    pub fn tuning(&self) -> Tuning {
+        *self.tuning.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Has kernels that are planned from now on divide their work otherwise, those of sequences that are begun from now on.
+    ///
+    /// # Panics
+    /// Where `tuning` contradicts what its fields say.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        tuning.check();
+        *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
+    }
+
+    /// The smallest and the largest subgroup that the adapter says it forms.
+    pub fn subgroups(&self) -> [u32; 2] {
+        [self.info.subgroup_min_size, self.info.subgroup_max_size]
     }
 
     /// [`Error::DeviceLost`] once the driver has said so; [`Error::Gpu`], once, where it refused something since the last check.

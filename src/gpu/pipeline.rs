@@ -92,7 +92,7 @@ pub struct Pass<'a> {
 /// What dispatches are recorded into.
 enum Recorder<'a> {
     /// One pass for all.
-    Pass(wgpu::ComputePass<'a>),
+    Pass(Box<wgpu::ComputePass<'a>>),
     /// A pass for each, which is timed.
     Profile { device: &'a wgpu::Device, encoder: &'a mut wgpu::CommandEncoder, profile: &'a mut Profile },
 }
@@ -199,7 +199,7 @@ impl Device {
         let profiling = || self.profile.lock().unwrap_or_else(|e| e.into_inner());
         let mut profile = profiling().take();
         let into = match &mut profile {
-            None => Recorder::Pass(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None })),
+            None => Recorder::Pass(Box::new(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }))),
             Some(profile) => Recorder::Profile { device: &self.device, encoder: &mut encoder, profile },
         };
         let mut pass = Pass { into, dispatches: 0 };

@@ -8,39 +8,49 @@ use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Step {
     count: u32,
+    numbers: u32,
+    lot: u32,
 }
 
 /// Finds the largest of `vocab` logits.
 pub struct Argmax {
-    kernel: Kernel,
-    vocab: u32,
+    stages: Vec<(Kernel, Step, u32)>,
 }
 
-pub(super) fn variant() -> Spec {
-    spec("argmax.wgsl", &[], &[("WORKGROUP", 256)], &[(0, Access::Read), (1, Access::Write)])
+pub(super) fn variant(flags: &[&'static str]) -> Spec {
+    spec("argmax.wgsl", flags, &[("WORKGROUP", 256)], &[(0, Access::Read), (1, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
+    [&[][..], &["LEAVE"], &["CHOOSE"]].map(variant).into()
 }
 
 impl Argmax {
     /// `logits`: `[vocab]` f32; `token`: `[1]` u32.
     pub(crate) fn plan(device: &Device, logits: &wgpu::Buffer, token: &wgpu::Buffer, vocab: u32) -> Result<Argmax> {
-        Ok(Argmax { kernel: device.kernel(variant(), &[logits, token])?, vocab })
+        let lot = device.tuning().logits;
+        let lots = vocab.div_ceil(lot);
+        let step = |numbers, lot| Step { count: vocab, numbers, lot };
+        if lots <= 1 {
+            return Ok(Argmax { stages: vec![(device.kernel(variant(&[]), &[logits, token])?, step(vocab, vocab), 1)] });
+        }
+        let left = device.buffer("largest logits", u64::from(lots) * 8)?;
+        let (leave, choose) = (device.kernel(variant(&["LEAVE"]), &[logits, &left])?, device.kernel(variant(&["CHOOSE"]), &[&left, token])?);
+        Ok(Argmax { stages: vec![(leave, step(vocab, lot), lots), (choose, step(lots, lots), 1)] })
     }
 
-    /// One workgroup.
+    /// One workgroup, or one for each lot and one for what they leave.
     pub fn record(&self, pass: &mut Pass) {
-        let work = Work { bytes: 4 * u64::from(self.vocab), flops: 0 };
-        self.kernel.record(pass, &Step { count: self.vocab }, [1, 1, 1], work);
+        for (kernel, step, lots) in &self.stages {
+            kernel.record(pass, step, [*lots, 1, 1], Work { bytes: 4 * u64::from(step.numbers), flops: 0 });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{devices, numbers, run};
+    use crate::kernels::oracle::{numbers, run, tuned_devices};
 
     #[test]
     fn the_lowest_of_the_largest_or_count_where_one_is_not_finite() {
@@ -55,16 +65,20 @@ mod tests {
             (with(&[(256, 2.0), (0, 2.0)]), 0),
             (numbers(2, 777).into_iter().map(|x| x - 9.0).chain([-7.5]).collect(), 777),
             (vec![-0.25], 0),
+            (
+                numbers(3, 5000).into_iter().map(|x| if x > 0.9 { 2.0 } else { x }).collect(),
+                numbers(3, 5000).iter().position(|x| *x > 0.9).unwrap() as u32,
+            ),
             (with(&[(3, f32::NAN)]), 1001),
             (with(&[(3, -f32::NAN), (600, f32::INFINITY)]), 1001),
             (with(&[(5, f32::NEG_INFINITY)]), 1001),
             (vec![f32::NEG_INFINITY; 300], 300),
         ];
-        for device in devices(None) {
+        for (device, tuning) in tuned_devices(None) {
             for (case, (logits, expected)) in cases.iter().enumerate() {
                 let (from, token) = (device.upload("logits", logits).unwrap(), device.buffer("token", 4).unwrap());
                 let argmax = Argmax::plan(&device, &from, &token, logits.len() as u32).unwrap();
-                assert_eq!(run::<u32>(&device, &token, 1, |pass| argmax.record(pass)), [*expected], "case {case}, {:?}", device.tier());
+                assert_eq!(run::<u32>(&device, &token, 1, |pass| argmax.record(pass)), [*expected], "case {case}, {:?}, {tuning:?}", device.tier());
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::score::Block;
 use super::values::splits;
-use super::{WORKGROUP, spec};
+use super::{Tuning, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{SideCache, Slots};
 use crate::checkpoint::Config;
@@ -32,6 +32,7 @@ pub struct Credit {
     kernel: Kernel,
     heads: u64,
     vague: u32,
+    tuning: Tuning,
     step: Step,
 }
 
@@ -59,6 +60,7 @@ impl Credit {
             kernel: device.kernel(variant(config), &[scores, weights, &side.marks])?,
             heads: config.num_attention_heads as u64,
             vague: side.stores.vague_columns() as u32,
+            tuning: device.tuning(),
             step: Step {
                 buckets: side.stores.buckets as u32,
                 stride: stride as u32,
@@ -73,7 +75,7 @@ impl Credit {
 
     /// For a block that has been attended to.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
-        let [(exact, _), (coded, _)] = splits(block);
+        let [(exact, _), (coded, _)] = splits(block, &self.tuning);
         let step = Step {
             first: block.first,
             tokens: block.tokens,
@@ -119,7 +121,7 @@ mod tests {
                         (0..heads).for_each(|h| scores[(t * heads + h) * stride + column as usize] = -3.4028234e38);
                     }
                 }
-                let [(splits, length), _] = crate::kernels::values::splits(&block);
+                let [(splits, length), _] = splits(&block, &Tuning::of(true));
                 let (mut weights, mut given) = (Vec::new(), vec![0.0; plain]);
                 for t in 0..tokens {
                     for s in 0..splits as usize {

@@ -14,6 +14,9 @@ struct Step {
     at: u32,
 }
 
+/// Parts of a sum, each a workgroup's own: whoever reads them adds them up.
+pub(crate) const LOTS: usize = 32;
+
 /// Adds up one row's squares.
 pub struct Energy {
     kernel: Kernel,
@@ -21,7 +24,7 @@ pub struct Energy {
 }
 
 fn variant() -> Spec {
-    spec("energy.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
+    spec("energy.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("LOTS", LOTS as u32)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
@@ -29,7 +32,7 @@ pub(super) fn variants() -> Vec<Spec> {
 }
 
 impl Energy {
-    /// `y`: `[n][pad(width)]`; `z`: `[n][rank]`; `sums`: `[rows][2]`, of which this adds to those of `row`. f32.
+    /// `y`: `[n][pad(width)]`; `z`: `[n][rank]`; `sums`: `[rows][LOTS][2]`, of which this adds to those of `row`. f32.
     pub(crate) fn plan(
         device: &Device,
         (y, width): (&wgpu::Buffer, usize),
@@ -37,14 +40,15 @@ impl Energy {
         sums: &wgpu::Buffer,
         row: usize,
     ) -> Result<Energy> {
-        let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32, rank: rank as u32, at: 2 * row as u32 };
+        let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32, rank: rank as u32, at: row as u32 };
         Ok(Energy { kernel: device.kernel(variant(), &[y, z, sums])?, step })
     }
 
-    /// Those of the first `tokens`.
+    /// Those of the first `tokens`, one at least.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         let numbers = u64::from(tokens) * u64::from(self.step.width + self.step.rank);
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [1, 1, 1], Work { bytes: 4 * numbers, flops: 2 * numbers });
+        let work = Work { bytes: 4 * numbers, flops: 2 * numbers };
+        self.kernel.record(pass, &Step { tokens, ..self.step }, [tokens.clamp(1, LOTS as u32), 1, 1], work);
     }
 }
 
@@ -56,19 +60,22 @@ mod tests {
     #[test]
     fn squares_are_summed_over_calls_for_the_row_asked_for() {
         let (width, rank) = (70, 48);
-        let (y, z) = (numbers(1, 9 * pad(width)), numbers(2, 9 * rank));
+        let (y, z) = (numbers(1, 39 * pad(width)), numbers(2, 39 * rank));
         let squares = |numbers: &[f32], stride: usize, width: usize, tokens: usize| -> f64 {
             numbers.chunks(stride).take(tokens).flat_map(|line| &line[..width]).map(|x| f64::from(*x).powi(2)).sum()
         };
         let expected =
-            [squares(&y, pad(width), width, 9) + squares(&y, pad(width), width, 4), squares(&z, rank, rank, 9) + squares(&z, rank, rank, 4)];
+            [squares(&y, pad(width), width, 39) + squares(&y, pad(width), width, 4), squares(&z, rank, rank, 39) + squares(&z, rank, rank, 4)];
         for device in devices(None) {
             let [y, z] = [&y, &z].map(|numbers| device.upload("numbers", numbers).unwrap());
-            let sums = device.buffer("sums", 32).unwrap();
+            let sums = device.buffer("sums", 4 * LOTS as u64 * 8).unwrap();
             let energy = Energy::plan(&device, (&y, width), (&z, rank), &sums, 2).unwrap();
-            let got = run::<f32>(&device, &sums, 8, |pass| [9, 4].iter().for_each(|&tokens| energy.record(pass, tokens)));
-            assert_eq!((&got[..4], &got[6..]), (&[0.0; 4][..], &[0.0; 2][..]));
-            assert_close(got[4..6].iter().map(|x| f64::from(*x)), &expected, 1e-12, &format!("{:?}", device.tier()));
+            let got = run::<f32>(&device, &sums, 4 * 2 * LOTS, |pass| [39, 4].iter().for_each(|&tokens| energy.record(pass, tokens)));
+            let (before, rest) = got.split_at(2 * 2 * LOTS);
+            let (own, after) = rest.split_at(2 * LOTS);
+            assert!(before.iter().chain(after).all(|x| *x == 0.0));
+            let total = |side: usize| own.iter().skip(side).step_by(2).map(|x| f64::from(*x)).sum::<f64>();
+            assert_close([total(0), total(1)], &expected, 1e-12, &format!("{:?}", device.tier()));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two models.
 
 use super::coded::{Coded, Slice};
-use super::{argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
+use super::{Tuning, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
 use crate::checkpoint::Config;
 use crate::gpu::Spec;
 use crate::rows::{Format, Scale, Selection};
@@ -15,24 +15,29 @@ pub struct Hot {
     pub spec: Spec,
 }
 
-/// The variants in which time passes, as a device is given them whose smallest subgroup is so wide: of Llama 3.1 8B and of SmolLM2-135M, dense and with coded rows.
-pub fn hot_variants(min_subgroup: u32) -> Vec<Hot> {
-    let block = matvec::block(min_subgroup);
+/// The variants in which time passes, as a GPU is given them that says it forms subgroups of so many lanes: of Llama 3.1 8B and of SmolLM2-135M, dense and with coded rows.
+pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
+    let (block, tuning) = (matvec::block(Some(subgroups)), Tuning::of(false));
+    let matvec = |flags: &[&'static str]| {
+        let paired = tuning.paired.then_some("PAIRED");
+        matvec::variant(&flags.iter().copied().chain(paired).collect::<Vec<_>>(), block, tuning.ahead)
+    };
     let mut all = vec![
         hot("embed", embed::variant()),
-        hot("matvec NORM", matvec::variant(&["NORM"], block)),
-        hot("matvec NORM GATED", matvec::variant(&["NORM", "GATED"], block)),
-        hot("matvec RESIDUAL", matvec::variant(&["RESIDUAL"], block)),
-        hot("argmax", argmax::variant()),
+        hot("matvec NORM", matvec(&["NORM"])),
+        hot("matvec NORM GATED", matvec(&["NORM", "GATED"])),
+        hot("matvec RESIDUAL", matvec(&["RESIDUAL"])),
+        hot("argmax LEAVE", argmax::variant(&["LEAVE"])),
+        hot("argmax CHOOSE", argmax::variant(&["CHOOSE"])),
         hot("norm", norm::variant()),
-        hot("matmul", matmul::variant(&[])),
-        hot("matmul GATED", matmul::variant(&["GATED"])),
-        hot("matmul RESIDUAL", matmul::variant(&["RESIDUAL"])),
-        hot("matmul FULL", matmul::variant(&["FULL"])),
+        hot("matmul", matmul::variant(&[], &tuning.tile)),
+        hot("matmul GATED", matmul::variant(&["GATED"], &tuning.tile)),
+        hot("matmul RESIDUAL", matmul::variant(&["RESIDUAL"], &tuning.tile)),
+        hot("matmul FULL", matmul::variant(&["FULL"], &tuning.tile)),
         hot("pack", pack::variant()),
     ];
     for (model, config) in [("8B", score::config(false, None, 32, 8, 128)), ("135M", score::config(false, None, 9, 3, 64))] {
-        all.extend(of_model(&config).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
+        all.extend(of_model(&config, &tuning).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
     }
     all
 }
@@ -42,17 +47,17 @@ fn hot(name: &str, spec: Spec) -> Hot {
 }
 
 /// Those that know a model's geometry.
-fn of_model(config: &Config) -> Vec<Hot> {
+fn of_model(config: &Config, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256 };
     let (taken, rebuilt, chosen) = (Some((true, None)), Some((false, None)), Some(selection));
     let score = |kind, many| score::variant(config, kind, None, score::rows(config, many));
     let [one, all] = [1, config.num_key_value_heads].map(|heads| rows_over(config, heads));
     let values = |coded: Option<&Coded>, chosen: Option<Selection>| {
-        values::variant(config, coded.is_some(), chosen, None, values::shape(config, coded, chosen.is_some()).1)
+        values::variant(config, coded.is_some(), chosen, None, values::shape(config, coded, chosen.is_some()).1, tuning)
     };
     vec![
-        hot("prepare", prepare::variant(config, false, false)),
-        hot("prepare TAKEN", prepare::variant(config, false, true)),
+        hot("prepare", prepare::variant(config, false, None)),
+        hot("prepare TAKEN", prepare::variant(config, false, Some(prepare::take((config.num_key_value_heads * config.head_dim) as u32, tuning)))),
         hot("score, one", score(None, false)),
         hot("score, many", score(None, true)),
         hot("score TAKEN, one", score(taken, false)),
@@ -65,8 +70,9 @@ fn of_model(config: &Config) -> Vec<Hot> {
         hot("values CODED, one head", values(Some(&one), None)),
         hot("values CODED, all heads", values(Some(&all), None)),
         hot("values CODED CHOSEN", values(Some(&all), chosen)),
-        hot("merge", merge::variant(config, false)),
-        hot("merge CODED", merge::variant(config, true)),
+        hot("merge", merge::variant(config, false, false, tuning)),
+        hot("merge CODED", merge::variant(config, true, false, tuning)),
+        hot("merge CODED, many", merge::variant(config, true, true, tuning)),
         hot("survey", choose::survey(config)),
         hot("choose", choose::choose(config, selection)),
         hot("gather", gather::variant(config)),

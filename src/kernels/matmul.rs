@@ -1,7 +1,7 @@
 //! `matmul.wgsl`: many tokens through a weight matrix.
 
 use super::matvec::Around;
-use super::spec;
+use super::{Tuning, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
 
@@ -15,30 +15,49 @@ struct Step {
     stride: u32,
 }
 
-/// A workgroup's tokens and rows, its step along k, and a lane's share of either.
-const BM: u32 = 64;
-const BN: u32 = 64;
-const BK: u32 = 16;
-const TM: u32 = 8;
-const TN: u32 = 4;
+/// What a workgroup computes, and what a lane does of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    /// Tokens, and rows of weights.
+    pub tokens: u32,
+    /// See [`tokens`](Self::tokens).
+    pub rows: u32,
+    /// Numbers along k that are staged at a time.
+    pub depth: u32,
+    /// Tokens and rows whose sums a lane keeps.
+    pub lane_tokens: u32,
+    /// See [`lane_tokens`](Self::lane_tokens).
+    pub lane_rows: u32,
+}
+
+impl Tile {
+    /// Whether the kernel can be made of it: whole lanes, 256 at the most, pairs of rows in one lane, and both operands in 16 KiB.
+    pub(super) fn fits(&self) -> bool {
+        let whole = self.tokens.is_multiple_of(self.lane_tokens) && self.rows.is_multiple_of(self.lane_rows) && self.depth.is_multiple_of(4);
+        let lanes = (self.tokens / self.lane_tokens) * (self.rows / self.lane_rows);
+        whole && self.lane_rows.is_multiple_of(2) && (1..=256).contains(&lanes) && (self.tokens + self.rows) * self.depth <= 4096
+    }
+}
 
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is around it.
 pub struct Matmul {
     parts: Vec<(Kernel, Step)>,
     /// Bytes of a weight.
     each: u64,
+    tile: Tile,
 }
 
-pub(super) fn variant(flags: &[&'static str]) -> Spec {
+pub(super) fn variant(flags: &[&'static str], tile: &Tile) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));
     }
-    spec("matmul.wgsl", flags, &[("BM", BM), ("BN", BN), ("BK", BK), ("TM", TM), ("TN", TN)], &bindings)
+    let Tile { tokens, rows, depth, lane_tokens, lane_rows } = *tile;
+    spec("matmul.wgsl", flags, &[("BM", tokens), ("BN", rows), ("BK", depth), ("TM", lane_tokens), ("TN", lane_rows)], &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    [&[][..], &["FULL"], &["GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags)).collect()
+    [&[][..], &["FULL"], &["GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags, &Tuning::of(false).tile)).collect()
 }
 
 impl Matmul {
@@ -46,13 +65,14 @@ impl Matmul {
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, stride: usize, around: Around) -> Result<Matmul> {
         let mut flags = around.flags();
         flags.extend(weights.full.then_some("FULL"));
+        let tile = device.tuning().tile;
         let parts = weights.parts.iter().map(|part| {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(around.bias);
             let step = Step { first: part.first, rows: part.rows, width: weights.stride / 4, tokens: 0, stride: stride as u32 };
-            Ok((device.kernel(variant(&flags), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride)), step))
+            Ok((device.kernel(variant(&flags, &tile), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride)), step))
         });
-        Ok(Matmul { parts: parts.collect::<Result<_>>()?, each: if weights.full { 4 } else { 2 } })
+        Ok(Matmul { parts: parts.collect::<Result<_>>()?, each: if weights.full { 4 } else { 2 }, tile })
     }
 
     /// One dispatch per part of the matrix.
@@ -60,7 +80,7 @@ impl Matmul {
         for (kernel, step) in &self.parts {
             let [rows, width, n] = [step.rows, 4 * step.width, tokens].map(u64::from);
             let work = Work { bytes: self.each * rows * width + 4 * n * (rows + width), flops: 2 * n * rows * width };
-            kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(BN), tokens.div_ceil(BM), 1], work);
+            kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(self.tile.rows), tokens.div_ceil(self.tile.tokens), 1], work);
         }
     }
 }
@@ -69,7 +89,7 @@ impl Matmul {
 mod tests {
     use super::*;
     use crate::kernels::matvec::tests::{BINDING, CASES};
-    use crate::kernels::oracle::{assert_close, devices, numbers, run};
+    use crate::kernels::oracle::{assert_close, devices, numbers, run, tuned_devices};
 
     #[test]
     fn weights_in_f32_are_not_rounded() {
@@ -89,7 +109,7 @@ mod tests {
 
     #[test]
     fn many_tokens_by_every_variant() {
-        for device in devices(Some(BINDING)) {
+        for (device, tuning) in tuned_devices(Some(BINDING)) {
             for case in CASES.iter().filter(|case| !case.norm).chain([&crate::kernels::matvec::tests::Case { norm: false, ..CASES[2] }]) {
                 for tokens in [1, 3, 65] {
                     let n = case.numbers(tokens);
@@ -98,7 +118,7 @@ mod tests {
                     let around = Around { gated: case.gated, residual: case.residual, bias: case.bias.then_some(&bias), ..Default::default() };
                     let matmul = Matmul::plan(&device, &weights, &x, &out, case.stride(), around).unwrap();
                     let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matmul.record(pass, tokens as u32));
-                    let what = format!("{} for {tokens}, {:?}", case.name, device.tier());
+                    let what = format!("{} for {tokens}, {:?}, {tuning:?}", case.name, device.tier());
                     assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
                 }
             }

@@ -1,8 +1,8 @@
 //! `matvec.wgsl`: one token through a weight matrix.
 
-use super::{WORKGROUP, spec};
+use super::{Tuning, WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
+use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Tier, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -43,31 +43,46 @@ const TEAM: u32 = 16;
 /// `out[row] = Σ_k weights[row][k] · x[k]`, and what is around it.
 pub struct Matvec {
     parts: Vec<(Kernel, Step, [u32; 3])>,
+    /// Numbers of a row.
+    width: u32,
 }
 
-/// As many rows as a workgroup's teams take in one go.
-pub(super) fn block(team: u32) -> u32 {
-    (WORKGROUP / team).max(1) * UNROLL
+/// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups have so many lanes, or without subgroups.
+pub(super) fn block(subgroups: Option<[u32; 2]>) -> u32 {
+    (WORKGROUP / subgroups.map_or(TEAM, |[min, max]| subgroup(min, max))).max(1) * UNROLL
 }
 
-pub(super) fn variant(flags: &[&'static str], rows: u32) -> Spec {
+pub(super) fn variant(flags: &[&'static str], rows: u32, ahead: u32) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"NORM") || flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));
     }
-    spec("matvec.wgsl", flags, &[("WORKGROUP", WORKGROUP), ("UNROLL", UNROLL), ("TEAM", TEAM), ("ROWS", rows)], &bindings)
+    spec("matvec.wgsl", flags, &[("WORKGROUP", WORKGROUP), ("UNROLL", UNROLL), ("TEAM", TEAM), ("ROWS", rows), ("AHEAD", ahead)], &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    [&[][..], &["NORM"], &["NORM", "GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags, 32)).collect()
+    let kinds = [&[][..], &["NORM"], &["NORM", "GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]];
+    let pairs = kinds.iter().flat_map(|flags| [flags.to_vec(), [&["PAIRED"], *flags].concat()]);
+    pairs.flat_map(|flags| [true, false].map(|software| variant(&flags, 32, Tuning::of(software).ahead))).collect()
+}
+
+/// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
+/// or 32, AMD 32 to 64 and forms either. The shader reads what they really are; a workgroup has as many rows as it then takes at once, or takes them in several goes.
+fn subgroup(min: u32, max: u32) -> u32 {
+    (max / 2).max(min).max(1)
 }
 
 impl Matvec {
     /// `x`: `[stride]` f32, padding zero; `out`: `[rows]`, or `[rows / 2]` where gated.
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, around: Around) -> Result<Matvec> {
-        let team = if device.tier() == crate::gpu::Tier::F16Subgroups { device.min_subgroup() } else { TEAM };
-        let block = block(team);
+        let tuning = device.tuning();
+        let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()));
         let mut flags = around.flags();
+        let paired = tuning.paired && weights.stride.is_multiple_of(8);
+        if paired {
+            flags.push("PAIRED");
+        }
+        let width = weights.stride / if paired { 8 } else { 4 };
         let mut count = 0;
         let mut epsilon = 0.0;
         let mut last = around.bias;
@@ -78,18 +93,18 @@ impl Matvec {
         let parts = weights.parts.iter().map(|part| {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(last);
-            let kernel = device.kernel(variant(&flags, block), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride));
+            let kernel = device.kernel(variant(&flags, block, tuning.ahead), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride));
             let blocks = part.rows.div_ceil(block);
             let across = blocks.min(32768);
-            Ok((kernel, Step { first: part.first, rows: part.rows, width: weights.stride / 4, count, epsilon }, [across, blocks.div_ceil(across), 1]))
+            Ok((kernel, Step { first: part.first, rows: part.rows, width, count, epsilon }, [across, blocks.div_ceil(across), 1]))
         });
-        Ok(Matvec { parts: parts.collect::<Result<_>>()? })
+        Ok(Matvec { parts: parts.collect::<Result<_>>()?, width: weights.stride })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass) {
         for (kernel, step, grid) in &self.parts {
-            let [rows, width] = [step.rows, 4 * step.width].map(u64::from);
+            let [rows, width] = [step.rows, self.width].map(u64::from);
             kernel.record(pass, step, *grid, Work { bytes: 2 * rows * width + 4 * (rows + width), flops: 2 * rows * width });
         }
     }
@@ -100,7 +115,7 @@ impl Matvec {
 pub(super) mod tests {
     use super::*;
     use crate::gpu::pad;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, halves, numbers, run, tuned_devices};
     use half::f16;
 
     /// A product and what is around it, on plain numbers.
@@ -160,7 +175,7 @@ pub(super) mod tests {
         Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false },
         Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false },
         Case { name: "norm, gated", rows: 142, cols: 301, norm: true, gated: true, residual: false, bias: false },
-        Case { name: "residual", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: false },
+        Case { name: "residual", rows: 139, cols: 297, norm: false, gated: false, residual: true, bias: false },
         Case { name: "residual, bias", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: true },
         Case { name: "small", rows: 5, cols: 3, norm: false, gated: false, residual: false, bias: false },
     ];
@@ -168,7 +183,7 @@ pub(super) mod tests {
 
     #[test]
     fn one_token_by_every_variant() {
-        for device in devices(Some(BINDING)) {
+        for (device, tuning) in tuned_devices(Some(BINDING)) {
             for case in &CASES {
                 let n = case.numbers(1);
                 let weights = Matrix::upload(&device, "weights", &n.weights, case.rows, case.cols, 128).unwrap();
@@ -182,8 +197,15 @@ pub(super) mod tests {
                 };
                 let matvec = Matvec::plan(&device, &weights, &x, &out, around).unwrap();
                 let got = run::<f32>(&device, &out, case.stride(), |pass| matvec.record(pass));
-                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}", case.name, device.tier()));
+                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}, {tuning:?}", case.name, device.tier()));
             }
         }
+    }
+
+    #[test]
+    fn subgroups_are_guessed_from_what_adapters_say() {
+        // Metal, Intel, AMD, NVIDIA, Adreno, llvmpipe, SwiftShader.
+        let said = [(4, 64), (8, 32), (32, 64), (32, 32), (64, 128), (8, 8), (4, 4), (0, 0)];
+        assert_eq!(said.map(|(min, max)| subgroup(min, max)), [32, 16, 32, 32, 64, 8, 4, 1]);
     }
 }

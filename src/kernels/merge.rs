@@ -2,8 +2,8 @@
 
 use super::coded::Coded;
 use super::score::Block;
-use super::values::{SPLITS, splits, sums};
-use super::{WORKGROUP, spec};
+use super::values::{splits, sums};
+use super::{Tuning, WORKGROUP, spec};
 use crate::Result;
 use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
@@ -36,18 +36,18 @@ pub struct Merge {
     heads: u32,
     /// Bytes of the up-projection, and operations with it for one token.
     up: Work,
+    tuning: Tuning,
     step: Step,
 }
 
-pub(super) fn variant(config: &Config, coded: bool) -> Spec {
+pub(super) fn variant(config: &Config, coded: bool, many: bool, tuning: &Tuning) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    let head = config.head_dim as u32;
     let constants = [
-        ("WORKGROUP", WORKGROUP),
+        ("WORKGROUP", if many { WORKGROUP } else { tuning.merge_lanes }),
         ("HEADS", config.num_attention_heads as u32),
-        ("HEAD", head),
-        ("OUTPUTS", head.div_ceil(WORKGROUP)),
-        ("SPLITS", 2 * SPLITS),
+        ("HEAD", config.head_dim as u32),
+        ("IN_FLIGHT", tuning.in_flight),
+        ("SPLITS", tuning.splits + if coded { tuning.coded_splits } else { 0 }),
     ];
     if !coded {
         return spec("merge.wgsl", &[], &constants, &bindings);
@@ -57,7 +57,11 @@ pub(super) fn variant(config: &Config, coded: bool) -> Spec {
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::configs().iter().flat_map(|config| [true, false].map(|coded| variant(config, coded))).collect()
+    let kinds = [true, false]
+        .into_iter()
+        .flat_map(|software| [(false, false), (false, true), (true, false), (true, true)].map(|kind| (Tuning::of(software), kind)));
+    let configs = super::score::configs();
+    kinds.flat_map(|(tuning, (coded, many))| configs.iter().map(move |config| variant(config, coded, many, &tuning)).collect::<Vec<_>>()).collect()
 }
 
 /// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its vectors, vector of `up` and number of `means` at which its key/value head begins.
@@ -72,7 +76,7 @@ pub(crate) fn heads(config: &Config, coded: &Coded) -> Vec<u32> {
 }
 
 impl Merge {
-    /// `from`, `weights` as [`super::values`] writes them; `out`: `[n][H][pad(head_dim)]`.
+    /// `from`, `weights` as [`super::values`] writes them; `out`: `[n][H][pad(head_dim)]`. `many`: for blocks of many tokens, else of one.
     pub(crate) fn plan(
         device: &Device,
         config: &Config,
@@ -80,6 +84,7 @@ impl Merge {
         weights: &wgpu::Buffer,
         out: &wgpu::Buffer,
         up: Option<Up>,
+        many: bool,
     ) -> Result<Merge> {
         let mut buffers = vec![from, weights, out];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
@@ -92,12 +97,14 @@ impl Merge {
         let ranks = up.map_or(0, |up| (0..config.num_key_value_heads).map(|kv| up.coded.rank(kv)).sum::<usize>());
         let numbers = (ranks * config.head_dim) as u64;
         let work = Work { bytes: 2 * numbers, flops: 2 * config.group_size() as u64 * numbers };
-        Ok(Merge { kernel: device.kernel(variant(config, up.is_some()), &buffers)?, heads: heads as u32, up: work, step })
+        let tuning = device.tuning();
+        let kernel = device.kernel(variant(config, up.is_some(), many, &tuning), &buffers)?;
+        Ok(Merge { kernel, heads: heads as u32, up: work, tuning, step })
     }
 
     /// One workgroup per query head and token.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
-        let [(exact, _), (coded, _)] = splits(block);
+        let [(exact, _), (coded, _)] = splits(block, &self.tuning);
         let step = Step { splits: exact + coded, exact, at: block.at, ..self.step };
         let [splits, sums, stride, tokens] = [step.splits, step.sums, step.stride, block.tokens].map(u64::from);
         let up = if coded > 0 { self.up } else { Work::default() };
@@ -111,14 +118,14 @@ mod tests {
     use super::*;
     use crate::cache::{LayerCache, Slots};
     use crate::kernels::coded::by_coordinates;
-    use crate::kernels::oracle::{assert_close, coded_side, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, coded_side, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
     use crate::kernels::values::{CodedValues, Values, groups};
     use crate::rows::{Band, Exact, Format, Scale};
 
     /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one token) and once in a single pass (the same token twice): both are
-    /// the definition, and each other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one wider than a slab of the merge.
+    /// the definition, and each other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one wider than a workgroup of the merge.
     #[test]
     fn splits_equal_one_pass_and_the_definition() {
         let (start, keys, capacity) = (7, 5000, 5011);
@@ -167,12 +174,13 @@ mod tests {
                 (start..=last).for_each(|key| value(h / 2, key).iter().zip(&mut *out).for_each(|(v, out)| *out += p(key) / total * v));
             }
             let up: Vec<_> = (0..3).flat_map(|kv| by_coordinates(|i, d| side.up(kv, i, d), side.coded.rank(kv), 14)).collect();
-            for device in devices(None) {
+            for (device, tuning) in tuned_devices(None) {
                 let sides = coded.then_some(&side.coded);
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, sides, false).0).unwrap();
-                let from = device.buffer("sums", 2 * SPLITS as u64 * sums(&c, sides) as u64 * 4).unwrap();
-                let weights = device.buffer("weights", 2 * SPLITS as u64 * heads as u64 * 8).unwrap();
+                let parts = u64::from(tuning.splits + tuning.coded_splits).max(4);
+                let from = device.buffer("sums", parts * sums(&c, sides) as u64 * 4).unwrap();
+                let weights = device.buffer("weights", parts * heads as u64 * 8).unwrap();
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
                 let lines = device.upload("heads", &super::heads(&c, &side.coded)).unwrap();
                 let (up, means) = (device.upload("up", &up).unwrap(), device.upload("means", &means).unwrap());
@@ -182,7 +190,7 @@ mod tests {
                     let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs, chosen: None });
                     let values = Values::plan(&device, &c, &scores, columns, &cache, slots, coded, &table, &from, &weights).unwrap();
                     let up = sides.map(|coded| Up { coded, heads: &lines, up: &up, means: &means });
-                    let merge = Merge::plan(&device, &c, &from, &weights, &out, up).unwrap();
+                    let merge = Merge::plan(&device, &c, &from, &weights, &out, up, block.tokens > 1).unwrap();
                     let got = run::<f32>(&device, &out, 3 * expected.len(), |pass| {
                         values.record(pass, block);
                         merge.record(pass, block);
@@ -192,7 +200,7 @@ mod tests {
                         .map(|x| f64::from(*x))
                         .collect::<Vec<_>>()
                 };
-                let what = |way: &str| format!("{way}, coded: {coded}, {:?}", device.tier());
+                let what = |way: &str| format!("{way}, coded: {coded}, {:?}, {tuning:?}", device.tier());
                 let once = attend(&at(1, 2));
                 assert_close(once.iter().copied(), &expected, 1e-9, &what("splits"));
                 assert_close(attend(&at(2, 0)), &[&once[..], &once].concat(), 1e-9, &what("one pass"));

@@ -42,6 +42,78 @@ use std::collections::BTreeMap;
 /// Lanes of a workgroup in every kernel but the reductions over whole rows. Two subgroups on NVIDIA, one or two on AMD, eight on a software renderer.
 pub(crate) const WORKGROUP: u32 = 64;
 
+/// How kernels divide their work where devices want it differently. A kernel reads it as it is planned: what is planned keeps what it was planned with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// The most splits of one token's exact keys.
+    pub splits: u32,
+    /// And of its coded ones: their sums are longer, and all of them are read again to be joined.
+    pub coded_splits: u32,
+    /// Keys weighed at a time; a split is a multiple of them, and they are a multiple of 16 · `in_flight`.
+    pub keys: u32,
+    /// What a lane loads before it adds up the first: keys' values, splits' sums.
+    pub in_flight: u32,
+    /// Rows of sums that a workgroup adds up over its lanes at a time: each takes a KiB of its memory, and each time two barriers.
+    pub ends: u32,
+    /// The most coordinates to which a workgroup takes a query.
+    pub take: u32,
+    /// Loads from each of its rows of weights that a lane has under way.
+    pub ahead: u32,
+    /// Whether such a load is two vectors, where rows have an even number of them.
+    pub paired: bool,
+    /// Logits that a workgroup looks at, of which another then chooses.
+    pub logits: u32,
+    /// Lanes of a workgroup that joins the splits of one token.
+    pub merge_lanes: u32,
+    /// How products of many tokens are divided.
+    pub tile: matmul::Tile,
+}
+
+impl Tuning {
+    /// For a GPU, which hides how long memory takes behind many workgroups with several loads each; or for a software renderer, where either only costs.
+    pub fn of(software: bool) -> Tuning {
+        let tile = matmul::Tile { tokens: 64, rows: 64, depth: 16, lane_tokens: 8, lane_rows: 4 };
+        match software {
+            true => Tuning {
+                tile,
+                splits: 32,
+                coded_splits: 32,
+                keys: 128,
+                in_flight: 1,
+                ends: 8,
+                take: 4096,
+                ahead: 1,
+                paired: false,
+                logits: 1 << 16,
+                merge_lanes: 64,
+            },
+            false => Tuning {
+                tile,
+                splits: 128,
+                coded_splits: 64,
+                keys: 64,
+                in_flight: 4,
+                ends: 2,
+                take: 128,
+                ahead: 2,
+                paired: true,
+                logits: 2048,
+                merge_lanes: 256,
+            },
+        }
+    }
+}
+
+impl Tuning {
+    pub(crate) fn check(&self) {
+        assert!(self.keys > 0 && self.keys.is_multiple_of(values::SHARING * self.in_flight), "{self:?}: keys");
+        assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
+        assert!(self.tile.fits(), "{self:?}: tile");
+        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.take, self.ahead, self.logits];
+        assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
+    }
+}
+
 /// Positions of RoPE's first table: see [`turns`].
 const NEAR: u32 = 64;
 
@@ -89,6 +161,7 @@ pub fn variants() -> Vec<Spec> {
 /// What the kernels' tests share: devices of every tier, numbers, running and reading back.
 #[cfg(test)]
 mod oracle {
+    use super::Tuning;
     use super::coded::{Coded, Slice};
     use crate::cache::{LayerCache, Slots};
     use crate::checkpoint::Config;
@@ -100,6 +173,28 @@ mod oracle {
     /// One device of every tier.
     pub fn devices(max_binding: Option<u64>) -> [Arc<Device>; 3] {
         Tier::ALL.map(|tier| Device::open(&Options { tier: Some(tier), max_binding, ..Default::default() }).unwrap())
+    }
+
+    /// One device of every tier for every tuning: a software renderer's, a GPU's, and small parts with more of everything than there are keys.
+    pub fn tuned_devices(max_binding: Option<u64>) -> impl Iterator<Item = (Arc<Device>, Tuning)> {
+        let small = Tuning {
+            tile: super::matmul::Tile { tokens: 16, rows: 32, depth: 8, lane_tokens: 4, lane_rows: 2 },
+            splits: 300,
+            coded_splits: 77,
+            keys: 32,
+            in_flight: 2,
+            ends: 3,
+            take: 20,
+            ahead: 3,
+            paired: true,
+            logits: 100,
+            merge_lanes: 128,
+        };
+        let tunings = [Tuning::of(true), Tuning::of(false), small];
+        devices(max_binding)
+            .into_iter()
+            .flat_map(move |device| tunings.map(|tuning| (device.clone(), tuning)))
+            .inspect(|(device, tuning)| device.set_tuning(*tuning))
     }
 
     /// Numbers between -1 and 1, from a seed.

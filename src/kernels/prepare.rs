@@ -1,7 +1,7 @@
 //! `prepare.wgsl`: bias, QK-norm and RoPE, the append of new exact rows to the cache, and queries for coded keys.
 
 use super::coded::{BOOKS, Coded};
-use super::{NEAR, WORKGROUP, spec};
+use super::{NEAR, Tuning, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, Slots};
 use crate::checkpoint::Config;
@@ -41,7 +41,14 @@ pub struct Prepare {
 /// Numbers of a row of values that one workgroup copies.
 const BLOCK: usize = WORKGROUP as usize * 4;
 
-pub(super) fn variant(config: &Config, bias: bool, taken: bool) -> Spec {
+/// Where queries are taken to `rank` coordinates at the most, how many workgroups of a head do that, and how many coordinates each has.
+pub(super) fn take(rank: u32, tuning: &Tuning) -> [u32; 2] {
+    let take = tuning.take.min(rank).max(1);
+    [rank.div_ceil(take).max(1), take]
+}
+
+/// `takes`: where queries are taken to coordinates, how many workgroups of a head do that, and how many coordinates each has.
+pub(super) fn variant(config: &Config, bias: bool, takes: Option<[u32; 2]>) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
     flags.extend([(bias, "BIAS"), (config.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
@@ -49,12 +56,15 @@ pub(super) fn variant(config: &Config, bias: bool, taken: bool) -> Spec {
         flags.push("ADDED");
         bindings.push((5, Access::Read));
     }
-    if taken {
+    if takes.is_some() {
         flags.push("TAKEN");
         bindings.extend([(6, Access::Read), (7, Access::Read)]);
     }
+    let [takes, take] = takes.unwrap_or([1, 0]);
     let constants = [
         ("WORKGROUP", WORKGROUP),
+        ("TAKES", takes),
+        ("TAKE", take),
         ("PAIRS", (config.head_dim / 2) as u32),
         ("NEAR", NEAR),
         ("BOOKS", BOOKS),
@@ -67,7 +77,7 @@ pub(super) fn variant(config: &Config, bias: bool, taken: bool) -> Spec {
 
 pub(super) fn variants() -> Vec<Spec> {
     let pairs = [(false, false), (false, true), (true, false), (true, true)];
-    super::score::configs().iter().flat_map(|config| pairs.map(|(bias, taken)| variant(config, bias, taken))).collect()
+    super::score::configs().iter().flat_map(|config| pairs.map(|(bias, taken)| variant(config, bias, taken.then_some([4, 256])))).collect()
 }
 
 /// Numbers from one token to the next in a projection: query heads, key heads and value heads, each padded to four.
@@ -104,14 +114,19 @@ impl Prepare {
             epsilon: config.rms_norm_eps,
         };
         let kv_heads = config.num_key_value_heads;
-        let units = config.num_attention_heads + kv_heads + (kv_heads * pad(config.head_dim)).div_ceil(BLOCK);
+        let takes = taken.map(|taken| {
+            let most = (0..kv_heads).map(|kv| taken.coded.rank(kv)).max().unwrap_or(0) as u32;
+            take(most, &device.tuning())
+        });
+        let heads = config.num_attention_heads * takes.map_or(1, |[takes, _]| takes as usize);
+        let units = heads + kv_heads + (kv_heads * pad(config.head_dim)).div_ceil(BLOCK);
         let ranks = taken.map_or(0, |taken| (0..kv_heads).map(|kv| taken.coded.rank(kv)).sum::<usize>());
         let each = Work {
             bytes: (4 * step.stride + 4 * step.queries) as u64 + 4 * (kv_heads * pad(config.head_dim)) as u64,
             flops: (2 * config.group_size() * ranks * config.head_dim) as u64,
         };
         let once = (2 * ranks * pad(config.head_dim)) as u64;
-        Ok(Prepare { kernel: device.kernel(variant(config, bias, taken.is_some()), &buffers)?, step, units: units as u32, each, once })
+        Ok(Prepare { kernel: device.kernel(variant(config, bias, takes), &buffers)?, step, units: units as u32, each, once })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -126,7 +141,7 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, coded_side, devices, numbers, run, turned};
+    use crate::kernels::oracle::{assert_close, coded_side, numbers, run, tuned_devices, turned};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
     use crate::kernels::turns;
@@ -172,7 +187,7 @@ mod tests {
             let mut added = if qk_norm { gains.clone() } else { Vec::new() };
             added.extend(biases.iter().filter(|_| bias));
             let up: Vec<_> = (0..3).flat_map(|kv| by_dimensions(|i, d| side.up(kv, i, d), side.coded.rank(kv), c.head_dim)).collect();
-            for device in devices(None) {
+            for (device, tuning) in tuned_devices(None) {
                 let [projected, turns] = [&projected, turns(&c.rope_frequencies(), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                 let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
                 let count = if taken { slots.count() } else { 70 };
@@ -182,7 +197,7 @@ mod tests {
                 let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
                 let to = taken.then_some(Taken { coded: &side.coded, table: &table, up: &up });
                 let prepare = Prepare::plan(&device, &c, &projected, &turns, &out, &cache, slots, buffer.as_ref(), bias, to).unwrap();
-                let what = |side: &str| format!("{side}, norm: {qk_norm}, taken: {taken}, {:?}", device.tier());
+                let what = |side: &str| format!("{side}, norm: {qk_norm}, taken: {taken}, {:?}, {tuning:?}", device.tier());
                 let got = run::<f32>(&device, &out, queries.len(), |pass| prepare.record(pass, first as u32, tokens as u32));
                 assert_close(got.into_iter().map(f64::from), &queries, 1e-10, &what("queries"));
                 for (side, buffer, expected) in [("keys", &cache.keys, &key_rows), ("values", &cache.values, &value_rows)] {

@@ -136,9 +136,15 @@ pub struct Score {
     step: Step,
 }
 
-/// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has. The other half holds coordinates.
+/// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has.
 fn tile(head_dim: usize) -> u32 {
     [32, 16, 8].into_iter().find(|t| head_dim * t * 4 <= 8 << 10).unwrap_or(4) as u32
+}
+
+/// Vectors of keys that a lane multiplies at a time: a power of two that divides a key's, fewer where each meets more rows. Each takes four registers for a key's and as many for a row's.
+fn vectors_at_once(head_dim: usize, rows: u32) -> u32 {
+    let vectors = pad(head_dim) as u32 / 4;
+    (8 / rows).max(1).next_power_of_two().min(1 << vectors.trailing_zeros())
 }
 
 /// The most keys that one dispatch scores: a grid has at most 65,535 tiles on the least of devices.
@@ -184,6 +190,9 @@ pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, row
         }
     }
     bindings.extend(side);
+    if flags.contains(&"REBUILT") || flags.contains(&"VAGUE") {
+        flags.push("WIDE");
+    }
     let most = coded.and_then(|(_, chosen)| chosen).map_or(0, |selection| selection.chunks());
     let constants = [
         ("WORKGROUP", WORKGROUP),
@@ -195,6 +204,7 @@ pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, row
         ("BOOKS", BOOKS),
         ("TILE", tile(config.head_dim)),
         ("ROWS", rows),
+        ("VECTORS_AT_ONCE", vectors_at_once(config.head_dim, rows)),
         ("KV_HEADS", config.num_key_value_heads as u32),
         ("GROUP", config.group_size() as u32),
     ];

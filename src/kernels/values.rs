@@ -2,7 +2,7 @@
 
 use super::coded::{BOOKS, Coded};
 use super::score::{Block, side_bindings, stores};
-use super::{WORKGROUP, spec};
+use super::{Tuning, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, SideCache, Slots};
 use crate::checkpoint::Config;
@@ -30,12 +30,10 @@ struct Step {
     side: u32,
 }
 
-/// Keys weighed at a time.
-const KEYS: u32 = 128;
-/// The most query heads that a workgroup sums for: each costs four registers a lane, and a KiB of workgroup memory at the end.
+/// The most query heads that a workgroup sums for: each costs four registers a lane.
 const MOST_ROWS: usize = 8;
-/// The most splits of one token's keys, exact and coded ones each.
-pub(crate) const SPLITS: u32 = 32;
+/// The most lanes that share a vector's keys.
+pub(crate) const SHARING: u32 = 16;
 
 /// Coded values: their rows, and what they are read with.
 #[derive(Clone, Copy)]
@@ -57,6 +55,7 @@ pub struct Values {
     /// What a column that is not coded takes for one token, and what a coded one does; and bytes that either takes once for all tokens.
     each: [Work; 2],
     once: [u64; 2],
+    tuning: Tuning,
     step: Step,
 }
 
@@ -67,7 +66,7 @@ pub(super) fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u3
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Option<&Stores>, rows: u32) -> Spec {
+pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Option<&Stores>, rows: u32, tuning: &Tuning) -> Spec {
     let (mut flags, side, vague) = side_bindings(stores);
     let constants = [
         ("WORKGROUP", WORKGROUP),
@@ -75,7 +74,9 @@ pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, s
         ("MOST", chosen.map_or(0, |selection| selection.chunks()) as u32),
         ("VAGUE_COLUMNS", vague),
         ("GROUP", config.group_size() as u32),
-        ("KEYS", KEYS),
+        ("KEYS", tuning.keys),
+        ("IN_FLIGHT", tuning.in_flight),
+        ("ENDS", tuning.ends),
         ("BOOKS", BOOKS),
         ("ROWS", rows),
         ("HEADS", config.num_attention_heads as u32),
@@ -98,23 +99,24 @@ pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, s
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    let kinds = |config: &Config| {
+    let kinds = |(config, tuning): (&Config, Tuning)| {
         let (rows, chosen) = (shape(config, None, false).1, Some(Selection { tokens: 256 }));
-        let coded = [variant(config, true, None, None, MOST_ROWS as u32), variant(config, true, chosen, None, rows)];
-        let beside = |vague| variant(config, vague == Vague::Rows, None, Some(&stores(config, vague)), rows);
+        let coded = [variant(config, true, None, None, MOST_ROWS as u32, &tuning), variant(config, true, chosen, None, rows, &tuning)];
+        let beside = |vague| variant(config, vague == Vague::Rows, None, Some(&stores(config, vague)), rows, &tuning);
         let beside = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(beside);
-        [vec![variant(config, false, None, None, rows)], coded.into(), beside.into()].concat()
+        [vec![variant(config, false, None, None, rows, &tuning)], coded.into(), beside.into()].concat()
     };
-    super::score::configs().iter().flat_map(kinds).collect()
+    let configs = super::score::configs();
+    [true, false].into_iter().flat_map(|software| configs.iter().map(move |config| (config, Tuning::of(software)))).flat_map(kinds).collect()
 }
 
 /// A block's splits, of columns that are not coded and of those that are: their numbers and lengths. Many tokens fill the device by themselves.
-pub(crate) fn splits(block: &Block) -> [(u32, u32); 2] {
-    [block.plain(), block.coded].map(|columns| {
+pub(crate) fn splits(block: &Block, tuning: &Tuning) -> [(u32, u32); 2] {
+    [(block.plain(), tuning.splits), (block.coded, tuning.coded_splits)].map(|(columns, most)| {
         if block.tokens > 1 {
             return (columns.min(1), columns);
         }
-        let length = columns.div_ceil(SPLITS).next_multiple_of(KEYS);
+        let length = columns.div_ceil(most).next_multiple_of(tuning.keys);
         (columns.div_ceil(length.max(1)), length)
     })
 }
@@ -124,7 +126,7 @@ pub(crate) fn groups(config: &Config, coded: Option<&Coded>, chosen: bool) -> (V
     let g = config.group_size();
     // (where its rows begin, vectors, first query head, query heads, where its sums begin, first run)
     let entries = |[at, width, first, heads, sums, runs]: [usize; 6]| {
-        let dims = width.next_power_of_two().min(WORKGROUP as usize);
+        let dims = width.next_power_of_two().clamp((WORKGROUP / SHARING) as usize, WORKGROUP as usize);
         (0..width).step_by(dims).map(move |begin| [at, width, first, heads, sums, begin, dims, runs].map(|n| n as u32)).collect::<Vec<_>>()
     };
     let vectors = pad(config.head_dim) / 4;
@@ -176,13 +178,15 @@ impl Values {
         let row = side.map_or(0, |coded| coded.slices.iter().map(|slice| slice.format.words()).sum());
         let work = |numbers: usize| Work { bytes: 4 * all as u64, flops: 2 * numbers as u64 };
         let [entries, more] = groups(config, side, chosen.is_some()).1;
+        let tuning = device.tuning();
+        let selection = chosen.map(|(selection, _)| selection);
         Ok(Values {
-            kernel: device
-                .kernel(variant(config, coded.is_some(), chosen.map(|(selection, _)| selection), beside.map(|side| &side.stores), rows), &buffers)?,
+            kernel: device.kernel(variant(config, coded.is_some(), selection, beside.map(|side| &side.stores), rows, &tuning), &buffers)?,
             rows,
             heads,
             each: [work(all * config.head_dim), work(config.group_size() * ranks)],
             once: [2 * kv_heads * pad(config.head_dim), 4 * row].map(|bytes| bytes as u64),
+            tuning,
             step: Step {
                 stride: stride as u32,
                 sums: sums(config, side) as u32 / 4,
@@ -198,7 +202,7 @@ impl Values {
 
     /// One workgroup per split, entry of the table and block of rows.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
-        let [(splits, length), (more, along)] = splits(block);
+        let [(splits, length), (more, along)] = splits(block, &self.tuning);
         let step = Step {
             plain: block.plain(),
             coded: block.coded,
@@ -226,19 +230,19 @@ impl Values {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::score::config;
     use crate::rows::{Exact, Format, Vague};
 
-    /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in three splits, and two tokens in one, the last keys of the first masked.
+    /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several splits, five in one, and two tokens in one, the last keys of the first masked.
     #[test]
     fn every_split_is_the_sum_of_its_keys() {
         let c = config(false, None, 9, 3, 14);
         let (heads, width, capacity) = (c.num_attention_heads, 16, 310);
         let row = 3 * width;
         let rows = halves(2, capacity * row);
-        for (tokens, start, keys) in [(1, 9, 300), (2, 0, 131)] {
+        for (tokens, start, keys) in [(1, 9, 300), (1, 30, 5), (2, 0, 131)] {
             // The window ends where the keys are to begin.
             let window = (start > 0).then_some(keys);
             let block = Block::new((start + keys - tokens) as u32, tokens as u32, 0, window, None);
@@ -247,27 +251,27 @@ mod tests {
             for h in 0..heads {
                 scores[h * capacity + keys - (tokens - 1)..h * capacity + keys].fill(-3.4028234e38);
             }
-            let [(count, length), none] = splits(&block);
-            assert_eq!(none.0, 0);
-            let (mut sums, mut weights) = (Vec::new(), Vec::new());
-            for (t, s) in (0..tokens).flat_map(|t| (0..count as usize).map(move |s| (t, s))) {
-                for h in 0..heads {
-                    let within = s * length as usize..keys.min((s + 1) * length as usize);
-                    let line = &scores[(t * heads + h) * capacity..][..keys];
-                    let largest = line[within.clone()].iter().copied().fold(f32::MIN, f32::max) as f64;
-                    let p: Vec<f64> = within.clone().map(|k| (line[k] as f64 - largest).exp()).collect();
-                    let value = |k: usize, i: usize| rows[(start + k) * row + h / 3 * width + i].to_f64();
-                    sums.extend((0..width).map(|i| within.clone().zip(&p).map(|(k, p)| p * value(k, i)).sum::<f64>()));
-                    weights.extend([largest, p.iter().sum()]);
+            for (device, tuning) in tuned_devices(None) {
+                let [(count, length), none] = splits(&block, &tuning);
+                assert_eq!(none.0, 0);
+                let (mut sums, mut weights) = (Vec::new(), Vec::new());
+                for (t, s) in (0..tokens).flat_map(|t| (0..count as usize).map(move |s| (t, s))) {
+                    for h in 0..heads {
+                        let within = s * length as usize..keys.min((s + 1) * length as usize);
+                        let line = &scores[(t * heads + h) * capacity..][..keys];
+                        let largest = line[within.clone()].iter().copied().fold(f32::MIN, f32::max) as f64;
+                        let p: Vec<f64> = within.clone().map(|k| (line[k] as f64 - largest).exp()).collect();
+                        let value = |k: usize, i: usize| rows[(start + k) * row + h / 3 * width + i].to_f64();
+                        sums.extend((0..width).map(|i| within.clone().zip(&p).map(|(k, p)| p * value(k, i)).sum::<f64>()));
+                        weights.extend([largest, p.iter().sum()]);
+                    }
                 }
-            }
-            for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let values = Values::plan(&device, &c, &from, capacity, &cache, Slots::ALL, None, &table, &out, &shares).unwrap();
-                let what = format!("{tokens} tokens, {:?}", device.tier());
+                let what = format!("{tokens} tokens, {:?}, {tuning:?}", device.tier());
                 let got = run::<f32>(&device, &out, sums.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &sums, 1e-10, &what);
                 let got = run::<f32>(&device, &shares, weights.len(), |_| ());
@@ -314,7 +318,7 @@ mod tests {
                 let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [expected.len(), tokens * heads * 2].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let values = Values::plan(&device, &c, &from, stride, &beside.cache, slots, None, &table, &out, &shares).unwrap();
-                assert_eq!(splits(&block)[0].0, 1);
+                assert_eq!(splits(&block, &device.tuning())[0].0, 1);
                 let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{vague:?}, {first}, {:?}", device.tier()));
             }
@@ -335,34 +339,34 @@ mod tests {
         let (at, split) = (side.coded.sums(&c), sums(&c, Some(&side.coded)));
         for (first, tokens) in [(390, 1), (100, 3)] {
             let block = Block::new(first, tokens, 0, None, Some(exact.reach(first as usize, tokens as usize, false, 0)));
-            let [(count, length), (more, along)] = splits(&block);
-            assert_eq!((count, more), (1, if tokens == 1 { 3 } else { 1 }));
-            let scores: Vec<f32> = numbers(1, tokens as usize * heads * stride).into_iter().map(|x| 5.0 * x).collect();
-            let (mut expected, mut weights) = (vec![0.0; (tokens * (count + more)) as usize * split], Vec::new());
-            for (line, out) in expected.chunks_exact_mut(split).enumerate() {
-                let (t, s) = (line as u32 / (count + more), line as u32 % (count + more));
-                let coded = s >= count;
-                let (begin, end) = match coded {
-                    false => (0, length.min(block.exact())),
-                    true => (block.exact() + (s - count) * along, block.exact() + block.coded.min((s - count + 1) * along)),
-                };
-                for h in 0..heads {
-                    let line = &scores[(t as usize * heads + h) * stride..][begin as usize..end as usize];
-                    let largest = f64::from(line.iter().copied().fold(f32::MIN, f32::max));
-                    weights.extend([largest, line.iter().map(|s| (f64::from(*s) - largest).exp()).sum()]);
-                    for (column, score) in (begin..end).zip(line) {
-                        let p = (f64::from(*score) - largest).exp();
-                        if coded {
-                            let z = &side.coordinates[side.coded.of_head(h / 2).0][(block.start + column - block.exact()) as usize];
-                            z.iter().enumerate().for_each(|(i, z)| out[4 * at[h] + i] += p * z);
-                        } else {
-                            let value = &ring[(slots.of(block.exact_key(column) as usize) * 6 + h / 2) * padded..][..padded];
-                            value.iter().enumerate().for_each(|(i, v)| out[h * padded + i] += p * v.to_f64());
+            for (device, tuning) in tuned_devices(None) {
+                let [(count, length), (more, along)] = splits(&block, &tuning);
+                assert!(if tokens == 1 { more >= 3 } else { (count, more) == (1, 1) });
+                let scores: Vec<f32> = numbers(1, tokens as usize * heads * stride).into_iter().map(|x| 5.0 * x).collect();
+                let (mut expected, mut weights) = (vec![0.0; (tokens * (count + more)) as usize * split], Vec::new());
+                for (line, out) in expected.chunks_exact_mut(split).enumerate() {
+                    let (t, s) = (line as u32 / (count + more), line as u32 % (count + more));
+                    let coded = s >= count;
+                    let (begin, end) = match coded {
+                        false => (0, length.min(block.exact())),
+                        true => (block.exact() + (s - count) * along, block.exact() + block.coded.min((s - count + 1) * along)),
+                    };
+                    for h in 0..heads {
+                        let line = &scores[(t as usize * heads + h) * stride..][begin as usize..end as usize];
+                        let largest = f64::from(line.iter().copied().fold(f32::MIN, f32::max));
+                        weights.extend([largest, line.iter().map(|s| (f64::from(*s) - largest).exp()).sum()]);
+                        for (column, score) in (begin..end).zip(line) {
+                            let p = (f64::from(*score) - largest).exp();
+                            if coded {
+                                let z = &side.coordinates[side.coded.of_head(h / 2).0][(block.start + column - block.exact()) as usize];
+                                z.iter().enumerate().for_each(|(i, z)| out[4 * at[h] + i] += p * z);
+                            } else {
+                                let value = &ring[(slots.of(block.exact_key(column) as usize) * 6 + h / 2) * padded..][..padded];
+                                value.iter().enumerate().for_each(|(i, v)| out[h * padded + i] += p * v.to_f64());
+                            }
                         }
                     }
                 }
-            }
-            for device in devices(None) {
                 let from = device.upload("scores", &scores).unwrap();
                 let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, Some(&side.coded), false).0).unwrap();
@@ -370,7 +374,7 @@ mod tests {
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
                 let coded = CodedValues { coded: &side.coded, rows: &rows, table: &runs, chosen: None };
                 let values = Values::plan(&device, &c, &from, stride, &cache, slots, Some(coded), &table, &out, &shares).unwrap();
-                let what = format!("{tokens} tokens, {:?}", device.tier());
+                let what = format!("{tokens} tokens, {:?}, {tuning:?}", device.tier());
                 let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &expected, 1e-9, &what);
                 let got = run::<f32>(&device, &shares, weights.len(), |_| ());

@@ -59,7 +59,7 @@ pub struct Radv {
     /// The driver's name and version.
     pub driver: String,
     /// The fewest lanes of a subgroup.
-    pub min_subgroup: u32,
+    pub subgroups: [u32; 2],
     /// What everything is called through.
     _entry: Entry,
 }
@@ -87,7 +87,14 @@ impl Radv {
                 if name.to_lowercase().contains(FAMILY) {
                     let (device, executables) = Radv::device(&instance, physical);
                     let driver = format!("{name}, {}", text(driver.driver_info_as_c_str().ok()));
-                    return Ok(Radv { device, executables, version, driver, min_subgroup: subgroups.min_subgroup_size, _entry: entry });
+                    return Ok(Radv {
+                        device,
+                        executables,
+                        version,
+                        driver,
+                        subgroups: [subgroups.min_subgroup_size, subgroups.max_subgroup_size],
+                        _entry: entry,
+                    });
                 }
             }
             Err(format!("no Vulkan device of {FAMILY}"))
