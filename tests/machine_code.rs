@@ -19,9 +19,6 @@ const ROOM: &str = "Subgroups per SIMD";
 /// How many that must be at least. A wave of 64 lanes counts as two of 32, and 32 of these are the most; with fewer than a quarter of them nothing runs while memory is waited for.
 const WAVES: u64 = 8;
 
-/// Kernels that have room for fewer, by how their names begin, and for how many: to be mended, and then struck off.
-const KNOWN: &[(&str, u64)] = &[("score", 6), ("values CODED, all heads, 8B", 6)];
-
 /// The folder for what a process that compiles has to say: the driver reads its environment once, so that process is another one.
 const INTO: &str = "MACHINE_CODE_INTO";
 
@@ -76,16 +73,11 @@ fn compile(into: &Path) {
     }
     let faults: Vec<String> = all.iter().flat_map(|(code, hot)| faults(hot, code)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    for (known, _) in KNOWN {
-        let mended = all.iter().filter(|(_, hot)| hot.name.starts_with(known)).all(|(code, _)| code.number(ROOM) >= WAVES);
-        assert!(!mended, "{known} needs no exception any more");
-    }
 }
 
 fn faults(Hot { name, .. }: &Hot, code: &Code) -> Vec<String> {
-    let least = KNOWN.iter().find(|(known, _)| name.starts_with(known)).map_or(WAVES, |(_, waves)| *waves);
     let waves = code.number(ROOM);
-    let few = (waves < least).then(|| format!("{name}: room for {waves} waves, not for {least}"));
+    let few = (waves < WAVES).then(|| format!("{name}: room for {waves} waves, not for {WAVES}"));
     let spills = NONE.into_iter().filter(|what| code.number(what) > 0).map(|what| format!("{name}: {what} {}", code.number(what)));
     spills.chain(few).collect()
 }

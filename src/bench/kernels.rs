@@ -39,11 +39,17 @@ pub struct Task {
     pub depths: Vec<usize>,
     /// Tokens that are prefilled.
     pub chunk: usize,
-    /// Whether kernels are also timed with other constants than the device's own: at the deepest depth, of sequences that are random.
-    pub sweep: bool,
+    /// Whether kernels are also timed with other constants than the device's own, and with which: [`SWEEPS`]. At the deepest depth, of sequences that are random.
+    pub sweep: Vec<String>,
     /// No measurement begins later than this after the first; `None` for as long as all of them take.
     pub time: Option<Duration>,
 }
+
+/// Which phases are timed: a step, a chunk.
+type Phases = [bool; 2];
+const STEP: Phases = [true, false];
+const CHUNK: Phases = [false, true];
+const BOTH: Phases = [true, true];
 
 /// Steps that are timed: in as many, rows are coded once.
 const STEPS: usize = Exact::BLOCK + 1;
@@ -130,7 +136,7 @@ pub fn run(
                 continue;
             }
             let mut pause = || report(on_progress, "kernels", done - 1, total);
-            for (phase, timed, times) in apart(task, device, subject, depth, &mut random, &mut pause)? {
+            for (phase, timed, times) in apart(task, device, subject, depth, BOTH, &mut random, &mut pause)? {
                 rows.extend(table(&timed, times, roofline).map(|row| Row {
                     model: subject.model.clone(),
                     rows: subject.rows.clone(),
@@ -142,7 +148,7 @@ pub fn run(
             on_rows(&rows)?;
         }
     }
-    let Some(&depth) = task.depths.iter().max().filter(|_| task.sweep) else { return Ok(rows) };
+    let Some(&depth) = task.depths.iter().max().filter(|_| !task.sweep.is_empty()) else { return Ok(rows) };
     let own = device.tuning();
     // Whatever happens, what is planned next is planned as the device wants it.
     let swept = sweep(task, device, subjects, depth, roofline, started, &mut rows, on_rows, on_progress);
@@ -153,17 +159,22 @@ pub fn run(
     swept.map(|()| rows)
 }
 
+/// What a sweep can vary, by the first words of its names.
+pub const SWEEPS: [&str; 11] =
+    ["splits", "coded splits", "in flight", "keys", "merge lanes", "take", "team rows", "ahead", "paired", "logits", "tile"];
+
 /// Other constants, one at a time: what they are, the kernels that they concern, and the value that is set.
 fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
     const ATTENTION: &[&str] = &["values", "merge"];
     type Set = fn(&mut Tuning, u32);
-    let numbers: [(&str, &[&str], &[u32], Set); 8] = [
+    let numbers: [(&str, &[&str], &[u32], Set); 9] = [
         ("splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.splits = n),
         ("coded splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.coded_splits = n),
         ("in flight", ATTENTION, &[1, 2, 4], |t, n| t.in_flight = n),
         ("keys", ATTENTION, &[64, 128, 256], |t, n| t.keys = n),
         ("merge lanes", &["merge"], &[64, 128, 256], |t, n| t.merge_lanes = n),
         ("take", &["prepare"], &[64, 128, 256, 4096], |t, n| t.take = n),
+        ("team rows", &["matvec"], &[2, 4, 8], |t, n| t.team_rows = n),
         ("ahead", &["matvec"], &[1, 2, 4], |t, n| t.ahead = n),
         ("logits", &["argmax"], &[512, 1024, 2048, 4096, 8192], |t, n| t.logits = n),
     ];
@@ -205,7 +216,8 @@ fn sweep(
     on_rows: &mut dyn FnMut(&[Row]) -> Result<()>,
     on_progress: OnProgress<'_>,
 ) -> Result<()> {
-    let (others, mut random) = (others(&device.tuning()), Random::new(1));
+    let (mut others, mut random) = (others(&device.tuning()), Random::new(1));
+    others.retain(|(name, ..)| task.sweep.iter().any(|asked| name.starts_with(asked.as_str())));
     // Exact rows, and coded ones that nothing is rebuilt of: what the constants are about.
     let concerned = |subject: &Subject| matches!(subject.text, Text::Random(_)) && ["f16", "fast"].contains(&subject.rows.as_str());
     for (done, (name, kernels, tuning)) in others.iter().enumerate() {
@@ -216,7 +228,9 @@ fn sweep(
             }
             device.set_tuning(*tuning);
             subject.text.replan()?;
-            for (phase, timed, times) in apart(task, device, subject, depth, &mut random, &mut || Ok(()))? {
+            // Products of many tokens are the chunk's alone, and a step has all others.
+            let phases = if *kernels == ["matmul"] { CHUNK } else { STEP };
+            for (phase, timed, times) in apart(task, device, subject, depth, phases, &mut random, &mut || Ok(()))? {
                 let of = table(&timed, times, roofline).filter(|row| kernels.contains(&row.kernel.split(' ').next().unwrap_or_default()));
                 let row = |row| Row { model: subject.model.clone(), rows: subject.rows.clone(), depth, tuning: name.clone(), phase, ..row };
                 rows.extend(of.map(row));
@@ -233,21 +247,28 @@ fn apart(
     device: &Device,
     subject: &mut Subject,
     depth: usize,
+    [step, chunk]: Phases,
     random: &mut Random,
     pause: &mut dyn FnMut() -> Result<()>,
-) -> Result<[(&'static str, Vec<Timed>, usize); 2]> {
+) -> Result<Vec<(&'static str, Vec<Timed>, usize)>> {
     let Subject { text, vocab, .. } = subject;
-    let chunk = tokens(random, *vocab, task.chunk);
-    let steps = tokens(random, *vocab, STEPS);
-    // Once untimed: whatever is made on first use is made here.
-    text.go_to(depth, *vocab, random, pause)?;
-    text.sequence_mut().forward(&chunk[..chunk.len().min(2)], Logits::None)?;
-    text.sequence_mut().step(steps[0])?;
-    text.go_to(depth, *vocab, random, pause)?;
-    let (_, of_chunk) = device.profile(|| text.sequence_mut().forward(&chunk, Logits::None))?;
-    text.go_to(depth, *vocab, random, pause)?;
-    let (_, of_steps) = device.profile(|| steps.iter().try_for_each(|token| text.sequence_mut().step(*token).map(|_| ())))?;
-    Ok([("step", of_steps, STEPS), ("chunk", of_chunk, 1)])
+    let (mut found, mut here) = (Vec::new(), |text: &mut Text, random: &mut Random| text.go_to(depth, *vocab, random, pause));
+    if step {
+        let steps = tokens(random, *vocab, STEPS);
+        here(text, random)?;
+        // Once untimed: whatever is made on first use is made here.
+        text.sequence_mut().step(steps[0])?;
+        here(text, random)?;
+        let (_, timed) = device.profile(|| steps.iter().try_for_each(|token| text.sequence_mut().step(*token).map(|_| ())))?;
+        found.push(("step", timed, STEPS));
+    }
+    if chunk {
+        let prompt = tokens(random, *vocab, task.chunk);
+        here(text, random)?;
+        let (_, timed) = device.profile(|| text.sequence_mut().forward(&prompt, Logits::None))?;
+        found.push(("chunk", timed, 1));
+    }
+    Ok(found)
 }
 
 /// Rows by kernel, in the order of the first dispatch of each, of what happened so many `times`.

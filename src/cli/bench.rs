@@ -6,6 +6,7 @@ use super::device::untrained;
 use super::locate::locate;
 use super::progress::Bar;
 use super::table::{bytes, markdown, number, table};
+use clap::builder::PossibleValuesParser;
 use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels};
 use lowkey::compress::Budget;
 use lowkey::decoder;
@@ -35,9 +36,10 @@ pub struct Args {
     /// Time every kernel of a step and of a chunk by the device's own clock.
     #[arg(long, requires = "shape")]
     kernels: bool,
-    /// With --kernels: also with other numbers of splits, tiles and loads than this device gets.
-    #[arg(long, requires = "kernels")]
-    sweep: bool,
+    /// With --kernels: also with other constants than this device gets, one at a time: splits, coded splits, in flight, keys, merge lanes, take, team rows, ahead, paired, logits, tile
+    /// [default: all].
+    #[arg(long, requires = "kernels", value_delimiter = ',', num_args = 0.., require_equals = true, value_name = "WHAT,…", value_parser = PossibleValuesParser::new(kernels::SWEEPS))]
+    sweep: Option<Vec<String>>,
     /// Tokens in the cache when a measurement starts.
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
     depth: Vec<usize>,
@@ -93,11 +95,12 @@ impl Args {
         let engine = console.engine()?;
         let time = self.time.map(Duration::from_secs);
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time, roofline: None };
+        let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
         match (self.shape.is_empty(), self.kernels) {
             (true, _) => run.models(&task, &self.models, &paths, options, capacity),
             (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
-            (false, true) => run.kernels(&task, &self.shape, &rows, self.sweep),
+            (false, true) => run.kernels(&task, &self.shape, &rows, sweep),
         }
     }
 }
@@ -245,7 +248,7 @@ impl Run<'_> {
         self.speed(&all)
     }
 
-    fn kernels(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], sweep: bool) -> Result<()> {
+    fn kernels(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], sweep: Vec<String>) -> Result<()> {
         const EVICTING: usize = 256;
         let mut task = kernels::Task { depths: task.depths.clone(), chunk: task.prefill, sweep, time: None };
         let deepest = task.depths.iter().copied().max().unwrap_or(0);
@@ -267,7 +270,8 @@ impl Run<'_> {
             // What a sequence that forgets has beside its rows has to be read: few tokens will do.
             let reviver = Some(Reviver::new(Budget::Keep(0.25), Some(Vague::None)));
             let read = deepest.min(EVICTING);
-            let forgetting = model.sequence(SequenceOptions { capacity: read + task.room(), reviver, ..SequenceOptions::default() })?;
+            let capacity = (read + task.room()).max(EVICTING);
+            let forgetting = model.sequence(SequenceOptions { capacity, reviver, ..SequenceOptions::default() })?;
             subjects.push(subject("kvreviver", Text::Read(Box::new(forgetting)), read));
             let mut before = all.clone();
             if rows.contains(&RandomRows::Xkv) {

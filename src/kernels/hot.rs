@@ -17,10 +17,10 @@ pub struct Hot {
 
 /// The variants in which time passes, as a GPU is given them that says it forms subgroups of so many lanes: of Llama 3.1 8B and of SmolLM2-135M, dense and with coded rows.
 pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
-    let (block, tuning) = (matvec::block(Some(subgroups)), Tuning::of(false));
+    let (block, tuning) = (matvec::block(Some(subgroups), &Tuning::of(false)), Tuning::of(false));
     let matvec = |flags: &[&'static str]| {
         let paired = tuning.paired.then_some("PAIRED");
-        matvec::variant(&flags.iter().copied().chain(paired).collect::<Vec<_>>(), block, tuning.ahead)
+        matvec::variant(&flags.iter().copied().chain(paired).collect::<Vec<_>>(), block, &tuning)
     };
     let mut all = vec![
         hot("embed", embed::variant()),

@@ -35,8 +35,6 @@ impl Around<'_> {
     }
 }
 
-/// Rows that a team of lanes takes at once.
-const UNROLL: u32 = 4;
 /// Lanes of a team where there are no subgroups.
 const TEAM: u32 = 16;
 
@@ -48,22 +46,23 @@ pub struct Matvec {
 }
 
 /// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups have so many lanes, or without subgroups.
-pub(super) fn block(subgroups: Option<[u32; 2]>) -> u32 {
-    (WORKGROUP / subgroups.map_or(TEAM, |[min, max]| subgroup(min, max))).max(1) * UNROLL
+pub(super) fn block(subgroups: Option<[u32; 2]>, tuning: &Tuning) -> u32 {
+    (WORKGROUP / subgroups.map_or(TEAM, |[min, max]| subgroup(min, max))).max(1) * tuning.team_rows
 }
 
-pub(super) fn variant(flags: &[&'static str], rows: u32, ahead: u32) -> Spec {
+pub(super) fn variant(flags: &[&'static str], rows: u32, tuning: &Tuning) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"NORM") || flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));
     }
-    spec("matvec.wgsl", flags, &[("WORKGROUP", WORKGROUP), ("UNROLL", UNROLL), ("TEAM", TEAM), ("ROWS", rows), ("AHEAD", ahead)], &bindings)
+    let constants = [("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("TEAM", TEAM), ("ROWS", rows), ("AHEAD", tuning.ahead)];
+    spec("matvec.wgsl", flags, &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
     let kinds = [&[][..], &["NORM"], &["NORM", "GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]];
     let pairs = kinds.iter().flat_map(|flags| [flags.to_vec(), [&["PAIRED"], *flags].concat()]);
-    pairs.flat_map(|flags| [true, false].map(|software| variant(&flags, 32, Tuning::of(software).ahead))).collect()
+    pairs.flat_map(|flags| [true, false].map(|software| variant(&flags, 32, &Tuning::of(software)))).collect()
 }
 
 /// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
@@ -76,7 +75,7 @@ impl Matvec {
     /// `x`: `[stride]` f32, padding zero; `out`: `[rows]`, or `[rows / 2]` where gated.
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, around: Around) -> Result<Matvec> {
         let tuning = device.tuning();
-        let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()));
+        let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()), &tuning);
         let mut flags = around.flags();
         let paired = tuning.paired && weights.stride.is_multiple_of(8);
         if paired {
@@ -93,7 +92,7 @@ impl Matvec {
         let parts = weights.parts.iter().map(|part| {
             let mut buffers = vec![&part.buffer, x, out];
             buffers.extend(last);
-            let kernel = device.kernel(variant(&flags, block, tuning.ahead), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride));
+            let kernel = device.kernel(variant(&flags, block, &tuning), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride));
             let blocks = part.rows.div_ceil(block);
             let across = blocks.min(32768);
             Ok((kernel, Step { first: part.first, rows: part.rows, width, count, epsilon }, [across, blocks.div_ceil(across), 1]))

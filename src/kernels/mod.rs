@@ -57,6 +57,8 @@ pub struct Tuning {
     pub ends: u32,
     /// The most coordinates to which a workgroup takes a query.
     pub take: u32,
+    /// Rows of weights that a team of lanes multiplies at once: an even number, since gate and up are neighbours.
+    pub team_rows: u32,
     /// Loads from each of its rows of weights that a lane has under way.
     pub ahead: u32,
     /// Whether such a load is two vectors, where rows have an even number of them.
@@ -82,6 +84,7 @@ impl Tuning {
                 in_flight: 1,
                 ends: 8,
                 take: 4096,
+                team_rows: 4,
                 ahead: 1,
                 paired: false,
                 logits: 1 << 16,
@@ -89,12 +92,13 @@ impl Tuning {
             },
             false => Tuning {
                 tile,
-                splits: 128,
-                coded_splits: 64,
+                splits: 256,
+                coded_splits: 128,
                 keys: 64,
                 in_flight: 4,
                 ends: 2,
-                take: 128,
+                take: 64,
+                team_rows: 4,
                 ahead: 2,
                 paired: true,
                 logits: 2048,
@@ -108,8 +112,9 @@ impl Tuning {
     pub(crate) fn check(&self) {
         assert!(self.keys > 0 && self.keys.is_multiple_of(values::SHARING * self.in_flight), "{self:?}: keys");
         assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
+        assert!(self.team_rows.is_multiple_of(2), "{self:?}: rows");
         assert!(self.tile.fits(), "{self:?}: tile");
-        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.take, self.ahead, self.logits];
+        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.take, self.team_rows, self.ahead, self.logits];
         assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
     }
 }
@@ -185,6 +190,7 @@ mod oracle {
             in_flight: 2,
             ends: 3,
             take: 20,
+            team_rows: 2,
             ahead: 3,
             paired: true,
             logits: 100,
