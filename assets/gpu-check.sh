@@ -6,20 +6,24 @@
 # BINARIES holds `lowkey`, `kernel-tests` (the library's unit tests) and `commit` (what they were built from): `make gpu-pack` puts them there. Nothing else is needed but a driver: no compiler,
 # no network, no model. RESULTS is made anew. Everything is written as it comes and is whole at every moment, so that a stop loses nothing; summary.md says it all on one page.
 #
-# TIME=480       seconds in all: a quarter for the tests at the most, half of what is left for the kernels. What is under way when the time is up is finished
+# TIME=480       seconds in all: a quarter for the tests at the most, half of what is left for the kernels, three quarters of what is then left for whole models, and the rest for
+#                other constants. What is under way when the time is up is finished
 # SHAPES=135m,8b DEPTHS=0,8192,32768   what is measured; ROWS=f16,q4,… of the cache, all where it is empty
 # CHUNK=128 STEPS=16 ROUNDS=2          tokens that are prefilled and decoded in a measurement, and measurements of each
-# TESTS=kernels::                      which tests are run
+# TESTS=kernels:: SWEEP=splits,…       which tests are run, and which constants are varied (of `lowkey bench --help`): all where it is empty
 set -u
 
 binaries=${1:?which directory has the binaries? see the head of this file}
 results=${2:?where are the results to go?}
-: "${TIME:=480}" "${SHAPES:=135m,8b}" "${DEPTHS:=0,8192,32768}" "${ROWS:=}" "${CHUNK:=128}" "${STEPS:=16}" "${ROUNDS:=2}" "${TESTS:=kernels:: gpu:: decoder::random}"
+: "${TIME:=480}" "${SHAPES:=135m,8b}" "${DEPTHS:=0,8192,32768}" "${ROWS:=}" "${CHUNK:=128}" "${STEPS:=16}" "${ROUNDS:=2}" "${TESTS:=kernels:: gpu:: decoder::random}" "${SWEEP:=}"
 lowkey=$binaries/lowkey
 
 die() { echo "gpu-check: $*" >&2; exit 1; }
 say() { echo "gpu-check: $(($(date +%s) - started)) s: $*" >&2; }
-left() { echo $((started + TIME - $(date +%s))); }
+left() {
+    seconds=$((started + TIME - $(date +%s)))
+    echo $((seconds > 0 ? seconds : 0))
+}
 
 [ -x "$lowkey" ] || die "$lowkey is not there; make gpu-pack builds it where there is cargo"
 [ ! -e "$results" ] || die "$results is there already; name another directory"
@@ -33,9 +37,9 @@ summary() {
         echo "# GPU check of $(date -u +%Y-%m-%d)"
         echo
         echo "Commit $(cat "$binaries/commit" 2>/dev/null || echo unknown)."
-        for part in tests speed kernels; do
+        for part in tests speed kernels sweep/kernels; do
             [ -s "$results/$part.md" ] || continue
-            printf '\n## %s\n\n' "$part"
+            printf '\n## %s\n\n' "${part%/*}"
             cat "$results/$part.md"
         done
     } >"$results/.summary" && mv "$results/.summary" "$results/summary.md"
@@ -67,14 +71,19 @@ tests() {
 }
 
 bench() {
-    ask=$1
-    shift
-    "$lowkey" bench --shape "$SHAPES" --depth "$DEPTHS" ${ROWS:+--rows "$ROWS"} --prefill "$CHUNK" --time "$ask" --report "$results" "$@"
+    "$lowkey" bench --shape "$SHAPES" --depth "$DEPTHS" ${ROWS:+--rows "$ROWS"} --prefill "$CHUNK" --report "$results" "$@"
+}
+
+# Of the last shape at the second depth: dense rows, and coded ones of which nothing is rebuilt.
+sweep() {
+    depth=$(echo "$DEPTHS," | cut -d , -f 2)
+    "$lowkey" bench --kernels --sweep${SWEEP:+="$SWEEP"} --shape "${SHAPES##*,}" --depth "${depth:-$DEPTHS}" --rows f16,fast --prefill "$CHUNK" --report "$results/sweep" "$@"
 }
 
 part doctor "$lowkey" doctor
 part tests tests
-part kernels bench $(($(left) / 2)) --kernels
-part speed bench "$(left)" --steps "$STEPS" --rounds "$ROUNDS"
+part kernels bench --kernels --time $(($(left) / 2))
+part speed bench --steps "$STEPS" --rounds "$ROUNDS" --time $(($(left) * 3 / 4))
+part sweep sweep --time "$(left)"
 say "done: $results/summary.md"
 exit "$failed"

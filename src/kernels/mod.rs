@@ -72,19 +72,20 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// For a GPU, which hides how long memory takes behind many workgroups with several loads each; or for a software renderer, where either only costs.
+    /// For a GPU, which hides how long memory takes behind many workgroups with several loads each; or for a software renderer, where either only costs. As measured: docs/results/2026-11-27-h200.md, and
+    /// on lavapipe.
     pub fn of(software: bool) -> Tuning {
-        let tile = matmul::Tile { tokens: 64, rows: 64, depth: 16, lane_tokens: 8, lane_rows: 4 };
+        let tile = matmul::Tile { tokens: 64, rows: 64, depth: 32, lane_tokens: 8, lane_rows: 4 };
         match software {
             true => Tuning {
-                tile,
+                tile: matmul::Tile { depth: 16, lane_rows: 8, ..tile },
                 splits: 32,
                 coded_splits: 32,
                 keys: 128,
                 in_flight: 1,
                 ends: 8,
                 take: 4096,
-                team_rows: 4,
+                team_rows: 8,
                 ahead: 1,
                 paired: false,
                 logits: 1 << 16,
@@ -98,10 +99,10 @@ impl Tuning {
                 in_flight: 4,
                 ends: 2,
                 take: 64,
-                team_rows: 4,
+                team_rows: 2,
                 ahead: 2,
                 paired: true,
-                logits: 2048,
+                logits: 1024,
                 merge_lanes: 256,
             },
         }
