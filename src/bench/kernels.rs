@@ -45,6 +45,9 @@ pub struct Task {
     pub time: Option<Duration>,
 }
 
+/// How long a device is kept busy before anything is timed.
+const WARM: Duration = Duration::from_millis(500);
+
 /// Which phases are timed: a step, a chunk.
 type Phases = [bool; 2];
 const STEP: Phases = [true, false];
@@ -122,6 +125,14 @@ pub fn run(
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<Row>> {
     let (started, mut rows, mut done) = (Instant::now(), Vec::new(), 0);
+    // A card that was idle raises its clocks first.
+    if let Some(first) = subjects.first_mut() {
+        while started.elapsed() < WARM {
+            first.text.go_to(0, first.vocab, &mut Random::new(0), &mut || Ok(()))?;
+            first.text.sequence_mut().step(0)?;
+        }
+        first.text.go_to(0, first.vocab, &mut Random::new(0), &mut || Ok(()))?;
+    }
     let total = task.depths.len() * subjects.len();
     let mut random = Random::new(0);
     for &depth in &task.depths {
