@@ -14,7 +14,9 @@ fn check(directory: &Path, time: u32, more: &[(&str, &str)]) -> (Child, PathBuf)
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_lowkey"), binaries.join("lowkey")).unwrap();
     let mut command = Command::new("sh");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpu-check.sh")).args([&binaries, &results]);
-    command.envs([("SHAPES", "135m"), ("DEPTHS", "128"), ("CHUNK", "8"), ("STEPS", "2"), ("ROUNDS", "1")]).env("TIME", time.to_string());
+    command
+        .envs([("SHAPES", "135m"), ("DEPTHS", "128"), ("CHUNK", "8"), ("STEPS", "2"), ("ROUNDS", "1"), ("SWEEP", "merge lanes")])
+        .env("TIME", time.to_string());
     command.envs(more.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     (command.spawn().unwrap(), results)
 }
@@ -55,8 +57,13 @@ fn every_kind_of_row_is_written() {
         }
     }
     assert!(kernels["launch_us"].as_f64().unwrap() > 0.0 && kernels["roofline"]["copy_gbps"].as_f64().unwrap() > 0.0);
+    let sweep = json(&results.join("sweep/kernels.json"));
+    assert!(rows(&sweep).iter().any(|row| row["tuning"] == "merge lanes 128" && row["kernel"] == "merge"));
     let summary = std::fs::read_to_string(results.join("summary.md")).unwrap();
-    assert!(["## tests", "## kernels", "## speed", "matvec NORM GATED", "of roofline"].iter().all(|text| summary.contains(text)), "{summary}");
+    assert!(
+        ["## tests", "## kernels", "## speed", "## sweep", "matvec NORM GATED", "of roofline"].iter().all(|text| summary.contains(text)),
+        "{summary}"
+    );
 }
 
 #[test]
@@ -72,7 +79,7 @@ fn a_stop_in_the_middle_leaves_whole_files() {
     assert!(Command::new("kill").args(["-INT", "--", &format!("-{}", child.id())]).status().unwrap().success());
     child.wait().unwrap();
     let kernels = json(&results.join("kernels.json"));
-    assert!(!rows(&kernels).is_empty() && rows(&kernels).iter().all(|row| row["rows"] == "f16"), "stopped after the first");
+    assert!(rows(&kernels).iter().any(|row| row["rows"] == "f16") && !rows(&kernels).iter().any(|row| row["rows"] == "kvreviver"), "in the middle");
     assert!(results.join("summary.md").exists() && !results.join("speed.json").exists());
     let temporary = |name: &str| name.starts_with(".lowkey-");
     assert!(!results.read_dir().unwrap().any(|entry| temporary(&entry.unwrap().file_name().to_string_lossy())));

@@ -263,19 +263,20 @@ fn apart(
     pause: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<(&'static str, Vec<Timed>, usize)>> {
     let Subject { text, vocab, .. } = subject;
-    let (mut found, mut here) = (Vec::new(), |text: &mut Text, random: &mut Random| text.go_to(depth, *vocab, random, pause));
+    let mut found = Vec::new();
     if step {
         let steps = tokens(random, *vocab, STEPS);
-        here(text, random)?;
+        text.go_to(depth, *vocab, random, pause)?;
         // Once untimed: whatever is made on first use is made here.
         text.sequence_mut().step(steps[0])?;
-        here(text, random)?;
+        text.go_to(depth, *vocab, random, pause)?;
         let (_, timed) = device.profile(|| steps.iter().try_for_each(|token| text.sequence_mut().step(*token).map(|_| ())))?;
         found.push(("step", timed, STEPS));
     }
     if chunk {
         let prompt = tokens(random, *vocab, task.chunk);
-        here(text, random)?;
+        pause()?;
+        text.go_to(depth, *vocab, random, pause)?;
         let (_, timed) = device.profile(|| text.sequence_mut().forward(&prompt, Logits::None))?;
         found.push(("chunk", timed, 1));
     }
