@@ -11,6 +11,8 @@ use std::str::FromStr;
 /// The shape of a well-known model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
+    /// stories15M: for a look on a software renderer.
+    M15,
     /// SmolLM2-135M.
     M135,
     /// Llama 3.2 1B.
@@ -23,11 +25,12 @@ pub enum Shape {
 
 impl Shape {
     /// All of them, smallest first.
-    pub const ALL: [Shape; 4] = [Shape::M135, Shape::B1, Shape::B3, Shape::B8];
+    pub const ALL: [Shape; 5] = [Shape::M15, Shape::M135, Shape::B1, Shape::B3, Shape::B8];
 
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
+            Shape::M15 => "15m",
             Shape::M135 => "135m",
             Shape::B1 => "1b",
             Shape::B3 => "3b",
@@ -62,6 +65,16 @@ impl Shape {
             Shape::B8 => llama,
             Shape::B3 => Config { hidden_size: 3072, intermediate_size: 8192, num_hidden_layers: 28, num_attention_heads: 24, ..tied },
             Shape::B1 => Config { hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 16, head_dim: 64, ..tied },
+            Shape::M15 => Config {
+                hidden_size: 288,
+                intermediate_size: 768,
+                num_hidden_layers: 6,
+                num_attention_heads: 6,
+                num_key_value_heads: 6,
+                head_dim: 48,
+                vocab_size: 32_000,
+                ..tied
+            },
             Shape::M135 => Config {
                 hidden_size: 576,
                 intermediate_size: 1536,
@@ -211,8 +224,8 @@ mod tests {
             let layer = 2 * d * c.num_attention_heads * c.head_dim + 2 * d * kv + 3 * d * c.intermediate_size;
             (c.num_hidden_layers * layer + c.vocab_size * d * if c.tie_word_embeddings { 1 } else { 2 }) as f64 / 1e6
         };
-        assert_eq!(Shape::ALL.map(|shape| parameters(shape).round()), [134.0, 1236.0, 3213.0, 8030.0]);
-        for shape in [Shape::M135, Shape::B1] {
+        assert_eq!(Shape::ALL.map(|shape| parameters(shape).round()), [15.0, 134.0, 1236.0, 3213.0, 8030.0]);
+        for shape in [Shape::M15, Shape::M135, Shape::B1] {
             let config = shape.config();
             let dense = config.dense_kv_bytes_per_token() as f64;
             for rows in RandomRows::ALL {
@@ -229,6 +242,6 @@ mod tests {
             }
             assert_eq!(shape.name().parse::<Shape>().unwrap(), shape);
         }
-        assert!("9b".parse::<Shape>().unwrap_err().to_string().contains("135m, 1b, 3b, 8b"));
+        assert!("9b".parse::<Shape>().unwrap_err().to_string().contains("15m, 135m, 1b, 3b, 8b"));
     }
 }

@@ -27,7 +27,7 @@ pub struct Args {
     /// Directory, .gguf file, or fetched name; any number of them.
     #[arg(required_unless_present = "shape", value_name = "MODEL")]
     models: Vec<String>,
-    /// Instead of models, shapes of models with random weights, and caches full of random rows: 135m, 1b, 3b, 8b.
+    /// Instead of models, shapes of models with random weights, and caches full of random rows: 15m, 135m, 1b, 3b, 8b.
     #[arg(long, value_delimiter = ',', value_name = "SHAPE,…", conflicts_with_all = ["models", "method", "select"])]
     shape: Vec<Shape>,
     /// Rows of random caches: f16, q4, fast, small, select, xkv [default: all].
