@@ -225,7 +225,7 @@ mod tests {
             (c.num_hidden_layers * layer + c.vocab_size * d * if c.tie_word_embeddings { 1 } else { 2 }) as f64 / 1e6
         };
         assert_eq!(Shape::ALL.map(|shape| parameters(shape).round()), [15.0, 134.0, 1236.0, 3213.0, 8030.0]);
-        for shape in [Shape::M15, Shape::M135, Shape::B1] {
+        for shape in [Shape::M135, Shape::B1] {
             let config = shape.config();
             let dense = config.dense_kv_bytes_per_token() as f64;
             for rows in RandomRows::ALL {
