@@ -11,7 +11,7 @@ struct Step {
     ring: u32,
     head: u32,   // the row's first key/value head
     keys: u32,   // its key heads, or 0
-    unturn: u32, // whether keys are wanted as they were before RoPE
+    unturn: u32, // whether keys are wanted as they were before RoPE; else their mean turns with them
     at: u32,     // where the layer begins in y: keys, then values
     width: u32,  // of y
     stride: u32, // numbers from one token to the next in out
@@ -59,8 +59,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             a = value(row, i);
             b = value(row, i + PAIRS);
         }
-        out[base + at + i] = a - mean[at + i];
-        out[base + at + i + PAIRS] = b - mean[at + i + PAIRS];
+        var about = vec2<f32>(mean[at + i], mean[at + i + PAIRS]);
+        if is_key && step.unturn == 0u {
+            let c = turn(position, i);
+            about = vec2<f32>(about.x * c.x - about.y * c.y, about.y * c.x + about.x * c.y);
+        }
+        out[base + at + i] = a - about.x;
+        out[base + at + i + PAIRS] = b - about.y;
     }
     if group.x == 0u && local < step.stride - step.width {
         out[base + step.width + local] = 0.0;

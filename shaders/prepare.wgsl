@@ -6,7 +6,8 @@
 //
 // BIAS      query, key and value have a bias
 // QK_NORM   query and key heads are normalised before RoPE
-// TAKEN     coded keys are scored without being rebuilt: the query is taken to their coordinates, q̃ = B·q, and as what the mean adds to every score, μ·q
+// TAKEN     coded keys are scored without being rebuilt: the query is taken to their coordinates, q̃ = B·q, and to what their mean adds to a score, which
+//           turns with the key: q · R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in which there is a mean
 #include "lib/half.wgsl"
 #include "lib/reduce.wgsl"
 #include "lib/rope.wgsl"
@@ -96,8 +97,10 @@ fn take(token: u32, query: u32, unit: u32, local: u32) {
     let kv = query / GROUP;
     let info = table[BOOKS + 2u * kv];
     let rank = info.z * 16u;
-    let first = table[BOOKS + 2u * kv + 1u].x;
-    let out = token * step.queries + 4u * (info.w + query % GROUP * (rank / 4u + 1u));
+    let more = table[BOOKS + 2u * kv + 1u];
+    let first = more.x;
+    let turning = (more.z + 1u) / 2u; // vectors of two pairs
+    let out = token * step.queries + 4u * (info.w + query % GROUP * (rank / 4u + turning));
     for (var i = unit * TAKE + local; i < min(rank, (unit + 1u) * TAKE); i += WORKGROUP) {
         var sum = 0.0;
         for (var v = 0u; v < PADDED / 4u; v++) {
@@ -108,15 +111,21 @@ fn take(token: u32, query: u32, unit: u32, local: u32) {
     if unit > 0u {
         return;
     }
-    var mean = 0.0;
-    for (var i = local; i < HEAD; i += WORKGROUP) {
-        let at = kv * HEAD + i;
-        mean += bitcast<f32>(table[BOOKS + 2u * KV_HEADS + at / 4u][at % 4u]) * head[i];
+    for (var i = local; i < 2u * turning; i += WORKGROUP) {
+        var both = vec2<f32>();
+        if i < more.z {
+            let pair = table[more.y + i / 4u][i % 4u];
+            let mean = vec2<f32>(mean_of(kv, pair), mean_of(kv, pair + PAIRS));
+            both = vec2<f32>(head[pair] * mean.x + head[pair + PAIRS] * mean.y, head[pair + PAIRS] * mean.x - head[pair] * mean.y);
+        }
+        queries[out + rank + 2u * i] = both.x;
+        queries[out + rank + 2u * i + 1u] = both.y;
     }
-    mean = workgroup_sum(mean, local);
-    if local == 0u {
-        queries[out + rank] = mean;
-    }
+}
+
+fn mean_of(kv: u32, i: u32) -> f32 {
+    let at = kv * HEAD + i;
+    return bitcast<f32>(table[BOOKS + 2u * KV_HEADS + at / 4u][at % 4u]);
 }
 #endif
 

@@ -11,7 +11,8 @@
 // CODED     there are coded rows; which query reads which keys exactly, and which by their codes, is src/rows/exact.rs. A tile is exact or coded as a whole
 // REBUILT   (CODED) k = RoPE(ẑ·B + μ), TILE × head_dim at a time, never written out. A lane owns a pair of RoPE, which it turns in registers.
 // CHOSEN    (CODED) coded keys are those of chosen chunks, else all from `start` on (lib/chosen.wgsl)
-// TAKEN     (CODED) coded keys are those after RoPE, and prepare.wgsl has taken the query to their coordinates: q · k = q̃ · ẑ + q · μ
+// TAKEN     (CODED) coded keys are those after RoPE, and prepare.wgsl has taken the query to their coordinates: q · k = q̃ · ẑ + q · R_t μ, the mean before
+//           RoPE turned to the key's position t
 // WINDOW    keys `window` or more before the query are masked
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
@@ -25,7 +26,7 @@
 #if SIDE
 #include "lib/side.wgsl"
 #endif
-#if REBUILT
+#if CODED
 #include "lib/rope.wgsl"
 #endif
 
@@ -59,11 +60,13 @@ var<immediate> step: Step;
 #if CODED
 @group(0) @binding(3) var<storage, read> rows: array<u32>;              // [capacity][words]
 // Codebooks; two vectors for each key/value head: (word at which its row begins, first run, runs, vector of queries at which its taken queries begin), (vector of up,
-// …); means [KV_HEADS][HEAD] in f32; runs.
+// vector at which the pairs begin whose mean turns, how many); means [KV_HEADS][HEAD] in f32; those pairs, four to a vector; runs.
 @group(0) @binding(4) var<storage, read> table: array<vec4<u32>>;
 #endif
-#if REBUILT
+#if CODED
 @group(0) @binding(5) var<storage, read> turns: array<vec2<f32>>;
+#endif
+#if REBUILT
 @group(0) @binding(6) var<storage, read> up: array<half4>;              // by head: [rank / 4][HEAD]
 #endif
 #if CHOSEN
@@ -308,10 +311,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if TAKEN
         if coded {
             let info = table[BOOKS + 2u * kv];
+            let more = table[BOOKS + 2u * kv + 1u];
+            let turning = (more.z + 1u) / 2u; // vectors of two pairs
             for (var r = 0u; r < ROWS; r++) {
                 let q = min(row + r, lines - 1u);
-                base[r] = (step.at + q / GROUP) * (step.queries / 4u) + info.w + q % GROUP * (4u * info.z + 1u);
-                sums[r] = queries[base[r] + 4u * info.z].x;
+                base[r] = (step.at + q / GROUP) * (step.queries / 4u) + info.w + q % GROUP * (4u * info.z + turning);
+            }
+            let position = key_at(kv, begin + t);
+            for (var v = 0u; v < turning; v++) {
+                let pairs = table[more.y + v / 2u];
+                let z = vec4<f32>(turn(position, pairs[2u * (v % 2u)]), turn(position, pairs[2u * (v % 2u) + 1u]));
+                for (var r = 0u; r < ROWS; r++) {
+                    sums[r] = dot_add(z, queries[base[r] + 4u * info.z + v], sums[r]);
+                }
             }
             for (var first = 0u; first < info.z; first += STAGE) {
                 unpack_stage(info, first, kv, begin, local);

@@ -5,7 +5,7 @@
 //!
 //! | tensor | shape | what |
 //! |---|---|---|
-//! | `rows.{i}.mean` | `[w]` | `μ` |
+//! | `rows.{i}.mean` | `[w]` | `μ`; of keys after RoPE the mean before it, which turns with the token's position |
 //! | `rows.{i}.down.weight` | `[r, w]` | `Aᵀ` |
 //! | `rows.{i}.up.weight` | `[w, r]` | `Bᵀ` |
 
@@ -34,13 +34,15 @@ pub struct Factored {
     pub source_digest: String,
     /// What stays exact beside the rows unless a session asks otherwise.
     pub exact: Exact,
+    /// The longest context that rows of turned keys were made for; `None` where that does not matter.
+    pub context: Option<usize>,
     /// The rows that a token leaves in the cache.
     pub rows: Vec<RowSpec>,
 }
 
 impl Factored {
     /// The version written and read by this release.
-    pub const FORMAT: u32 = 2;
+    pub const FORMAT: u32 = 3;
 
     /// Reads the object `"lowkey"` of a `config.json`; `path` names the file in errors.
     ///

@@ -49,6 +49,9 @@ pub struct Args {
     /// correlated with each other there.
     #[arg(long, value_name = "N")]
     span: Option<usize>,
+    /// lowkey, fast: the longest context that rows are made for; beyond it keys are coded worse [default: 8192, or the model's own where that is shorter].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
     /// palu, recalkv: key heads that share a row [default: 4, or all where there are fewer].
     #[arg(long, value_name = "N")]
     group_heads: Option<usize>,
@@ -234,6 +237,7 @@ impl Args {
             ranks: self.ranks.as_deref().map(Ranks::named).transpose()?,
             bits: self.bits.unwrap_or(if method == Method::Dense { 4 } else { defaults.bits }),
             exact: Exact { sinks: self.sinks, recent: self.recent },
+            context: self.context.unwrap_or(defaults.context.min(config.max_position_embeddings)),
             ..defaults
         })
     }
@@ -255,6 +259,7 @@ impl Args {
             ("keep", self.keep.is_some(), !dense, BUDGET),
             ("kv-bytes", self.kv_bytes.is_some(), !dense, BUDGET),
             ("layout", self.layout.is_some(), own, "only `--method lowkey` has a choice of rows"),
+            ("context", self.context.is_some(), own && !small, "only `--method lowkey --layout fast` codes keys by their position"),
             ("span", self.span.is_some(), small || kept && !dense, SPAN),
             ("group-heads", self.group_heads.is_some(), groups, "only palu and recalkv put heads into groups"),
             ("grouping", self.grouping.is_some(), plan.method == Method::ReCalKv, "only `--method recalkv` reorders heads"),

@@ -7,15 +7,15 @@
 //!
 //! - **small**: a row holds keys before RoPE and values, of one layer or of a span of consecutive ones. Keys are rebuilt when they are read.
 //! - **fast**: keys after RoPE and values, in rows of their own, each over all heads. Nothing is rebuilt: a query is taken to the row's coordinates once, and values are summed as they are
-//!   stored. RoPE smears what heads have in common over its phases, but not all of it: the slow frequencies, and what the mean position leaves. Rows over all heads lose less than half of what rows by
+//!   stored. Keys are coded about a mean that turns, in a basis for every position of the context that the plan is for (`turned.rs`). RoPE smears what heads have in common over its phases, but not all of it: the slow frequencies, and what the mean position leaves. Rows over all heads lose less than half of what rows by
 //!   head do at equal bytes (docs/rejected.md).
 //!
 //! With scalar sensitivity `M` is the identity times one number for each side and layer.
 
 use super::Sensing;
-use super::basis::{Basis, Roots};
+use super::basis::{Basis, Roots, about};
 use super::unit::{Context, Unit};
-use crate::calibrate::{LayerStatistics, Moments};
+use crate::calibrate::LayerStatistics;
 use crate::rows::{Holds, Side};
 use crate::{Error, Result};
 use nalgebra::DMatrix;
@@ -35,12 +35,13 @@ pub(super) fn small(context: &Context, layers: Range<usize>) -> Result<Vec<Unit>
 pub(super) fn fast(context: &Context, layer: usize) -> Result<Vec<Unit>> {
     let n = context.heads * context.head_dim;
     let unit = |holds, basis| Unit { first_layer: layer, layers: 1, holds, first_head: 0, kv_heads: context.heads, basis };
-    let basis = |what: &str, moments: &Moments, side: Side, turned: bool| {
-        let roots = metric(context, layer, side, turned)?;
-        Basis::principal(&format!("the {what} of layer {layer}"), moments, moments.mean.map(f64::from), Some(&roots))
-    };
-    let keys = basis("turned keys", &context.statistics.layers[layer].turned_keys, Side::Keys, true)?;
-    let values = basis("values", &context.statistics.rows(layer..layer + 1)?.part(n..2 * n), Side::Values, false)?;
+    let before = context.statistics.rows(layer..layer + 1)?.part(0..n);
+    let mean = before.mean.map(f64::from);
+    let second = context.positions.second(&about(&before, &mean));
+    let keys = Basis::components(&format!("the turned keys of layer {layer}"), mean, second, Some(&metric(context, layer, Side::Keys, true)?))?;
+    let moments = context.statistics.rows(layer..layer + 1)?.part(n..2 * n);
+    let metric = metric(context, layer, Side::Values, false)?;
+    let values = Basis::principal(&format!("the values of layer {layer}"), &moments, moments.mean.map(f64::from), Some(&metric))?;
     Ok(vec![unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)])
 }
 
@@ -61,7 +62,7 @@ fn gram(context: &Context, layer: usize, side: Side, turned: bool) -> Result<DMa
             let full = sensitivity.as_ref().ok_or_else(|| missing("full"))?;
             let gram = match (side, turned) {
                 (Side::Keys, false) => &full.keys,
-                (Side::Keys, true) => &full.turned_keys,
+                (Side::Keys, true) => return Ok(context.positions.second(&full.keys.map(f64::from))),
                 (Side::Values, _) => &full.values,
             };
             Ok(gram.map(f64::from))

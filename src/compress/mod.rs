@@ -18,6 +18,7 @@ mod plan;
 mod ranks;
 pub mod recalkv;
 mod scales;
+mod turned;
 mod unit;
 pub mod xkv;
 
@@ -32,13 +33,14 @@ pub use xkv::Xkv;
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored};
 use crate::progress::{OnProgress, report};
-use crate::rows::{Band, Format, RUN, RowSet, Scale};
+use crate::rows::{Band, Format, Holds, RUN, RowSet, Scale};
 use crate::{Error, Result};
 use factored::MadeTensors;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use turned::Positions;
 use unit::{Context, Unit};
 
 /// What [`run`] did.
@@ -88,13 +90,16 @@ pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statisti
     let config = checkpoint.config();
     plan.check(config)?;
     if plan.method == Method::Dense {
-        return Ok(Made { rows: rotated(config, plan.bits, plan.exact), tensors: MadeTensors::new() });
+        let mut rows = rotated(config, plan.bits, plan.exact);
+        dense::about_biases(&mut rows, checkpoint)?;
+        return Ok(Made { rows, tensors: MadeTensors::new() });
     }
     let Some(statistics) = statistics else {
         let message = format!("{} needs statistics of the model; calibrate first", plan.method.name());
         return Err(Error::Argument { name: "statistics".into(), message });
     };
-    let context = Context { checkpoint, statistics, plan, heads: config.num_key_value_heads, head_dim: config.head_dim };
+    let positions = Positions::up_to(plan.context, config.rope_frequencies());
+    let context = Context { checkpoint, statistics, plan, positions, heads: config.num_key_value_heads, head_dim: config.head_dim };
     let budget = plan.budget.bytes(config.dense_kv_bytes_per_token())?;
 
     let spans: Vec<Range<usize>> =
@@ -113,7 +118,7 @@ pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statisti
     let formats = match (plan.method, plan.scale) {
         (Method::LowKey, Some(scale)) => bands::water_fill(&bases, &vec![scale; bases.len()], budget).formats,
         (Method::LowKey, None) => {
-            let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, config.head_dim)).collect();
+            let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, config.head_dim, &context.positions)).collect();
             scales::choose(&bases, &samples, budget)
         }
         _ => dealt(&context, &units)?,
@@ -197,6 +202,7 @@ pub fn run(
         calibration_digest: statistics.map_or(String::new(), |statistics| statistics.text.clone()),
         source_digest: source,
         exact: plan.exact,
+        context: made.rows.specs.iter().any(|spec| spec.holds == Holds::TurnedKeys).then_some(plan.context).filter(|_| plan.method == Method::LowKey),
         rows: made.rows.specs.clone(),
     };
     factored::write(checkpoint, &factored, &made, float, output, on_progress)?;

@@ -140,6 +140,8 @@ pub struct Plan {
     pub bits: u8,
     /// What stays exact beside the rows.
     pub exact: Exact,
+    /// `lowkey`, fast: the longest context whose positions keys after RoPE are coded for.
+    pub context: usize,
 }
 
 impl Plan {
@@ -157,6 +159,7 @@ impl Plan {
             ranks: None,
             bits: 16,
             exact: Exact::default(),
+            context: 8192,
         }
     }
 
@@ -167,6 +170,9 @@ impl Plan {
     pub fn check(&self, config: &Config) -> Result<()> {
         let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
         self.budget.bytes(config.dense_kv_bytes_per_token())?;
+        if self.context == 0 {
+            return refuse("context", "a context of no tokens; choose at least 1".into());
+        }
         if self.span == 0 {
             return refuse("span", "rows of no layers; choose at least 1".into());
         }

@@ -1,6 +1,7 @@
 //! What a method answers with: the vectors that share a row, and the basis it would code them in. How many bits they get is the plan's.
 
 use super::basis::Basis;
+use super::turned::Positions;
 use super::{Part, Plan, Ranks};
 use crate::calibrate::{LayerStatistics, Sample, Sensitivity, Statistics};
 use crate::checkpoint::Checkpoint;
@@ -13,6 +14,8 @@ pub(super) struct Context<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) statistics: &'a Statistics,
     pub(super) plan: &'a Plan,
+    /// Where tokens stand.
+    pub(super) positions: Positions,
     /// Key/value heads.
     pub(super) heads: usize,
     pub(super) head_dim: usize,
@@ -71,8 +74,8 @@ impl Unit {
         RowSpec { first_layer, layers, holds, first_head, kv_heads, format }
     }
 
-    /// What it holds of the sample's tokens, `[w, tokens]`.
-    pub(super) fn sample(&self, layers: &[LayerStatistics], head_dim: usize) -> DMatrix<f32> {
+    /// What it holds of the sample's tokens, `[w, tokens]`; keys after RoPE as if they stood anywhere in the context.
+    pub(super) fn sample(&self, layers: &[LayerStatistics], head_dim: usize, positions: &Positions) -> DMatrix<f32> {
         let (first, height) = (self.first_head * head_dim, self.kv_heads * head_dim);
         let layers = &layers[self.first_layer..self.first_layer + self.layers];
         let parts: Vec<_> = layers
@@ -81,16 +84,22 @@ impl Unit {
                 let Sample { rows, turned_keys } = &layer.sample;
                 let (keys, values) = (rows.rows(first, height), rows.rows(turned_keys.nrows() + first, height));
                 match self.holds {
-                    Holds::Keys => vec![keys],
+                    Holds::Keys | Holds::TurnedKeys => vec![keys],
                     Holds::Values => vec![values],
                     Holds::Both => vec![keys, values],
-                    Holds::TurnedKeys => vec![turned_keys.rows(first, height)],
                 }
             })
             .collect();
         let mut all = DMatrix::zeros(parts.len() * height, layers[0].sample.rows.ncols());
         for (index, part) in parts.iter().enumerate() {
             all.rows_mut(index * height, height).copy_from(part);
+        }
+        if self.holds == Holds::TurnedKeys {
+            // About a mean that turns with them: as if it stood still.
+            let mean = self.basis.mean.map(|x| x as f32);
+            all.column_iter_mut().for_each(|mut column| column -= &mean);
+            positions.turn(&mut all);
+            all.column_iter_mut().for_each(|mut column| column += &mean);
         }
         all
     }
@@ -138,10 +147,10 @@ mod tests {
     use super::*;
     use crate::calibrate::Moments;
 
-    /// The samples of three layers of two heads of three numbers, put together as [`RowSpec::offset`] says.
+    /// The samples of three layers of two heads of two numbers, put together as [`RowSpec::offset`] says.
     #[test]
     fn a_rows_sample_is_laid_out_as_the_row() {
-        let (heads, d, tokens) = (2, 3, 4);
+        let (heads, d, tokens) = (2, 2, 4);
         let layer = |layer: usize| {
             let columns = |height, kind: usize| DMatrix::from_fn(height, tokens, |i, token| (1000 * kind + 100 * layer + 10 * i + token) as f32);
             let turned_keys = Moments { mean: DVector::zeros(heads * d), second: DMatrix::zeros(heads * d, heads * d) };
@@ -150,17 +159,23 @@ mod tests {
         };
         let layers: Vec<_> = (0..3).map(layer).collect();
         let none = || DMatrix::zeros(0, 0);
+        // At a single position nothing is turned.
+        let positions = Positions::up_to(1, vec![0.1]);
         for holds in [Holds::Keys, Holds::TurnedKeys, Holds::Values, Holds::Both] {
             for (first_layer, count, first_head, kv_heads) in [(0, 1, 0, 2), (1, 1, 1, 1), (1, 2, 0, 2), (0, 3, 1, 1)] {
-                let basis = Basis { mean: DVector::zeros(0), down: none(), up: none(), variance: DVector::zeros(0), loss: DVector::zeros(0) };
+                let basis =
+                    Basis { mean: DVector::zeros(kv_heads * d), down: none(), up: none(), variance: DVector::zeros(0), loss: DVector::zeros(0) };
                 let unit = Unit { first_layer, layers: count, holds, first_head, kv_heads, basis };
-                let (found, spec) = (unit.sample(&layers, d), unit.spec(Format::half(1)));
+                let (found, spec) = (unit.sample(&layers, d, &positions), unit.spec(Format::half(1)));
                 assert_eq!(found.shape(), (spec.width(d), tokens));
                 for (layer, LayerStatistics { sample, .. }) in layers.iter().enumerate().skip(first_layer).take(count) {
                     for (side, below) in [(Side::Keys, 0), (Side::Values, heads * d)] {
                         let Some(offset) = spec.offset(layer, side, d) else { continue };
-                        let from = if holds == Holds::TurnedKeys { &sample.turned_keys } else { &sample.rows };
-                        assert_eq!(found.rows(offset, kv_heads * d), from.rows(below + first_head * d, kv_heads * d), "{holds:?}, {layer}, {side:?}");
+                        assert_eq!(
+                            found.rows(offset, kv_heads * d),
+                            sample.rows.rows(below + first_head * d, kv_heads * d),
+                            "{holds:?}, {layer}, {side:?}"
+                        );
                     }
                 }
             }

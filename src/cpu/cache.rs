@@ -10,7 +10,7 @@ use super::rope::Rope;
 use super::rows::Rows;
 use super::side::{self, Leaving};
 use crate::linalg::tr_product;
-use crate::rows::{Energy, Exact, Holds, Reach, RowSet, RowSpec, Selection, Side, Stores};
+use crate::rows::{Coder, Energy, Exact, Holds, Reach, RowSet, RowSpec, Selection, Side, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -163,7 +163,9 @@ impl Cache {
                         y.rows_mut(offset, height).copy_from(&part);
                     }
                 }
-                (row, coded.set.coders[row].encode_measured(&y))
+                let coder = &coded.set.coders[row];
+                y -= means(coder, spec, 0..y.nrows(), turn.code.clone(), rope);
+                (row, coder.encode_centred(&y))
             })
             .collect();
         let keys = coded.landmarks.is_some().then(|| {
@@ -417,17 +419,27 @@ impl Coded {
             for (side, (offset, all)) in offsets.into_iter().zip([&mut *keys, &mut *values]).enumerate() {
                 let Some(offset) = offset else { continue };
                 let mut y = tr_product(coder.up.columns(offset, height), z.as_view());
-                let mean = coder.mean.rows(offset, height);
-                y.column_iter_mut().for_each(|mut column| column += mean);
-                if side == 0 && spec.holds != Holds::TurnedKeys {
-                    for run in runs {
-                        rope.turn(y.columns_mut(run.column - first, run.tokens.len()), run.tokens.start);
+                for run in runs {
+                    let mut y = y.columns_mut(run.column - first, run.tokens.len());
+                    y += means(coder, spec, offset..offset + height, run.tokens.clone(), rope);
+                    if side == 0 && spec.holds != Holds::TurnedKeys {
+                        rope.turn(y, run.tokens.start);
                     }
                 }
                 all.view_mut((head, first), (height, count)).copy_from(&y);
             }
         }
     }
+}
+
+/// What a part of a row is about, for some tokens: the mean, which turns as the keys do where they are coded after RoPE.
+fn means(coder: &Coder, spec: &RowSpec, part: Range<usize>, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
+    let mean = coder.mean.rows_range(part);
+    let mut means = DMatrix::from_fn(mean.len(), tokens.len(), |i, _| mean[i]);
+    if spec.holds == Holds::TurnedKeys {
+        rope.turn(&mut means, tokens.start);
+    }
+    means
 }
 
 impl Columns {

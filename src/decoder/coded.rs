@@ -171,6 +171,8 @@ impl CodedLayer {
         let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(config, &rows.specs, layout, layer, side));
         let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
         let taken = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
+        let key_means = means(config, rows, &keys);
+        let keys = if taken { keys.about(config, &key_means) } else { keys };
         let key_up = match taken {
             true => ups(config, rows, &keys, |up, rank, dim| by_dimensions(up, rank, dim)),
             false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
@@ -179,7 +181,7 @@ impl CodedLayer {
         let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
         Ok(CodedLayer {
             taken,
-            key_table: device.upload(&label("key table"), &keys.key_table(config, taken, &means(config, rows, &keys)))?,
+            key_table: device.upload(&label("key table"), &keys.key_table(config, taken, &key_means))?,
             key_up: upload("key up-projection", key_up)?,
             value_table: device.upload(&label("value table"), &values.value_table())?,
             value_groups: device.upload(&label("value groups"), &sum::groups(config, Some(&values), false).0)?,

@@ -29,6 +29,8 @@ pub(crate) struct Coded {
     pub words: usize,
     /// In the order of the heads, all of which they cover.
     pub slices: Vec<Slice>,
+    /// By key/value head, where keys are coded after RoPE: the pairs of RoPE in which their mean, which turns, is not zero. Else nothing.
+    pub turning: Vec<Vec<u32>>,
 }
 
 impl Coded {
@@ -43,7 +45,19 @@ impl Coded {
             kv_heads: source.kv_heads,
             format: specs[source.row].format.clone(),
         });
-        Coded { store, words: layout.stores[store], slices: slices.collect() }
+        Coded { store, words: layout.stores[store], slices: slices.collect(), turning: Vec::new() }
+    }
+
+    /// The same of keys that are coded after RoPE, about these `means` before it, `[H_kv][head_dim]`.
+    pub fn about(self, config: &Config, means: &[f32]) -> Coded {
+        let half = config.head_dim / 2;
+        let pairs = |mean: &[f32]| (0..half as u32).filter(|&p| mean[p as usize] != 0.0 || mean[p as usize + half] != 0.0).collect();
+        Coded { turning: means.chunks_exact(2 * half).map(pairs).collect(), ..self }
+    }
+
+    /// The pairs in which the mean of a key/value head's keys turns.
+    fn turning(&self, kv_head: usize) -> &[u32] {
+        self.turning.get(kv_head).map_or(&[], Vec::as_slice)
     }
 
     /// The slice that a key/value head reads, and its place among them.
@@ -68,10 +82,10 @@ impl Coded {
             .collect()
     }
 
-    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and one more for `q · μ`.
+    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and what the mean adds, two numbers for each pair in which it turns.
     fn queries(&self, config: &Config, taken: bool) -> Vec<usize> {
         let whole = config.num_attention_heads * pad(config.head_dim) / 4;
-        let each = |kv: usize| if taken { config.group_size() * (self.rank(kv) / 4 + 1) } else { 0 };
+        let each = |kv: usize| if taken { config.group_size() * (self.rank(kv) / 4 + self.turning(kv).len().div_ceil(2)) } else { 0 };
         self.begins(config.num_key_value_heads, each).iter().map(|at| whole + at).collect()
     }
 
@@ -86,14 +100,19 @@ impl Coded {
         let up = self.begins(heads, |kv| self.rank(kv) / 4 * if taken { pad(dim) } else { dim });
         let queries = self.queries(config, taken);
         let mut table = books();
-        let runs_at = table.len() + 2 * heads + means.len().div_ceil(4);
+        let pairs_at = table.len() + 2 * heads + means.len().div_ceil(4);
+        let pairs_of = self.begins(heads, |kv| self.turning(kv).len().div_ceil(4));
+        let runs_at = pairs_at + pairs_of[heads];
         let runs_of = self.begins(self.slices.len(), |i| self.slices[i].format.rank() / RUN);
         for kv in 0..heads {
             let (i, slice) = self.of_head(kv);
             table.push([slice.word, runs_at + runs_of[i], slice.format.rank() / RUN, queries[kv]].map(|n| n as u32));
-            table.push([up[kv] as u32, 0, 0, 0]);
+            table.push([up[kv], pairs_at + pairs_of[kv], self.turning(kv).len(), 0].map(|n| n as u32));
         }
         table.extend(floats(means));
+        for kv in 0..heads {
+            table.extend(self.turning(kv).chunks(4).map(|pairs| std::array::from_fn(|i| pairs.get(i).copied().unwrap_or(0))));
+        }
         self.slices.iter().for_each(|slice| table.extend(runs(&slice.format)));
         table
     }

@@ -88,7 +88,7 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, turned};
     use crate::kernels::score::config;
     use crate::kernels::turns;
     use crate::rows::Format;
@@ -125,7 +125,12 @@ mod tests {
                     }
                 }
                 assert_eq!(y.len(), w);
-                y.iter_mut().zip(&mean).for_each(|(y, mean)| *y -= f64::from(*mean));
+                let wide: Vec<f64> = mean.iter().map(|x| f64::from(*x)).collect();
+                let about: Vec<f64> = match holds {
+                    Holds::TurnedKeys => wide.chunks(14).flat_map(|head| turned(&c, head, None, position)).collect(),
+                    _ => wide,
+                };
+                y.iter_mut().zip(about).for_each(|(y, mean)| *y -= mean);
                 y.resize(pad(w), 0.0);
                 expected.extend(y);
             }

@@ -84,5 +84,5 @@ fn of_model(config: &Config, tuning: &Tuning) -> Vec<Hot> {
 fn rows_over(config: &Config, kv_heads: usize) -> Coded {
     let format = Format { bands: Vec::new(), scale: Scale::Band };
     let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, format: format.clone() };
-    Coded { store: 0, words: 0, slices: (0..config.num_key_value_heads).step_by(kv_heads).map(slice).collect() }
+    Coded { store: 0, words: 0, slices: (0..config.num_key_value_heads).step_by(kv_heads).map(slice).collect(), turning: Vec::new() }
 }

@@ -321,6 +321,11 @@ mod oracle {
     }
 
     impl CodedSide {
+        /// The same of keys after RoPE, about means before it.
+        pub fn about(self, config: &Config, means: &[f32]) -> CodedSide {
+            CodedSide { coded: self.coded.about(config, means), ..self }
+        }
+
         /// A key/value head's up-projection.
         pub fn up(&self, kv: usize, coordinate: usize, dim: usize) -> f32 {
             let (i, slice) = self.coded.of_head(kv);
@@ -344,7 +349,7 @@ mod oracle {
             coordinates: Vec::new(),
             ups: Vec::new(),
             head_dim: config.head_dim,
-            coded: Coded { store: 0, words: word, slices },
+            coded: Coded { store: 0, words: word, slices, turning: Vec::new() },
         };
         for (i, slice) in side.coded.slices.iter().enumerate() {
             let (rank, words) = (slice.format.rank(), slice.format.words());

@@ -157,8 +157,10 @@ mod tests {
             let (first, tokens, heads, padded) = (63, 3, c.num_attention_heads, pad(c.head_dim));
             let row = 3 * padded;
             let slots = if taken { Slots { sinks: 2, ring: 30 } } else { Slots::ALL };
-            let side = coded_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1);
-            let (stride, means) = (stride(&c), numbers(5, 3 * c.head_dim));
+            let (stride, mut means) = (stride(&c), numbers(5, 3 * c.head_dim));
+            // The first head has a mean in every other pair of RoPE, which are four of seven.
+            (0..14).filter(|i| i % 7 % 2 == 1).for_each(|i| means[i] = 0.0);
+            let side = coded_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1).about(&c, &means);
             let (projected, biases, gains) = (numbers(1, tokens * stride), numbers(2, stride), numbers(3, 2 * c.head_dim));
 
             let added = |i: usize| if bias { f64::from(biases[i]) } else { 0.0 };
@@ -176,8 +178,11 @@ mod tests {
                 for (h, q) in whole.iter().enumerate().filter(|_| taken) {
                     let (kv, rank) = (h / 2, side.coded.rank(h / 2));
                     queries.extend((0..rank).map(|i| (0..c.head_dim).map(|d| q[d] * f64::from(side.up(kv, i, d))).sum::<f64>()));
-                    queries.push((0..c.head_dim).map(|d| q[d] * f64::from(means[kv * c.head_dim + d])).sum());
-                    queries.extend([0.0; 3]);
+                    for pair in (0..7).filter(|pair| kv > 0 || pair % 2 == 0) {
+                        let [m, n] = [pair, pair + 7].map(|d| f64::from(means[kv * c.head_dim + d]));
+                        queries.extend([q[pair] * m + q[pair + 7] * n, q[pair + 7] * m - q[pair] * n]);
+                    }
+                    queries.resize(queries.len().next_multiple_of(4), 0.0);
                 }
             }
             let key_rows: Vec<f64> =

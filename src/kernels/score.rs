@@ -180,9 +180,9 @@ pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, row
     }
     if let Some((taken, chosen)) = coded {
         flags.extend(["CODED", if taken { "TAKEN" } else { "REBUILT" }]);
-        bindings.extend([(3, Access::Read), (4, Access::Read)]);
+        bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
         if !taken {
-            bindings.extend([(5, Access::Read), (6, Access::Read)]);
+            bindings.push((6, Access::Read));
         }
         if chosen.is_some() {
             flags.push("CHOSEN");
@@ -287,9 +287,9 @@ impl Score {
         let kind = coded.map(|coded| (coded.taken, coded.chosen.map(|(selection, _)| selection)));
         let mut query_stride = config.num_attention_heads * pad(config.head_dim);
         if let Some(coded) = coded {
-            buffers.extend([coded.rows, coded.table]);
+            buffers.extend([coded.rows, coded.table, turns]);
             if !coded.taken {
-                buffers.extend([turns, coded.up]);
+                buffers.push(coded.up);
             }
             buffers.extend(coded.chosen.map(|(_, chosen)| chosen));
             query_stride = coded.coded.query_stride(config, coded.taken);
@@ -465,10 +465,13 @@ mod tests {
         for (c, slices) in &cases {
             let (head, query, heads, kv_heads, group) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, c.num_key_value_heads, c.group_size());
             let slots = Slots::new(&exact, 40, capacity);
-            let side = coded_side(c, slices, capacity);
             let ring = halves(2, slots.count() * kv_heads * query);
-            let means = numbers(4, kv_heads * head);
             for taken in [false, true] {
+                let mut means = numbers(4, kv_heads * head);
+                // The first head has a mean in every other pair of RoPE.
+                means[..head].iter_mut().enumerate().filter(|(i, _)| i % (head / 2) % 2 == 1).for_each(|(_, mean)| *mean = 0.0);
+                let side = coded_side(c, slices, capacity);
+                let side = if taken { side.about(c, &means) } else { side };
                 let stride = side.coded.query_stride(c, taken);
                 // Queries as `prepare` leaves them.
                 let table = side.coded.key_table(c, taken, &means);
@@ -478,11 +481,18 @@ mod tests {
                     (head..query).for_each(|i| queries[plain(t, h, i)] = 0.0);
                     if taken {
                         let (kv, rank) = (h / group, side.coded.rank(h / group));
-                        let at = t * stride + 4 * (table[(BOOKS as usize) + 2 * kv][3] as usize + h % group * (rank / 4 + 1));
+                        let turning = &side.coded.turning[kv];
+                        let vectors = rank / 4 + turning.len().div_ceil(2);
+                        let at = t * stride + 4 * (table[(BOOKS as usize) + 2 * kv][3] as usize + h % group * vectors);
                         for i in 0..rank {
                             queries[at + i] = (0..head).map(|d| queries[plain(t, h, d)] * side.up(kv, i, d)).sum();
                         }
-                        queries[at + rank] = (0..head).map(|d| queries[plain(t, h, d)] * means[kv * head + d]).sum();
+                        queries[at + rank..at + 4 * vectors].fill(0.0);
+                        for (i, &pair) in turning.iter().enumerate() {
+                            let (a, b) = (pair as usize, pair as usize + head / 2);
+                            let ([q, p], [m, n]) = ([a, b].map(|d| queries[plain(t, h, d)]), [a, b].map(|d| means[kv * head + d]));
+                            (queries[at + rank + 2 * i], queries[at + rank + 2 * i + 1]) = (q * m + p * n, p * m - q * n);
+                        }
                     }
                 }
                 let up: Vec<_> = (0..kv_heads)
@@ -495,11 +505,12 @@ mod tests {
                     .map(|i| {
                         let (kv, position) = (i / capacity, i % capacity);
                         let z = &side.coordinates[side.coded.of_head(kv).0][position];
-                        let at = |d: usize| {
-                            f64::from(means[kv * head + d]) + z.iter().enumerate().map(|(i, z)| z * f64::from(side.up(kv, i, d))).sum::<f64>()
+                        let mean: Vec<f64> = means[kv * head..][..head].iter().map(|x| f64::from(*x)).collect();
+                        let from = |about: &[f64]| {
+                            let at = |d: usize| about[d] + z.iter().enumerate().map(|(i, z)| z * f64::from(side.up(kv, i, d))).sum::<f64>();
+                            (0..head).map(at).collect::<Vec<f64>>()
                         };
-                        let key: Vec<f64> = (0..head).map(at).collect();
-                        if taken { key } else { turned(c, &key, None, position) }
+                        if taken { from(&turned(c, &mean, None, position)) } else { turned(c, &from(&mean), None, position) }
                     })
                     .collect();
                 let blocks = [

@@ -49,14 +49,17 @@ impl Coder {
     /// [`encode`](Self::encode), and what an orthonormal basis holds of the columns: the sum of their squares about the mean, and that of their coordinates, before these are rounded.
     pub fn encode_measured(&self, y: &DMatrix<f32>) -> (Vec<u32>, Energy) {
         let mut centred = y.clone();
-        for mut column in centred.column_iter_mut() {
-            column -= &self.mean;
-        }
+        centred.column_iter_mut().for_each(|mut column| column -= &self.mean);
+        self.encode_centred(&centred)
+    }
+
+    /// The same, of columns less their mean.
+    pub fn encode_centred(&self, centred: &DMatrix<f32>) -> (Vec<u32>, Energy) {
         let z = match &self.down {
             Some(down) => tr_product(down.as_view(), centred.as_view()),
             None => product(self.up.as_view(), centred.as_view()),
         };
-        let mut words = vec![0; y.ncols() * self.format.words()];
+        let mut words = vec![0; centred.ncols() * self.format.words()];
         for (z, words) in z.column_iter().zip(words.chunks_exact_mut(self.format.words())) {
             self.format.encode(z.as_slice(), words);
         }
