@@ -163,3 +163,69 @@ fn what_a_rule_needs_and_options_that_mean_nothing_are_named() {
         compress(&checkpoint, &statistics, &plan, &outputs.path().join(plan.method.name())).unwrap();
     }
 }
+
+/// A Qwen2 whose keys have a bias of this norm in the slowest pair of RoPE of every head of two layers, where no query has anything: the same model whatever the norm.
+fn biased(norm: f32) -> tempfile::TempDir {
+    let synthetic = SyntheticModel { dtype: Dtype::F32, ..families().into_iter().find(|(family, _)| *family == "qwen2").unwrap().1 };
+    let (directory, mut tensors, d, hidden) = (synthetic.write_temporary(), synthetic.tensors(), synthetic.head_dim, synthetic.hidden);
+    let slowest = [d / 2 - 1, d - 1];
+    for layer in 0..2 {
+        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
+        for (dim, share) in slowest.into_iter().zip([0.8, -0.6]) {
+            for head in 0..synthetic.heads {
+                let row = head * d + dim;
+                tensors.get_mut(&name("q_proj.weight")).unwrap().numbers[row * hidden..][..hidden].fill(0.0);
+                tensors.get_mut(&name("q_proj.bias")).unwrap().numbers[row] = 0.0;
+            }
+            let bias = &mut tensors.get_mut(&name("k_proj.bias")).unwrap().numbers;
+            (0..synthetic.kv_heads).for_each(|head| bias[head * d + dim] = share * norm);
+        }
+    }
+    common::write_tensors(&directory.path().join("model.safetensors"), &tensors, Dtype::F32);
+    directory
+}
+
+/// Rows that are coded about a mean which turns lose no more of keys with large biases than of keys without, on the processor and on a GPU in every tier, up to the end of the context.
+#[test]
+fn key_biases_cost_nothing_where_means_turn() {
+    use lowkey::compress::{Layout, factor};
+    use lowkey::gpu::{Options as Device, Tier};
+    let plans = [
+        Plan { bits: 4, ..Plan::new(Method::Dense, Budget::Keep(1.0)) },
+        Plan { layout: Layout::Fast, ..Plan::new(Method::LowKey, Budget::Times(4.0)) },
+    ];
+    let mut without = [0.0; 2];
+    for norm in [0.0, 100.0, 600.0, 5000.0] {
+        let directory = biased(norm);
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let statistics = calibrate(&checkpoint);
+        let exact = logits(&load(&checkpoint));
+        for (plan, without) in plans.iter().zip(&mut without) {
+            let rows = factor(&checkpoint, plan, Some(&statistics), &mut quietly).unwrap().rows;
+            let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
+            let error = nmse(&logits(&model), &exact);
+            if norm == 0.0 {
+                *without = error;
+            }
+            assert!(error < 1.5 * *without, "{}, bias {norm}: {error}, {without} without one", plan.options());
+            if norm != 600.0 {
+                continue;
+            }
+            let tokens = Random(79).tokens(500, checkpoint.config().vocab_size);
+            let (most, last) = tokens.split_at(470);
+            let ends = |sequence: &mut dyn Sequence| {
+                sequence.forward(most, Logits::None).unwrap();
+                last.iter().flat_map(|token| sequence.forward(&[*token], Logits::Last).unwrap()).collect::<Vec<f32>>()
+            };
+            // The same chunks, so that the same keys are read exactly.
+            let options = SequenceOptions { capacity: 512, chunk: Some(32), ..SequenceOptions::default() };
+            let expected = ends(&mut model.sequence(options, RowType::F16).unwrap());
+            for tier in Tier::ALL {
+                let device = common::device(Device { tier: Some(tier), ..Device::default() });
+                let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
+                let error = nmse(&ends(&mut model.sequence(options).unwrap()), &expected);
+                assert!(error < 1e-3, "{}, {tier:?}: {error}", plan.options());
+            }
+        }
+    }
+}

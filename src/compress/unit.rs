@@ -163,8 +163,13 @@ mod tests {
         let positions = Positions::up_to(1, vec![0.1]);
         for holds in [Holds::Keys, Holds::TurnedKeys, Holds::Values, Holds::Both] {
             for (first_layer, count, first_head, kv_heads) in [(0, 1, 0, 2), (1, 1, 1, 1), (1, 2, 0, 2), (0, 3, 1, 1)] {
-                let basis =
-                    Basis { mean: DVector::zeros(kv_heads * d), down: none(), up: none(), variance: DVector::zeros(0), loss: DVector::zeros(0) };
+                let basis = Basis {
+                    mean: DVector::zeros(count * kv_heads * d),
+                    down: none(),
+                    up: none(),
+                    variance: DVector::zeros(0),
+                    loss: DVector::zeros(0),
+                };
                 let unit = Unit { first_layer, layers: count, holds, first_head, kv_heads, basis };
                 let (found, spec) = (unit.sample(&layers, d, &positions), unit.spec(Format::half(1)));
                 assert_eq!(found.shape(), (spec.width(d), tokens));
