@@ -208,7 +208,8 @@ fn coder(format: Format, width: usize, down: bool) -> Coder {
     let (mut random, rank) = (Random::new(width as u64), format.rank());
     let scale = (3.0 / rank as f64).sqrt();
     let up = DMatrix::from_fn(rank, width, |_, _| ((random.unit() * 2.0 - 1.0) * scale) as f32);
-    Coder { format, mean: DVector::zeros(width), down: down.then(|| up.transpose()), up }
+    // Not zero: a mean that turns with the keys has its price.
+    Coder { format, mean: DVector::from_element(width, 0.1), down: down.then(|| up.transpose()), up }
 }
 
 #[cfg(test)]

@@ -87,6 +87,11 @@ struct Kernels<'a> {
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let started = Instant::now();
+        // Clap does not ask for what is excluded by something else that was given.
+        let of_shapes = [("kernels", self.kernels), ("sweep", self.sweep.is_some()), ("rows", !self.rows.is_empty())];
+        if let Some((name, _)) = of_shapes.into_iter().find(|(_, given)| *given && self.shape.is_empty()) {
+            return Err(Error::Argument { name: name.into(), message: "this is for random models; give --shape in place of a model".into() });
+        }
         let report = self.report.as_ref().map(|path| Report::reserve(path, if self.kernels { "kernels" } else { "speed" })).transpose()?;
         let options = self.cache.apply(SequenceOptions::default())?;
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
