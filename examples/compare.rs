@@ -159,9 +159,10 @@ fn statistics(
         return Ok(None);
     }
     let defaults = calibrate::Options::default();
-    let window = defaults.window.min(checkpoint.config().max_position_embeddings);
+    let longest = defaults.longest.min(checkpoint.config().max_position_embeddings);
     let sensitivity = if plans().any(Plan::weighs) { SensitivityKind::Full } else { SensitivityKind::None };
-    let asked = calibrate::Options { window, windows: Some(options.calibration_tokens.div_ceil(window)), sensitivity, ..defaults };
+    let asked =
+        calibrate::Options { window: defaults.window.min(longest), longest, tokens: Some(options.calibration_tokens), sensitivity, ..defaults };
     let texts = match &options.calibration[..] {
         [] => vec![TEXT.to_string()],
         files => files.iter().map(|file| read(file)).collect::<Result<_>>()?,

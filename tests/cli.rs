@@ -257,6 +257,7 @@ fn a_model_calibrates_itself_and_statistics_serve_no_more_than_they_hold() {
         (vec!["--calibration", &text], "--calibration"),
         (vec!["--calibration", "self", &text], "goes alone"),
         (vec!["--calibration-tokens", "200"], "--calibration-tokens"),
+        (vec!["--calibration-window", "200"], "--calibration-window"),
     ] {
         let arguments = compress("never", &[&more, &["--statistics", &statistics]]);
         let (kind, message, code) = failed(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
@@ -273,7 +274,7 @@ fn options_that_a_method_does_not_take_are_refused() {
     let published = ["palu", "recalkv", "kqsvd", "ksvd", "eigen"];
     let all = || published.into_iter().chain(["lowkey", "dense"]);
     // The option, a value for it, and who takes it.
-    let table: [(&str, &str, &[&str]); 13] = [
+    let table: [(&str, &str, &[&str]); 14] = [
         ("times", "4", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
         ("keep", "0.5", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
         ("kv-bytes", "200", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
@@ -285,6 +286,7 @@ fn options_that_a_method_does_not_take_are_refused() {
         ("bits", "8", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "dense"]),
         ("calibration", "self", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
         ("calibration-tokens", "700", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
+        ("calibration-window", "600", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
         ("statistics", &statistics, &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
         // By their own rules for ranks the others weigh nothing.
         ("sensitivity", "full", &["palu", "recalkv", "lowkey"]),

@@ -28,7 +28,7 @@ fn load(checkpoint: &Checkpoint) -> Arc<Model> {
 fn calibrate(checkpoint: &Checkpoint) -> Statistics {
     let model = load(checkpoint);
     let tokens = Random(77).tokens(640, model.config().vocab_size);
-    let options = Options { window: 160, ..Options::default() };
+    let options = Options { window: 160, longest: 160, ..Options::default() };
     gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
 }
 
@@ -155,9 +155,9 @@ fn what_is_run_is_what_was_asked_for() {
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let model = load(&checkpoint);
     let tokens = Random(80).tokens(700, synthetic.vocab);
-    let options = Options { window: 300, sinks: 3, ..Options::default() };
+    let options = Options { window: 300, longest: 300, sinks: 3, ..Options::default() };
     let (statistics, _) = gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), options, &mut quietly).unwrap();
-    assert_eq!((statistics.tokens, statistics.window, statistics.sinks), (600, 300, 3));
+    assert_eq!((statistics.tokens, statistics.longest, statistics.sinks), (600, 300, 3));
 
     // A text is its tokens and its digest.
     let text = "the other and the inner, ".repeat(30);
@@ -166,17 +166,17 @@ fn what_is_run_is_what_was_asked_for() {
     let source = source_digest(&checkpoint).unwrap();
     assert_eq!(read, gather(&model, &[tokens_of_text], source, text_digest(&[&text]), options, &mut quietly).unwrap().0);
 
-    let few = Options { windows: Some(1), ..options };
+    let few = Options { tokens: Some(1), ..options };
     assert_eq!(gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), few, &mut quietly).unwrap().0.tokens, 300);
     let (short, _) = gather(&model, &[tokens[..50].to_vec()], "s".into(), "t".into(), options, &mut quietly).unwrap();
-    assert_eq!((short.tokens, short.window), (50, 50));
+    assert_eq!((short.tokens, short.longest), (50, 50));
     for (tokens, options) in [
         (&tokens[..40], options),
         (&tokens[..0], options),
         (&tokens[..], Options { window: 40, ..options }),
         (&tokens[..], Options { window: 32, sensitivity: SensitivityKind::None, ..options }),
         (&tokens[..], Options { span: 3, ..options }),
-        (&tokens[..], Options { windows: Some(0), ..options }),
+        (&tokens[..], Options { tokens: Some(0), ..options }),
     ] {
         assert!(matches!(gather(&model, &[tokens.to_vec()], "s".into(), "t".into(), options, &mut quietly), Err(Error::Argument { .. })));
     }
@@ -214,8 +214,8 @@ fn statistics_come_back_as_they_were_saved_and_nothing_else_is_taken_for_them() 
         let at = whole.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
         [&whole[..at], to.as_bytes(), &whole[at + to.len()..]].concat()
     };
-    refused(&replace("\"lowkey_statistics\":\"3\"", "\"lowkey_statistics\":\"7\""), "version 7");
-    refused(&replace("\"window\":\"160\"", "\"window\":\"1x0\""), "window");
+    refused(&replace("\"lowkey_statistics\":\"4\"", "\"lowkey_statistics\":\"7\""), "version 7");
+    refused(&replace("\"longest\":\"160\"", "\"longest\":\"1x0\""), "longest");
     refused(&replace("layers.1.", "layers.8."), "layers.1.");
     refused(&std::fs::read(directory.path().join("model.safetensors")).unwrap(), "not a statistics file");
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, SyntheticModel, families, nmse};
-use lowkey::checkpoint::Checkpoint;
+use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::cpu::{self, LayerGradients, Model, Residuals, RowType};
 use lowkey::rows::Exact;
 use lowkey::sequence::{Logits, Sequence};
@@ -30,7 +30,6 @@ struct Disturbance {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Side {
     Keys,
-    TurnedKeys,
     Values,
 }
 
@@ -69,7 +68,6 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32], di
                 head[i] = old[i] * cosine - old[i + d / 2] * sine;
                 head[i + d / 2] = old[i + d / 2] * cosine + old[i] * sine;
             }
-            shift(head, Side::TurnedKeys);
         }
         heads
     };
@@ -166,39 +164,52 @@ fn gradients(model: &Arc<Model>, tokens: &[u32], labels: &[u32], first: usize, e
 
 #[test]
 fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
-    let (length, first) = (47, 21);
     for (family, synthetic) in families() {
-        let directory = synthetic.write_temporary();
-        let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let mut random = Random(16);
-        let [tokens, labels] = [0; 2].map(|_| random.tokens(length, synthetic.vocab));
-        let model = Arc::new(Model::load(&checkpoint).unwrap());
-        let disturbed_loss = |disturbance: &Disturbance| loss(&reference(&synthetic, &checkpoint, &tokens, Some(disturbance)), &labels, first);
         for exact in [Exact { sinks: 0, recent: 0 }, Exact { sinks: 3, recent: 9 }] {
-            let found = gradients(&model, &tokens, &labels, first, exact);
-            for side in [Side::Keys, Side::TurnedKeys, Side::Values] {
-                for (layer, gradients) in found.iter().enumerate() {
-                    let matrix = match side {
-                        Side::Keys => &gradients.keys,
-                        Side::TurnedKeys => &gradients.turned_keys,
-                        Side::Values => &gradients.values,
-                    };
-                    let typical = matrix.norm() / (matrix.len() as f32).sqrt();
-                    assert!(typical > 1e-4, "{family}: {side:?} of layer {layer} hardly matter: {typical}");
-                    // An exact sink, the first that is not, one whose only far queries are the last, one whose queries are all near, one at random.
-                    for token in [2, 3, length - 10, length - 9, 4 + random.below(30)] {
-                        let dimension = random.below(matrix.nrows());
-                        let mut disturbance = Disturbance { layer, side, token, dimension, amount: 1e-4, exact };
-                        let above = disturbed_loss(&disturbance);
-                        disturbance.amount = -1e-4;
-                        let difference = (above - disturbed_loss(&disturbance)) / 2e-4;
-                        let gradient = matrix[(dimension, token)];
-                        let what = format!("{family}, {exact:?}, {side:?} of layer {layer}, token {token}, dimension {dimension}");
-                        assert!((f64::from(gradient) - difference).abs() < 1e-3 * f64::from(typical), "{what}: {gradient} against {difference}");
-                        if token < exact.sinks || token + exact.recent >= length {
-                            assert_eq!(gradient, 0.0, "{what}");
-                        }
-                    }
+            // An exact sink, the first that is not, one whose only far queries are the last, one whose queries are all near, one at random.
+            differences(family, &synthetic, exact, (21, 47), &[2, 3, 37, 38, 4 + Random(18).below(30)]);
+        }
+    }
+}
+
+/// More queries than are gone through at once, with a sliding window and without.
+#[test]
+fn gradients_of_long_windows_are_those_differences_too() {
+    for architecture in [Architecture::Llama, Architecture::Mistral] {
+        let narrow = SyntheticModel { layers: 1, vocab: 40, ffn: 16, ..SyntheticModel::default() };
+        let synthetic = SyntheticModel { architecture, sliding_window: (architecture == Architecture::Mistral).then_some(70), ..narrow };
+        differences("long", &synthetic, Exact { sinks: 3, recent: 9 }, (250, 280), &[2, 3, 240, 249, 255, 257]);
+    }
+}
+
+/// Holds gradients of keys and values of some tokens to differences of the loss of the positions `first..length`.
+fn differences(family: &str, synthetic: &SyntheticModel, exact: Exact, (first, length): (usize, usize), probes: &[usize]) {
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let mut random = Random(16);
+    let [tokens, labels] = [0; 2].map(|_| random.tokens(length, synthetic.vocab));
+    let model = Arc::new(Model::load(&checkpoint).unwrap());
+    let disturbed_loss = |disturbance: &Disturbance| loss(&reference(synthetic, &checkpoint, &tokens, Some(disturbance)), &labels, first);
+    let found = gradients(&model, &tokens, &labels, first, exact);
+    for side in [Side::Keys, Side::Values] {
+        for (layer, gradients) in found.iter().enumerate() {
+            let matrix = match side {
+                Side::Keys => &gradients.keys,
+                Side::Values => &gradients.values,
+            };
+            let typical = matrix.norm() / (matrix.len() as f32).sqrt();
+            assert!(typical > 1e-4, "{family}: {side:?} of layer {layer} hardly matter: {typical}");
+            for &token in probes {
+                let dimension = random.below(matrix.nrows());
+                let mut disturbance = Disturbance { layer, side, token, dimension, amount: 1e-4, exact };
+                let above = disturbed_loss(&disturbance);
+                disturbance.amount = -1e-4;
+                let difference = (above - disturbed_loss(&disturbance)) / 2e-4;
+                let gradient = matrix[(dimension, token)];
+                let what = format!("{family}, {exact:?}, {side:?} of layer {layer}, token {token}, dimension {dimension}");
+                assert!((f64::from(gradient) - difference).abs() < 1e-3 * f64::from(typical), "{what}: {gradient} against {difference}");
+                if token < exact.sinks || token + exact.recent >= length {
+                    assert_eq!(gradient, 0.0, "{what}");
                 }
             }
         }

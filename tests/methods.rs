@@ -32,7 +32,7 @@ fn load(checkpoint: &Checkpoint) -> Arc<Model> {
 fn calibrate(checkpoint: &Checkpoint) -> Statistics {
     let model = load(checkpoint);
     let tokens = Random(77).tokens(480, model.config().vocab_size);
-    let options = Options { window: 160, ..Options::default() };
+    let options = Options { window: 160, longest: 160, ..Options::default() };
     gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
 }
 
@@ -224,7 +224,7 @@ fn key_biases_cost_nothing_where_means_turn() {
                 let device = common::device(Device { tier: Some(tier), ..Device::default() });
                 let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
                 let error = nmse(&ends(&mut model.sequence(options).unwrap()), &expected);
-                assert!(error < 1e-3, "{}, {tier:?}: {error}", plan.options());
+                assert!(error < 2e-3, "{}, {tier:?}: {error}", plan.options());
             }
         }
     }

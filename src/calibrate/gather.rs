@@ -1,11 +1,12 @@
 //! Statistics from the decoder on the CPU.
 
+use super::cut::cut;
 use super::moments::{Forward, Gathered};
 use super::scalar::scalar_sensitivity;
 use super::sensitivity::Backward;
 use super::{LayerStatistics, Moments, Statistics, source_digest, text_digest};
 use crate::checkpoint::Checkpoint;
-use crate::cpu::{Model, RowType};
+use crate::cpu::{Model, Residuals, RowType};
 use crate::progress::{OnProgress, report};
 use crate::sequence::{Logits, Sequence};
 use crate::{Error, Result};
@@ -15,10 +16,12 @@ use std::time::Instant;
 /// How text is run, and what is asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Tokens that are run together, each such window from an empty cache.
+    /// Tokens that are run together, each such window from an empty cache: the fewest. Others are twice as long, four times, and so on.
     pub window: usize,
-    /// At most this many windows, spread evenly over the text; `None` for all.
-    pub windows: Option<usize>,
+    /// Tokens of the longest windows, at most. Memory grows with them, and time for each token.
+    pub longest: usize,
+    /// At most this many tokens, rounded up to whole windows and spread evenly over the text; `None` for all.
+    pub tokens: Option<usize>,
     /// Positions at the start of each window that are left out of all sums: caches keep them exactly. The first tokens attract about half of all attention
     /// whatever they say ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any other's.
     pub sinks: usize,
@@ -40,7 +43,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             window: 512,
-            windows: None,
+            longest: 4096,
+            tokens: None,
             sinks: 4,
             recent: 32,
             span: 1,
@@ -102,7 +106,8 @@ pub fn run<T: AsRef<str>>(
 /// Runs `texts`, as tokens, through `model` in windows and sums up what enters attention, and how the loss depends on it. `source` and `text` are the digests to
 /// be recorded ([`source_digest`](super::source_digest), [`text_digest`](super::text_digest)).
 ///
-/// No window has tokens of two texts; the remainder of a text after its last whole window is left out. A single text shorter than a window is one window.
+/// Windows are of several lengths, from [`Options::window`] to [`Options::longest`], with as many tokens of each: a length is used where one window of it is no more than its share. No window has tokens of
+/// two texts; the remainder of a text after its last whole window is left out. A single text shorter than a window is one window.
 ///
 /// # Errors
 /// [`Error::Argument`] where a text is too short, the options contradict each other, or the model is factored; [`Error::Interrupted`] where `on_progress` says
@@ -125,39 +130,29 @@ pub fn gather(
     let full = options.sensitivity == SensitivityKind::Full;
     let loss_from = if options.sensitivity == SensitivityKind::None { 0 } else { options.loss_from };
     let least = options.sinks.max(options.recent).max(loss_from).saturating_add(1);
-    if options.window < least {
-        return refuse("window", format!("windows of {} tokens are too short; at least {least} are needed", options.window));
-    }
-    let shortest = texts.iter().map(Vec::len).min().unwrap_or(0);
-    let (window, needed) = if texts.len() == 1 { (options.window.min(shortest), least) } else { (options.window, options.window) };
-    if shortest < needed {
-        let which = if texts.len() == 1 { "the text" } else { "one of the texts" };
-        return refuse("calibration", format!("{which} has {shortest} tokens; at least {needed} are needed"));
-    }
-    let whole: Vec<&[u32]> = texts.iter().flat_map(|text| text.chunks_exact(window)).collect();
-    let windows = options.windows.unwrap_or(whole.len()).min(whole.len());
-    if windows == 0 {
-        return refuse("windows", "none is too few; ask for at least one".into());
-    }
-    let chosen: Vec<&[u32]> = (0..windows).map(|index| whole[index * whole.len() / windows]).collect();
+    let chosen = cut(texts, &options, least)?;
+    let (longest, total) = (chosen.iter().map(|window| window.len()).max().unwrap_or(0), chosen.iter().map(|window| window.len()).sum());
 
     let config = model.config();
-    let mut sequence = model.sequence(window, RowType::F32)?;
-    let mut forward = Forward::new(config, &options, windows, window, full);
+    let mut sequence = model.sequence(longest, RowType::F32)?;
+    let mut forward = Forward::new(config, &options, &chosen);
     let mut backward = full.then(|| Backward::new(config, &options));
     let mut seconds = Seconds::default();
-    report(on_progress, "calibrate", 0, windows * window)?;
-    for (index, tokens) in chosen.iter().enumerate() {
+    let mut done = 0;
+    report(on_progress, "calibrate", done, total)?;
+    for tokens in &chosen {
         let start = Instant::now();
         sequence.truncate(0);
+        forward.residuals = full.then(|| Residuals::new(config, tokens.len()));
         sequence.observe(tokens, Logits::None, &mut forward)?;
         seconds.forward += start.elapsed().as_secs_f64();
         if let (Some(backward), Some(residuals)) = (&mut backward, &forward.residuals) {
             let start = Instant::now();
-            backward.add(model, residuals, window)?;
+            backward.add(model, residuals, tokens.len())?;
             seconds.backward += start.elapsed().as_secs_f64();
         }
-        report(on_progress, "calibrate", (index + 1) * window, windows * window)?;
+        done += tokens.len();
+        report(on_progress, "calibrate", done, total)?;
     }
     let summing = backward.as_ref().map_or(0.0, |backward| backward.seconds);
     seconds.forward -= forward.seconds;
@@ -169,7 +164,7 @@ pub fn gather(
     let scalars = match options.sensitivity {
         SensitivityKind::Scalar if options.scalar_windows > 0 => {
             let squares: Vec<[f32; 2]> = moments.iter().flat_map(|group| mean_squares(group, config.num_key_value_heads * config.head_dim)).collect();
-            let some = &chosen[..options.scalar_windows.min(windows)];
+            let some = &chosen[..options.scalar_windows.min(chosen.len())];
             Some(scalar_sensitivity(model, some, &squares, &options, on_progress)?)
         }
         SensitivityKind::Scalar => return refuse("scalar-windows", "none is too few; ask for at least one".into()),
@@ -185,8 +180,8 @@ pub fn gather(
     let statistics = Statistics {
         source,
         text,
-        tokens: windows * window,
-        window,
+        tokens: total,
+        longest,
         sinks: options.sinks,
         recent: options.recent,
         span: options.span,

@@ -11,6 +11,7 @@
 //!
 //! The first positions of every window are in none of it: caches keep them exactly.
 
+mod cut;
 mod digest;
 mod gather;
 mod moments;

@@ -82,10 +82,11 @@ impl Forward {
     /// Tokens in a sample, at most: enough to see how a row's energy varies, and a small part of the statistics.
     const SAMPLE: usize = 256;
 
-    /// For `windows` windows of `window` tokens of a model.
-    pub(super) fn new(config: &Config, options: &super::Options, windows: usize, window: usize, residuals: bool) -> Forward {
+    /// For these windows' tokens of a model.
+    pub(super) fn new(config: &Config, options: &super::Options, windows: &[&[u32]]) -> Forward {
         let (layers, d) = (config.num_hidden_layers, config.head_dim);
         let n = config.num_key_value_heads * d;
+        let beyond = |first: usize| windows.iter().map(|window| window.len().saturating_sub(first)).sum::<usize>();
         Forward {
             d,
             sinks: options.sinks,
@@ -94,11 +95,11 @@ impl Forward {
             rows: DMatrix::zeros(0, 0),
             groups: (0..layers).step_by(options.span).map(|first| Sum::new(options.span.min(layers - first) * 2 * n)).collect(),
             turned_keys: (0..layers).map(|_| Sum::new(n)).collect(),
-            every: (windows * (window - options.sinks)).div_ceil(Self::SAMPLE),
+            every: beyond(options.sinks).div_ceil(Self::SAMPLE),
             samples: vec![Kept::default(); layers],
             queries: vec![vec![DMatrix::zeros(d, d); config.num_key_value_heads]; layers],
-            queries_count: windows * (window - options.recent),
-            residuals: residuals.then(|| Residuals::new(config, window)),
+            queries_count: beyond(options.recent),
+            residuals: None,
             seconds: 0.0,
         }
     }

@@ -31,7 +31,6 @@ pub(super) struct Backward {
 struct LayerSums {
     keys: DMatrix<f64>,
     values: DMatrix<f64>,
-    turned_keys: DMatrix<f64>,
     /// Sums of squares by entry of the projection's weight.
     key_weight: DMatrix<f32>,
     value_weight: DMatrix<f32>,
@@ -42,7 +41,7 @@ impl Backward {
         let n = config.num_key_value_heads * config.head_dim;
         let square = || DMatrix::zeros(n, n);
         let weight = || DMatrix::zeros(config.hidden_size, n);
-        let sums = || LayerSums { keys: square(), values: square(), turned_keys: square(), key_weight: weight(), value_weight: weight() };
+        let sums = || LayerSums { keys: square(), values: square(), key_weight: weight(), value_weight: weight() };
         Backward {
             exact: Exact { sinks: options.sinks, recent: options.recent },
             loss_from: options.loss_from,
@@ -61,8 +60,8 @@ impl Backward {
         let (layers, seconds) = (&mut self.layers, &mut self.seconds);
         let mut sum = |layer: usize, gradients: LayerGradients| -> Result<()> {
             let start = Instant::now();
-            let LayerSums { keys, values, turned_keys, key_weight, value_weight } = &mut layers[layer];
-            for (sum, gradient) in [(keys, gradients.keys), (values, gradients.values), (turned_keys, gradients.turned_keys)] {
+            let LayerSums { keys, values, key_weight, value_weight } = &mut layers[layer];
+            for (sum, gradient) in [(keys, gradients.keys), (values, gradients.values)] {
                 add(sum, &gram(&gradient), 1.0);
             }
             // The loss of a window is its mean, as a training loss is.
@@ -92,11 +91,7 @@ impl Backward {
             };
             let fisher =
                 |squares: &DMatrix<f32>| (squares.iter().map(|&x| (f64::from(x) / windows).sqrt()).sum::<f64>() / squares.len() as f64) as f32;
-            let sensitivity = Sensitivity {
-                keys: mean("keys", sums.keys)?,
-                values: mean("values", sums.values)?,
-                turned_keys: mean("turned keys", sums.turned_keys)?,
-            };
+            let sensitivity = Sensitivity { keys: mean("keys", sums.keys)?, values: mean("values", sums.values)? };
             Ok((sensitivity, [fisher(&sums.key_weight), fisher(&sums.value_weight)]))
         };
         self.layers.into_iter().enumerate().map(finish).collect()

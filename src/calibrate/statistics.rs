@@ -18,8 +18,8 @@ pub struct Statistics {
     pub text: String,
     /// Tokens that were run.
     pub tokens: usize,
-    /// Tokens that were run together.
-    pub window: usize,
+    /// Tokens that were run together, at most.
+    pub longest: usize,
     /// Positions at the start of each window that are left out of all sums.
     pub sinks: usize,
     /// Gradients reach a key or value only from queries at least this far behind it.
@@ -75,8 +75,6 @@ pub struct Sensitivity {
     pub keys: DMatrix<f32>,
     /// With respect to values.
     pub values: DMatrix<f32>,
-    /// With respect to keys after RoPE.
-    pub turned_keys: DMatrix<f32>,
 }
 
 impl Moments {
@@ -94,7 +92,7 @@ impl Moments {
 
 impl Statistics {
     /// The version of the file's layout.
-    const FORMAT: &str = "3";
+    const FORMAT: &str = "4";
 
     /// Moments of the rows `y` of consecutive `layers`, one under the other, whatever the span they were gathered over.
     ///
@@ -130,7 +128,7 @@ impl Statistics {
                 ("source", self.source.clone()),
                 ("text", self.text.clone()),
                 ("tokens", self.tokens.to_string()),
-                ("window", self.window.to_string()),
+                ("longest", self.longest.to_string()),
                 ("sinks", self.sinks.to_string()),
                 ("recent", self.recent.to_string()),
                 ("span", self.span.to_string()),
@@ -164,8 +162,8 @@ impl Statistics {
             all.extend(layer.queries.iter().enumerate().map(|(head, queries)| Named::matrix(name(&format!("queries.{head}")), queries)));
             all.extend(layer.scalar.iter().map(|numbers| Named::line(name("scalar"), numbers)));
             all.extend(layer.fisher.iter().map(|numbers| Named::line(name("fisher"), numbers)));
-            if let Some(Sensitivity { keys, values, turned_keys }) = &layer.sensitivity {
-                for (part, matrix) in [("keys", keys), ("values", values), ("turned_keys", turned_keys)] {
+            if let Some(Sensitivity { keys, values }) = &layer.sensitivity {
+                for (part, matrix) in [("keys", keys), ("values", values)] {
                     all.push(Named::matrix(name(&format!("sensitivity.{part}")), matrix));
                 }
             }
@@ -218,7 +216,7 @@ impl Statistics {
                 scalar: read.pair("scalar", index)?,
                 fisher: read.pair("fisher", index)?,
                 sensitivity: match read.has("layers.0.sensitivity.keys") {
-                    true => Some(Sensitivity { keys: square("keys")?, values: square("values")?, turned_keys: square("turned_keys")? }),
+                    true => Some(Sensitivity { keys: square("keys")?, values: square("values")? }),
                     false => None,
                 },
             })
@@ -227,7 +225,7 @@ impl Statistics {
             source: word("source")?,
             text: word("text")?,
             tokens: number("tokens")?,
-            window: number("window")?,
+            longest: number("longest")?,
             sinks: number("sinks")?,
             recent: number("recent")?,
             span,

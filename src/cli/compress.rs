@@ -18,7 +18,7 @@ use std::time::Instant;
 const TEXT: &str = include_str!("../../assets/calibration.txt");
 
 /// Tokens that a model writes to calibrate itself with.
-const SAMPLED: usize = 8192;
+const SAMPLED: usize = 16384;
 
 /// Write a checkpoint with a smaller cache.
 ///
@@ -74,9 +74,12 @@ pub struct Args {
     /// the model writes itself.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
-    /// Use no more than this many tokens of it, rounded up to whole windows of 512; the model itself writes 8192 where nothing else is asked.
+    /// Use no more than this many tokens of it, rounded up to whole windows; the model itself writes 16384 where nothing else is asked.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
+    /// Tokens of the longest windows that it is read in; others have 512 and what lies between. Long ones take more memory, and show what a long context needs [default: 4096].
+    #[arg(long, value_name = "N")]
+    calibration_window: Option<usize>,
     /// How it is found out what a disturbance of keys and values does to the output, where the method or its ranks ask for that; with --statistics for any method
     /// that calibrates [default: full where it is asked for, else none].
     #[arg(long)]
@@ -267,6 +270,7 @@ impl Args {
             ("bits", self.bits.is_some(), !own, "lowkey deals out bits itself, as its budget allows"),
             ("calibration", !self.calibration.is_empty(), !dense, CALIBRATION),
             ("calibration-tokens", self.calibration_tokens.is_some(), !dense, CALIBRATION),
+            ("calibration-window", self.calibration_window.is_some(), !dense, CALIBRATION),
             ("statistics", kept, !dense, CALIBRATION),
             ("sensitivity", self.sensitivity.is_some(), !dense && (weighs || kept), "by this method and these ranks nothing is weighed"),
         ];
@@ -285,12 +289,16 @@ impl Args {
             let message = format!("{} {message}; leave that out, or name a new file", file.display());
             Err(Error::Argument { name: "statistics".into(), message })
         };
-        if !self.calibration.is_empty() && self.text(config)?.digest() != statistics.text {
+        if !self.calibration.is_empty() && self.text()?.digest() != statistics.text {
             return refuse("was gathered from another text than --calibration gives");
         }
-        // That many, in whole windows.
-        if self.calibration_tokens.is_some_and(|tokens| tokens.saturating_add(window(config)) <= statistics.tokens) {
+        let (shortest, longest) = self.windows(config);
+        // That many, in whole windows: of each length one may be begun, and together those are shorter than twice the longest, and than all tokens where there are several.
+        if self.calibration_tokens.is_some_and(|tokens| tokens.saturating_add(tokens.min(2 * longest).max(shortest)) <= statistics.tokens) {
             return refuse("was gathered from more tokens than --calibration-tokens allows");
+        }
+        if self.calibration_window.is_some() && statistics.longest > longest.max(shortest) {
+            return refuse("was gathered in longer windows than --calibration-window allows");
         }
         if self.span.is_some_and(|span| span > statistics.span) {
             return refuse("was gathered over a shorter span than --span gives");
@@ -311,10 +319,12 @@ impl Args {
 
     /// Runs text through the model on the processor.
     fn gather(&self, checkpoint: &Checkpoint, plan: &Plan, console: &Console) -> Result<(Statistics, calibrate::Seconds)> {
-        let text = self.text(checkpoint.config())?;
+        let text = self.text()?;
+        let (window, longest) = self.windows(checkpoint.config());
         let options = calibrate::Options {
-            window: window(checkpoint.config()),
-            windows: self.calibration_tokens.map(|tokens| tokens.div_ceil(window(checkpoint.config()))),
+            window,
+            longest,
+            tokens: self.calibration_tokens,
             span: self.span.unwrap_or(1),
             sensitivity: match self.sensitivity {
                 Some(Sensitivity::None) => SensitivityKind::None,
@@ -335,17 +345,21 @@ impl Args {
         let tokens = match &text {
             Text::BuiltIn => calibrate::encode(checkpoint, &[TEXT])?,
             Text::Files(texts) => calibrate::encode(checkpoint, texts)?,
-            Text::Sampled { windows } => calibrate::sample(checkpoint, &model, *windows, options.window, options.seed, &mut on_progress)?,
+            Text::Sampled { tokens } => {
+                // In whole windows.
+                let length = longest.min(tokens.next_multiple_of(window));
+                calibrate::sample(checkpoint, &model, tokens.div_ceil(length), length, options.seed, &mut on_progress)?
+            }
         };
         calibrate::gather(&model, &tokens, source_digest(checkpoint)?, text.digest(), options, &mut on_progress)
     }
 
     /// What to calibrate with.
-    fn text(&self, config: &Config) -> Result<Text> {
+    fn text(&self) -> Result<Text> {
         let itself = |path: &PathBuf| path.as_os_str() == "self";
         Ok(match &self.calibration[..] {
             [] => Text::BuiltIn,
-            [path] if itself(path) => Text::Sampled { windows: self.calibration_tokens.unwrap_or(SAMPLED).div_ceil(window(config)) },
+            [path] if itself(path) => Text::Sampled { tokens: self.calibration_tokens.unwrap_or(SAMPLED) },
             files if files.iter().any(itself) => {
                 let message = "`self` goes alone; give a file of that name as ./self".into();
                 return Err(Error::Argument { name: "calibration".into(), message });
@@ -353,20 +367,22 @@ impl Args {
             files => Text::Files(files.iter().map(|file| read_text(file)).collect::<Result<_>>()?),
         })
     }
-}
 
-/// Tokens that are run together.
-fn window(config: &Config) -> usize {
-    calibrate::Options::default().window.min(config.max_position_embeddings)
+    /// Tokens that are run together: the fewest and the most.
+    fn windows(&self, config: &Config) -> (usize, usize) {
+        let (defaults, most) = (calibrate::Options::default(), config.max_position_embeddings);
+        let longest = self.calibration_window.unwrap_or(defaults.longest).min(most);
+        (defaults.window.min(longest), longest)
+    }
 }
 
 /// What a model is calibrated with.
 enum Text {
     BuiltIn,
     Files(Vec<String>),
-    /// The model's own, in so many texts.
+    /// The model's own.
     Sampled {
-        windows: usize,
+        tokens: usize,
     },
 }
 
@@ -384,7 +400,7 @@ impl Text {
         match self {
             Text::BuiltIn => text_digest(&[TEXT]),
             Text::Files(texts) => text_digest(texts),
-            Text::Sampled { windows } => text_digest(&[format!("self {windows}")]),
+            Text::Sampled { tokens } => text_digest(&[format!("self {tokens}")]),
         }
     }
 }

@@ -62,8 +62,6 @@ impl Observer for Residuals {
 pub struct LayerGradients {
     /// With respect to keys before RoPE (after QK-norm), `[H_kv·d, tokens]`, through queries that do not see them exactly.
     pub keys: DMatrix<f32>,
-    /// With respect to keys after RoPE, likewise.
-    pub turned_keys: DMatrix<f32>,
     /// With respect to values, likewise.
     pub values: DMatrix<f32>,
     /// With respect to the key projection's weight, `[hidden_size, H_kv·d]`, through all queries.
@@ -152,7 +150,7 @@ impl Attention {
         let sum = |part: fn(&HeadGradients) -> &DMatrix<f32>| -> DMatrix<f32> {
             stack(&heads.chunks(self.group_size).map(|group| group.iter().map(part).sum()).collect::<Vec<_>>())
         };
-        let (key, value, far_key, far_value) =
+        let (key, value, mut far_key, far_value) =
             (sum(|head| &head.key), sum(|head| &head.value), sum(|head| &head.far_key), sum(|head| &head.far_value));
         let query = stack(&heads.into_iter().map(|head| head.query).collect::<Vec<_>>());
 
@@ -165,51 +163,64 @@ impl Attention {
         };
         let query = project(query, &self.query_norm, &projected_queries);
         let key = project(key, &self.key_norm, &projected_keys);
-        let mut far_key_unturned = far_key.clone();
-        rope.turn_back(&mut far_key_unturned, 0);
-        let gradients = LayerGradients {
-            keys: far_key_unturned,
-            turned_keys: far_key,
-            values: far_value,
-            key_weight: outer_products(x, &key),
-            value_weight: outer_products(x, &value),
-        };
+        rope.turn_back(&mut far_key, 0);
+        let gradients =
+            LayerGradients { keys: far_key, values: far_value, key_weight: outer_products(x, &key), value_weight: outer_products(x, &value) };
         (self.query.backward(&query) + self.key.backward(&key) + self.value.backward(&value), gradients)
     }
+
+    /// Queries that are gone through at once: they see no keys after them, and what they make of keys before is not held for all queries together.
+    const QUERIES: usize = 256;
 
     /// Through `softmax(KᵀQ/√d)` and the weighted sum of values, from `upstream`, the gradient with respect to that sum; `[d, tokens]` all.
     fn head_backward(&self, query: &DMatrix<f32>, key: &DMatrix<f32>, value: &DMatrix<f32>, upstream: &DMatrix<f32>, exact: Exact) -> HeadGradients {
         let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let mut weights = tr_product(key.as_view(), query.as_view());
-        causal_softmax(&mut weights, 0, self.window, scale);
-        // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by query.
-        let mut scores = tr_product(value.as_view(), upstream.as_view());
-        for (mut scores, weights) in scores.column_iter_mut().zip(weights.column_iter()) {
-            let mean = scores.dot(&weights);
-            scores.zip_apply(&weights, |score, weight| *score = (*score - mean) * weight * scale);
+        let (d, tokens) = query.shape();
+        let none = || DMatrix::zeros(d, tokens);
+        let mut sums = HeadGradients { query: none(), key: none(), value: none(), far_key: none(), far_value: none() };
+        for first in (0..tokens).step_by(Self::QUERIES) {
+            let count = Self::QUERIES.min(tokens - first);
+            let low = (first + 1).saturating_sub(self.window);
+            let seen = first + count - low;
+            let (keys, values) = (key.columns(low, seen), value.columns(low, seen));
+            let (queries, upstream) = (query.columns(first, count), upstream.columns(first, count));
+            let mut weights = tr_product(keys, queries);
+            causal_softmax(&mut weights, first - low, self.window, scale);
+            // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by query.
+            let mut scores = tr_product(values, upstream);
+            for (mut scores, weights) in scores.column_iter_mut().zip(weights.column_iter()) {
+                let mean = scores.dot(&weights);
+                scores.zip_apply(&weights, |score, weight| *score = (*score - mean) * weight * scale);
+            }
+            sums.query.columns_mut(first, count).copy_from(&product(keys, scores.as_view()));
+            // Each key's or value's sum over queries of weight times what the query brings: few by few where it is exact, in one product where it is not.
+            for (weights, brought, near, far) in
+                [(&mut scores, queries, &mut sums.key, &mut sums.far_key), (&mut weights, upstream, &mut sums.value, &mut sums.far_value)]
+            {
+                for (index, mut weights) in weights.column_iter_mut().enumerate() {
+                    for token in exact_tokens(exact, first + index).filter(|token| *token >= low) {
+                        near.column_mut(token).axpy(std::mem::take(&mut weights[token - low]), &brought.column(index), 1.0);
+                    }
+                }
+                let mut far = far.columns_mut(low, seen);
+                far += product(weights.as_view(), brought.transpose().as_view()).transpose();
+            }
         }
-        // Each key's or value's sum over queries of weight times what the query brings: narrow matrices are what is transposed.
-        let gather = |weights: &DMatrix<f32>, brought: &DMatrix<f32>| (weights * brought.transpose()).transpose();
-        let (complete_key, complete_value) = (gather(&scores, query), gather(&weights, upstream));
-        let query_gradient = key * &scores;
-        clear_exact(exact, &mut scores);
-        clear_exact(exact, &mut weights);
-        HeadGradients {
-            query: query_gradient,
-            key: complete_key,
-            value: complete_value,
-            far_key: gather(&scores, query),
-            far_value: gather(&weights, upstream),
-        }
+        sums.key += &sums.far_key;
+        sums.value += &sums.far_value;
+        sums
     }
+}
+
+/// The tokens whose keys and values the query of a token sees exactly: the sinks, and the newest up to itself.
+fn exact_tokens(exact: Exact, query: usize) -> impl Iterator<Item = usize> {
+    let far = (query + 1).saturating_sub(exact.recent);
+    (0..exact.sinks.min(far)).chain(far..=query)
 }
 
 /// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not exact; the others become zero.
 pub(super) fn clear_exact(exact: Exact, weights: &mut DMatrix<f32>) {
     for (query, mut column) in weights.column_iter_mut().enumerate() {
-        let column = column.as_mut_slice();
-        let far = (query + 1).saturating_sub(exact.recent);
-        column[far..].fill(0.0);
-        column[..exact.sinks.min(far)].fill(0.0);
+        exact_tokens(exact, query).for_each(|token| column[token] = 0.0);
     }
 }
