@@ -4,7 +4,7 @@
 
 use lowkey::Error;
 use lowkey::eval::report::{Directory, frontier, needle_map};
-use lowkey::eval::{Report, Row, needle};
+use lowkey::eval::{Report, Row, continuation, needle};
 use roxmltree::{Document, ParsingOptions};
 
 /// Names that break what does not escape them.
@@ -15,12 +15,21 @@ fn row(model: &str, method: &str, bytes: u64, kl: Option<f64>) -> Row {
         model: model.into(),
         method: method.into(),
         layout: "f16".into(),
+        sinks: None,
+        recent: None,
+        reference: Some("models/dense".into()),
         text: "text".into(),
+        window: 512,
+        windows: 1,
+        first_position: 0,
+        last_position: 510,
         tokens: 511,
         perplexity: 12.5,
         kl_mean: kl,
         kl_stderr: kl.map(|kl| kl / 10.0),
         kl_p99: kl.map(|kl| kl * 10.0),
+        kl_p999: None,
+        kl_max: kl.map(|kl| kl * 12.0),
         top1_agreement: kl.map(|_| 0.75),
         kv_bytes_per_token: bytes,
         kv_fixed_bytes: 7,
@@ -33,6 +42,8 @@ fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle
         model: model.into(),
         method,
         layout,
+        sinks: None,
+        recent: None,
         kind: needle::Kind::Single,
         length,
         depth_percent,
@@ -42,10 +53,34 @@ fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle
     }
 }
 
+fn written(name: &str) -> continuation::Row {
+    let named = || name.to_string();
+    continuation::Row {
+        model: named(),
+        method: named(),
+        layout: named(),
+        sinks: Some(4),
+        recent: Some(32),
+        reference: named(),
+        text: named(),
+        prompt_tokens: 512,
+        tokens: 1000,
+        perplexity: 2.5,
+        agreed_tokens: 70,
+        distinct_4grams: Some(0.5),
+        kv_bytes_per_token: 2880,
+        kv_fixed_bytes: 7,
+    }
+}
+
 fn hostile() -> Report {
     let rows =
         HOSTILE.iter().zip(1..).map(|(name, i)| Row { text: name.to_string(), layout: name.to_string(), ..row(name, name, 1000 * i, Some(0.01)) });
-    Report { rows: rows.collect(), needle: HOSTILE.iter().map(|name| told(name, 512, 50, 0.5)).collect() }
+    Report {
+        rows: rows.collect(),
+        continuations: HOSTILE.iter().map(|name| written(name)).collect(),
+        needle: HOSTILE.iter().map(|name| told(name, 512, 50, 0.5)).collect(),
+    }
 }
 
 fn texts(svg: &str) -> Vec<String> {
@@ -157,18 +192,24 @@ fn a_report_is_complete_and_parses_whatever_the_names() {
     let rows = read("rows.csv");
     let mut table = csv::Reader::from_reader(rows.as_bytes());
     let head = table.headers().unwrap().clone();
-    assert_eq!(head.iter().take(5).collect::<Vec<_>>(), ["model", "method", "layout", "text", "tokens"]);
+    assert_eq!(head.iter().take(5).collect::<Vec<_>>(), ["model", "method", "layout", "sinks", "recent"]);
+    let column = head.iter().position(|name| name == "kl_mean").unwrap();
     let lines: Vec<_> = table.records().map(Result::unwrap).collect();
     assert_eq!(lines.iter().map(|line| &line[0]).collect::<Vec<_>>(), HOSTILE);
-    assert!(lines.iter().all(|line| line.len() == head.len() && line[6].parse::<f64>().unwrap() == 0.01));
+    assert!(lines.iter().all(|line| line.len() == head.len() && line[column].parse::<f64>().unwrap() == 0.01));
     let needles = read("needle.csv");
     let mut table = csv::Reader::from_reader(needles.as_bytes());
     assert_eq!(table.records().map(|line| line.unwrap()[0].to_string()).collect::<Vec<_>>(), HOSTILE);
 
+    let continuations = read("continuations.csv");
+    let mut table = csv::Reader::from_reader(continuations.as_bytes());
+    assert_eq!(table.records().map(|line| line.unwrap()[0].to_string()).collect::<Vec<_>>(), HOSTILE);
+    assert_eq!(serde_json::from_str::<Report>(&read("report.json")).unwrap(), report);
+
     let page = read("index.html");
     let document = Document::parse_with_options(&page, ParsingOptions { allow_dtd: true, ..Default::default() }).unwrap();
     let tags = |name: &str| document.descendants().filter(|node| node.tag_name().name() == name).count();
-    assert_eq!((tags("script"), tags("svg"), tags("table")), (0, 2 * HOSTILE.len(), HOSTILE.len() + 1));
+    assert_eq!((tags("script"), tags("svg"), tags("table")), (0, 2 * HOSTILE.len(), HOSTILE.len() + 2));
     let cells: Vec<_> = document.descendants().filter(|node| node.has_tag_name("td")).filter_map(|node| node.text()).collect();
     assert!(cells.contains(&HOSTILE[0]) && cells.contains(&HOSTILE[1]) && cells.contains(&HOSTILE[4]), "{cells:?}");
     assert!(!page.contains(['\u{0}', '\u{7}', '\r']));
@@ -182,7 +223,10 @@ fn each_kind_of_needle_has_maps_and_a_column() {
     let path = parent.path().join("report");
     let kinds = [needle::Kind::MultiTurn, needle::Kind::Tracking];
     let rows = ["a", "b"].into_iter().flat_map(|model| kinds.map(|kind| needle::Row { kind, ..told(model, 512, 50, 0.5) }));
-    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: rows.collect() }).unwrap();
+    Directory::reserve(&path)
+        .unwrap()
+        .publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: rows.collect(), ..Report::default() })
+        .unwrap();
 
     let page = std::fs::read_to_string(path.join("index.html")).unwrap();
     let document = Document::parse_with_options(&page, ParsingOptions { allow_dtd: true, ..Default::default() }).unwrap();
@@ -207,11 +251,13 @@ fn each_kind_of_needle_has_maps_and_a_column() {
 fn without_a_reference_or_needles_there_is_still_a_report() {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("report");
-    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: Vec::new() }).unwrap();
-    assert!(!path.join("needle.csv").exists());
+    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], ..Report::default() }).unwrap();
+    assert!(!path.join("needle.csv").exists() && !path.join("continuations.csv").exists());
     let rows = std::fs::read_to_string(path.join("rows.csv")).unwrap();
-    let line = csv::Reader::from_reader(rows.as_bytes()).records().next().unwrap().unwrap();
-    assert_eq!((&line[0], &line[6]), ("m", ""));
+    let mut table = csv::Reader::from_reader(rows.as_bytes());
+    let column = table.headers().unwrap().iter().position(|name| name == "kl_mean").unwrap();
+    let line = table.records().next().unwrap().unwrap();
+    assert_eq!((&line[0], &line[column]), ("m", ""));
     assert!(!std::fs::read_to_string(path.join("index.html")).unwrap().contains("<svg"));
 }
 

@@ -1,4 +1,4 @@
-//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `needle.csv`, and `index.html`, a page that needs nothing else.
+//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `continuations.csv`, `needle.csv`, and `index.html`, a page that needs nothing else.
 
 mod chart;
 mod page;
@@ -36,6 +36,9 @@ impl Directory {
         let json = serde_json::to_string_pretty(report).map_err(|e| Error::io("write", &self.path.join("report.json"))(e.into()))?;
         write("report.json", &json)?;
         write("rows.csv", &csv(&report.rows)?)?;
+        if !report.continuations.is_empty() {
+            write("continuations.csv", &csv(&report.continuations)?)?;
+        }
         if !report.needle.is_empty() {
             write("needle.csv", &csv(&report.needle)?)?;
         }

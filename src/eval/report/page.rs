@@ -33,6 +33,10 @@ pub fn page(report: &Report) -> Result<String> {
         };
         body += &table(&rows)?;
     }
+    if !report.continuations.is_empty() {
+        body += "<h2>Long greedy continuations</h2>\n<p class=\"note\">Perplexity is the reference's, of what each model wrote; a low one beside few distinct 4-grams is a loop. Agreed tokens are those before the first that the reference would not have written.</p>\n";
+        body += &table(&report.continuations)?;
+    }
     if !report.needle.is_empty() {
         body += "<h2>Facts found in long texts</h2>\n<p class=\"note\">By the length of the text and how deep in it stands what is asked for; ln p is the mean log-probability of the right answer.</p>\n";
         for kind in distinct(report.needle.iter().map(|row| row.kind)) {
