@@ -459,6 +459,7 @@ fn wrong_usage_exits_with_2() {
         (vec!["eval", &model, "--text", "text", "--needle=single,several"], "--needle"),
         (vec!["eval", &model, "--text", "text", "--depths", "100", "--window", "50"], "--window"),
         (vec!["eval", &model, "--text", "text", "--generate-prompt", "50"], "--generate"),
+        (vec!["eval", &model, "--text", "text", "--exact", "0"], "SINKS+RECENT"),
         (vec!["inspect", &model, "--context", "0"], "--context"),
         (vec!["inspect", &model, "--context", "99999999999"], "--context"),
         (vec!["generate", &model, "-p", "x", "-n", "0"], "--max-tokens"),
@@ -519,7 +520,7 @@ fn evaluation_goes_to_depths_with_and_without_exact_tokens() {
     done(&[&compress[..], &[&small]].concat());
     done(&[&compress[..], &[&bare, "--sinks", "0", "--recent", "0"]].concat());
 
-    let asked = ["eval", &*small, "--against", &*model, "--text", &*text, "--depths", "300,450", "--tokens", "1000", "--without-exact"];
+    let asked = ["eval", &*small, "--against", &*model, "--text", &*text, "--depths", "300,450", "--tokens", "1000", "--exact", "0+0"];
     let more = ["--generate", "60", "--generate-prompt", "40", "--needle", "--needle-trials", "1", "--report", &*report];
     let evaluated = done(&[&asked[..], &more].concat());
     let rows = evaluated["rows"].as_array().unwrap();

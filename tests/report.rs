@@ -129,6 +129,50 @@ fn the_frontier_has_a_point_for_each_model_at_a_distance() {
 }
 
 #[test]
+fn each_depth_and_reference_has_a_chart_on_one_scale() {
+    let point = |reference: &str, window, model: &str, bytes, kl, exact: usize| Row {
+        reference: Some(reference.into()),
+        window,
+        sinks: Some(exact),
+        recent: Some(8 * exact),
+        ..row(model, "lowkey", bytes, Some(kl))
+    };
+    let of = |reference: &'static str, window, kl: f64| {
+        [(2000, 1.0), (4000, 0.25)].into_iter().flat_map(move |(bytes, factor)| {
+            let name = format!("{bytes}");
+            [point(reference, window, &name, bytes, kl * factor, 4), point(reference, window, &name, bytes, 2.0 * kl * factor, 0)]
+        })
+    };
+    let rows: Vec<Row> = of("models/a", 4096, 0.02).chain(of("models/a", 512, 0.01)).collect();
+    let names = texts(&frontier(&rows).unwrap().unwrap());
+    let counted = |names: &[String], name: &str| names.iter().filter(|text| *text == name).count();
+    // Beside each other, the shallow one first; what is coded throughout has no names of its own, and one line in the legend.
+    let place = |name: &str| names.iter().position(|text| text == name).unwrap_or_else(|| panic!("no {name} in {names:?}"));
+    assert!(place("depth 512") < place("depth 4096"));
+    for (name, times) in [("lowkey f16", 1), ("4 + 32 tokens exact", 1), ("no token exact", 1), ("cache bytes per token", 2), ("a, depth 512", 0)] {
+        assert_eq!(counted(&names, name), times, "{name} in {names:?}");
+    }
+
+    // Four filled points of what has exact tokens; the others are rings on white.
+    let svg = frontier(&rows).unwrap().unwrap();
+    let document = Document::parse(&svg).unwrap();
+    let number = |node: &roxmltree::Node, key: &str| node.attribute(key).unwrap().parse::<f64>().unwrap();
+    let circles: Vec<_> = document.descendants().filter(|node| node.tag_name().name() == "circle").collect();
+    assert_eq!(circles.len(), 4 + 2 * 4);
+    let heights: Vec<f64> = circles.iter().map(|node| number(node, "cy")).collect();
+    let at = |factor: f64| heights.iter().map(|cy| (heights[0] - cy) / factor).collect::<Vec<_>>();
+    // By powers of two on one scale: 0.0025, 0.005, 0.01, 0.02 and 0.04 in either chart.
+    let step = at(1.0).into_iter().filter(|x| *x > 4.0).fold(f64::INFINITY, f64::min);
+    assert!(at(step).iter().all(|steps| (steps - steps.round()).abs() < 0.1), "{heights:?}");
+
+    let both: Vec<Row> = rows.into_iter().chain(of("models/b", 512, 0.03)).collect();
+    let names = texts(&frontier(&both).unwrap().unwrap());
+    for name in ["a, depth 512", "a, depth 4096", "b, depth 512"] {
+        assert_eq!(counted(&names, name), 1, "{name} in {names:?}");
+    }
+}
+
+#[test]
 fn no_name_is_written_over_a_line() {
     // A line that rises to the right, where names stand if nothing is in the way.
     let rows: Vec<Row> = (0..4).map(|i| row(&format!("a-longer-name-{i}"), "m", 2000 << i, Some(0.0005 * 2.5f64.powi(i)))).collect();

@@ -5,6 +5,7 @@
 
 pub mod continuation;
 mod depth;
+mod exact;
 mod exponential;
 pub mod needle;
 #[cfg(feature = "report")]
@@ -80,6 +81,13 @@ pub struct Row {
     pub kv_bytes_per_token: u64,
     /// Bytes that do not grow.
     pub kv_fixed_bytes: u64,
+}
+
+impl Row {
+    /// Which tokens stay exact beside coded rows; `None` for a cache that is exact throughout.
+    pub fn exact(&self) -> Option<Exact> {
+        self.sinks.zip(self.recent).map(|(sinks, recent)| Exact { sinks, recent })
+    }
 }
 
 /// All that was measured, as `lowkey eval --json` prints it.

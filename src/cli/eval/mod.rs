@@ -55,10 +55,10 @@ pub struct Args {
     /// Evaluate at these depths: in windows of so many tokens, of which the last 512 are scored. Windows of all depths end at the same places of the text, and are as many.
     #[arg(long, value_name = "N,N…", value_delimiter = ',', conflicts_with_all = ["window", "stride", "score_from", "prefill"])]
     depths: Vec<usize>,
-    /// Evaluate each compressed cache a second time without the tokens that it keeps exact: as if made with --sinks 0 --recent 0. Every prediction then reads all tokens, its own too, from coded
-    /// rows. Rows over several layers, --select and --method code up to 32 tokens together, which stay exact until then.
-    #[arg(long)]
-    without_exact: bool,
+    /// Evaluate each compressed cache again with so many sinks and recent tokens exact, in place of its own: what do these make? With 0+0 every prediction reads all tokens, its own too, from
+    /// coded rows. (Rows over several layers, --select and --method code up to 32 tokens together, which stay exact until then.)
+    #[arg(long, value_name = "SINKS+RECENT,…", value_delimiter = ',')]
+    exact: Vec<Exact>,
     /// Write all of it to a new directory: report.json, CSV tables, and a page with charts, index.html.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -143,24 +143,23 @@ impl Args {
             }
         }
 
-        let subject = |(index, cache): (usize, Cache), plain: SequenceOptions| -> Result<Subject> {
+        let subject = |(index, exact): (usize, Option<Exact>), plain: SequenceOptions| -> Result<Subject> {
             let (name, model): (&String, &Model) = (names[index], &models[index]);
             // What is compared with is kept as it is.
             let reference = index == 0 && self.against.is_some();
             let mut options = if reference { plain } else { self.cache.apply(plain)? };
-            if cache == Cache::WithoutExact {
+            if exact.is_some() {
                 // Strictly, or the tokens that go through the model together would read each other exactly.
-                options = SequenceOptions { exact: Some(Exact { sinks: 0, recent: 0 }), strict: true, ..options };
+                options = SequenceOptions { exact, strict: true, ..options };
             }
             let (method, layout) = (options.method().unwrap_or(model.method()).into(), options.layout(&model.layout()));
             Ok(Subject { model: name.clone(), method, layout, exact: model.exact(&options), sequence: model.sequence(options)? })
         };
         let mut lines = Vec::new();
         for (index, checkpoint) in checkpoints.iter().enumerate() {
-            lines.push((index, Cache::AsItIs));
-            let compressed = checkpoint.factored().is_some() || (online && !(index == 0 && self.against.is_some()));
-            if self.without_exact && compressed {
-                lines.push((index, Cache::WithoutExact));
+            lines.push((index, None));
+            if checkpoint.factored().is_some() || (online && !(index == 0 && self.against.is_some())) {
+                lines.extend(self.exact.iter().map(|&exact| (index, Some(exact))));
             }
         }
 
@@ -197,7 +196,7 @@ impl Args {
             directory.publish(&report)?;
             console.remark(&format!("the report is in {}", path.join("index.html").display()));
         }
-        let columns = Columns { depth: !self.depths.is_empty(), exact: self.without_exact };
+        let columns = Columns { depth: !self.depths.is_empty(), exact: !self.exact.is_empty() };
         console.result(&report, |report| {
             tables::rows(&report.rows, columns) + &tables::continuations(&report.continuations, columns) + &tables::needle(&report.needle, columns)
         })
@@ -254,14 +253,6 @@ impl Args {
             needle::Task { kinds: self.needle.clone(), lengths, trials: self.needle_trials, seed: self.needle_seed, ..needle::Task::default() };
         (!task.kinds.is_empty()).then_some(task)
     }
-}
-
-/// A cache that a model is evaluated with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cache {
-    AsItIs,
-    /// With no sinks and no recent tokens.
-    WithoutExact,
 }
 
 /// Tokens of the longest window, which a sequence has to have room for.

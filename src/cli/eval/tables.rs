@@ -2,6 +2,7 @@
 
 use crate::cli::table::{number, table};
 use lowkey::eval::{ENOUGH, Row, continuation, needle};
+use lowkey::rows::Exact;
 
 /// Which columns are of use: those that tell lines apart.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +113,7 @@ pub fn needle(rows: &[needle::Row], columns: Columns) -> String {
 
 /// Sinks and recent tokens.
 fn exact(sinks: Option<usize>, recent: Option<usize>) -> String {
-    sinks.zip(recent).map_or("all".into(), |(sinks, recent)| format!("{sinks} + {recent}"))
+    sinks.zip(recent).map_or("all".into(), |(sinks, recent)| Exact { sinks, recent }.to_string())
 }
 
 fn share(share: Option<f64>) -> String {
