@@ -699,6 +699,19 @@ fn the_gpu_says_what_the_processor_says_in_every_tier() {
     assert_eq!((kind.as_str(), code), ("no_adapter", 1));
     assert!(message.contains("no such adapter"), "{message}");
 
+    // With no token exact, where a query reads its own row from its code.
+    let (small, text) = (bench.path("small"), bench.path("text"));
+    done(&["compress", &model, "-o", &small, "--method", "dense", "--bits", "4"]);
+    let eval = ["eval", &*small, "--against", &*model, "--text", &*text, "--window", "150", "--tokens", "300", "--exact", "4+0,0+0"];
+    let found = [done(&eval), json(&run(&[&eval[..], &["--json"]].concat()))].map(|found| {
+        let rows = found["rows"].as_array().unwrap().clone();
+        rows.iter().map(|row| (row["recent"].as_u64(), number(&row["kl_mean"]))).collect::<Vec<_>>()
+    });
+    assert_eq!(found.each_ref().map(Vec::len), [4, 4]);
+    for (&(recent, processor), &(_, gpu)) in found[0].iter().zip(&found[1]).skip(1) {
+        assert!((processor - gpu).abs() < 0.05 * processor, "{recent:?}: {found:?}");
+    }
+
     let output = run(&["bench", &model, "--prefill", "4", "--steps", "3", "--rounds", "1", "--json"]);
     let row = &json(&output)["rows"][0];
     assert_eq!((row["submits_per_step"].as_u64(), row["readback_bytes_per_step"].as_u64()), (Some(1), Some(4)));

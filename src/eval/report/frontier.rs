@@ -53,7 +53,7 @@ const AXES: [i32; 4] = [100, 16, 16, 62];
 /// place in it: `None` where no other is left.
 ///
 /// # Errors
-/// [`Error::Numeric`] for numbers that cannot be drawn.
+/// [`crate::Error::Numeric`] for numbers that cannot be drawn.
 pub fn frontier(rows: &[Row]) -> Result<Option<String>> {
     let mut points: Vec<Point> = rows.iter().filter_map(Point::of).collect();
     if points.is_empty() {

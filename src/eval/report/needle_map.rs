@@ -9,7 +9,7 @@ use plotters::style::text_anchor::HPos;
 /// One model's answers to one kind of question: a column per length, a row per depth, darker where more answers were right. Below each share the mean log-probability of the right answer.
 ///
 /// # Errors
-/// [`Error::Numeric`] for numbers that cannot be drawn.
+/// [`crate::Error::Numeric`] for numbers that cannot be drawn.
 pub fn needle_map(rows: &[needle::Row]) -> Result<String> {
     let mut lengths: Vec<usize> = rows.iter().map(|row| row.length).collect();
     let mut depths: Vec<u32> = rows.iter().map(|row| row.depth_percent).collect();
