@@ -4,15 +4,23 @@
 //!
 //! ```sh
 //! cargo run --release --example compare -- MODEL --make small=4,6,8,12 --make fast=3.6,4,6 --make palu=1.25,1.5,2 --make dense=8,4 \
-//!     --calibration FILE --text FILE --figure assets/frontier.svg
+//!     --calibration FILE --text FILE --depths 512,4096 --exact 0+0 --figure assets/frontier.svg
+//! ```
+//!
+//! A figure of several dense models has a row of charts for each. It is drawn from reports: `--report DIR` writes one, here and in `lowkey eval`, and `--with DIR/report.json` draws it too, beside
+//! what is evaluated, or without MODEL alone:
+//!
+//! ```sh
+//! cargo run --release --example compare -- --with one/report.json --with other/report.json --figure assets/frontier.svg
 //! ```
 
 use clap::Parser;
 use lowkey::calibrate::{self, SensitivityKind, Statistics};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{self, Budget, Float, Layout, Method, Plan};
-use lowkey::eval::{self, Report, Row, Subject, Task, Text, Windowing, report};
+use lowkey::eval::{self, Depths, Report, Row, Subject, Task, Text, Windowing, report};
 use lowkey::progress::Progress;
+use lowkey::rows::Exact;
 use lowkey::sequence::SequenceOptions;
 use lowkey::session::Cancel;
 use lowkey::{Device, Engine, Error, LoadOptions, Model, Result, cpu};
@@ -29,14 +37,18 @@ const TEXT: &str = include_str!("../assets/calibration.txt");
 #[derive(Parser)]
 struct Options {
     /// The dense model: a directory or a .gguf file.
-    model: PathBuf,
+    #[arg(required_unless_present = "with", requires = "text")]
+    model: Option<PathBuf>,
     /// What has been made of it already.
-    #[arg(required_unless_present = "make")]
+    #[arg(required_unless_present_any = ["make", "with"])]
     small: Vec<PathBuf>,
     /// What to make of it, evaluate, and forget: `small` or `fast` (lowkey's layouts), or a published method, each with how many times smaller the caches are to be,
     /// or `dense` with the bits of a number. May be given several times.
-    #[arg(long, value_name = "WHAT=N,N…")]
+    #[arg(long, value_name = "WHAT=N,N…", requires = "model")]
     make: Vec<Make>,
+    /// A report.json whose models are drawn too; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    with: Vec<PathBuf>,
     /// Text to calibrate with, in place of the built-in one.
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "make")]
     calibration: Vec<PathBuf>,
@@ -44,14 +56,20 @@ struct Options {
     #[arg(long, value_name = "N", default_value_t = 8192)]
     calibration_tokens: usize,
     /// A text to evaluate on; may be given several times.
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", requires = "model")]
     text: Vec<PathBuf>,
-    /// Use no more than this many tokens of each text, in windows of 512.
+    /// Use no more than this many tokens of each text, in windows of 512; with --depths, at the deepest.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     /// The first position in a window whose prediction is scored.
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_from: usize,
+    /// Evaluate at these depths, a chart for each: in windows of so many tokens, of which the last 512 are scored.
+    #[arg(long, value_name = "N,N…", value_delimiter = ',', conflicts_with = "score_from")]
+    depths: Vec<usize>,
+    /// Evaluate each compressed model again with so many sinks and recent tokens exact, as a dashed line.
+    #[arg(long, value_name = "SINKS+RECENT,…", value_delimiter = ',')]
+    exact: Vec<Exact>,
     /// Write the report to this new directory.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -111,32 +129,16 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 
 fn compare(options: Options, on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let directory = options.report.as_deref().map(report::Directory::reserve).transpose()?;
-    let checkpoint = Checkpoint::open(&options.model)?;
-    let heads = checkpoint.config().num_key_value_heads;
-    let mut makes = options.make.clone();
-    for (_, plan) in makes.iter_mut().flat_map(|make| &mut make.plans) {
-        plan.group_heads = plan.group_heads.min(heads);
-        plan.check(checkpoint.config())?;
-    }
-    let engine = Engine::open(&LoadOptions { device: options.device.clone(), ..LoadOptions::default() })?;
-    let mut bench = Bench::open(&options, engine.load(&options.model)?)?;
-    for path in &options.small {
-        bench.add(&engine.load(path)?, name(path), None, on_progress)?;
-    }
-    let statistics = statistics(&options, &checkpoint, &makes, on_progress)?;
-    for Make { layout, plans } in &makes {
-        for (point, plan) in plans {
-            // One after another, so that there is never more than one on the disk or in memory.
-            let place = tempfile::tempdir()?;
-            let path = place.path().join("model");
-            compress::run(&checkpoint, plan, statistics.as_ref(), Float::F16, &path, on_progress)?;
-            bench.add(&engine.load(&path)?, point.clone(), Some(layout), on_progress)?;
-        }
-    }
-
-    let rows = bench.rows();
-    if let Some(figure) = &options.figure {
-        let first: Vec<_> = rows.iter().filter(|row| row.text == rows[0].text).cloned().collect();
+    let earlier = options.with.iter().map(|path| earlier(path)).collect::<Result<Vec<_>>>()?.concat();
+    let rows = match &options.model {
+        Some(model) => evaluate(model, &options, on_progress)?,
+        None => Vec::new(),
+    };
+    let rows = [earlier, rows].concat();
+    if let (Some(figure), Some(first)) = (&options.figure, rows.first()) {
+        // By what a text is called: where it was found is nobody's concern.
+        let text = name(Path::new(&first.text));
+        let first: Vec<_> = rows.iter().filter(|row| name(Path::new(&row.text)) == text).cloned().collect();
         std::fs::write(figure, report::frontier(&first)?.ok_or("no model is at any distance from the dense one")?)?;
         println!("{}", figure.display());
     }
@@ -145,6 +147,38 @@ fn compare(options: Options, on_progress: &mut dyn FnMut(Progress) -> ControlFlo
         println!("{}", path.join("index.html").display());
     }
     Ok(())
+}
+
+/// What an earlier report says of distances.
+fn earlier(path: &Path) -> Result<Vec<Row>> {
+    let damaged = |source: serde_json::Error| Error::Io { action: "read a report from", path: path.into(), source: source.into() };
+    Ok(serde_json::from_str::<Report>(&read(path)?).map_err(damaged)?.rows)
+}
+
+fn evaluate(dense: &Path, options: &Options, on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Vec<Row>> {
+    let checkpoint = Checkpoint::open(dense)?;
+    let heads = checkpoint.config().num_key_value_heads;
+    let mut makes = options.make.clone();
+    for (_, plan) in makes.iter_mut().flat_map(|make| &mut make.plans) {
+        plan.group_heads = plan.group_heads.min(heads);
+        plan.check(checkpoint.config())?;
+    }
+    let engine = Engine::open(&LoadOptions { device: options.device.clone(), ..LoadOptions::default() })?;
+    let mut bench = Bench::open(options, name(dense), engine.load(dense)?)?;
+    for path in &options.small {
+        bench.add(&engine.load(path)?, name(path), None, on_progress)?;
+    }
+    let statistics = statistics(options, &checkpoint, &makes, on_progress)?;
+    for Make { layout, plans } in &makes {
+        for (point, plan) in plans {
+            // One after another, so that there is never more than one on the disk or in memory.
+            let place = tempfile::tempdir().map_err(|source| Error::Io { action: "create", path: std::env::temp_dir(), source })?;
+            let path = place.path().join("model");
+            compress::run(&checkpoint, plan, statistics.as_ref(), Float::F16, &path, on_progress)?;
+            bench.add(&engine.load(&path)?, point.clone(), Some(layout), on_progress)?;
+        }
+    }
+    Ok(bench.rows())
 }
 
 /// What calibration finds, once for all that is made; nothing where nothing needs it.
@@ -177,40 +211,61 @@ struct Bench {
     dense_name: String,
     texts: Vec<Text>,
     bos: Option<u32>,
-    windowing: Windowing,
+    /// Once, or for each depth.
+    windowings: Vec<Windowing>,
+    /// What stays exact in each model besides what it says itself.
+    exact: Vec<Exact>,
     rows: Vec<Row>,
 }
 
 impl Bench {
-    fn open(options: &Options, dense: Model) -> Result<Bench> {
+    fn open(options: &Options, dense_name: String, dense: Model) -> Result<Bench> {
         let tokenizer = dense.tokenizer()?;
         let text = |path: &PathBuf| Ok(Text { name: name(path), tokens: tokenizer.encode(&read(path)?, true)? });
-        let texts = options.text.iter().map(text).collect::<Result<_>>()?;
+        let texts = options.text.iter().map(text).collect::<Result<Vec<_>>>()?;
         let bos = tokenizer.encode("", true)?.first().copied();
-        let plain = Windowing::default();
-        let window = plain.window.min(dense.checkpoint().config().max_position_embeddings);
-        let windowing = Windowing { window, stride: window, score_from: options.score_from, tokens: options.tokens, ..plain };
-        Ok(Bench { dense_name: name(&options.model), dense, texts, bos, windowing, rows: Vec::new() })
+        let trained = dense.checkpoint().config().max_position_embeddings;
+        let windowings = if options.depths.is_empty() {
+            let plain = Windowing::default();
+            let window = plain.window.min(trained);
+            vec![Windowing { window, stride: window, score_from: options.score_from, tokens: options.tokens, ..plain }]
+        } else {
+            let depths = Depths { depths: options.depths.clone(), tokens: options.tokens };
+            depths.check(&dense_name, trained)?;
+            depths.windowings(&texts)?
+        };
+        Ok(Bench { dense_name, dense, texts, bos, windowings, exact: options.exact.clone(), rows: Vec::new() })
     }
 
     /// Evaluates `model` beside the dense one, as `layout` if that is given.
     fn add(&mut self, model: &Model, name: String, layout: Option<&String>, on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
-        let subject = |model: &Model, name: &String, layout: Option<&String>| {
+        let subject = |model: &Model, name: &String, layout: Option<&String>, capacity: usize, exact: Option<Exact>| {
             // Every prediction is to be what it would be token by token.
-            let options = SequenceOptions { capacity: self.windowing.window, strict: true, ..SequenceOptions::default() };
+            let options = SequenceOptions { capacity, strict: true, exact, ..SequenceOptions::default() };
             let layout = layout.cloned().unwrap_or_else(|| model.layout());
-            Ok(Subject { model: name.clone(), method: model.method().into(), layout, sequence: model.sequence(options)? })
+            let exact = model.exact(&options);
+            Ok::<_, Error>(Subject { model: name.clone(), method: model.method().into(), layout, exact, sequence: model.sequence(options)? })
         };
-        let mut subjects = [subject(&self.dense, &self.dense_name, None)?, subject(model, &name, layout)?];
-        let task = Task { texts: &self.texts, bos: self.bos, windowing: self.windowing, first_is_reference: true };
-        let rows = eval::run(&task, &mut subjects, on_progress)?;
-        for row in rows.iter().skip(1).step_by(2) {
-            let kl = row.kl_mean.unwrap_or(f64::NAN);
-            println!("{} {}, {name}, on {}: {} bytes per token, KL divergence {kl:.5}", row.method, row.layout, row.text, row.kv_bytes_per_token);
-        }
         // The dense model's rows are the same every time.
         let skipped = if self.rows.is_empty() { 0 } else { 1 };
-        self.rows.extend(rows.chunks(2).flat_map(|pair| pair[skipped..].to_vec()));
+        for &windowing in &self.windowings {
+            let window = windowing.window;
+            let mut subjects = vec![subject(&self.dense, &self.dense_name, None, window, None)?, subject(model, &name, layout, window, None)?];
+            for &exact in &self.exact {
+                subjects.push(subject(model, &name, layout, window, Some(exact))?);
+            }
+            let task = Task { texts: &self.texts, bos: self.bos, windowing, first_is_reference: true };
+            let rows = eval::run(&task, &mut subjects, on_progress)?;
+            for row in rows.iter().filter(|row| row.kl_mean > Some(0.0)) {
+                let kl = row.kl_mean.unwrap_or(f64::NAN);
+                let exact = row.exact().map_or(String::new(), |exact| format!(", {exact} exact"));
+                println!(
+                    "{} {}, {name}{exact}, on {} at depth {}: {} bytes per token, KL divergence {kl:.5}",
+                    row.method, row.layout, row.text, row.window, row.kv_bytes_per_token
+                );
+            }
+            self.rows.extend(rows.chunks(subjects.len()).flat_map(|some| some[skipped..].to_vec()));
+        }
         Ok(())
     }
 

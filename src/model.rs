@@ -187,6 +187,14 @@ impl Model {
         }
     }
 
+    /// Which tokens stay exact in a sequence of this model with these options; `None` where no rows are coded and no token is forgotten, so that all are.
+    pub fn exact(&self, options: &SequenceOptions) -> Option<Exact> {
+        let made = self.checkpoint.factored().map(|factored| factored.exact);
+        let exact = options.exact.or(made).unwrap_or_default();
+        (made.is_some() || options.method().is_some())
+            .then_some(Exact { sinks: exact.sinks.min(options.capacity), recent: exact.recent.min(options.capacity) })
+    }
+
     /// What a decode step costs at the least, for a sequence of this model with these options that has read its prompt.
     pub fn cost(&self, options: SequenceOptions) -> impl Fn(&dyn Sequence) -> Cost + 'static {
         let bytes_per_weight = match &self.weights {

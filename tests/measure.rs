@@ -7,8 +7,9 @@ use lowkey::Error;
 use lowkey::bench::{self, Cost, Roofline};
 use lowkey::checkpoint::{Checkpoint, Message, Tokenizer};
 use lowkey::eval::needle::{self, Kind};
-use lowkey::eval::{self, Windowing};
+use lowkey::eval::{self, Depths, Windowing, continuation};
 use lowkey::progress::Progress;
+use lowkey::rows::Exact;
 use lowkey::sequence::{KvMemory, Logits, Sequence, StepCounters};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use toy::Toy;
 
 fn subject(name: &str, toy: Toy) -> eval::Subject {
-    eval::Subject { model: name.into(), method: "dense".into(), layout: "f16".into(), sequence: Box::new(toy) }
+    eval::Subject { model: name.into(), method: "dense".into(), layout: "f16".into(), exact: None, sequence: Box::new(toy) }
 }
 
 fn text(length: usize) -> [eval::Text; 1] {
@@ -80,6 +81,8 @@ fn eval_equals_the_definition_for_every_windowing() {
         assert!((rows[1].top1_agreement.unwrap() - agreed / count).abs() < 1e-12);
         assert_eq!((rows[0].kl_mean, rows[0].kl_p99, rows[0].top1_agreement), (Some(0.0), Some(0.0), Some(1.0)));
         assert_eq!((rows[0].kv_bytes_per_token, rows[0].kv_fixed_bytes), (24, 8));
+        assert_eq!((rows[1].windows, rows[1].window), (kl.len(), windowing.window.min(50)));
+        assert_eq!((&*rows[0].model, rows[1].reference.as_deref()), ("exact", Some("exact")));
     }
 }
 
@@ -97,6 +100,73 @@ fn each_text_has_a_row_per_model_and_is_evaluated_on_its_own() {
     assert_eq!(labels, [("short", "exact", 7), ("short", "tilted", 7), ("long", "exact", 35), ("long", "tilted", 35)]);
     assert_eq!(rows[2..], rows_of(&texts[1..]));
     assert_eq!((rows[1].kl_stderr, rows[3].kl_stderr.is_some()), (None, true));
+}
+
+#[test]
+fn every_depth_predicts_the_same_tokens_after_as_many_as_it_is_deep() {
+    let text = text(4000);
+    let tilted = || Toy { tilt: 0.3, chunk: 50, ..Toy::new(11, 2000) };
+    let depths = [600, 2000];
+    for (depth, windowing) in depths.into_iter().zip(Depths { depths: depths.into(), tokens: None }.windowings(&text).unwrap()) {
+        let mut kl = Vec::new();
+        let mut surprise = 0.0;
+        for end in [2000, 4000] {
+            for target in end - 512..end {
+                let seen = &text[0].tokens[end - depth..target];
+                let (p, q) = (Toy::new(11, 0).logits(seen), tilted().logits(seen));
+                kl.push((0..11).map(|id| log_p(&p, id).exp() * (log_p(&p, id) - log_p(&q, id))).sum::<f64>());
+                surprise -= log_p(&q, text[0].tokens[target] as usize);
+            }
+        }
+        let mut subjects =
+            [subject("exact", Toy::new(11, 2000)), eval::Subject { exact: Some(Exact { sinks: 4, recent: 9 }), ..subject("tilted", tilted()) }];
+        let rows = eval::run(&eval::Task { texts: &text, bos: None, windowing, first_is_reference: true }, &mut subjects, &mut quiet).unwrap();
+        let row = &rows[1];
+        assert_eq!((row.window, row.windows, row.tokens, row.first_position, row.last_position), (depth, 2, 1024, depth - 513, depth - 2));
+        assert_eq!((row.sinks, row.recent, rows[0].sinks), (Some(4), Some(9), None));
+        assert!((row.kl_mean.unwrap() - kl.iter().sum::<f64>() / 1024.0).abs() < 1e-6);
+        assert!((row.perplexity - (surprise / 1024.0).exp()).abs() < 1e-5 * row.perplexity);
+        kl.sort_by(f64::total_cmp);
+        // Of 1,024 the 1,014th, the last but one and the last.
+        for (found, expected) in [(row.kl_p99, kl[1013]), (row.kl_p999, kl[1022]), (row.kl_max, kl[1023])] {
+            assert!((found.unwrap() - expected).abs() < 1e-5 * expected, "{found:?} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn continuations_are_greedy_and_read_by_the_reference() {
+    let texts = [text(40).into_iter().next().unwrap(), eval::Text { name: "other".into(), tokens: vec![3, 1, 4, 1, 5, 9, 2, 6] }];
+    let task = continuation::Task { prompt: 8, tokens: 30 };
+    let exact = |chunk| Toy { chunk, ..Toy::new(11, 38) };
+    // As the reference, but for what it prefers where logits are close.
+    let tilted = || Toy { tilt: 0.02, ..exact(7) };
+    for chunk in [1, 5, 38] {
+        let others = || [subject("tilted", tilted()), subject("same", exact(3))].into_iter().map(Ok);
+        let mut reference = subject("exact", exact(chunk));
+        let rows = continuation::run(&task, &texts, &mut reference, others, &mut quiet).unwrap();
+        let labels: Vec<_> = rows.iter().map(|row| (&*row.text, &*row.model)).collect();
+        let expected = ["text", "other"].map(|text| ["exact", "tilted", "same"].map(|model| (text, model)));
+        assert_eq!(labels, expected.concat());
+        for (rows, text) in rows.chunks(3).zip(&texts) {
+            let prompt = &text.tokens[..8];
+            let own = exact(1).continuation(prompt, 30);
+            for (row, written) in rows.iter().zip([&own, &tilted().continuation(prompt, 30), &own]) {
+                let whole = [prompt, written].concat();
+                let surprise: f64 = (8..38).map(|at| -log_p(&exact(1).logits(&whole[..at]), whole[at] as usize)).sum();
+                assert!((row.perplexity - (surprise / 30.0).exp()).abs() < 1e-5 * row.perplexity, "{row:?}");
+                let agreed = (0..30).find(|&at| written[at] != own[at]).unwrap_or(30);
+                assert_eq!((row.agreed_tokens, row.tokens, row.prompt_tokens, &*row.reference), (agreed, 30, 8, "exact"));
+                let different: BTreeSet<&[u32]> = written.windows(4).collect();
+                assert_eq!(row.distinct_4grams, Some(different.len() as f64 / 27.0));
+            }
+            assert!(rows[1].agreed_tokens < 30 && rows[1].perplexity > rows[0].perplexity, "{rows:?}");
+        }
+    }
+    let small = continuation::run(&task, &texts, &mut subject("small", Toy::new(11, 20)), std::iter::empty, &mut quiet);
+    assert!(matches!(small, Err(Error::Context { .. })));
+    let stopped = continuation::run(&task, &texts, &mut subject("exact", exact(5)), std::iter::empty, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Interrupted)));
 }
 
 #[test]
@@ -462,7 +532,7 @@ fn each_kind_of_needle_is_what_it_promises() {
 }
 
 fn reading(reader: Reader) -> eval::Subject {
-    eval::Subject { model: "reader".into(), method: "m".into(), layout: "l".into(), sequence: Box::new(reader) }
+    eval::Subject { model: "reader".into(), method: "m".into(), layout: "l".into(), exact: None, sequence: Box::new(reader) }
 }
 
 #[test]

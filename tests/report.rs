@@ -4,7 +4,7 @@
 
 use lowkey::Error;
 use lowkey::eval::report::{Directory, frontier, needle_map};
-use lowkey::eval::{Report, Row, needle};
+use lowkey::eval::{Report, Row, continuation, needle};
 use roxmltree::{Document, ParsingOptions};
 
 /// Names that break what does not escape them.
@@ -15,12 +15,21 @@ fn row(model: &str, method: &str, bytes: u64, kl: Option<f64>) -> Row {
         model: model.into(),
         method: method.into(),
         layout: "f16".into(),
+        sinks: None,
+        recent: None,
+        reference: Some("models/dense".into()),
         text: "text".into(),
+        window: 512,
+        windows: 1,
+        first_position: 0,
+        last_position: 510,
         tokens: 511,
         perplexity: 12.5,
         kl_mean: kl,
         kl_stderr: kl.map(|kl| kl / 10.0),
         kl_p99: kl.map(|kl| kl * 10.0),
+        kl_p999: None,
+        kl_max: kl.map(|kl| kl * 12.0),
         top1_agreement: kl.map(|_| 0.75),
         kv_bytes_per_token: bytes,
         kv_fixed_bytes: 7,
@@ -33,6 +42,8 @@ fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle
         model: model.into(),
         method,
         layout,
+        sinks: None,
+        recent: None,
         kind: needle::Kind::Single,
         length,
         depth_percent,
@@ -42,10 +53,34 @@ fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle
     }
 }
 
+fn written(name: &str) -> continuation::Row {
+    let named = || name.to_string();
+    continuation::Row {
+        model: named(),
+        method: named(),
+        layout: named(),
+        sinks: Some(4),
+        recent: Some(32),
+        reference: named(),
+        text: named(),
+        prompt_tokens: 512,
+        tokens: 1000,
+        perplexity: 2.5,
+        agreed_tokens: 70,
+        distinct_4grams: Some(0.5),
+        kv_bytes_per_token: 2880,
+        kv_fixed_bytes: 7,
+    }
+}
+
 fn hostile() -> Report {
     let rows =
         HOSTILE.iter().zip(1..).map(|(name, i)| Row { text: name.to_string(), layout: name.to_string(), ..row(name, name, 1000 * i, Some(0.01)) });
-    Report { rows: rows.collect(), needle: HOSTILE.iter().map(|name| told(name, 512, 50, 0.5)).collect() }
+    Report {
+        rows: rows.collect(),
+        continuations: HOSTILE.iter().map(|name| written(name)).collect(),
+        needle: HOSTILE.iter().map(|name| told(name, 512, 50, 0.5)).collect(),
+    }
 }
 
 fn texts(svg: &str) -> Vec<String> {
@@ -91,6 +126,50 @@ fn the_frontier_has_a_point_for_each_model_at_a_distance() {
     assert!(((b[1] - c[1]) - scale * decades(0.044, 0.0046)).abs() <= 3.0, "{circles:?}");
     assert_eq!((frontier(&rows[..1]).unwrap(), frontier(&rows[4..]).unwrap(), frontier(&[]).unwrap()), (None, None, None));
     assert_eq!(count(&frontier(&rows[1..2]).unwrap().unwrap(), "circle"), 1);
+}
+
+#[test]
+fn each_depth_and_reference_has_a_chart_on_one_scale() {
+    let point = |reference: &str, window, model: &str, bytes, kl, exact: usize| Row {
+        reference: Some(reference.into()),
+        window,
+        sinks: Some(exact),
+        recent: Some(8 * exact),
+        ..row(model, "lowkey", bytes, Some(kl))
+    };
+    let of = |reference: &'static str, window, kl: f64| {
+        [(2000, 1.0), (4000, 0.25)].into_iter().flat_map(move |(bytes, factor)| {
+            let name = format!("{bytes}");
+            [point(reference, window, &name, bytes, kl * factor, 4), point(reference, window, &name, bytes, 2.0 * kl * factor, 0)]
+        })
+    };
+    let rows: Vec<Row> = of("models/a", 4096, 0.02).chain(of("models/a", 512, 0.01)).collect();
+    let names = texts(&frontier(&rows).unwrap().unwrap());
+    let counted = |names: &[String], name: &str| names.iter().filter(|text| *text == name).count();
+    // Beside each other, the shallow one first; what is coded throughout has no names of its own, and one line in the legend.
+    let place = |name: &str| names.iter().position(|text| text == name).unwrap_or_else(|| panic!("no {name} in {names:?}"));
+    assert!(place("depth 512") < place("depth 4096"));
+    for (name, times) in [("lowkey f16", 1), ("4 + 32 tokens exact", 1), ("no token exact", 1), ("cache bytes per token", 2), ("a, depth 512", 0)] {
+        assert_eq!(counted(&names, name), times, "{name} in {names:?}");
+    }
+
+    // Four filled points of what has exact tokens; the others are rings on white.
+    let svg = frontier(&rows).unwrap().unwrap();
+    let document = Document::parse(&svg).unwrap();
+    let number = |node: &roxmltree::Node, key: &str| node.attribute(key).unwrap().parse::<f64>().unwrap();
+    let circles: Vec<_> = document.descendants().filter(|node| node.tag_name().name() == "circle").collect();
+    assert_eq!(circles.len(), 4 + 2 * 4);
+    let heights: Vec<f64> = circles.iter().map(|node| number(node, "cy")).collect();
+    let at = |factor: f64| heights.iter().map(|cy| (heights[0] - cy) / factor).collect::<Vec<_>>();
+    // By powers of two on one scale: 0.0025, 0.005, 0.01, 0.02 and 0.04 in either chart.
+    let step = at(1.0).into_iter().filter(|x| *x > 4.0).fold(f64::INFINITY, f64::min);
+    assert!(at(step).iter().all(|steps| (steps - steps.round()).abs() < 0.1), "{heights:?}");
+
+    let both: Vec<Row> = rows.into_iter().chain(of("models/b", 512, 0.03)).collect();
+    let names = texts(&frontier(&both).unwrap().unwrap());
+    for name in ["a, depth 512", "a, depth 4096", "b, depth 512"] {
+        assert_eq!(counted(&names, name), 1, "{name} in {names:?}");
+    }
 }
 
 #[test]
@@ -157,18 +236,24 @@ fn a_report_is_complete_and_parses_whatever_the_names() {
     let rows = read("rows.csv");
     let mut table = csv::Reader::from_reader(rows.as_bytes());
     let head = table.headers().unwrap().clone();
-    assert_eq!(head.iter().take(5).collect::<Vec<_>>(), ["model", "method", "layout", "text", "tokens"]);
+    assert_eq!(head.iter().take(5).collect::<Vec<_>>(), ["model", "method", "layout", "sinks", "recent"]);
+    let column = head.iter().position(|name| name == "kl_mean").unwrap();
     let lines: Vec<_> = table.records().map(Result::unwrap).collect();
     assert_eq!(lines.iter().map(|line| &line[0]).collect::<Vec<_>>(), HOSTILE);
-    assert!(lines.iter().all(|line| line.len() == head.len() && line[6].parse::<f64>().unwrap() == 0.01));
+    assert!(lines.iter().all(|line| line.len() == head.len() && line[column].parse::<f64>().unwrap() == 0.01));
     let needles = read("needle.csv");
     let mut table = csv::Reader::from_reader(needles.as_bytes());
     assert_eq!(table.records().map(|line| line.unwrap()[0].to_string()).collect::<Vec<_>>(), HOSTILE);
 
+    let continuations = read("continuations.csv");
+    let mut table = csv::Reader::from_reader(continuations.as_bytes());
+    assert_eq!(table.records().map(|line| line.unwrap()[0].to_string()).collect::<Vec<_>>(), HOSTILE);
+    assert_eq!(serde_json::from_str::<Report>(&read("report.json")).unwrap(), report);
+
     let page = read("index.html");
     let document = Document::parse_with_options(&page, ParsingOptions { allow_dtd: true, ..Default::default() }).unwrap();
     let tags = |name: &str| document.descendants().filter(|node| node.tag_name().name() == name).count();
-    assert_eq!((tags("script"), tags("svg"), tags("table")), (0, 2 * HOSTILE.len(), HOSTILE.len() + 1));
+    assert_eq!((tags("script"), tags("svg"), tags("table")), (0, 2 * HOSTILE.len(), HOSTILE.len() + 2));
     let cells: Vec<_> = document.descendants().filter(|node| node.has_tag_name("td")).filter_map(|node| node.text()).collect();
     assert!(cells.contains(&HOSTILE[0]) && cells.contains(&HOSTILE[1]) && cells.contains(&HOSTILE[4]), "{cells:?}");
     assert!(!page.contains(['\u{0}', '\u{7}', '\r']));
@@ -182,7 +267,10 @@ fn each_kind_of_needle_has_maps_and_a_column() {
     let path = parent.path().join("report");
     let kinds = [needle::Kind::MultiTurn, needle::Kind::Tracking];
     let rows = ["a", "b"].into_iter().flat_map(|model| kinds.map(|kind| needle::Row { kind, ..told(model, 512, 50, 0.5) }));
-    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: rows.collect() }).unwrap();
+    Directory::reserve(&path)
+        .unwrap()
+        .publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: rows.collect(), ..Report::default() })
+        .unwrap();
 
     let page = std::fs::read_to_string(path.join("index.html")).unwrap();
     let document = Document::parse_with_options(&page, ParsingOptions { allow_dtd: true, ..Default::default() }).unwrap();
@@ -207,11 +295,13 @@ fn each_kind_of_needle_has_maps_and_a_column() {
 fn without_a_reference_or_needles_there_is_still_a_report() {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("report");
-    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], needle: Vec::new() }).unwrap();
-    assert!(!path.join("needle.csv").exists());
+    Directory::reserve(&path).unwrap().publish(&Report { rows: vec![row("m", "lowkey", 5, None)], ..Report::default() }).unwrap();
+    assert!(!path.join("needle.csv").exists() && !path.join("continuations.csv").exists());
     let rows = std::fs::read_to_string(path.join("rows.csv")).unwrap();
-    let line = csv::Reader::from_reader(rows.as_bytes()).records().next().unwrap().unwrap();
-    assert_eq!((&line[0], &line[6]), ("m", ""));
+    let mut table = csv::Reader::from_reader(rows.as_bytes());
+    let column = table.headers().unwrap().iter().position(|name| name == "kl_mean").unwrap();
+    let line = table.records().next().unwrap().unwrap();
+    assert_eq!((&line[0], &line[column]), ("m", ""));
     assert!(!std::fs::read_to_string(path.join("index.html")).unwrap().contains("<svg"));
 }
 

@@ -3,6 +3,9 @@
 //! Perplexity alone flatters: a model may change its mind on every second token and keep it. KL divergence compares whole predictions. Both models read
 //! each window side by side, chunk by chunk, so that no more than one chunk's logits of each are in memory, and nothing is written to disk.
 
+pub mod continuation;
+mod depth;
+mod exact;
 mod exponential;
 pub mod needle;
 #[cfg(feature = "report")]
@@ -10,10 +13,12 @@ pub mod report;
 mod score;
 mod windows;
 
-pub use score::{Divergence, Predictions, Scores};
+pub use depth::Depths;
+pub use score::{Divergence, ENOUGH, Predictions, Scores};
 pub use windows::{Piece, Window, Windowing};
 
 use crate::progress::{self, OnProgress};
+use crate::rows::Exact;
 use crate::sequence::{Logits, Sequence};
 use crate::{Error, Result};
 
@@ -25,12 +30,14 @@ pub struct Subject {
     pub method: String,
     /// How its rows are stored.
     pub layout: String,
+    /// Which tokens stay exact beside coded rows; `None` for a cache that has none of these and is exact throughout.
+    pub exact: Option<Exact>,
     /// An empty sequence with room for one window.
     pub sequence: Box<dyn Sequence>,
 }
 
 /// One model's line in the table, and one object of `"rows"` in JSON.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
     /// The model.
     pub model: String,
@@ -38,8 +45,22 @@ pub struct Row {
     pub method: String,
     /// How its rows are stored.
     pub layout: String,
+    /// Tokens at the start of a window that stay exact beside coded rows; absent for a cache that is exact throughout.
+    pub sinks: Option<usize>,
+    /// How many of the newest tokens do, the one that is read included.
+    pub recent: Option<usize>,
+    /// The model that it is compared with; absent where there is none.
+    pub reference: Option<String>,
     /// The text.
     pub text: String,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Windows scored.
+    pub windows: usize,
+    /// The first position in a window whose prediction is scored: it has read so many tokens, and one more.
+    pub first_position: usize,
+    /// The last one.
+    pub last_position: usize,
     /// Predictions scored.
     pub tokens: usize,
     /// `exp` of the mean surprise.
@@ -50,6 +71,10 @@ pub struct Row {
     pub kl_stderr: Option<f64>,
     /// Its 99th percentile.
     pub kl_p99: Option<f64>,
+    /// Its 99.9th percentile; absent where fewer than a thousand predictions were scored.
+    pub kl_p999: Option<f64>,
+    /// The largest.
+    pub kl_max: Option<f64>,
     /// The share of predictions whose likeliest token is the reference's.
     pub top1_agreement: Option<f64>,
     /// Bytes the cache grows by per token.
@@ -58,13 +83,23 @@ pub struct Row {
     pub kv_fixed_bytes: u64,
 }
 
+impl Row {
+    /// Which tokens stay exact beside coded rows; `None` for a cache that is exact throughout.
+    pub fn exact(&self) -> Option<Exact> {
+        self.sinks.zip(self.recent).map(|(sinks, recent)| Exact { sinks, recent })
+    }
+}
+
 /// All that was measured, as `lowkey eval --json` prints it.
-#[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// The models' distance from the reference, on each text.
     pub rows: Vec<Row>,
+    /// What they wrote; left out where nothing was to be written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub continuations: Vec<continuation::Row>,
     /// What they found in long texts; left out where nothing was asked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needle: Vec<needle::Row>,
 }
 
@@ -121,7 +156,8 @@ pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -
             done += 1;
             scores.iter_mut().for_each(Scores::end_window);
         }
-        rows.extend(subjects.iter().zip(&scores).map(|(subject, scores)| row(subject, &text.name, scores)));
+        let reference = subjects.first().filter(|_| task.first_is_reference).map(|subject| &*subject.model);
+        rows.extend(subjects.iter().zip(&scores).map(|(subject, scores)| row(subject, reference, &text.name, windows, scores)));
     }
     progress::report(on_progress, "evaluate", total, total)?;
     Ok(rows)
@@ -153,18 +189,27 @@ fn score_piece(
     Ok(())
 }
 
-fn row(subject: &Subject, text: &str, scores: &Scores) -> Row {
+fn row(subject: &Subject, reference: Option<&str>, text: &str, windows: &[Window], scores: &Scores) -> Row {
     let memory = subject.sequence.memory();
     Row {
         model: subject.model.clone(),
         method: subject.method.clone(),
         layout: subject.layout.clone(),
+        sinks: subject.exact.map(|exact| exact.sinks),
+        recent: subject.exact.map(|exact| exact.recent),
+        reference: reference.map(Into::into),
         text: text.into(),
+        window: windows.iter().map(Window::len).max().unwrap_or(0),
+        windows: scores.windows(),
+        first_position: windows.iter().map(|window| window.score_from).min().unwrap_or(0),
+        last_position: windows.iter().map(|window| window.len() - 2).max().unwrap_or(0),
         tokens: scores.tokens(),
         perplexity: scores.perplexity(),
         kl_mean: scores.kl_mean(),
         kl_stderr: scores.kl_stderr(),
         kl_p99: scores.kl_p99(),
+        kl_p999: scores.kl_p999(),
+        kl_max: scores.kl_max(),
         top1_agreement: scores.top1_agreement(),
         kv_bytes_per_token: memory.kv_bytes_per_token,
         kv_fixed_bytes: memory.kv_fixed_bytes,

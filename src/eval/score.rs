@@ -100,6 +100,9 @@ impl Divergence {
     }
 }
 
+/// Predictions from which on the 99.9th percentile is not simply the largest value.
+pub const ENOUGH: usize = 1000;
+
 /// All scores of one model on a text, in the text's order.
 #[derive(Debug, Clone, Default)]
 pub struct Scores {
@@ -132,6 +135,11 @@ impl Scores {
         self.surprise.len()
     }
 
+    /// Windows that they were made in.
+    pub fn windows(&self) -> usize {
+        self.ends.len()
+    }
+
     /// `exp` of the mean surprise.
     pub fn perplexity(&self) -> f64 {
         mean(self.surprise.iter().copied()).exp()
@@ -158,11 +166,25 @@ impl Scores {
         (count >= 2.0).then(|| (count / (count - 1.0) * squares.iter().sum::<f64>()).sqrt())
     }
 
-    /// The KL divergence that 99 % of the predictions do not exceed (nearest rank).
+    /// The KL divergence in nats that 99 % of the predictions do not exceed (nearest rank).
     pub fn kl_p99(&self) -> Option<f64> {
+        self.kl_quantile(990)
+    }
+
+    /// The KL divergence in nats that 99.9 % of the predictions do not exceed (nearest rank). `None` for fewer than a thousand predictions, of which it is the [largest](Self::kl_max).
+    pub fn kl_p999(&self) -> Option<f64> {
+        self.kl_quantile(999).filter(|_| self.divergence.len() >= ENOUGH)
+    }
+
+    /// The largest KL divergence, nats.
+    pub fn kl_max(&self) -> Option<f64> {
+        self.kl_quantile(1000)
+    }
+
+    fn kl_quantile(&self, per_mille: usize) -> Option<f64> {
         let mut kl: Vec<f64> = self.divergence.iter().map(|d| d.kl).collect();
         kl.sort_unstable_by(f64::total_cmp);
-        kl.get((kl.len() * 99).div_ceil(100).checked_sub(1)?).copied()
+        kl.get((kl.len() * per_mille).div_ceil(1000).checked_sub(1)?).copied()
     }
 
     /// The share of predictions whose likeliest token is the reference's.
@@ -239,6 +261,15 @@ mod tests {
     fn the_99th_percentile_is_the_nearest_rank() {
         assert_eq!(diverging((1..=200).rev().map(f64::from), &[]).kl_p99(), Some(198.0));
         assert_eq!(diverging([3.0, 1.0], &[]).kl_p99(), Some(3.0));
+    }
+
+    #[test]
+    fn the_99_9th_percentile_needs_a_thousand_predictions() {
+        let counted = |count: u32| diverging((1..=count).map(f64::from), &[]);
+        assert_eq!((counted(999).kl_p999(), counted(999).kl_max()), (None, Some(999.0)));
+        assert_eq!((counted(1000).kl_p999(), counted(1000).kl_max()), (Some(999.0), Some(1000.0)));
+        assert_eq!((counted(4000).kl_p999(), counted(4000).kl_p99()), (Some(3996.0), Some(3960.0)));
+        assert_eq!((Scores::default().kl_p999(), Scores::default().kl_max()), (None, None));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! - With a `prefill`, the first tokens of each window are a prompt: they are run in one go, as a long prompt is before it is answered, and nothing is scored there.
 //!   The rest is run in pieces of at most `chunk` tokens, so that a cache that shrinks what it holds after each call is seen at work.
+//! - With a `skip`, the first window does not begin where the text does: so windows of several lengths can end at the same places ([`super::depth`]).
 //!
 //! What is left at the end of the text and is shorter than a window is dropped; a text that is shorter than one window is that window.
 
@@ -32,11 +33,13 @@ pub struct Windowing {
     pub chunk: Option<usize>,
     /// How many tokens of the text to use; `None` for all.
     pub tokens: Option<usize>,
+    /// How many of them stand before the first window.
+    pub skip: usize,
 }
 
 impl Default for Windowing {
     fn default() -> Self {
-        Windowing { window: 512, stride: 512, score_from: 0, prefill: 0, chunk: None, tokens: None }
+        Windowing { window: 512, stride: 512, score_from: 0, prefill: 0, chunk: None, tokens: None, skip: 0 }
     }
 }
 
@@ -109,7 +112,7 @@ impl Windowing {
         if let Some(tokens @ ..2) = self.tokens {
             return refuse("tokens", format!("{tokens} hold no prediction; at least 2 are needed"));
         }
-        let length = length.min(self.tokens.unwrap_or(length));
+        let length = length.min(self.tokens.unwrap_or(length)).saturating_sub(self.skip);
         if length < 2 {
             return refuse("text", format!("{length} tokens hold no prediction; at least 2 are needed"));
         }
@@ -125,7 +128,7 @@ impl Windowing {
         Ok((0..=length - window)
             .step_by(self.stride)
             .map(|start| Window {
-                tokens: start..start + window,
+                tokens: self.skip + start..self.skip + start + window,
                 prefill: self.prefill,
                 score_from: if start == 0 { score_from } else { score_from.max(overlap.saturating_sub(1)) },
             })
@@ -151,6 +154,14 @@ mod tests {
         assert_eq!(predicted(windowing, 11), [1, 2, 3, 5, 6, 7]);
         assert_eq!(predicted(Windowing { tokens: Some(4), ..windowing }, 11), [1, 2, 3]);
         assert_eq!(predicted(windowing, 3), [1, 2]);
+    }
+
+    #[test]
+    fn what_stands_before_the_first_window_is_left_out() {
+        let windowing = Windowing { window: 4, stride: 10, skip: 6, ..Windowing::default() };
+        assert_eq!(predicted(windowing, 25), [7, 8, 9, 17, 18, 19]);
+        assert_eq!(predicted(Windowing { tokens: Some(19), ..windowing }, 25), [7, 8, 9]);
+        assert_eq!(predicted(Windowing { window: 4, stride: 2, skip: 3, ..Windowing::default() }, 9), [4, 5, 6, 7, 8]);
     }
 
     #[test]
@@ -200,6 +211,7 @@ mod tests {
         assert_eq!(name(Windowing { prefill: 511, ..Windowing::default() }, 1000), "prefill");
         assert_eq!(name(Windowing { prefill: 99, ..Windowing::default() }, 100), "prefill");
         assert_eq!(name(Windowing { chunk: Some(0), ..Windowing::default() }, 100), "chunk");
+        assert_eq!(name(Windowing { skip: 99, ..Windowing::default() }, 100), "text");
         assert_eq!(name(Windowing { prefill: 510, ..Windowing::default() }, 1000), "accepted");
         assert_eq!(name(Windowing { score_from: 510, ..Windowing::default() }, 1000), "accepted");
     }

@@ -23,7 +23,7 @@ use riddle::Riddle;
 use std::str::FromStr;
 
 /// A kind of question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// One fact.
@@ -117,7 +117,7 @@ impl Question {
 }
 
 /// One model's answers for one kind, length and depth, and one object of `"needle"` in JSON.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
     /// The model.
     pub model: String,
@@ -125,6 +125,10 @@ pub struct Row {
     pub method: String,
     /// How its rows are stored.
     pub layout: String,
+    /// Tokens at the start of the text that stay exact beside coded rows; absent for a cache that is exact throughout.
+    pub sinks: Option<usize>,
+    /// How many of the newest tokens do, at least.
+    pub recent: Option<usize>,
     /// What kind of question.
     pub kind: Kind,
     /// Tokens of text, questions and answers, at most.

@@ -27,7 +27,11 @@ pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer,
         if text != question.text() {
             text = question.text();
             subject.sequence.truncate(0);
-            subject.sequence.forward(text, Logits::None)?;
+            // Thousands of tokens, perhaps: whoever waits sees them go, and can stop them.
+            for piece in text.chunks(subject.sequence.chunk().max(1)) {
+                report(on_progress, "needle", done + subject.sequence.position(), total)?;
+                subject.sequence.forward(piece, Logits::None)?;
+            }
         }
         let (told, log_probability) = ask(question, subject.sequence.as_mut(), tokenizer)?;
         let place = (question.kind, question.length, question.depth_percent);
@@ -42,6 +46,8 @@ pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer,
                 model: subject.model.clone(),
                 method: subject.method.clone(),
                 layout: subject.layout.clone(),
+                sinks: subject.exact.map(|exact| exact.sinks),
+                recent: subject.exact.map(|exact| exact.recent),
                 kind: question.kind,
                 length: question.length,
                 depth_percent: question.depth_percent,

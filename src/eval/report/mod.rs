@@ -1,6 +1,8 @@
-//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `needle.csv`, and `index.html`, a page that needs nothing else.
+//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `continuations.csv`, `needle.csv`, and `index.html`, a page that needs nothing else.
 
 mod chart;
+mod frontier;
+mod needle_map;
 mod page;
 
 use super::Report;
@@ -9,7 +11,8 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-pub use chart::{frontier, needle_map};
+pub use frontier::frontier;
+pub use needle_map::needle_map;
 
 /// A directory on its way to its name: it appears there complete, or not at all.
 pub struct Directory {
@@ -36,6 +39,9 @@ impl Directory {
         let json = serde_json::to_string_pretty(report).map_err(|e| Error::io("write", &self.path.join("report.json"))(e.into()))?;
         write("report.json", &json)?;
         write("rows.csv", &csv(&report.rows)?)?;
+        if !report.continuations.is_empty() {
+            write("continuations.csv", &csv(&report.continuations)?)?;
+        }
         if !report.needle.is_empty() {
             write("needle.csv", &csv(&report.needle)?)?;
         }

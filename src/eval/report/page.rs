@@ -1,6 +1,6 @@
 //! The report's page: the pictures and the tables, in one file that is valid HTML and well-formed XML at once.
 
-use super::{chart, distinct, plain};
+use super::{distinct, frontier, needle_map, plain};
 use crate::eval::{Report, Row, needle};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -24,14 +24,18 @@ pub fn page(report: &Report) -> Result<String> {
     for text in distinct(report.rows.iter().map(|row| &row.text)) {
         let rows: Vec<Row> = report.rows.iter().filter(|row| &row.text == text).cloned().collect();
         body += &format!("<h2>On {}</h2>\n", escape(text));
-        body += &match chart::frontier(&rows)? {
+        body += &match frontier(&rows)? {
             Some(svg) => figure(
                 &svg,
-                "KL divergence against cache size, both logarithmic: further down and to the left is better. Bars are standard errors over windows.",
+                "KL divergence against cache size, both logarithmic: further down and to the left is better. Bars are standard errors over windows. Dashed lines have other tokens exact beside their coded rows, or none.",
             ),
             None => "<p class=\"note\">There is no compressed model here whose distance from a reference could be drawn.</p>\n".into(),
         };
         body += &table(&rows)?;
+    }
+    if !report.continuations.is_empty() {
+        body += "<h2>Long greedy continuations</h2>\n<p class=\"note\">Perplexity is the reference's, of what each model wrote; a low one beside few distinct 4-grams is a loop. Agreed tokens are those before the first that the reference would not have written.</p>\n";
+        body += &table(&report.continuations)?;
     }
     if !report.needle.is_empty() {
         body += "<h2>Facts found in long texts</h2>\n<p class=\"note\">By the length of the text and how deep in it stands what is asked for; ln p is the mean log-probability of the right answer.</p>\n";
@@ -49,11 +53,12 @@ pub fn page(report: &Report) -> Result<String> {
 
 /// A map for each model that was asked questions of this kind.
 fn maps(kind: needle::Kind, rows: &[needle::Row]) -> Result<String> {
-    let key = |row: &needle::Row| (row.model.clone(), row.method.clone(), row.layout.clone());
+    let key = |row: &needle::Row| (row.model.clone(), row.method.clone(), row.layout.clone(), row.sinks.zip(row.recent));
     let mut maps = format!("<h3>{}: {}</h3>\n<div class=\"maps\">\n", kind.name(), kind.about());
     for its in distinct(rows.iter().map(key)) {
         let rows: Vec<needle::Row> = rows.iter().filter(|row| key(row) == its).cloned().collect();
-        maps += &figure(&chart::needle_map(&rows)?, &format!("{} ({}, {})", its.0, its.1, its.2));
+        let exact = its.3.map_or(String::new(), |(sinks, recent)| format!(", {sinks} + {recent} exact"));
+        maps += &figure(&needle_map(&rows)?, &format!("{} ({}, {}{exact})", its.0, its.1, its.2));
     }
     Ok(maps + "</div>\n")
 }
