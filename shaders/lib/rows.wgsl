@@ -3,7 +3,7 @@
 // Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, then the first level and the step of 8 bits. A run is
 // (its word within the row, its bits, where its highest bits stand, what scales it).
 
-const AFFINE = 5u; // a run's scale: none, one of the header's four bytes, or its two halves
+const AFFINE = 5u; // a run's scale: none, one of the header's first four bytes, or from here on the two halves of one of its words
 
 var<workgroup> book: array<f32, BOOKS * 4u>;
 
@@ -37,11 +37,11 @@ fn narrow_bits(bits: u32) -> u32 {
     return select(bits, 2u, bits == 3u);
 }
 
-// The words that four coordinates are in, and the row's header. All are read whether they are needed or not: a lane can have several such reads under way.
+// The words that four coordinates are in, and the header's that scales them. All are read whether they are needed or not: a lane can have several such reads under way.
 fn fetch(row: u32, run: vec4<u32>, quarter: u32) -> vec3<u32> {
     let first = run.x + quarter * narrow_bits(run.y) / 8u;
     let second = select(select(first, run.z / 2u, run.y == 3u), first + 1u, run.y == 16u);
-    return vec3<u32>(rows[row + first], rows[row + second], rows[row]);
+    return vec3<u32>(rows[row + first], rows[row + second], rows[row + max(run.w, AFFINE) - AFFINE]);
 }
 
 fn decode(words: vec3<u32>, run: vec4<u32>, quarter: u32) -> vec4<f32> {
@@ -57,7 +57,7 @@ fn decode(words: vec3<u32>, run: vec4<u32>, quarter: u32) -> vec4<f32> {
         let high = words.y >> (16u * (run.z % 2u) + 4u * quarter);
         code |= ((vec4<u32>(high) >> each) & vec4<u32>(1u)) << vec4<u32>(2u);
     }
-    if run.w == AFFINE {
+    if run.w >= AFFINE {
         let header = unpack2x16float(words.z);
         return header.y + header.x * vec4<f32>(code);
     }

@@ -13,6 +13,7 @@ mod factored;
 pub mod kqsvd;
 pub mod ksvd;
 pub mod lowkey;
+pub mod oscar;
 pub mod palu;
 mod plan;
 mod ranks;
@@ -100,6 +101,9 @@ pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statisti
     };
     let positions = Positions::up_to(plan.context, config.rope_frequencies());
     let context = Context { checkpoint, statistics, plan, positions, heads: config.num_key_value_heads, head_dim: config.head_dim };
+    if plan.method == Method::Oscar {
+        return Ok(Made { rows: oscar::rows(&context)?, tensors: MadeTensors::new() });
+    }
     let budget = plan.budget.bytes(config.dense_kv_bytes_per_token())?;
 
     let spans: Vec<Range<usize>> =
@@ -143,7 +147,7 @@ fn units_of(context: &Context, layers: Range<usize>) -> Result<(Vec<Unit>, MadeT
         (Method::KSvd, _) => Ok((ksvd::units(context, layers.start)?, MadeTensors::new())),
         (Method::Eigen, _) => Ok((eigen::units(context, layers.start)?, MadeTensors::new())),
         (Method::ReCalKv, _) => recalkv::units(context, layers.start),
-        (Method::Dense, _) => Ok((Vec::new(), MadeTensors::new())),
+        (Method::Dense | Method::Oscar, _) => Ok((Vec::new(), MadeTensors::new())),
     }
 }
 

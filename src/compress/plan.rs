@@ -23,11 +23,13 @@ pub enum Method {
     Eigen,
     /// The keys and values themselves, rotated and quantised with equal steps: what llama.cpp's users know as q8_0 and q4_0.
     Dense,
+    /// OSCAR (arXiv 2605.17757): turned keys and values in rotations made from the queries, in few equal steps.
+    Oscar,
 }
 
 impl Method {
     /// All of them, by the name that `--method` takes.
-    pub const ALL: [(&'static str, Method); 7] = [
+    pub const ALL: [(&'static str, Method); 8] = [
         ("lowkey", Method::LowKey),
         ("palu", Method::Palu),
         ("recalkv", Method::ReCalKv),
@@ -35,6 +37,7 @@ impl Method {
         ("ksvd", Method::KSvd),
         ("eigen", Method::Eigen),
         ("dense", Method::Dense),
+        ("oscar", Method::Oscar),
     ];
 
     /// The method called `name`.
@@ -53,8 +56,23 @@ impl Method {
         match self {
             Method::Palu | Method::ReCalKv => Ranks::Fisher,
             Method::KqSvd | Method::KSvd | Method::Eigen => Ranks::Energy,
-            Method::LowKey | Method::Dense => Ranks::Spectrum,
+            Method::LowKey | Method::Dense | Method::Oscar => Ranks::Spectrum,
         }
+    }
+
+    /// Whether its size is that of its numbers: there is no budget to spend, and no rank to choose.
+    pub fn fixed(self) -> bool {
+        matches!(self, Method::Dense | Method::Oscar)
+    }
+
+    /// Whether it needs statistics of the model.
+    pub fn calibrates(self) -> bool {
+        self != Method::Dense
+    }
+
+    /// Bits of a number that can be asked for.
+    pub fn widths(self) -> [u8; 3] {
+        if self == Method::Oscar { [2, 4, 8] } else { [4, 8, 16] }
     }
 
     /// Its name.
@@ -136,7 +154,7 @@ pub struct Plan {
     pub grouping: Grouping,
     /// Published methods: how ranks are dealt out; `None` for the paper's own rule.
     pub ranks: Option<Ranks>,
-    /// Published methods and `dense`: bits of a coordinate, 4, 8 or 16.
+    /// Published methods and `dense`: bits of a coordinate, one of [`Method::widths`].
     pub bits: u8,
     /// What stays exact beside the rows.
     pub exact: Exact,
@@ -157,7 +175,7 @@ impl Plan {
             group_heads: 4,
             grouping: Grouping::default(),
             ranks: None,
-            bits: 16,
+            bits: if method == Method::Oscar { 2 } else { 16 },
             exact: Exact::default(),
             context: 8192,
         }
@@ -188,11 +206,12 @@ impl Plan {
         if self.grouping == Grouping::Loss && self.method != Method::ReCalKv {
             return refuse("grouping", "only `--method recalkv` reorders heads".into());
         }
-        if self.ranks.is_some() && matches!(self.method, Method::LowKey | Method::Dense) {
+        if self.ranks.is_some() && (self.method == Method::LowKey || self.method.fixed()) {
             return refuse("ranks", format!("`--method {}` has no ranks to deal out", self.method.name()));
         }
-        if ![4, 8, 16].contains(&self.bits) {
-            return refuse("bits", format!("rows of {} bits; choose 4, 8 or 16", self.bits));
+        let [a, b, c] = self.method.widths();
+        if ![a, b, c].contains(&self.bits) {
+            return refuse("bits", format!("rows of {} bits; choose {a}, {b} or {c}", self.bits));
         }
         Ok(())
     }
@@ -204,7 +223,7 @@ impl Plan {
 
     /// Whether the method asks what disturbances do to the output.
     pub fn weighs(&self) -> bool {
-        self.method != Method::Dense && matches!(self.rule(), Ranks::Fisher | Ranks::Spectrum)
+        !self.method.fixed() && matches!(self.rule(), Ranks::Fisher | Ranks::Spectrum)
     }
 
     /// The options in words, as far as they say something about the rows.
@@ -228,7 +247,7 @@ impl Plan {
                     words.push("grouped by loss".to_string());
                 }
             }
-            Method::KqSvd | Method::KSvd | Method::Eigen => {}
+            Method::KqSvd | Method::KSvd | Method::Eigen | Method::Oscar => {}
         }
         if let Some(ranks) = self.ranks {
             words.push(format!("ranks by {}", ranks.name()));

@@ -172,7 +172,7 @@ mod oracle {
     use crate::cache::{LayerCache, Slots};
     use crate::checkpoint::Config;
     use crate::gpu::{Device, Options, Pass, Tier, pad};
-    use crate::rows::{Format, Vague};
+    use crate::rows::{Format, RUN, Vague};
     use half::f16;
     use std::sync::Arc;
 
@@ -337,7 +337,7 @@ mod oracle {
     pub fn coded_side(config: &Config, slices: &[(usize, &Format)], capacity: usize) -> CodedSide {
         let (mut word, mut first_head) = (1, 0);
         let slice = |(row, &(kv_heads, format)): (usize, &(usize, &Format))| {
-            let slice = Slice { row, word, offset: 0, first_head, kv_heads, format: format.clone() };
+            let slice = Slice { row, word, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
             word += format.words() + 1;
             first_head += kv_heads;
             slice

@@ -299,7 +299,7 @@ impl Score {
         let taken = coded.is_some_and(|coded| coded.taken);
         let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
         // Keys, and scores that are written; a rebuilt key serves all queries.
-        let row = coded.map_or(0, |coded| coded.coded.slices.iter().map(|slice| slice.format.words()).sum());
+        let row = coded.map_or(0, |coded| coded.coded.row_words());
         let each = [
             work(4 * heads, 2 * heads * dim),
             work(4 * heads, if taken { 2 * config.group_size() * ranks } else { 2 * heads * dim }),

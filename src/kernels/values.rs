@@ -137,7 +137,7 @@ pub(crate) fn groups(config: &Config, coded: Option<&Coded>, chosen: bool) -> (V
         for (slice, runs) in coded.slices.iter().zip(runs) {
             let heads = if chosen { 1 } else { slice.kv_heads };
             for kv in (slice.first_head..slice.first_head + slice.kv_heads).step_by(heads) {
-                table.extend(entries([slice.word, slice.format.rank() / 4, kv * g, heads * g, sums[kv * g], runs]));
+                table.extend(entries([slice.word, slice.rank() / 4, kv * g, heads * g, sums[kv * g], runs]));
             }
         }
     }
@@ -175,7 +175,7 @@ impl Values {
         buffers.extend(beside.into_iter().flat_map(SideCache::buffers));
         let (all, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let ranks = side.map_or(0, |coded| (0..kv_heads).map(|kv| coded.rank(kv)).sum::<usize>());
-        let row = side.map_or(0, |coded| coded.slices.iter().map(|slice| slice.format.words()).sum());
+        let row = side.map_or(0, Coded::row_words);
         let work = |numbers: usize| Work { bytes: 4 * all as u64, flops: 2 * numbers as u64 };
         let [entries, more] = groups(config, side, chosen.is_some()).1;
         let tuning = device.tuning();

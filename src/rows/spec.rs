@@ -135,6 +135,13 @@ impl RowSet {
                     return Err(format!("row {index} takes {count} {what} from {first} on, of {all}"));
                 }
             }
+            if spec.format.by_head() {
+                let runs = spec.format.rank() / super::RUN;
+                if runs != spec.kv_heads * config.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.holds == Holds::Both {
+                    return Err(format!("row {index} keeps heads apart, but has {runs} runs of {} heads in {} layers", spec.kv_heads, spec.layers));
+                }
+                continue;
+            }
             let width = spec.width(config.head_dim);
             if spec.format.rank() >= width + super::RUN {
                 return Err(format!("row {index} has {} coordinates of a vector of {width}", spec.format.rank()));
