@@ -233,7 +233,10 @@ fn key_biases_cost_nothing_where_means_turn() {
 /// The methods whose size is that of their numbers, as they come and in eight bits.
 fn quantised() -> Vec<Plan> {
     let plan = |method| Plan::new(method, Budget::Keep(1.0));
-    [Method::Oscar].into_iter().flat_map(|method| [plan(method), Plan { bits: 8, ..plan(method) }]).collect()
+    [Method::Oscar, Method::Kivi, Method::KVarN]
+        .into_iter()
+        .flat_map(|method| [plan(method), Plan { bits: 8, value_bits: None, ..plan(method) }])
+        .collect()
 }
 
 /// What a row takes is what the papers say: codes, and the f16 numbers that scale them.
@@ -251,6 +254,11 @@ fn quantised_rows_take_the_bytes_of_their_codes_and_scales() {
         // A least value and a step for 128 numbers.
         (Plan::new(Method::Oscar, keep), 2 * 128 + 32, "2 bits"),
         (Plan { bits: 4, ..Plan::new(Method::Oscar, keep) }, 4 * 128 + 32, "4 bits"),
+        // The same for 32 numbers.
+        (Plan::new(Method::Kivi, keep), 3 * 128, "2 bits"),
+        (Plan { bits: 4, ..Plan::new(Method::Kivi, keep) }, 5 * 128, "4 bits"),
+        // Codes; for two heads' keys a pair for each of 128 channels and a factor for each token, of 128; for their values two pairs and half a factor, of which one is left empty.
+        (Plan::new(Method::KVarN, keep), (6 * 128 + (32 + 32) + (64 + 32)) / 2, "4 bits, values 2"),
     ] {
         let name = format!("{}, {options}", plan.method.name());
         let (report, factored) = compress(&checkpoint, &statistics, &plan, &outputs.path().join(&name)).unwrap();

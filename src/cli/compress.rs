@@ -61,7 +61,8 @@ pub struct Args {
     /// Published methods: how ranks are dealt out [default: by the paper's rule].
     #[arg(long, value_parser = Ranks::ALL.map(|(name, _)| name))]
     ranks: Option<String>,
-    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4]; oscar: 8, 4 or 2 [default: 2].
+    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4]; oscar, kivi: 8, 4 or 2 [default: 2]; kvarn: the same, of keys and values
+    /// [default: keys 4, values 2].
     #[arg(long, value_name = "N")]
     bits: Option<u8>,
     /// Tokens at the start of a text that stay exact (OSCAR's paper: 64).
@@ -236,6 +237,7 @@ impl Args {
             },
             ranks: self.ranks.as_deref().map(Ranks::named).transpose()?,
             bits: self.bits.unwrap_or(if method == Method::Dense { 4 } else { defaults.bits }),
+            value_bits: defaults.value_bits.filter(|_| self.bits.is_none()),
             exact: Exact { sinks: self.sinks, recent: self.recent },
             context: self.context.unwrap_or(defaults.context.min(config.max_position_embeddings)),
             ..defaults

@@ -12,12 +12,13 @@
 //! `C_K` is from all calibration tokens. `C_V` is from the sample of some 256 whose keys and values are kept themselves: with all heads of a layer that is 768 vectors or more for a matrix of 64 or
 //! 128 rows. What has to be right of it are the leading eigenvectors, and the Hadamard matrix evens out what is wrong with the others.
 
+use super::coder::by_head;
 use super::unit::Context;
 use crate::Result;
 use crate::calibrate::LayerStatistics;
 use crate::linalg::{Eigen, rotation};
 use crate::rows::{Band, Coder, Format, Holds, RUN, RowSet, RowSpec, Scale};
-use nalgebra::{DMatrix, DVector};
+use nalgebra::DMatrix;
 use rayon::prelude::*;
 
 /// Coordinates that share a step.
@@ -98,16 +99,11 @@ fn of_layer(context: &Context, layer: usize) -> Result<Vec<(RowSpec, Coder)>> {
     Ok(rows)
 }
 
-/// The coder of several heads that have one orthonormal `basis: [d, r]`, each in coordinates of its own.
-pub(super) fn by_head(basis: &DMatrix<f64>, heads: usize, format: Format) -> Coder {
-    let down = DMatrix::identity(heads, heads).kronecker(basis).map(|x: f64| x as f32);
-    Coder { format, mean: DVector::zeros(down.nrows()), up: down.transpose(), down: Some(down) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::basis::tests::{moment, rows};
     use super::*;
+    use nalgebra::DVector;
 
     /// The paper's formulas, written out over matrices of queries, keys and values.
     #[test]
@@ -151,15 +147,5 @@ mod tests {
         for (i, j) in [(0, 0), (1, 8), (2, 4), (3, 12), (11, 13), (15, 15)] {
             assert!((basis.column(i) - spread.column(j)).amax() < 1e-12, "{i}");
         }
-    }
-
-    #[test]
-    fn heads_stay_apart() {
-        let basis = basis("test", &moment(&rows(50, 16, 5))).unwrap();
-        let coder = by_head(&basis, 2, Format { bands: vec![Band { bits: 2, runs: 2 }], scale: Scale::Groups { runs: 2, clip: 100 } });
-        let down = coder.down.unwrap();
-        assert!(down.view((0, 16), (16, 16)).iter().chain(down.view((16, 0), (16, 16)).iter()).all(|x| *x == 0.0));
-        assert_eq!(down.view((0, 0), (16, 16)), down.view((16, 16), (16, 16)));
-        assert_eq!(coder.up, down.transpose());
     }
 }

@@ -25,11 +25,15 @@ pub enum Method {
     Dense,
     /// OSCAR (arXiv 2605.17757): turned keys and values in rotations made from the queries, in few equal steps.
     Oscar,
+    /// KIVI (arXiv 2402.02750): turned keys by channel in groups of tokens, values by token.
+    Kivi,
+    /// KVarN (arXiv 2606.03458): turned keys and values in rotated blocks of tokens, balanced before they are rounded.
+    KVarN,
 }
 
 impl Method {
     /// All of them, by the name that `--method` takes.
-    pub const ALL: [(&'static str, Method); 8] = [
+    pub const ALL: [(&'static str, Method); 10] = [
         ("lowkey", Method::LowKey),
         ("palu", Method::Palu),
         ("recalkv", Method::ReCalKv),
@@ -38,6 +42,8 @@ impl Method {
         ("eigen", Method::Eigen),
         ("dense", Method::Dense),
         ("oscar", Method::Oscar),
+        ("kivi", Method::Kivi),
+        ("kvarn", Method::KVarN),
     ];
 
     /// The method called `name`.
@@ -56,23 +62,23 @@ impl Method {
         match self {
             Method::Palu | Method::ReCalKv => Ranks::Fisher,
             Method::KqSvd | Method::KSvd | Method::Eigen => Ranks::Energy,
-            Method::LowKey | Method::Dense | Method::Oscar => Ranks::Spectrum,
+            Method::LowKey | Method::Dense | Method::Oscar | Method::Kivi | Method::KVarN => Ranks::Spectrum,
         }
     }
 
     /// Whether its size is that of its numbers: there is no budget to spend, and no rank to choose.
     pub fn fixed(self) -> bool {
-        matches!(self, Method::Dense | Method::Oscar)
+        matches!(self, Method::Dense | Method::Oscar | Method::Kivi | Method::KVarN)
     }
 
     /// Whether it needs statistics of the model.
     pub fn calibrates(self) -> bool {
-        self != Method::Dense
+        !matches!(self, Method::Dense | Method::Kivi | Method::KVarN)
     }
 
     /// Bits of a number that can be asked for.
     pub fn widths(self) -> [u8; 3] {
-        if self == Method::Oscar { [2, 4, 8] } else { [4, 8, 16] }
+        if matches!(self, Method::Oscar | Method::Kivi | Method::KVarN) { [2, 4, 8] } else { [4, 8, 16] }
     }
 
     /// Its name.
@@ -156,6 +162,8 @@ pub struct Plan {
     pub ranks: Option<Ranks>,
     /// Published methods and `dense`: bits of a coordinate, one of [`Method::widths`].
     pub bits: u8,
+    /// `kvarn`: bits of a value's coordinate, where they are other than a key's.
+    pub value_bits: Option<u8>,
     /// What stays exact beside the rows.
     pub exact: Exact,
     /// `lowkey`, fast: the longest context whose positions keys after RoPE are coded for.
@@ -175,7 +183,12 @@ impl Plan {
             group_heads: 4,
             grouping: Grouping::default(),
             ranks: None,
-            bits: if method == Method::Oscar { 2 } else { 16 },
+            bits: match method {
+                Method::Oscar | Method::Kivi => 2,
+                Method::KVarN => 4,
+                _ => 16,
+            },
+            value_bits: (method == Method::KVarN).then_some(2),
             exact: Exact::default(),
             context: 8192,
         }
@@ -210,8 +223,11 @@ impl Plan {
             return refuse("ranks", format!("`--method {}` has no ranks to deal out", self.method.name()));
         }
         let [a, b, c] = self.method.widths();
-        if ![a, b, c].contains(&self.bits) {
-            return refuse("bits", format!("rows of {} bits; choose {a}, {b} or {c}", self.bits));
+        if let Some(bits) = [self.bits].into_iter().chain(self.value_bits).find(|bits| ![a, b, c].contains(bits)) {
+            return refuse("bits", format!("rows of {bits} bits; choose {a}, {b} or {c}"));
+        }
+        if self.value_bits.is_some() && self.method != Method::KVarN {
+            return refuse("bits", "only `--method kvarn` has values of other bits than keys".into());
         }
         Ok(())
     }
@@ -247,13 +263,16 @@ impl Plan {
                     words.push("grouped by loss".to_string());
                 }
             }
-            Method::KqSvd | Method::KSvd | Method::Eigen | Method::Oscar => {}
+            Method::KqSvd | Method::KSvd | Method::Eigen | Method::Oscar | Method::Kivi | Method::KVarN => {}
         }
         if let Some(ranks) = self.ranks {
             words.push(format!("ranks by {}", ranks.name()));
         }
         if self.bits < 16 && self.method != Method::Dense {
-            words.push(format!("{} bits", self.bits));
+            words.push(match self.value_bits {
+                Some(values) => format!("{} bits, values {values}", self.bits),
+                None => format!("{} bits", self.bits),
+            });
         }
         words.join(", ")
     }

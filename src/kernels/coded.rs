@@ -3,7 +3,7 @@
 use crate::cache::Layout;
 use crate::checkpoint::Config;
 use crate::gpu::pad;
-use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Side, levels};
+use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Side, Steps, levels};
 use half::f16;
 use std::ops::Range;
 
@@ -42,6 +42,30 @@ pub(crate) struct Coded {
     pub slices: Vec<Slice>,
     /// By key/value head, where keys are coded after RoPE: the pairs of RoPE in which their mean, which turns, is not zero. Else nothing.
     pub turning: Vec<Vec<u32>>,
+    /// Tokens that are coded together, of this side or of the other.
+    pub block: usize,
+}
+
+/// How a shader's constants and flags say that rows are coded in blocks of tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Striped {
+    pub flags: Vec<&'static str>,
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Striped {
+    /// To read such rows, all of one layer's side; nothing where it has none.
+    pub fn of(format: &Format) -> Striped {
+        let Scale::Blocks(blocks) = format.scale else { return Striped::default() };
+        let mut flags = vec!["BLOCKS"];
+        match blocks.steps {
+            Steps::Channels => {}
+            Steps::BalancedChannels => flags.push("TOKEN_FACTORS"),
+            Steps::BalancedTokens => flags.push("CHANNEL_FACTORS"),
+        }
+        let constants = [("TOKENS", blocks.tokens), ("OWN", blocks.own()), ("STRIPE", blocks.stripe(format.rank()))];
+        Striped { flags, constants: constants.map(|(name, number)| (name, number as u32)).into() }
+    }
 }
 
 impl Coded {
@@ -62,7 +86,12 @@ impl Coded {
                 runs: part * runs..(part + 1) * runs,
             })
         });
-        Coded { store, words: layout.stores[store], slices: slices.collect(), turning: Vec::new() }
+        Coded { store, words: layout.stores[store], slices: slices.collect(), turning: Vec::new(), block: RowSet::block(specs) }
+    }
+
+    /// How the rows' blocks are read.
+    pub fn striped(&self) -> Striped {
+        Striped::of(&self.slices[0].format)
     }
 
     /// The same of keys that are coded after RoPE, about these `means` before it, `[H_kv][head_dim]`.
@@ -179,17 +208,22 @@ pub(crate) fn floats(numbers: &[f32]) -> Vec<[u32; 4]> {
     numbers.chunks(4).map(vector).collect()
 }
 
-/// What a shader knows of what scales a run: nothing, one of the header's first four bytes, or the halves of one of its words.
+/// What a shader knows of what scales a run: nothing, one of the header's first four bytes, or the halves of one of its words. Of blocks the shader knows by itself.
 fn scale(source: ScaleSource) -> u32 {
     match source {
         ScaleSource::One => 0,
         ScaleSource::Byte(byte) => 1 + byte as u32,
         ScaleSource::Affine(word) => 5 + word as u32,
+        ScaleSource::Block => 0,
     }
 }
 
-/// The runs of a row: (word, bits, where the highest bits stand, scale).
+/// The runs of a row: (word, bits, where the highest bits stand, scale); in blocks (word, bits, first coordinate, head).
 pub(crate) fn runs(format: &Format) -> Vec<[u32; 4]> {
+    if let Scale::Blocks(blocks) = format.scale {
+        let (runs, each) = (format.runs(), format.rank() / RUN / blocks.heads);
+        return runs.iter().enumerate().map(|(i, run)| [run.word as u32, u32::from(run.bits), (RUN * i) as u32, (i / each) as u32]).collect();
+    }
     format.runs().iter().map(|run| [run.word as u32, u32::from(run.bits), run.high as u32, scale(run.scale)]).collect()
 }
 

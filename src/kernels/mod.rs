@@ -12,6 +12,7 @@
 //! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
 
 pub mod argmax;
+pub mod blocks;
 pub mod choose;
 pub(crate) mod coded;
 pub mod contest;
@@ -32,6 +33,7 @@ pub mod prepare;
 pub mod project;
 pub mod repeat;
 pub mod score;
+pub mod stripe;
 pub mod values;
 
 pub use hot::{Hot, hot_variants};
@@ -154,6 +156,8 @@ pub fn variants() -> Vec<Spec> {
         merge::variants(),
         norm::variants(),
         pack::variants(),
+        blocks::variants(),
+        stripe::variants(),
         prepare::variants(),
         project::variants(),
         repeat::variants(),
@@ -349,7 +353,7 @@ mod oracle {
             coordinates: Vec::new(),
             ups: Vec::new(),
             head_dim: config.head_dim,
-            coded: Coded { store: 0, words: word, slices, turning: Vec::new() },
+            coded: Coded { store: 0, words: word, slices, turning: Vec::new(), block: 1 },
         };
         for (i, slice) in side.coded.slices.iter().enumerate() {
             let (rank, words) = (slice.format.rank(), slice.format.words());

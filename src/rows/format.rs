@@ -3,10 +3,11 @@
 //! Coordinates come in runs of 16, sorted so that their precision falls: a [`Band`] is the runs of one width. A row is, in words of 32 bits:
 //!
 //! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step in the lower half of a
-//!   word and the least value in the upper; for [`Scale::Groups`] such a word for each group, in order;
+//!   word and the least value in the upper; for [`Scale::Groups`] such a word for each group, in order; for [`Scale::Blocks`] what [`Blocks`] says;
 //! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8, 4 and 2 bits codes from the lowest bits up; a band of 3 bits is the lower two bits of all its runs, then
 //!   the highest bit of two runs to a word.
 
+use super::blocks::Blocks;
 use super::codebook::{EIGHT_BITS, levels, nearest};
 use half::f16;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub enum Scale {
         /// Coordinates of a group are first cut to the magnitude that this share of them, in percent, is below: 100 for all.
         clip: u8,
     },
+    /// Equal steps, coded and scaled block by block of tokens. One band, of 2, 4 or 8 bits.
+    Blocks(Blocks),
 }
 
 /// How a row's coordinates are packed.
@@ -73,6 +76,8 @@ pub enum ScaleSource {
     Byte(usize),
     /// The two halves of that word of the header, step and least value; codes count steps.
     Affine(usize),
+    /// The numbers of [`Blocks`].
+    Block,
 }
 
 impl Format {
@@ -109,7 +114,23 @@ impl Format {
                 return Err(format!("has groups of {runs} runs cut to {clip} percent; at most {} groups, and 1 to 100, can be", Format::MOST_GROUPS));
             }
         }
+        if let Scale::Blocks(Blocks { tokens, heads, .. }) = self.scale {
+            if !(self.bands.len() == 1 && [2, 4, 8].contains(&self.bands[0].bits)) {
+                return Err("has scales by block, which take one band of 2, 4 or 8 bits".into());
+            }
+            if !tokens.is_power_of_two() || !(2..=Blocks::MOST).contains(&tokens) {
+                return Err(format!("has blocks of {tokens} tokens; powers of two from 2 to {} can be", Blocks::MOST));
+            }
+            if heads == 0 || !self.bands[0].runs.is_multiple_of(heads) {
+                return Err(format!("has {} runs for {heads} heads", self.bands[0].runs));
+            }
+        }
         Ok(())
+    }
+
+    /// Tokens that are coded together; one, but for [`Scale::Blocks`].
+    pub fn block(&self) -> usize {
+        if let Scale::Blocks(blocks) = self.scale { blocks.tokens } else { 1 }
     }
 
     /// Coordinates: a multiple of [`RUN`].
@@ -119,7 +140,7 @@ impl Format {
 
     /// Whether the coordinates of a row's heads are apart: equally many of each, one head after the other.
     pub fn by_head(&self) -> bool {
-        matches!(self.scale, Scale::Groups { .. })
+        matches!(self.scale, Scale::Groups { .. } | Scale::Blocks(_))
     }
 
     /// Words of a row's header.
@@ -129,6 +150,7 @@ impl Format {
             Scale::Band => usize::from(self.bands.iter().any(|band| band.bits < 16)),
             Scale::Affine => 1,
             Scale::Groups { runs, .. } => self.bands[0].runs.div_ceil(runs),
+            Scale::Blocks(blocks) => blocks.header(self.rank()),
         }
     }
 
@@ -145,6 +167,7 @@ impl Format {
                 Scale::Band if band.bits < 16 => ScaleSource::Byte(byte),
                 Scale::Affine => ScaleSource::Affine(0),
                 Scale::Groups { runs, .. } => ScaleSource::Affine(i / runs),
+                Scale::Blocks(_) => ScaleSource::Block,
                 _ => ScaleSource::One,
             };
             let scales: Vec<ScaleSource> = (0..band.runs).map(scale).collect();
@@ -162,13 +185,14 @@ impl Format {
         runs
     }
 
-    /// Packs the coordinates `z: [rank]` into `words: [words]`.
+    /// Packs the coordinates `z: [block][rank]` into `words: [block][words]`, all of a [block](Self::block) at once.
     pub fn encode(&self, z: &[f32], words: &mut [u32]) {
         words.fill(0);
         let runs = self.runs();
         match self.scale {
             Scale::Affine => return self.encode_groups(z, &runs, runs.len(), 100, words),
             Scale::Groups { runs: group, clip } => return self.encode_groups(z, &runs, group, clip, words),
+            Scale::Blocks(blocks) => return blocks.encode(z, &runs, words),
             Scale::Fixed | Scale::Band => {}
         }
         let (mut first, mut byte) = (0, 0);
@@ -208,8 +232,11 @@ impl Format {
         }
     }
 
-    /// Unpacks `words: [words]` into coordinates `z: [rank]`.
+    /// Unpacks `words: [block][words]` into coordinates `z: [block][rank]`.
     pub fn decode(&self, words: &[u32], z: &mut [f32]) {
+        if let Scale::Blocks(blocks) = self.scale {
+            return blocks.decode(words, &self.runs(), z);
+        }
         for (run, z) in self.runs().iter().zip(z.chunks_exact_mut(RUN)) {
             let header = words[if let ScaleSource::Affine(word) = run.scale { word } else { 0 }];
             let [step, least] = [header, header >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
@@ -232,7 +259,7 @@ impl Format {
 }
 
 impl Run {
-    fn put(&self, words: &mut [u32], i: usize, code: u32) {
+    pub(super) fn put(&self, words: &mut [u32], i: usize, code: u32) {
         let bits = usize::from(self.bits);
         if bits == 3 {
             words[self.word] |= (code & 3) << (2 * i);
@@ -242,7 +269,7 @@ impl Run {
         }
     }
 
-    fn take(&self, words: &[u32], i: usize) -> u32 {
+    pub(super) fn take(&self, words: &[u32], i: usize) -> u32 {
         let bits = usize::from(self.bits);
         if bits == 3 {
             let high = words[self.high / 2] >> (RUN * (self.high % 2) + i) & 1;
@@ -264,7 +291,7 @@ fn scale_value(code: u32) -> f32 {
 }
 
 /// The number of steps from the least value that is nearest to `z`.
-fn step_code(z: f32, least: f32, step: f32, bits: u8) -> u32 {
+pub(super) fn step_code(z: f32, least: f32, step: f32, bits: u8) -> u32 {
     ((z - least) / step).round().clamp(0.0, ((1u32 << bits) - 1) as f32) as u32
 }
 
@@ -368,6 +395,7 @@ mod tests {
     #[test]
     fn what_cannot_be_packed_is_said() {
         let band = |bits, runs| Band { bits, runs };
+        let blocks = |tokens, heads| Scale::Blocks(Blocks { tokens, heads, steps: crate::rows::Steps::Channels });
         for (bands, scale, word) in [
             (vec![], Scale::Fixed, "no bands"),
             (vec![band(5, 1)], Scale::Fixed, "5 bits"),
@@ -378,6 +406,11 @@ mod tests {
             (vec![band(2, 17)], Scale::Groups { runs: 1, clip: 100 }, "at most 16"),
             (vec![band(2, 17)], Scale::Groups { runs: 0, clip: 100 }, "0 runs"),
             (vec![band(2, 17)], Scale::Groups { runs: 8, clip: 101 }, "101 percent"),
+            (vec![band(16, 2)], blocks(32, 1), "by block"),
+            (vec![band(2, 2)], blocks(48, 1), "blocks of 48"),
+            (vec![band(2, 2)], blocks(256, 1), "blocks of 256"),
+            (vec![band(2, 2)], blocks(32, 0), "0 heads"),
+            (vec![band(2, 3)], blocks(32, 2), "3 runs for 2"),
             (vec![band(4, 0)], Scale::Fixed, "empty"),
         ] {
             assert!(Format { bands, scale }.check().unwrap_err().contains(word));
