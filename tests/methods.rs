@@ -289,21 +289,57 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
         let dense = run(&mut load(&checkpoint).sequence(SequenceOptions::from(448), RowType::F16).unwrap());
         for plan in quantised() {
             let rows = factor(&checkpoint, &plan, Some(&statistics), &mut quietly).unwrap().rows;
-            for strict in [true, false] {
-                let exact = Some(Exact { sinks: 4, recent: 8 });
-                let options = SequenceOptions { capacity: 448, chunk: Some(100), strict, exact, ..SequenceOptions::default() };
-                let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
-                let expected = run(&mut model.sequence(options, RowType::F16).unwrap());
-                let lost = nmse(&expected, &dense);
-                for tier in Tier::ALL {
-                    let device = common::device(Device { tier: Some(tier), ..Device::default() });
-                    let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
-                    let error = nmse(&run(&mut model.sequence(options).unwrap()), &expected);
-                    let what = format!("{family}, {} {}, strict: {strict}, {tier:?}", plan.method.name(), plan.options());
-                    println!("{what}: {error} where coding loses {lost}");
-                    assert!(error < if plan.bits == 8 { 1e-3 } else { 1e-3 + 0.2 * lost }, "{what}: {error} where coding loses {lost}");
-                }
+            // As an evaluation reads, and as a conversation does.
+            let strict = plan.bits == 8;
+            let exact = Some(Exact { sinks: 4, recent: 8 });
+            let options = SequenceOptions { capacity: 448, chunk: Some(100), strict, exact, ..SequenceOptions::default() };
+            let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
+            let expected = run(&mut model.sequence(options, RowType::F16).unwrap());
+            let lost = nmse(&expected, &dense);
+            for tier in Tier::ALL {
+                let device = common::device(Device { tier: Some(tier), ..Device::default() });
+                let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
+                let error = nmse(&run(&mut model.sequence(options).unwrap()), &expected);
+                let what = format!("{family}, {} {}, {tier:?}", plan.method.name(), plan.options());
+                assert!(error < if strict { 1e-3 } else { 1e-3 + 0.2 * lost }, "{what}: {error} where coding loses {lost}");
             }
+        }
+    }
+}
+
+/// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
+#[test]
+fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
+    use lowkey::rows::{Reviver, Selection, Vague};
+    let (_, synthetic) = families().remove(0);
+    let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let outputs = tempfile::tempdir().unwrap();
+    let (tokens, other) = (Random(80).tokens(320, checkpoint.config().vocab_size), Random(81).tokens(90, checkpoint.config().vocab_size));
+    for method in [Method::Kivi, Method::KVarN] {
+        let output = outputs.path().join(method.name());
+        run(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, Float::F32, &output, &mut quietly).unwrap();
+        let engine = lowkey::Engine::open(&lowkey::LoadOptions { device: lowkey::Device::Cpu, ..Default::default() }).unwrap();
+        let model = engine.load(&output).unwrap();
+        let exact = Some(Exact { sinks: 4, recent: 8 });
+        let options = SequenceOptions { capacity: 448, strict: true, exact, ..SequenceOptions::default() };
+        for cut in [2, 70, 150, 300] {
+            let mut sequence = model.sequence(options).unwrap();
+            sequence.forward(&tokens, Logits::None).unwrap();
+            sequence.truncate(cut);
+            assert_eq!(sequence.position(), cut);
+            let after = sequence.forward(&other, Logits::All).unwrap();
+            let mut fresh = model.sequence(options).unwrap();
+            fresh.forward(&tokens[..cut], Logits::None).unwrap();
+            let error = nmse(&after, &fresh.forward(&other, Logits::All).unwrap());
+            assert!(error < 1e-2, "{}, cut at {cut}: {error}", method.name());
+        }
+        let reviver = Some(Reviver::new(Budget::Keep(0.5), Some(Vague::None)));
+        for (options, name) in
+            [(SequenceOptions { select: Some(Selection { tokens: 16 }), ..options }, "select"), (SequenceOptions { reviver, ..options }, "method")]
+        {
+            let error = model.sequence(options).err().unwrap();
+            assert!(matches!(&error, Error::Argument { name: found, .. } if found == name) && error.to_string().contains("blocks of"), "{error}");
         }
     }
 }
