@@ -1,6 +1,7 @@
 // Coordinates into packed rows, as src/rows/format.rs lays them out.
 //
-// Grid: x = tokens, at positions first, first + 1, … A workgroup finds the scales of one token's row, band by band; then a lane packs a run of sixteen coordinates.
+// Grid: x = tokens, at positions first, first + 1, … A workgroup finds the scales of one token's row, band by band, or group by group where these have scales of their own; then a lane packs a
+// run of sixteen coordinates.
 #include "lib/reduce.wgsl"
 #include "lib/rows.wgsl"
 
@@ -11,20 +12,22 @@ struct Step {
     bands: u32,
     runs: u32,
     header: u32, // words of the header
+    clip: u32,   // in percent: groups are cut to the magnitude that so many of their coordinates are below
 }
 var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read> coordinates: array<f32>;    // [tokens][runs][16]
-@group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;    // codebooks, [bands] of (first run, runs, bits, scale), [runs]
+@group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;    // codebooks, [bands] or groups of (first run, runs, bits, scale), [runs]
 @group(0) @binding(2) var<storage, read_write> rows: array<u32>;     // [capacity][words]
 
+var<workgroup> bound: f32;
 var<workgroup> scales: array<vec2<f32>, BANDS>; // what is taken off a band's coordinates, and what they are divided by
 
 const LARGEST = 65504.0; // of f16
 
 fn code(z: f32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
     let x = (z - scale.x) / scale.y;
-    if run.w == AFFINE {
+    if run.w >= AFFINE {
         return u32(clamp(round(x), 0.0, f32((1u << run.y) - 1u)));
     }
     if run.y == 8u {
@@ -38,6 +41,29 @@ fn code(z: f32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
         }
     }
     return nearest;
+}
+
+// The magnitude that the coordinates begin.. of a group are cut to: that with `clip` percent of them below, where equal ones count in their order.
+fn find_bound(begin: u32, end: u32, local: u32) -> f32 {
+    if step.clip >= 100u {
+        return LARGEST;
+    }
+    let wanted = step.clip * (end - begin) / 100u;
+    for (var i = begin + local; i < end; i += WORKGROUP) {
+        let own = abs(coordinates[i]);
+        var below = 0u;
+        for (var j = begin; j < end; j++) {
+            let other = abs(coordinates[j]);
+            below += u32(other < own || (other == own && j < i));
+        }
+        if below == wanted {
+            bound = own;
+        }
+    }
+    workgroupBarrier();
+    let result = bound;
+    workgroupBarrier();
+    return result;
 }
 
 // The band that a run belongs to.
@@ -69,20 +95,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let begin = (token * step.runs + band.x) * 16u;
         let end = begin + band.y * 16u;
         var scale = vec2<f32>(0.0, 1.0);
-        if band.w == AFFINE {
-            var low = -coordinates[begin];
-            var high = coordinates[begin];
+        if band.w >= AFFINE {
+            let cut = find_bound(begin, end, local);
+            var low = -clamp(coordinates[begin], -cut, cut);
+            var high = -low;
             for (var i = begin + local; i < end; i += WORKGROUP) {
-                low = max(low, -coordinates[i]);
-                high = max(high, coordinates[i]);
+                let z = clamp(coordinates[i], -cut, cut);
+                low = max(low, -z);
+                high = max(high, z);
             }
             low = -workgroup_max(low, local);
             high = workgroup_max(high, local);
             // As f16 holds them: what codes are read with.
             let least = unpack2x16float(pack2x16float(vec2<f32>(clamp(low, -LARGEST, LARGEST), 0.0))).x;
             let step_size = max((high - least) / f32((1u << band.z) - 1u), 6.103515625e-5);
-            header = pack2x16float(vec2<f32>(min(step_size, LARGEST), least));
-            scale = unpack2x16float(header).yx;
+            let word = pack2x16float(vec2<f32>(min(step_size, LARGEST), least));
+            scale = unpack2x16float(word).yx;
+            if local == 0u {
+                rows[row + band.w - AFFINE] = word;
+            }
         } else if band.w > 0u {
             var squares = 0.0;
             for (var i = begin + local; i < end; i += WORKGROUP) {
@@ -97,7 +128,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             scales[b] = scale;
         }
     }
-    if local == 0u && step.header != 0u {
+    if local == 0u && step.header != 0u && table[BOOKS].w < AFFINE {
         rows[row] = header;
     }
     workgroupBarrier();

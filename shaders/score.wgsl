@@ -13,6 +13,8 @@
 // CHOSEN    (CODED) coded keys are those of chosen chunks, else all from `start` on (lib/chosen.wgsl)
 // TAKEN     (CODED) coded keys are those after RoPE, and prepare.wgsl has taken the query to their coordinates: q · k = q̃ · ẑ + q · R_t μ, the mean before
 //           RoPE turned to the key's position t
+// BLOCKS    (TAKEN) they are coded in blocks (lib/rows.wgsl)
+// ALIGNED   (CODED) rows of either side are coded in blocks of ALIGN tokens: coded keys are whole blocks
 // WINDOW    keys `window` or more before the query are masked
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
@@ -103,7 +105,11 @@ var<workgroup> tile: array<Cell, TILE * PITCH>; // [TILE][PITCH]
 #if RING
 // The first key that the query at a position reads exactly again.
 fn reach(position: u32) -> u32 {
-    return clamp(max(position + 1u, step.recent) - step.recent, step.low, step.high);
+    var due = max(position + 1u, step.recent) - step.recent;
+#if ALIGNED
+    due = step.sinks + (max(due, step.sinks) - step.sinks) / ALIGN * ALIGN;
+#endif
+    return clamp(due, step.low, step.high);
 }
 #endif
 
@@ -150,12 +156,12 @@ fn unpack_stage(info: vec4<u32>, first: u32, kv: u32, begin: u32, local: u32) {
     let runs = min(STAGE, info.z - first);
     // All is read before the first is used.
     var run: array<vec4<u32>, UNPACKED>;
-    var words: array<vec3<u32>, UNPACKED>;
+    var words: array<Fetched, UNPACKED>;
     for (var i = 0u; i < UNPACKED; i++) {
         let v = (local + i * WORKGROUP) % (4u * STAGE);
         let t = min((local + i * WORKGROUP) / (4u * STAGE), TILE - 1u);
         run[i] = table[info.y + first + min(v / 4u, runs - 1u)];
-        words[i] = fetch(key_at(kv, begin + t) * step.words + info.x, run[i], v % 4u);
+        words[i] = fetch(key_at(kv, begin + t), info.x, run[i], v % 4u);
     }
     workgroupBarrier();
     for (var i = 0u; i < UNPACKED; i++) {

@@ -8,6 +8,7 @@
 // RING      few keys are exact; CODED or SIDE
 // SIDE      the sequence forgets: the last columns that are not coded are those of lib/side.wgsl
 // CODED     there are coded columns after the exact ones
+// BLOCKS    (CODED) in blocks of tokens (lib/rows.wgsl)
 // CHOSEN    (CODED) those of chosen chunks; a group is of one key/value head's queries
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
@@ -186,10 +187,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             if coded {
                 let first = tile - step.plain;
                 for (var k = share; k < count; k += sharing * IN_FLIGHT) {
-                    var words: array<vec3<u32>, IN_FLIGHT>;
+                    var words: array<Fetched, IN_FLIGHT>;
                     for (var j = 0u; j < IN_FLIGHT; j++) {
                         let key = row_key(group.first / GROUP, first + min(k + j * sharing, count - 1u));
-                        words[j] = fetch(key * step.words + group.at, run, vector % 4u);
+                        words[j] = fetch(key, group.at, run, vector % 4u);
                     }
                     for (var j = 0u; j < IN_FLIGHT; j++) {
                         let v = decode(words[j], run, vector % 4u);

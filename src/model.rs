@@ -7,7 +7,7 @@ use crate::compress::Xkv;
 use crate::gpu::Tier;
 use crate::prompted::{Prompted, Reader};
 use crate::reread::Reread;
-use crate::rows::Exact;
+use crate::rows::{Exact, RowSet};
 use crate::sequence::{Logits, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
@@ -259,7 +259,7 @@ impl Model {
             return Err(Error::Argument { name: "method".into(), message });
         }
         xkv.check(config)?;
-        options.check(true)?;
+        options.check(Some(&[]))?;
         Ok(Box::new(Reread::new(Prompted::new(self.weights.clone(), xkv, options, xkv.pays_from(config)?)?)))
     }
 }
@@ -274,11 +274,16 @@ impl Weights {
     }
 }
 
+/// Rows that are coded in blocks of tokens can be cut between them alone; elsewhere the text is read anew.
+fn cut_anywhere<S: Sequence + 'static>(sequence: S) -> Box<dyn Sequence> {
+    if RowSet::block(sequence.rows()) > 1 { Box::new(Reread::new(sequence)) } else { Box::new(sequence) }
+}
+
 impl Reader for Weights {
     fn plain(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
         match self {
-            Weights::Cpu(model) => Ok(Box::new(model.sequence(options, cpu::RowType::F16)?)),
-            Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
+            Weights::Cpu(model) => Ok(cut_anywhere(model.sequence(options, cpu::RowType::F16)?)),
+            Weights::Gpu(model) => Ok(cut_anywhere(model.sequence(options)?)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::cancel::Cancel;
 use crate::compress::Xkv;
-use crate::rows::{Exact, Reviver, RowSpec, Selection};
+use crate::rows::{Exact, Reviver, RowSet, RowSpec, Selection};
 use crate::{Error, Result};
 
 /// Which logits [`Sequence::forward`] returns.
@@ -49,17 +49,23 @@ impl SequenceOptions {
         online.iter().map(String::as_str).chain(self.xkv.is_none().then_some(layout)).chain(select.as_deref()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether they are possible ones, for a model whose rows are `coded` or not.
+    /// Whether they are possible ones, for a model that has coded `rows` or none.
     ///
     /// # Errors
     /// [`Error::Argument`] with what is possible.
-    pub fn check(&self, coded: bool) -> Result<()> {
+    pub fn check(&self, rows: Option<&[RowSpec]>) -> Result<()> {
         let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
+        let block = RowSet::block(rows.unwrap_or_default());
+        if block > 1 && (self.select.is_some() || self.reviver.is_some()) {
+            let message =
+                format!("this model's rows are coded in blocks of {block} tokens, and are read whole; leave it out, or take another --method");
+            return refuse(if self.select.is_some() { "select" } else { "method" }, message);
+        }
         match self.select {
             Some(Selection { tokens }) if tokens == 0 || tokens % Selection::CHUNK != 0 || tokens > Selection::MOST => {
                 refuse("select", format!("{tokens} tokens; choose a multiple of {}, up to {}", Selection::CHUNK, Selection::MOST))
             }
-            Some(_) if !coded => {
+            Some(_) if rows.is_none() => {
                 refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into())
             }
             Some(_) if self.reviver.is_some() => refuse(

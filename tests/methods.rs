@@ -229,3 +229,117 @@ fn key_biases_cost_nothing_where_means_turn() {
         }
     }
 }
+
+/// The methods whose size is that of their numbers, as they come and in eight bits.
+fn quantised() -> Vec<Plan> {
+    let plan = |method| Plan::new(method, Budget::Keep(1.0));
+    [Method::Oscar, Method::Kivi, Method::KVarN]
+        .into_iter()
+        .flat_map(|method| [plan(method), Plan { bits: 8, value_bits: None, ..plan(method) }])
+        .collect()
+}
+
+/// What a row takes is what the papers say: codes, and the f16 numbers that scale them.
+#[test]
+fn quantised_rows_take_the_bytes_of_their_codes_and_scales() {
+    // Two key/value heads of 64 numbers in each of two layers.
+    let synthetic = SyntheticModel { heads: 4, kv_heads: 2, head_dim: 64, hidden: 160, layers: 2, dtype: Dtype::F32, ..SyntheticModel::default() };
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let statistics = calibrate(&checkpoint);
+    let outputs = tempfile::tempdir().unwrap();
+    let numbers = 2 * 2 * 2 * 64;
+    let keep = Budget::Keep(1.0);
+    for (plan, bits_of_128, options) in [
+        // A least value and a step for 128 numbers.
+        (Plan::new(Method::Oscar, keep), 2 * 128 + 32, "2 bits"),
+        (Plan { bits: 4, ..Plan::new(Method::Oscar, keep) }, 4 * 128 + 32, "4 bits"),
+        // The same for 32 numbers.
+        (Plan::new(Method::Kivi, keep), 3 * 128, "2 bits"),
+        (Plan { bits: 4, ..Plan::new(Method::Kivi, keep) }, 5 * 128, "4 bits"),
+        // Codes; for two heads' keys a pair for each of 128 channels and a factor for each token, of 128; for their values two pairs and half a factor, of which one is left empty.
+        (Plan::new(Method::KVarN, keep), (6 * 128 + (32 + 32) + (64 + 32)) / 2, "4 bits, values 2"),
+    ] {
+        let name = format!("{}, {options}", plan.method.name());
+        let (report, factored) = compress(&checkpoint, &statistics, &plan, &outputs.path().join(&name)).unwrap();
+        assert_eq!(report.kv_bytes_per_token, numbers / 128 * bits_of_128 / 8, "{name}");
+        assert_eq!(report.options, options);
+        let sequence = load(&factored).sequence(256, RowType::F16).unwrap();
+        assert_eq!(sequence.memory().kv_bytes_per_token, report.kv_bytes_per_token, "{name}");
+    }
+}
+
+/// Token by token and in chunks, every family; the GPU in every tier. A number that rounding leaves between two codes may get either: at two bits that shows, but for less than
+/// coding does.
+#[test]
+fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
+    use lowkey::compress::factor;
+    use lowkey::gpu::{Options as Device, Tier};
+    for (family, synthetic) in families() {
+        let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let statistics = calibrate(&checkpoint);
+        let tokens = Random(79).tokens(420, checkpoint.config().vocab_size);
+        let (most, last) = tokens.split_at(400);
+        let run = |sequence: &mut dyn Sequence| {
+            let mut all = sequence.forward(most, Logits::All).unwrap();
+            last.iter().for_each(|token| all.extend(sequence.forward(&[*token], Logits::Last).unwrap()));
+            all
+        };
+        let dense = run(&mut load(&checkpoint).sequence(SequenceOptions::from(448), RowType::F16).unwrap());
+        for plan in quantised() {
+            let rows = factor(&checkpoint, &plan, Some(&statistics), &mut quietly).unwrap().rows;
+            // As an evaluation reads, and as a conversation does.
+            let strict = plan.bits == 8;
+            let exact = Some(Exact { sinks: 4, recent: 8 });
+            let options = SequenceOptions { capacity: 448, chunk: Some(100), strict, exact, ..SequenceOptions::default() };
+            let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
+            let expected = run(&mut model.sequence(options, RowType::F16).unwrap());
+            let lost = nmse(&expected, &dense);
+            for tier in Tier::ALL {
+                let device = common::device(Device { tier: Some(tier), ..Device::default() });
+                let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
+                let error = nmse(&run(&mut model.sequence(options).unwrap()), &expected);
+                let what = format!("{family}, {} {}, {tier:?}", plan.method.name(), plan.options());
+                assert!(error < if strict { 1e-3 } else { 1e-3 + 0.2 * lost }, "{what}: {error} where coding loses {lost}");
+            }
+        }
+    }
+}
+
+/// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
+#[test]
+fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
+    use lowkey::rows::{Reviver, Selection, Vague};
+    let (_, synthetic) = families().remove(0);
+    let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let outputs = tempfile::tempdir().unwrap();
+    let (tokens, other) = (Random(80).tokens(320, checkpoint.config().vocab_size), Random(81).tokens(90, checkpoint.config().vocab_size));
+    for method in [Method::Kivi, Method::KVarN] {
+        let output = outputs.path().join(method.name());
+        run(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, Float::F32, &output, &mut quietly).unwrap();
+        let engine = lowkey::Engine::open(&lowkey::LoadOptions { device: lowkey::Device::Cpu, ..Default::default() }).unwrap();
+        let model = engine.load(&output).unwrap();
+        let exact = Some(Exact { sinks: 4, recent: 8 });
+        let options = SequenceOptions { capacity: 448, strict: true, exact, ..SequenceOptions::default() };
+        for cut in [2, 70, 150, 300] {
+            let mut sequence = model.sequence(options).unwrap();
+            sequence.forward(&tokens, Logits::None).unwrap();
+            sequence.truncate(cut);
+            assert_eq!(sequence.position(), cut);
+            let after = sequence.forward(&other, Logits::All).unwrap();
+            let mut fresh = model.sequence(options).unwrap();
+            fresh.forward(&tokens[..cut], Logits::None).unwrap();
+            let error = nmse(&after, &fresh.forward(&other, Logits::All).unwrap());
+            assert!(error < 1e-2, "{}, cut at {cut}: {error}", method.name());
+        }
+        let reviver = Some(Reviver::new(Budget::Keep(0.5), Some(Vague::None)));
+        for (options, name) in
+            [(SequenceOptions { select: Some(Selection { tokens: 16 }), ..options }, "select"), (SequenceOptions { reviver, ..options }, "method")]
+        {
+            let error = model.sequence(options).err().unwrap();
+            assert!(matches!(&error, Error::Argument { name: found, .. } if found == name) && error.to_string().contains("blocks of"), "{error}");
+        }
+    }
+}

@@ -2,8 +2,12 @@
 //
 // Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, then the first level and the step of 8 bits. A run is
 // (its word within the row, its bits, where its highest bits stand, what scales it).
+//
+// BLOCKS    tokens are coded in blocks of TOKENS, as src/rows/blocks.rs has it, from `step.sinks` on; wants `step.words`, words of a token in rows. A run is (its word within the row, its bits,
+//           its first coordinate, its head). A header has OWN numbers of the token and STRIPE of the block. Steps are by channel;
+//           TOKEN_FACTORS: and each token and head has a factor; CHANNEL_FACTORS: steps are by token and head, and each channel has a factor
 
-const AFFINE = 5u; // a run's scale: none, one of the header's four bytes, or its two halves
+const AFFINE = 5u; // a run's scale: none, one of the header's first four bytes, or from here on the two halves of one of its words
 
 var<workgroup> book: array<f32, BOOKS * 4u>;
 
@@ -27,24 +31,72 @@ fn scale_value(code: u32) -> f32 {
     return exp2((f32(code) - 128.0) / 8.0);
 }
 
-// `row`: the word at which the row begins. Quarter: which four of the run's sixteen.
-fn unpack(row: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
-    return decode(fetch(row, run, quarter), run, quarter);
-}
-
 // Bits of a coordinate in the words of its run; the third of three stands elsewhere.
 fn narrow_bits(bits: u32) -> u32 {
     return select(bits, 2u, bits == 3u);
 }
 
-// The words that four coordinates are in, and the row's header. All are read whether they are needed or not: a lane can have several such reads under way.
-fn fetch(row: u32, run: vec4<u32>, quarter: u32) -> vec3<u32> {
-    let first = run.x + quarter * narrow_bits(run.y) / 8u;
-    let second = select(select(first, run.z / 2u, run.y == 3u), first + 1u, run.y == 16u);
-    return vec3<u32>(rows[row + first], rows[row + second], rows[row]);
+#if BLOCKS
+// The coordinates themselves.
+alias Fetched = vec4<f32>;
+
+// A number of the header of the row that begins at a word.
+fn number(row: u32, i: u32) -> f32 {
+    return unpack2x16float(rows[row + i / 2u])[i % 2u];
 }
 
-fn decode(words: vec3<u32>, run: vec4<u32>, quarter: u32) -> vec4<f32> {
+// A number that the tokens of a key's block share.
+fn shared_number(key: u32, at: u32, i: u32) -> f32 {
+    let first = key - (key - step.sinks) % TOKENS;
+    return number((first + i / STRIPE) * step.words + at, OWN + i % STRIPE);
+}
+
+// `at`: the word of a token at which the row begins. Quarter: which four of the run's sixteen.
+fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
+    let row = key * step.words + at;
+    let width = run.y;
+    let word = rows[row + run.x + quarter * width / 8u] >> (quarter * width * 4u % 32u);
+    let code = vec4<f32>((vec4<u32>(word) >> (vec4<u32>(0u, 1u, 2u, 3u) * width)) & vec4<u32>((1u << width) - 1u));
+    let first = run.z + 4u * quarter;
+#if CHANNEL_FACTORS
+    let z = number(row, 2u * run.w + 1u) + number(row, 2u * run.w) * code;
+    var factor: vec4<f32>;
+    for (var i = 0u; i < 4u; i++) {
+        factor[i] = shared_number(key, at, first + i);
+    }
+    return factor * z;
+#else
+    var scale: vec4<f32>;
+    var least: vec4<f32>;
+    for (var i = 0u; i < 4u; i++) {
+        scale[i] = shared_number(key, at, 2u * (first + i));
+        least[i] = shared_number(key, at, 2u * (first + i) + 1u);
+    }
+    let z = least + scale * code;
+#if TOKEN_FACTORS
+    return number(row, run.w) * z;
+#else
+    return z;
+#endif
+#endif
+}
+
+fn decode(fetched: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
+    return fetched;
+}
+#else
+alias Fetched = vec3<u32>;
+
+// The words that four coordinates are in, and the header's that scales them. `at`: the word of a token at which the row begins. Quarter: which four of the run's sixteen. All are read whether they
+// are needed or not: a lane can have several such reads under way.
+fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
+    let row = key * step.words + at;
+    let first = run.x + quarter * narrow_bits(run.y) / 8u;
+    let second = select(select(first, run.z / 2u, run.y == 3u), first + 1u, run.y == 16u);
+    return vec3<u32>(rows[row + first], rows[row + second], rows[row + max(run.w, AFFINE) - AFFINE]);
+}
+
+fn decode(words: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     let bits = run.y;
     if bits == 16u {
         return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
@@ -57,7 +109,7 @@ fn decode(words: vec3<u32>, run: vec4<u32>, quarter: u32) -> vec4<f32> {
         let high = words.y >> (16u * (run.z % 2u) + 4u * quarter);
         code |= ((vec4<u32>(high) >> each) & vec4<u32>(1u)) << vec4<u32>(2u);
     }
-    if run.w == AFFINE {
+    if run.w >= AFFINE {
         let header = unpack2x16float(words.z);
         return header.y + header.x * vec4<f32>(code);
     }
@@ -73,3 +125,4 @@ fn decode(words: vec3<u32>, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     }
     return value;
 }
+#endif

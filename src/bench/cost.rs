@@ -153,7 +153,8 @@ fn rows_of(config: &Config, specs: &[RowSpec], layer: usize) -> Rows {
         .flat_map(|side| RowSet::sources(specs, layer, side, config.head_dim).into_iter().map(move |source| (side, source)))
     {
         let spec = &specs[source.row];
-        let (rank, kv_heads) = (spec.format.rank() as u64, source.kv_heads as u64);
+        let kv_heads = source.kv_heads as u64;
+        let rank = spec.format.rank() as u64 / if spec.format.by_head() { kv_heads } else { 1 };
         let up = kv_heads * head * rank;
         rows.weights += up;
         if side == Side::Keys && spec.holds != Holds::TurnedKeys {

@@ -8,7 +8,7 @@ pub use side::SideCache;
 
 use crate::checkpoint::Config;
 use crate::gpu::{Device, pad};
-use crate::rows::{Exact, Selection, Stores};
+use crate::rows::{Schedule, Selection, Stores};
 use crate::sequence::KvMemory;
 use crate::{Error, Result};
 
@@ -26,8 +26,8 @@ impl Slots {
     pub const ALL: Slots = Slots { sinks: u32::MAX, ring: 1 };
 
     /// What stays exact beside coded rows of `capacity` tokens, where up to `chunk` go through the model together.
-    pub fn new(exact: &Exact, chunk: usize, capacity: usize) -> Slots {
-        Slots { sinks: exact.sinks.min(capacity) as u32, ring: exact.window(chunk).min(capacity) as u32 }
+    pub fn new(schedule: &Schedule, chunk: usize, capacity: usize) -> Slots {
+        Slots { sinks: schedule.exact.sinks.min(capacity) as u32, ring: schedule.window(chunk).min(capacity) as u32 }
     }
 
     /// Slots in all.

@@ -87,7 +87,7 @@ impl CacheArgs {
         let reviver = of(Online::Kvreviver).then_some(Reviver::new(budget, vague));
         let options = SequenceOptions { select: self.select.map(|tokens| Selection { tokens }), xkv, reviver, ..options };
         // What is wrong whatever the model, before one is loaded.
-        options.check(true)?;
+        options.check(Some(&[]))?;
         Ok(options)
     }
 }

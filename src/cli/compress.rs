@@ -61,13 +61,14 @@ pub struct Args {
     /// Published methods: how ranks are dealt out [default: by the paper's rule].
     #[arg(long, value_parser = Ranks::ALL.map(|(name, _)| name))]
     ranks: Option<String>,
-    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4].
+    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4]; oscar, kivi: 8, 4 or 2 [default: 2]; kvarn: the same, of keys and values
+    /// [default: keys 4, values 2].
     #[arg(long, value_name = "N")]
     bits: Option<u8>,
-    /// Tokens at the start of a text that stay exact.
+    /// Tokens at the start of a text that stay exact (OSCAR's paper: 64).
     #[arg(long, value_name = "N", default_value_t = Exact::default().sinks)]
     sinks: usize,
-    /// Newest tokens that stay exact, at least.
+    /// Newest tokens that stay exact, at least (OSCAR's paper: 256).
     #[arg(long, value_name = "N", default_value_t = Exact::default().recent)]
     recent: usize,
     /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files, or `self` for text that
@@ -183,7 +184,7 @@ impl Args {
 
         let start = Instant::now();
         let (statistics, stages) = match &self.statistics {
-            _ if plan.method == Method::Dense => (None, None),
+            _ if !plan.method.calibrates() => (None, None),
             Some(file) if known => (Some(self.reuse(file, checkpoint.config(), console)?), None),
             file => {
                 let (statistics, seconds) = self.gather(&checkpoint, &plan, console)?;
@@ -239,6 +240,7 @@ impl Args {
             },
             ranks: self.ranks.as_deref().map(Ranks::named).transpose()?,
             bits: self.bits.unwrap_or(if method == Method::Dense { 4 } else { defaults.bits }),
+            value_bits: defaults.value_bits.filter(|_| self.bits.is_none()),
             exact: Exact { sinks: self.sinks, recent: self.recent },
             context: self.context.unwrap_or(defaults.context.min(config.max_position_embeddings)),
             ..defaults
@@ -247,32 +249,32 @@ impl Args {
 
     /// Refuses, by its name, an option that is given and would change nothing.
     fn check_heeded(&self, plan: &Plan) -> Result<()> {
-        let (dense, own) = (plan.method == Method::Dense, plan.method == Method::LowKey);
+        let (fixed, own, calibrates) = (plan.method.fixed(), plan.method == Method::LowKey, plan.method.calibrates());
         let small = own && plan.layout == compress::Layout::Small;
         let groups = matches!(plan.method, Method::Palu | Method::ReCalKv);
         let weighs = plan.weighs() || self.sensitivity == Some(Sensitivity::None);
         // Statistics that are kept serve other methods as well: there may be more in them than this one asks for.
         let kept = self.statistics.is_some();
-        const BUDGET: &str = "dense has no budget to spend: its size is that of its numbers; choose --bits 8 or 4";
+        const BUDGET: &str = "this method has no budget to spend: its size is that of its numbers; choose --bits";
         const SPAN: &str = "only `--method lowkey --layout small` has rows over several layers, and no --statistics are kept for that";
-        const CALIBRATION: &str = "dense needs no calibration";
+        const CALIBRATION: &str = "this method needs no calibration";
         let options = [
             // The name, whether it is given, whether it is heeded, and why not.
-            ("times", self.times.is_some(), !dense, BUDGET),
-            ("keep", self.keep.is_some(), !dense, BUDGET),
-            ("kv-bytes", self.kv_bytes.is_some(), !dense, BUDGET),
+            ("times", self.times.is_some(), !fixed, BUDGET),
+            ("keep", self.keep.is_some(), !fixed, BUDGET),
+            ("kv-bytes", self.kv_bytes.is_some(), !fixed, BUDGET),
             ("layout", self.layout.is_some(), own, "only `--method lowkey` has a choice of rows"),
             ("context", self.context.is_some(), own && !small, "only `--method lowkey --layout fast` codes keys by their position"),
-            ("span", self.span.is_some(), small || kept && !dense, SPAN),
+            ("span", self.span.is_some(), small || kept && calibrates, SPAN),
             ("group-heads", self.group_heads.is_some(), groups, "only palu and recalkv put heads into groups"),
             ("grouping", self.grouping.is_some(), plan.method == Method::ReCalKv, "only `--method recalkv` reorders heads"),
-            ("ranks", self.ranks.is_some(), !dense && !own, "only published methods have ranks to deal out"),
+            ("ranks", self.ranks.is_some(), !fixed && !own, "only published low-rank methods have ranks to deal out"),
             ("bits", self.bits.is_some(), !own, "lowkey deals out bits itself, as its budget allows"),
-            ("calibration", !self.calibration.is_empty(), !dense, CALIBRATION),
-            ("calibration-tokens", self.calibration_tokens.is_some(), !dense, CALIBRATION),
-            ("calibration-window", self.calibration_window.is_some(), !dense, CALIBRATION),
-            ("statistics", kept, !dense, CALIBRATION),
-            ("sensitivity", self.sensitivity.is_some(), !dense && (weighs || kept), "by this method and these ranks nothing is weighed"),
+            ("calibration", !self.calibration.is_empty(), calibrates, CALIBRATION),
+            ("calibration-tokens", self.calibration_tokens.is_some(), calibrates, CALIBRATION),
+            ("calibration-window", self.calibration_window.is_some(), calibrates, CALIBRATION),
+            ("statistics", kept, calibrates, CALIBRATION),
+            ("sensitivity", self.sensitivity.is_some(), calibrates && (weighs || kept), "by this method and these ranks nothing is weighed"),
         ];
         match options.into_iter().find(|(_, given, heeded, _)| *given && !heeded) {
             Some((name, .., why)) => {

@@ -44,6 +44,12 @@ pub(super) fn coder(basis: &Basis, format: &Format) -> Coder {
     Coder { format: format.clone(), mean: basis.mean.map(|x| x as f32), down: Some(down.map(|x| x as f32)), up: up.map(|x| x as f32) }
 }
 
+/// The coder of several heads that have one orthonormal `basis: [d, r]`, each in coordinates of its own, about zero.
+pub(super) fn by_head(basis: &DMatrix<f64>, heads: usize, format: Format) -> Coder {
+    let down = DMatrix::identity(heads, heads).kronecker(basis).map(|x: f64| x as f32);
+    Coder { format, mean: DVector::zeros(down.nrows()), up: down.transpose(), down: Some(down) }
+}
+
 /// Every program makes the same rotations.
 const ROTATION_SEED: u64 = 1;
 
@@ -82,6 +88,16 @@ mod tests {
             let planned: f64 = basis.loss.iter().zip(bits).map(|(loss, bits)| loss * distortion(bits)).sum();
             assert!(cost < 1.03 * planned && cost > 0.8 * planned, "{scale:?}: {cost}, planned {planned}");
         }
+    }
+
+    #[test]
+    fn heads_stay_apart() {
+        let basis = rotation(16, 4).rows(0, 14).into_owned();
+        let coder = by_head(&basis, 2, Format { bands: vec![Band { bits: 2, runs: 2 }], scale: Scale::Groups { runs: 2, clip: 100 } });
+        let down = coder.down.unwrap();
+        assert!(down.view((0, 16), (14, 16)).iter().chain(down.view((14, 0), (14, 16)).iter()).all(|x| *x == 0.0));
+        assert_eq!(down.view((0, 0), (14, 16)), down.view((14, 16), (14, 16)));
+        assert_eq!(coder.up, down.transpose());
     }
 
     /// At 16 bits and full rank, a vector comes back as it was, but for f16's rounding; also where the width is no multiple of a run.

@@ -10,9 +10,12 @@ mod coder;
 mod dense;
 pub mod eigen;
 mod factored;
+pub mod kivi;
 pub mod kqsvd;
 pub mod ksvd;
+pub mod kvarn;
 pub mod lowkey;
+pub mod oscar;
 pub mod palu;
 mod plan;
 mod ranks;
@@ -89,10 +92,16 @@ pub struct Made {
 pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>, on_progress: OnProgress<'_>) -> Result<Made> {
     let config = checkpoint.config();
     plan.check(config)?;
-    if plan.method == Method::Dense {
-        let mut rows = rotated(config, plan.bits, plan.exact);
-        dense::about_biases(&mut rows, checkpoint)?;
-        return Ok(Made { rows, tensors: MadeTensors::new() });
+    let as_it_is = |rows| Ok(Made { rows, tensors: MadeTensors::new() });
+    match plan.method {
+        Method::Dense => {
+            let mut rows = rotated(config, plan.bits, plan.exact);
+            dense::about_biases(&mut rows, checkpoint)?;
+            return as_it_is(rows);
+        }
+        Method::Kivi => return as_it_is(kivi::rows(config, plan.bits, plan.exact)),
+        Method::KVarN => return as_it_is(kvarn::rows(config, [plan.bits, plan.value_bits.unwrap_or(plan.bits)], plan.exact)),
+        _ => {}
     }
     let Some(statistics) = statistics else {
         let message = format!("{} needs statistics of the model; calibrate first", plan.method.name());
@@ -100,6 +109,9 @@ pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statisti
     };
     let positions = Positions::up_to(plan.context, config.rope_frequencies());
     let context = Context { checkpoint, statistics, plan, positions, heads: config.num_key_value_heads, head_dim: config.head_dim };
+    if plan.method == Method::Oscar {
+        return as_it_is(oscar::rows(&context)?);
+    }
     let budget = plan.budget.bytes(config.dense_kv_bytes_per_token())?;
 
     let spans: Vec<Range<usize>> =
@@ -143,7 +155,7 @@ fn units_of(context: &Context, layers: Range<usize>) -> Result<(Vec<Unit>, MadeT
         (Method::KSvd, _) => Ok((ksvd::units(context, layers.start)?, MadeTensors::new())),
         (Method::Eigen, _) => Ok((eigen::units(context, layers.start)?, MadeTensors::new())),
         (Method::ReCalKv, _) => recalkv::units(context, layers.start),
-        (Method::Dense, _) => Ok((Vec::new(), MadeTensors::new())),
+        (Method::Dense | Method::Oscar | Method::Kivi | Method::KVarN, _) => Ok((Vec::new(), MadeTensors::new())),
     }
 }
 

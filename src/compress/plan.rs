@@ -23,11 +23,17 @@ pub enum Method {
     Eigen,
     /// The keys and values themselves, rotated and quantised with equal steps: what llama.cpp's users know as q8_0 and q4_0.
     Dense,
+    /// OSCAR (arXiv 2605.17757): turned keys and values in rotations made from the queries, in few equal steps.
+    Oscar,
+    /// KIVI (arXiv 2402.02750): turned keys by channel in groups of tokens, values by token.
+    Kivi,
+    /// KVarN (arXiv 2606.03458): turned keys and values in rotated blocks of tokens, balanced before they are rounded.
+    KVarN,
 }
 
 impl Method {
     /// All of them, by the name that `--method` takes.
-    pub const ALL: [(&'static str, Method); 7] = [
+    pub const ALL: [(&'static str, Method); 10] = [
         ("lowkey", Method::LowKey),
         ("palu", Method::Palu),
         ("recalkv", Method::ReCalKv),
@@ -35,6 +41,9 @@ impl Method {
         ("ksvd", Method::KSvd),
         ("eigen", Method::Eigen),
         ("dense", Method::Dense),
+        ("oscar", Method::Oscar),
+        ("kivi", Method::Kivi),
+        ("kvarn", Method::KVarN),
     ];
 
     /// The method called `name`.
@@ -53,8 +62,23 @@ impl Method {
         match self {
             Method::Palu | Method::ReCalKv => Ranks::Fisher,
             Method::KqSvd | Method::KSvd | Method::Eigen => Ranks::Energy,
-            Method::LowKey | Method::Dense => Ranks::Spectrum,
+            Method::LowKey | Method::Dense | Method::Oscar | Method::Kivi | Method::KVarN => Ranks::Spectrum,
         }
+    }
+
+    /// Whether its size is that of its numbers: there is no budget to spend, and no rank to choose.
+    pub fn fixed(self) -> bool {
+        matches!(self, Method::Dense | Method::Oscar | Method::Kivi | Method::KVarN)
+    }
+
+    /// Whether it needs statistics of the model.
+    pub fn calibrates(self) -> bool {
+        !matches!(self, Method::Dense | Method::Kivi | Method::KVarN)
+    }
+
+    /// Bits of a number that can be asked for.
+    pub fn widths(self) -> [u8; 3] {
+        if matches!(self, Method::Oscar | Method::Kivi | Method::KVarN) { [2, 4, 8] } else { [4, 8, 16] }
     }
 
     /// Its name.
@@ -136,8 +160,10 @@ pub struct Plan {
     pub grouping: Grouping,
     /// Published methods: how ranks are dealt out; `None` for the paper's own rule.
     pub ranks: Option<Ranks>,
-    /// Published methods and `dense`: bits of a coordinate, 4, 8 or 16.
+    /// Published methods and `dense`: bits of a coordinate, one of [`Method::widths`].
     pub bits: u8,
+    /// `kvarn`: bits of a value's coordinate, where they are other than a key's.
+    pub value_bits: Option<u8>,
     /// What stays exact beside the rows.
     pub exact: Exact,
     /// `lowkey`, fast: the longest context whose positions keys after RoPE are coded for.
@@ -157,7 +183,12 @@ impl Plan {
             group_heads: 4,
             grouping: Grouping::default(),
             ranks: None,
-            bits: 16,
+            bits: match method {
+                Method::Oscar | Method::Kivi => 2,
+                Method::KVarN => 4,
+                _ => 16,
+            },
+            value_bits: (method == Method::KVarN).then_some(2),
             exact: Exact::default(),
             context: 8192,
         }
@@ -188,11 +219,15 @@ impl Plan {
         if self.grouping == Grouping::Loss && self.method != Method::ReCalKv {
             return refuse("grouping", "only `--method recalkv` reorders heads".into());
         }
-        if self.ranks.is_some() && matches!(self.method, Method::LowKey | Method::Dense) {
+        if self.ranks.is_some() && (self.method == Method::LowKey || self.method.fixed()) {
             return refuse("ranks", format!("`--method {}` has no ranks to deal out", self.method.name()));
         }
-        if ![4, 8, 16].contains(&self.bits) {
-            return refuse("bits", format!("rows of {} bits; choose 4, 8 or 16", self.bits));
+        let [a, b, c] = self.method.widths();
+        if let Some(bits) = [self.bits].into_iter().chain(self.value_bits).find(|bits| ![a, b, c].contains(bits)) {
+            return refuse("bits", format!("rows of {bits} bits; choose {a}, {b} or {c}"));
+        }
+        if self.value_bits.is_some() && self.method != Method::KVarN {
+            return refuse("bits", "only `--method kvarn` has values of other bits than keys".into());
         }
         Ok(())
     }
@@ -204,7 +239,7 @@ impl Plan {
 
     /// Whether the method asks what disturbances do to the output.
     pub fn weighs(&self) -> bool {
-        self.method != Method::Dense && matches!(self.rule(), Ranks::Fisher | Ranks::Spectrum)
+        !self.method.fixed() && matches!(self.rule(), Ranks::Fisher | Ranks::Spectrum)
     }
 
     /// The options in words, as far as they say something about the rows.
@@ -228,13 +263,16 @@ impl Plan {
                     words.push("grouped by loss".to_string());
                 }
             }
-            Method::KqSvd | Method::KSvd | Method::Eigen => {}
+            Method::KqSvd | Method::KSvd | Method::Eigen | Method::Oscar | Method::Kivi | Method::KVarN => {}
         }
         if let Some(ranks) = self.ranks {
             words.push(format!("ranks by {}", ranks.name()));
         }
         if self.bits < 16 && self.method != Method::Dense {
-            words.push(format!("{} bits", self.bits));
+            words.push(match self.value_bits {
+                Some(values) => format!("{} bits, values {values}", self.bits),
+                None => format!("{} bits", self.bits),
+            });
         }
         words.join(", ")
     }

@@ -10,7 +10,7 @@ use super::rope::Rope;
 use super::rows::Rows;
 use super::side::{self, Leaving};
 use crate::linalg::tr_product;
-use crate::rows::{Coder, Energy, Exact, Holds, Reach, RowSet, RowSpec, Selection, Side, Stores};
+use crate::rows::{Coder, Energy, Holds, Reach, RowSet, RowSpec, Schedule, Selection, Side, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ struct LayerRows {
 
 struct Coded {
     set: Arc<RowSet>,
-    exact: Exact,
+    schedule: Schedule,
     strict: bool,
     head_dim: usize,
     /// By row: `[capacity][words]`.
@@ -51,7 +51,7 @@ struct Coded {
 /// How a cache of coded rows is to be.
 pub(super) struct CodedOptions {
     pub(super) set: Arc<RowSet>,
-    pub(super) exact: Exact,
+    pub(super) schedule: Schedule,
     pub(super) strict: bool,
     pub(super) select: Option<Selection>,
     pub(super) stores: Option<Stores>,
@@ -94,23 +94,24 @@ struct Run {
 impl Cache {
     /// Room for `capacity` tokens in `layers` layers of `width` numbers a side, in chunks of at most `chunk`.
     pub(super) fn new(layers: usize, width: usize, capacity: usize, chunk: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
-        let coded = coded.map(|CodedOptions { set, exact, strict, select, stores, head_dim }| Coded {
+        let coded = coded.map(|CodedOptions { set, schedule, strict, select, stores, head_dim }| Coded {
             words: set.specs.iter().map(|spec| vec![0; capacity * spec.format.words()]).collect(),
             // Rows over several layers, and chunks that share a landmark, are coded together, and what is forgotten is so between calls.
             strict: strict && !set.spans() && select.is_none() && stores.is_none(),
             set,
-            exact,
+            schedule,
             head_dim,
-            done: 0,
+            done: schedule.start(),
             exact_from: 0,
             energy: Energy::default(),
             landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity)),
             side: stores.map(|stores| {
-                let slots = exact.sinks.min(capacity) + exact.window(chunk).min(capacity);
+                let slots = schedule.exact.sinks.min(capacity) + schedule.window(chunk).min(capacity);
                 side::Side::new(stores, layers, width, slots, row_type)
             }),
         });
-        let (sinks, ring) = coded.as_ref().map_or((0, capacity), |coded| (coded.exact.sinks.min(capacity), coded.exact.window(chunk).min(capacity)));
+        let slots = |schedule: Schedule| (schedule.exact.sinks.min(capacity), schedule.window(chunk).min(capacity));
+        let (sinks, ring) = coded.as_ref().map_or((0, capacity), |coded| slots(coded.schedule));
         let rows = || Rows::new(width, sinks + ring, row_type);
         Cache { layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), sinks, ring, coded }
     }
@@ -119,12 +120,12 @@ impl Cache {
     pub(super) fn begin(&self, position: usize, tokens: usize) -> Turn {
         let end = position + tokens;
         let Some(coded) = &self.coded else {
-            return Turn { position, end, reach: Reach { sinks: 0, low: 0, high: 0, recent: 0 }, code: 0..0, at_once: false };
+            return Turn { position, end, reach: Reach { sinks: 0, low: 0, high: 0, recent: 0, block: 1 }, code: 0..0, at_once: false };
         };
         // What has been forgotten once is not read exactly again, though its row may still be there.
         let exact_from = if coded.side.is_some() { coded.done } else { coded.exact_from };
-        let reach = coded.exact.reach(position, tokens, coded.strict, exact_from);
-        let to = if coded.strict { reach.of(end - 1) } else { coded.exact.coded(end) };
+        let reach = coded.schedule.reach(position, tokens, coded.strict, exact_from);
+        let to = if coded.strict { reach.of(end - 1) } else { coded.schedule.coded(end) };
         Turn { position, end, reach, code: coded.done..to.max(coded.done), at_once: coded.strict }
     }
 
@@ -169,7 +170,7 @@ impl Cache {
             })
             .collect();
         let keys = coded.landmarks.is_some().then(|| {
-            let first = turn.code.start.max(coded.exact.sinks).min(turn.code.end);
+            let first = turn.code.start.max(coded.schedule.exact.sinks).min(turn.code.end);
             (first, self.exact(layer, Side::Keys, first..turn.code.end))
         });
         let leaving = self.leaving(layer, turn);
@@ -229,7 +230,7 @@ impl Cache {
     /// The tokens that leave the exact window of a sequence that forgets.
     fn leaving(&self, layer: usize, turn: &Turn) -> Vec<Leaving> {
         let Some(coded) = self.coded.as_ref().filter(|coded| coded.side.is_some()) else { return Vec::new() };
-        let tokens = turn.code.start.max(coded.exact.sinks)..turn.code.end.max(coded.exact.sinks);
+        let tokens = turn.code.start.max(coded.schedule.exact.sinks)..turn.code.end.max(coded.schedule.exact.sinks);
         let [keys, values] = [Side::Keys, Side::Values].map(|side| self.exact(layer, side, tokens.clone()));
         let token = |(index, position)| Leaving {
             position,
@@ -247,7 +248,9 @@ impl Cache {
 
     /// The least position, besides 0, that [`truncate`](Self::truncate) can go back to.
     pub(super) fn kept_from(&self) -> usize {
-        self.coded.as_ref().filter(|coded| coded.side.is_some()).map_or(0, |coded| coded.done)
+        // Of a block that is coded some tokens alone cannot be coded anew.
+        let bound = |coded: &&Coded| coded.side.is_some() || coded.schedule.block > 1 && coded.done > coded.schedule.start();
+        self.coded.as_ref().filter(bound).map_or(0, |coded| coded.done)
     }
 
     /// When all layers have run.
@@ -309,7 +312,7 @@ impl Cache {
     /// Forgets tokens from `position` on; everything where that is below [`kept_from`](Self::kept_from).
     pub(super) fn truncate(&mut self, position: usize) {
         if let Some(coded) = &mut self.coded {
-            coded.done = coded.done.min(position);
+            coded.done = coded.done.min(coded.schedule.whole(position));
             coded.exact_from = coded.exact_from.min(position);
             if let (0, Some(side)) = (position, &mut coded.side) {
                 side.clear();
@@ -404,6 +407,32 @@ impl Coded {
         runs
     }
 
+    /// The coordinates of the tokens of `runs`, `[r, tokens]`.
+    fn coordinates(&self, row: usize, runs: &[Run]) -> DMatrix<f32> {
+        let (coder, words) = (&self.set.coders[row], self.set.coders[row].format.words());
+        let packed = |tokens: Range<usize>| &self.words[row][tokens.start * words..tokens.end * words];
+        if coder.format.block() == 1 {
+            return coder.coordinates(&runs.iter().flat_map(|run| packed(run.tokens.clone())).copied().collect::<Vec<u32>>());
+        }
+        let parts: Vec<DMatrix<f32>> = runs
+            .iter()
+            .map(|run| {
+                // Whole blocks, of which a run may begin or end within one.
+                let block = coder.format.block();
+                let first = self.schedule.whole(run.tokens.start);
+                let end = self.schedule.whole(run.tokens.end + block - 1);
+                coder.coordinates(packed(first..end)).columns(run.tokens.start - first, run.tokens.len()).into_owned()
+            })
+            .collect();
+        let mut all = DMatrix::zeros(coder.format.rank(), parts.iter().map(DMatrix::ncols).sum());
+        let mut next = 0;
+        for part in parts {
+            all.columns_mut(next, part.ncols()).copy_from(&part);
+            next += part.ncols();
+        }
+        all
+    }
+
     /// Fills the columns of `runs`, which begin at `first`, of `keys` and `values` with what their rows stand for.
     fn rebuild(&self, layer: usize, runs: &[Run], first: usize, keys: &mut DMatrix<f32>, values: &mut DMatrix<f32>, rope: &Rope) {
         let count = keys.ncols() - first;
@@ -412,9 +441,7 @@ impl Coded {
             if offsets == [None, None] {
                 continue;
             }
-            let words = coder.format.words();
-            let packed: Vec<u32> = runs.iter().flat_map(|run| &self.words[row][run.tokens.start * words..run.tokens.end * words]).copied().collect();
-            let z = coder.coordinates(&packed);
+            let z = self.coordinates(row, runs);
             let (head, height) = (spec.first_head * self.head_dim, spec.kv_heads * self.head_dim);
             for (side, (offset, all)) in offsets.into_iter().zip([&mut *keys, &mut *values]).enumerate() {
                 let Some(offset) = offset else { continue };

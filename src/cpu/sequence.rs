@@ -29,7 +29,7 @@ impl CpuSequence {
 
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
     pub(super) fn with_rows(model: Arc<Model>, rows: Option<Arc<RowSet>>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
-        options.check(rows.is_some())?;
+        options.check(rows.as_ref().map(|rows| &rows.specs[..]))?;
         let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
         let SequenceOptions { capacity, exact, strict, chunk, select, xkv, reviver } = options;
         let spans = rows.as_ref().is_some_and(|rows| rows.spans());
@@ -65,7 +65,7 @@ impl CpuSequence {
         // A dense sequence that forgets is one of coded rows, of which it has none.
         let none = || Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact });
         let rows = rows.or(stores.map(|_| none()));
-        let coded = rows.map(|set| CodedOptions { set, exact, strict, select, stores, head_dim });
+        let coded = rows.map(|set| CodedOptions { schedule: exact.blocks(RowSet::block(&set.specs)), set, strict, select, stores, head_dim });
         let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);
         Ok(CpuSequence { cache, rope: Rope::new(&model.config), exact, bases: 0, prompt: Energy::default(), position: 0, capacity, chunk, model })
     }

@@ -7,7 +7,7 @@ use crate::gpu::{Device, Matrix};
 use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
-use crate::rows::{Energy, Exact, Holds, RowSet, RowSpec, Side};
+use crate::rows::{Energy, Exact, Holds, RUN, RowSet, RowSpec, Side};
 use crate::{Error, Result};
 use half::f16;
 use nalgebra::DMatrix;
@@ -160,8 +160,8 @@ fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize
     let head = |kv: usize| {
         let (_, slice) = coded.of_head(kv);
         let first = slice.offset + (kv - slice.first_head) * config.head_dim;
-        let up = &rows.coders[slice.row].up;
-        lay(&|coordinate, dim| up[(coordinate, first + dim)], up.nrows(), config.head_dim)
+        let (up, from) = (&rows.coders[slice.row].up, RUN * slice.runs.start);
+        lay(&|coordinate, dim| up[(from + coordinate, first + dim)], slice.rank(), config.head_dim)
     };
     (0..config.num_key_value_heads).flat_map(head).collect()
 }

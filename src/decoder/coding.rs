@@ -3,10 +3,11 @@
 
 use super::Model;
 use super::coded::CodedRows;
-use super::sequence::Buffers;
+use super::sequence::{Buffers, CHUNK};
 use crate::Result;
 use crate::cache::{Cache, LayerCache, Slots};
 use crate::gpu::{Pass, pad};
+use crate::kernels::blocks::Blocks;
 use crate::kernels::contest::{Contest, MOST_LEAVING, Moves};
 use crate::kernels::energy::Energy;
 use crate::kernels::exchange::Exchange;
@@ -16,7 +17,8 @@ use crate::kernels::matmul::Matmul;
 use crate::kernels::matvec::Around;
 use crate::kernels::pack::Pack;
 use crate::kernels::project::{Project, Shape};
-use crate::rows::{Holds, Reach, Side, Stores};
+use crate::kernels::stripe::Stripe;
+use crate::rows::{Holds, Reach, Scale, Side, Stores};
 use std::ops::Range;
 
 /// Every row of the model.
@@ -71,7 +73,15 @@ pub(super) struct Row {
     /// By layer of the row.
     gathers: Vec<Gather>,
     down: Down,
-    pack: Pack,
+    codes: Codes,
+}
+
+/// What takes coordinates to codes.
+enum Codes {
+    /// Token by token.
+    Rows(Pack),
+    /// Block by block of tokens.
+    Blocks(Blocks, Stripe),
 }
 
 /// What takes a row's vector to its coordinates.
@@ -132,7 +142,18 @@ impl Row {
                     Down::Up(layers.map(project).collect::<Result<_>>()?, energy)
                 }
             },
-            pack: Pack::plan(device, &spec.format, coordinates, &basis.table, &stores[place.store], place.word, coded.layout.stores[place.store])?,
+            codes: {
+                let (format, store, words) = (&spec.format, &stores[place.store], coded.layout.stores[place.store]);
+                match format.scale {
+                    Scale::Blocks(shape) => {
+                        let count = Blocks::numbers(format, shape, CHUNK);
+                        let numbers = device.buffer(&format!("numbers of row {row}"), 4 * count as u64)?;
+                        let blocks = Blocks::plan(device, format, shape, coordinates, &numbers)?;
+                        Codes::Blocks(blocks, Stripe::plan(device, format, shape, [coordinates, &numbers, store], place.word, words)?)
+                    }
+                    _ => Codes::Rows(Pack::plan(device, format, coordinates, &basis.table, store, place.word, words)?),
+                }
+            },
         })
     }
 
@@ -146,7 +167,13 @@ impl Row {
                 energy.record(pass, tokens);
             }
         }
-        self.pack.record(pass, first, tokens);
+        match &self.codes {
+            Codes::Rows(pack) => pack.record(pass, first, tokens),
+            Codes::Blocks(blocks, stripe) => {
+                blocks.record(pass, tokens);
+                stripe.record(pass, first, tokens);
+            }
+        }
     }
 }
 

@@ -41,10 +41,10 @@ impl Model {
             let message = format!("{token} is outside the vocabulary of {}", self.config.vocab_size);
             return Err(Error::Argument { name: "token".into(), message });
         }
-        Shape::check(options.capacity, self.config.head_dim, true, false)?;
+        Shape::check(options.capacity, self.config.head_dim, Some(1), false)?;
         let shape = Shape::new(&options, Exact::default(), xkv.layers > 1);
         let exact = shape.exact;
-        let slots = Slots::new(&exact, shape.most, options.capacity);
+        let slots = Slots::new(&exact.blocks(1), shape.most, options.capacity);
         let whose = |layer: usize| format!("for a context of {} layer {layer}", options.capacity);
         let layers = (0..self.config.num_hidden_layers).map(|l| LayerCache::new(&self.device, &self.config, &whose(l), slots.count()));
         let with_landmarks = if options.select.is_some() { self.config.num_hidden_layers } else { 0 };

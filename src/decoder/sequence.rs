@@ -10,7 +10,7 @@ use crate::gpu::pad;
 use crate::kernels::score::most_keys;
 use crate::kernels::values;
 use crate::kernels::{prepare, turns};
-use crate::rows::{Energy, Exact, Reach, RowSpec, Selection, Stores};
+use crate::rows::{Energy, Exact, Reach, RowSet, RowSpec, Schedule, Selection, Stores};
 use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl Buffers {
         let floats = |what: &str, rows: usize, width: usize| device.buffer(what, rows as u64 * width as u64 * 4);
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
-        let all = if coded.is_some() { capacity + CHUNK } else { capacity };
+        let all = capacity + coded.map_or(0, |_| CHUNK + RowSet::block(specs) - 1);
         let columns = apart(match stores {
             None => all,
             Some((stores, slots)) => {
@@ -174,10 +174,10 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Whether so many tokens can be attended to, where rows are `coded` or not, and where tokens are forgotten: what stands beside is up to three times as many columns.
-    pub fn check(capacity: usize, head_dim: usize, coded: bool, forgets: bool) -> Result<()> {
-        // With coded rows a chunk is scored both ways, and either begins with a tile of its own.
-        let most = most_keys(head_dim) - if coded { 2 * CHUNK } else { 0 };
+    /// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at all, and where tokens are forgotten: what stands beside is up to three times as many columns.
+    pub fn check(capacity: usize, head_dim: usize, coded: Option<usize>, forgets: bool) -> Result<()> {
+        // With coded rows a chunk, and a block less one, is scored both ways, and either begins with a tile of its own.
+        let most = most_keys(head_dim) - coded.map_or(0, |block| 2 * CHUNK + block - 1);
         let most = if forgets { most / 4 } else { most };
         if capacity > 0 && capacity <= most {
             return Ok(());
@@ -206,7 +206,7 @@ impl Shape {
 
 /// How far coded rows have come.
 struct Coded {
-    exact: Exact,
+    schedule: Schedule,
     strict: bool,
     /// Tokens whose rows are coded.
     done: usize,
@@ -219,11 +219,12 @@ struct Coded {
 impl GpuSequence {
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
     pub(super) fn new(model: Arc<Model>, rows: Option<Arc<CodedRows>>, options: SequenceOptions) -> Result<GpuSequence> {
-        options.check(rows.is_some())?;
+        options.check(rows.as_ref().map(|rows| &rows.specs[..]))?;
         let (capacity, config, device) = (options.capacity, &model.config, &model.device);
-        Shape::check(capacity, config.head_dim, rows.is_some(), options.reviver.is_some())?;
+        let block = rows.as_ref().map(|rows| RowSet::block(&rows.specs));
+        Shape::check(capacity, config.head_dim, block, options.reviver.is_some())?;
         let shape = Shape::new(&options, rows.as_ref().map_or(Exact::default(), |rows| rows.exact), rows.as_ref().is_some_and(|rows| rows.spans()));
-        let slots = Slots::new(&shape.exact, shape.most, capacity);
+        let slots = Slots::new(&shape.exact.blocks(block.unwrap_or(1)), shape.most, capacity);
         let cache = match options.reviver {
             Some(reviver) => {
                 let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
@@ -241,7 +242,8 @@ impl GpuSequence {
         let own = rows.as_ref().filter(|rows| !model.coded.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, rows))).map_or(0, |rows| rows.bytes());
         let Shape { exact, strict, least, most } = shape;
         let stores = cache.layers.first().and_then(|layer| layer.side.as_ref()).map(|side| side.stores);
-        let coded = (rows.is_some() || stores.is_some()).then_some(Coded { exact, strict, done: 0, exact_from: 0, stores });
+        let schedule = exact.blocks(rows.as_ref().map_or(1, |rows| RowSet::block(&rows.specs)));
+        let coded = (rows.is_some() || stores.is_some()).then_some(Coded { schedule, strict, done: schedule.start(), exact_from: 0, stores });
         let read = rows.as_deref();
         let buffers = Buffers::new(&model, read, select, stores.map(|stores| (stores, cache.slots)), cache.capacity)?;
         Ok(GpuSequence {
@@ -284,7 +286,7 @@ impl GpuSequence {
 
     /// What stays exact beside coded rows; `None` where every row is exact.
     pub(super) fn exact(&self) -> Option<Exact> {
-        self.coded.as_ref().map(|coded| coded.exact)
+        self.coded.as_ref().map(|coded| coded.schedule.exact)
     }
 
     /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded, of which the bases hold so much.
@@ -320,7 +322,7 @@ impl GpuSequence {
         self.coded.as_ref().map(|coded| {
             // What has been forgotten once is not read exactly again, though its row may still be there.
             let exact_from = if coded.stores.is_some() { coded.done } else { coded.exact_from };
-            coded.exact.reach(self.position, tokens, coded.strict, exact_from)
+            coded.schedule.reach(self.position, tokens, coded.strict, exact_from)
         })
     }
 
@@ -328,8 +330,8 @@ impl GpuSequence {
     fn turn(&self, tokens: usize, reach: Option<Reach>) -> Turn {
         let (Some(coded), Some(reach)) = (&self.coded, reach) else { return Turn::exact() };
         let end = self.position + tokens;
-        let to = if coded.strict { reach.of(end - 1) } else { coded.exact.coded(end) };
-        let evicted = coded.done.saturating_sub(coded.exact.sinks);
+        let to = if coded.strict { reach.of(end - 1) } else { coded.schedule.coded(end) };
+        let evicted = coded.done.saturating_sub(coded.schedule.exact.sinks);
         let side = coded.stores.map_or(0, |stores| stores.held(evicted) + stores.vague_columns()) as u32;
         Turn { reach: Some(reach), code: coded.done..to.max(coded.done), at_once: coded.strict, side }
     }
@@ -416,7 +418,7 @@ impl GpuSequence {
     fn empty(&mut self) {
         self.position = 0;
         if let Some(coded) = &mut self.coded {
-            (coded.done, coded.exact_from) = (0, 0);
+            (coded.done, coded.exact_from) = (coded.schedule.start(), 0);
         }
         self.cache.forget(&self.model.device);
     }
@@ -515,13 +517,15 @@ impl Sequence for GpuSequence {
         }
         self.position = position;
         if let Some(coded) = &mut self.coded {
-            coded.done = coded.done.min(position);
+            coded.done = coded.done.min(coded.schedule.whole(position));
             coded.exact_from = coded.exact_from.min(position);
         }
     }
 
     fn kept_from(&self) -> usize {
-        self.coded.as_ref().filter(|coded| coded.stores.is_some()).map_or(0, |coded| coded.done)
+        // Of a block that is coded some tokens alone cannot be coded anew.
+        let bound = |coded: &&Coded| coded.stores.is_some() || coded.schedule.block > 1 && coded.done > coded.schedule.start();
+        self.coded.as_ref().filter(bound).map_or(0, |coded| coded.done)
     }
 
     fn memory(&self) -> KvMemory {

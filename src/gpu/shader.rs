@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 /// Every shader by its path under `shaders/`. Those under `lib/` are only included.
 pub const SOURCES: &[(&str, &str)] = &[
     ("argmax.wgsl", include_str!("../../shaders/argmax.wgsl")),
+    ("blocks.wgsl", include_str!("../../shaders/blocks.wgsl")),
     ("choose.wgsl", include_str!("../../shaders/choose.wgsl")),
     ("contest.wgsl", include_str!("../../shaders/contest.wgsl")),
     ("credit.wgsl", include_str!("../../shaders/credit.wgsl")),
@@ -27,6 +28,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("repeat.wgsl", include_str!("../../shaders/repeat.wgsl")),
     ("roofline.wgsl", include_str!("../../shaders/roofline.wgsl")),
     ("score.wgsl", include_str!("../../shaders/score.wgsl")),
+    ("stripe.wgsl", include_str!("../../shaders/stripe.wgsl")),
     ("survey.wgsl", include_str!("../../shaders/survey.wgsl")),
     ("values.wgsl", include_str!("../../shaders/values.wgsl")),
     ("lib/chosen.wgsl", include_str!("../../shaders/lib/chosen.wgsl")),

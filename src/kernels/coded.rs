@@ -3,8 +3,9 @@
 use crate::cache::Layout;
 use crate::checkpoint::Config;
 use crate::gpu::pad;
-use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, ScaleSource, Side, levels};
+use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Side, Steps, levels};
 use half::f16;
+use std::ops::Range;
 
 /// A row as one side of a layer reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,17 @@ pub(crate) struct Slice {
     /// Its first key/value head, and how many.
     pub first_head: usize,
     pub kv_heads: usize,
+    /// The whole row's.
     pub format: Format,
+    /// Which of the row's runs it reads: a head's own, where heads are apart, else all.
+    pub runs: Range<usize>,
+}
+
+impl Slice {
+    /// Coordinates that are read.
+    pub fn rank(&self) -> usize {
+        RUN * self.runs.len()
+    }
 }
 
 /// What one side of a layer reads of coded rows: all from one store.
@@ -31,21 +42,56 @@ pub(crate) struct Coded {
     pub slices: Vec<Slice>,
     /// By key/value head, where keys are coded after RoPE: the pairs of RoPE in which their mean, which turns, is not zero. Else nothing.
     pub turning: Vec<Vec<u32>>,
+    /// Tokens that are coded together, of this side or of the other.
+    pub block: usize,
+}
+
+/// How a shader's constants and flags say that rows are coded in blocks of tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Striped {
+    pub flags: Vec<&'static str>,
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Striped {
+    /// To read such rows, all of one layer's side; nothing where it has none.
+    pub fn of(format: &Format) -> Striped {
+        let Scale::Blocks(blocks) = format.scale else { return Striped::default() };
+        let mut flags = vec!["BLOCKS"];
+        match blocks.steps {
+            Steps::Channels => {}
+            Steps::BalancedChannels => flags.push("TOKEN_FACTORS"),
+            Steps::BalancedTokens => flags.push("CHANNEL_FACTORS"),
+        }
+        let constants = [("TOKENS", blocks.tokens), ("OWN", blocks.own()), ("STRIPE", blocks.stripe(format.rank()))];
+        Striped { flags, constants: constants.map(|(name, number)| (name, number as u32)).into() }
+    }
 }
 
 impl Coded {
     pub fn new(config: &Config, specs: &[RowSpec], layout: &Layout, layer: usize, side: Side) -> Coded {
         let sources = RowSet::sources(specs, layer, side, config.head_dim);
         let store = layout.store(&sources);
-        let slices = sources.iter().map(|source| Slice {
-            row: source.row,
-            word: layout.places[source.row].word,
-            offset: source.offset,
-            first_head: source.first_head,
-            kv_heads: source.kv_heads,
-            format: specs[source.row].format.clone(),
+        let slices = sources.iter().flat_map(|source| {
+            let format = &specs[source.row].format;
+            let parts = if format.by_head() { source.kv_heads } else { 1 };
+            let (heads, runs) = (source.kv_heads / parts, format.rank() / RUN / parts);
+            (0..parts).map(move |part| Slice {
+                row: source.row,
+                word: layout.places[source.row].word,
+                offset: source.offset + part * heads * config.head_dim,
+                first_head: source.first_head + part * heads,
+                kv_heads: heads,
+                format: format.clone(),
+                runs: part * runs..(part + 1) * runs,
+            })
         });
-        Coded { store, words: layout.stores[store], slices: slices.collect(), turning: Vec::new() }
+        Coded { store, words: layout.stores[store], slices: slices.collect(), turning: Vec::new(), block: RowSet::block(specs) }
+    }
+
+    /// How the rows' blocks are read.
+    pub fn striped(&self) -> Striped {
+        Striped::of(&self.slices[0].format)
     }
 
     /// The same of keys that are coded after RoPE, about these `means` before it, `[H_kv][head_dim]`.
@@ -66,9 +112,15 @@ impl Coded {
         (i, &self.slices[i])
     }
 
+    /// Words of a token that all heads together read.
+    pub fn row_words(&self) -> usize {
+        let first = |slice: &&Slice| slice.runs.start == 0;
+        self.slices.iter().filter(first).map(|slice| slice.format.words()).sum()
+    }
+
     /// Coordinates that a key/value head reads.
     pub fn rank(&self, kv_head: usize) -> usize {
-        self.of_head(kv_head).1.format.rank()
+        self.of_head(kv_head).1.rank()
     }
 
     /// Of all heads one after the other, `size` of each: where they begin, and where the last ends.
@@ -103,29 +155,29 @@ impl Coded {
         let pairs_at = table.len() + 2 * heads + means.len().div_ceil(4);
         let pairs_of = self.begins(heads, |kv| self.turning(kv).len().div_ceil(4));
         let runs_at = pairs_at + pairs_of[heads];
-        let runs_of = self.begins(self.slices.len(), |i| self.slices[i].format.rank() / RUN);
+        let runs_of = self.begins(self.slices.len(), |i| self.slices[i].runs.len());
         for kv in 0..heads {
             let (i, slice) = self.of_head(kv);
-            table.push([slice.word, runs_at + runs_of[i], slice.format.rank() / RUN, queries[kv]].map(|n| n as u32));
+            table.push([slice.word, runs_at + runs_of[i], slice.runs.len(), queries[kv]].map(|n| n as u32));
             table.push([up[kv], pairs_at + pairs_of[kv], self.turning(kv).len(), 0].map(|n| n as u32));
         }
         table.extend(floats(means));
         for kv in 0..heads {
             table.extend(self.turning(kv).chunks(4).map(|pairs| std::array::from_fn(|i| pairs.get(i).copied().unwrap_or(0))));
         }
-        self.slices.iter().for_each(|slice| table.extend(runs(&slice.format)));
+        self.slices.iter().for_each(|slice| table.extend_from_slice(&runs(&slice.format)[slice.runs.clone()]));
         table
     }
 
     /// The table that values are summed with: codebooks and runs.
     pub fn value_table(&self) -> Vec<[u32; 4]> {
-        let runs = self.slices.iter().map(|slice| runs(&slice.format));
+        let runs = self.slices.iter().map(|slice| runs(&slice.format)[slice.runs.clone()].to_vec());
         std::iter::once(books()).chain(runs).flatten().collect()
     }
 
     /// Where in [`value_table`](Self::value_table) each slice's runs begin.
     pub fn value_runs(&self) -> Vec<usize> {
-        self.begins(self.slices.len(), |i| self.slices[i].format.rank() / RUN).iter().map(|at| BOOKS as usize + at).collect()
+        self.begins(self.slices.len(), |i| self.slices[i].runs.len()).iter().map(|at| BOOKS as usize + at).collect()
     }
 
     /// Where each key/value head's `[rank / 4][head_dim]` vectors of an up-projection begin when all are laid end to end.
@@ -156,23 +208,32 @@ pub(crate) fn floats(numbers: &[f32]) -> Vec<[u32; 4]> {
     numbers.chunks(4).map(vector).collect()
 }
 
-/// What a shader knows of what scales a run: nothing, one of the header's bytes, or its halves.
+/// What a shader knows of what scales a run: nothing, one of the header's first four bytes, or the halves of one of its words. Of blocks the shader knows by itself.
 fn scale(source: ScaleSource) -> u32 {
     match source {
         ScaleSource::One => 0,
         ScaleSource::Byte(byte) => 1 + byte as u32,
-        ScaleSource::Affine => 5,
+        ScaleSource::Affine(word) => 5 + word as u32,
+        ScaleSource::Block => 0,
     }
 }
 
-/// The runs of a row: (word, bits, where the highest bits stand, scale).
+/// The runs of a row: (word, bits, where the highest bits stand, scale); in blocks (word, bits, first coordinate, head).
 pub(crate) fn runs(format: &Format) -> Vec<[u32; 4]> {
+    if let Scale::Blocks(blocks) = format.scale {
+        let (runs, each) = (format.runs(), format.rank() / RUN / blocks.heads);
+        return runs.iter().enumerate().map(|(i, run)| [run.word as u32, u32::from(run.bits), (RUN * i) as u32, (i / each) as u32]).collect();
+    }
     format.runs().iter().map(|run| [run.word as u32, u32::from(run.bits), run.high as u32, scale(run.scale)]).collect()
 }
 
-/// The bands of a row: (first run, runs, bits, scale).
+/// The bands of a row, or its groups where these have scales of their own: (first run, runs, bits, scale).
 pub(crate) fn bands(format: &Format) -> Vec<[u32; 4]> {
     let runs = format.runs();
+    if let Scale::Groups { runs: length, .. } = format.scale {
+        let group = |(index, some): (usize, &[Run])| [(index * length) as u32, some.len() as u32, u32::from(some[0].bits), scale(some[0].scale)];
+        return runs.chunks(length).enumerate().map(group).collect();
+    }
     let mut first = 0;
     let band = |band: &crate::rows::Band| {
         let begin = first;

@@ -4,7 +4,7 @@ use super::coded::{Coded, Slice};
 use super::{Tuning, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
 use crate::checkpoint::Config;
 use crate::gpu::Spec;
-use crate::rows::{Format, Scale, Selection};
+use crate::rows::{Format, RUN, Scale, Selection};
 
 /// A variant that runs in every step or chunk.
 #[derive(Debug, Clone)]
@@ -50,10 +50,10 @@ fn hot(name: &str, spec: Spec) -> Hot {
 fn of_model(config: &Config, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256 };
     let (taken, rebuilt, chosen) = (Some((true, None)), Some((false, None)), Some(selection));
-    let score = |kind, many| score::variant(config, kind, None, score::rows(config, many));
+    let score = |kind, many| score::variant(config, kind, score::Aligned::default(), None, score::rows(config, many));
     let [one, all] = [1, config.num_key_value_heads].map(|heads| rows_over(config, heads));
     let values = |coded: Option<&Coded>, chosen: Option<Selection>| {
-        values::variant(config, coded.is_some(), chosen, None, values::shape(config, coded, chosen.is_some()).1, tuning)
+        values::variant(config, coded.map(Coded::striped), chosen, None, values::shape(config, coded, chosen.is_some()).1, tuning)
     };
     vec![
         hot("prepare", prepare::variant(config, false, None)),
@@ -83,6 +83,6 @@ fn of_model(config: &Config, tuning: &Tuning) -> Vec<Hot> {
 /// Rows over so many key/value heads each.
 fn rows_over(config: &Config, kv_heads: usize) -> Coded {
     let format = Format { bands: Vec::new(), scale: Scale::Band };
-    let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, format: format.clone() };
-    Coded { store: 0, words: 0, slices: (0..config.num_key_value_heads).step_by(kv_heads).map(slice).collect(), turning: Vec::new() }
+    let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
+    Coded { store: 0, words: 0, slices: (0..config.num_key_value_heads).step_by(kv_heads).map(slice).collect(), turning: Vec::new(), block: 1 }
 }

@@ -137,7 +137,7 @@ mod tests {
         let (means, last) = (numbers(4, 3 * 14), start + keys - 1);
         for coded in [false, true] {
             let exact = Exact { sinks: 3, recent: 5 };
-            let slots = if coded { Slots::new(&exact, 200, capacity) } else { Slots::ALL };
+            let slots = if coded { Slots::new(&exact.blocks(1), 200, capacity) } else { Slots::ALL };
             let reach = coded.then(|| exact.reach(last, 1, false, 0));
             let mut ring = halves(2, 3 * padded * if coded { slots.count() } else { capacity });
             ring.iter_mut().enumerate().filter(|(i, _)| i % padded >= 14).for_each(|(_, padding)| *padding = half::f16::ZERO);

@@ -12,6 +12,7 @@
 //! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
 
 pub mod argmax;
+pub mod blocks;
 pub mod choose;
 pub(crate) mod coded;
 pub mod contest;
@@ -32,6 +33,7 @@ pub mod prepare;
 pub mod project;
 pub mod repeat;
 pub mod score;
+pub mod stripe;
 pub mod values;
 
 pub use hot::{Hot, hot_variants};
@@ -154,6 +156,8 @@ pub fn variants() -> Vec<Spec> {
         merge::variants(),
         norm::variants(),
         pack::variants(),
+        blocks::variants(),
+        stripe::variants(),
         prepare::variants(),
         project::variants(),
         repeat::variants(),
@@ -172,7 +176,7 @@ mod oracle {
     use crate::cache::{LayerCache, Slots};
     use crate::checkpoint::Config;
     use crate::gpu::{Device, Options, Pass, Tier, pad};
-    use crate::rows::{Format, Vague};
+    use crate::rows::{Format, RUN, Vague};
     use half::f16;
     use std::sync::Arc;
 
@@ -337,7 +341,7 @@ mod oracle {
     pub fn coded_side(config: &Config, slices: &[(usize, &Format)], capacity: usize) -> CodedSide {
         let (mut word, mut first_head) = (1, 0);
         let slice = |(row, &(kv_heads, format)): (usize, &(usize, &Format))| {
-            let slice = Slice { row, word, offset: 0, first_head, kv_heads, format: format.clone() };
+            let slice = Slice { row, word, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
             word += format.words() + 1;
             first_head += kv_heads;
             slice
@@ -349,7 +353,7 @@ mod oracle {
             coordinates: Vec::new(),
             ups: Vec::new(),
             head_dim: config.head_dim,
-            coded: Coded { store: 0, words: word, slices, turning: Vec::new() },
+            coded: Coded { store: 0, words: word, slices, turning: Vec::new(), block: 1 },
         };
         for (i, slice) in side.coded.slices.iter().enumerate() {
             let (rank, words) = (slice.format.rank(), slice.format.words());

@@ -4,7 +4,7 @@ use super::coded::{BOOKS, bands, books, runs};
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::Format;
+use crate::rows::{Format, Scale};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -15,10 +15,11 @@ struct Step {
     bands: u32,
     runs: u32,
     header: u32,
+    clip: u32,
 }
 
-/// The most bands of a row: one of each width.
-const BANDS: u32 = 5;
+/// The most bands of a row, one of each width, or groups.
+const BANDS: u32 = Format::MOST_GROUPS as u32;
 
 /// Packs one row's coordinates.
 pub struct Pack {
@@ -53,9 +54,15 @@ impl Pack {
         at: usize,
         words: usize,
     ) -> Result<Pack> {
-        let [at, words, bands, runs, header] = [at, words, format.bands.len(), format.runs().len(), format.header()].map(|n| n as u32);
+        let clip = if let Scale::Groups { clip, .. } = format.scale { u32::from(clip) } else { 100 };
+        let bands = bands(format).len();
+        let [at, words, bands, runs, header] = [at, words, bands, format.runs().len(), format.header()].map(|n| n as u32);
         let bytes = 4 * (format.rank() + format.words()) as u64;
-        Ok(Pack { kernel: device.kernel(variant(), &[coordinates, table, rows])?, bytes, step: Step { first: 0, at, words, bands, runs, header } })
+        Ok(Pack {
+            kernel: device.kernel(variant(), &[coordinates, table, rows])?,
+            bytes,
+            step: Step { first: 0, at, words, bands, runs, header, clip },
+        })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -69,7 +76,7 @@ impl Pack {
 pub(super) mod tests {
     use super::*;
     use crate::kernels::oracle::{devices, numbers, run};
-    use crate::rows::{Band, Scale};
+    use crate::rows::Band;
     use half::f16;
 
     /// Every width, alone and together, with every kind of scale.
@@ -85,6 +92,8 @@ pub(super) mod tests {
             one(16, 2, Scale::Band),
             one(4, 3, Scale::Affine),
             one(8, 2, Scale::Affine),
+            one(2, 12, Scale::Groups { runs: 8, clip: 92 }),
+            one(4, 5, Scale::Groups { runs: 2, clip: 100 }),
         ]
     }
 
@@ -115,14 +124,15 @@ pub(super) mod tests {
                     }
                     let header = |words: &[u32]| words[at..][..format.header()].iter().flat_map(|w| [w & 0xffff, w >> 16]).collect::<Vec<_>>();
                     // A device may round a number to either of the f16 beside it.
-                    let most = if format.scale == Scale::Affine { 1 } else { 0 };
+                    let affine = matches!(format.scale, Scale::Affine | Scale::Groups { .. });
+                    let most = if affine { 1 } else { 0 };
                     let same = header(got).iter().zip(header(expected)).all(|(a, b)| a.abs_diff(b) <= most);
                     assert!(same, "{format:?}, {:?}: scales {:x?}, not {:x?}", device.tier(), header(got), header(expected));
                     format.decode(&got[at..][..own], &mut decoded);
                     format.decode(&expected[at..][..own], &mut meant);
                     // Steps that are not quite equal make one code of the next.
-                    let step = f16::from_bits(expected[at] as u16).to_f32();
-                    let most = if format.scale == Scale::Affine { 1.1 * step } else { 0.0 };
+                    let step = expected[at..][..format.header()].iter().map(|word| f16::from_bits(*word as u16).to_f32()).fold(0.0, f32::max);
+                    let most = if affine { 1.1 * step } else { 0.0 };
                     differ += decoded.iter().zip(&meant).filter(|(a, b)| (*a - *b).abs() > most).count();
                 }
                 assert!(differ * 1000 <= tokens * rank, "{format:?}, {:?}: {differ} of {}", device.tier(), tokens * rank);

@@ -1,6 +1,6 @@
 //! `score.wgsl`: how well every cached key answers every query: exact keys, and coded ones beside them.
 
-use super::coded::{BOOKS, Coded};
+use super::coded::{BOOKS, Coded, Striped};
 use super::{NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::cache::{LayerCache, SideCache, Slots};
@@ -59,7 +59,7 @@ impl Block {
     /// `tokens` from position `first` on, which see no key `window` or more before them, and read of coded rows what `reach` says, if there are any.
     pub fn new(first: u32, tokens: u32, at: u32, window: Option<usize>, reach: Option<Reach>) -> Block {
         let seen = window.map_or(0, |window| (first as usize + 1).saturating_sub(window));
-        let reach_of_none = Reach { sinks: 0, low: 0, high: 0, recent: 0 };
+        let reach_of_none = Reach { sinks: 0, low: 0, high: 0, recent: 0, block: 1 };
         let dense = Block { first, tokens, at, fixed: 0, near: seen as u32, side: 0, start: 0, coded: 0, chunks: 0..0, reach: reach_of_none };
         let Some(reach) = reach else { return dense };
         let end = (first + tokens) as usize;
@@ -160,6 +160,13 @@ pub(super) fn rows(config: &Config, many: bool) -> u32 {
 /// How coded keys are scored, if there are any: whether queries are taken to them, and whether they are chosen.
 type Kind = Option<(bool, Option<Selection>)>;
 
+/// How tokens are coded in blocks, where they are: as keys are read, and how many on either side.
+#[derive(Default)]
+pub(super) struct Aligned {
+    striped: Striped,
+    block: usize,
+}
+
 /// What a kernel that reads what stands beside exact rows binds of it, and how many columns of it are not candidates; `marks` and what follows them are read-only.
 pub(super) fn side_bindings(stores: Option<&Stores>) -> (Vec<&'static str>, Vec<(u32, Access)>, u32) {
     let Some(stores) = stores else { return (Vec::new(), Vec::new(), 0) };
@@ -169,7 +176,7 @@ pub(super) fn side_bindings(stores: Option<&Stores>) -> (Vec<&'static str>, Vec<
     (flags, bindings, stores.vague_columns() as u32)
 }
 
-pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, rows: u32) -> Spec {
+pub(super) fn variant(config: &Config, coded: Kind, aligned: Aligned, stores: Option<&Stores>, rows: u32) -> Spec {
     let (mut flags, side, vague) = side_bindings(stores);
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if config.sliding_window.is_some() && stores.is_none() {
@@ -194,7 +201,7 @@ pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, row
         flags.push("WIDE");
     }
     let most = coded.and_then(|(_, chosen)| chosen).map_or(0, |selection| selection.chunks());
-    let constants = [
+    let mut constants = vec![
         ("WORKGROUP", WORKGROUP),
         ("CHUNK", Selection::CHUNK as u32),
         ("MOST", most as u32),
@@ -208,6 +215,12 @@ pub(super) fn variant(config: &Config, coded: Kind, stores: Option<&Stores>, row
         ("KV_HEADS", config.num_key_value_heads as u32),
         ("GROUP", config.group_size() as u32),
     ];
+    flags.extend(aligned.striped.flags);
+    constants.extend(aligned.striped.constants);
+    if aligned.block > 1 {
+        flags.push("ALIGNED");
+        constants.push(("ALIGN", aligned.block as u32));
+    }
     spec("score.wgsl", &flags, &constants, &bindings)
 }
 
@@ -249,8 +262,17 @@ pub(super) fn configs() -> Vec<Config> {
 pub(super) fn variants() -> Vec<Spec> {
     let chosen = Some(Selection { tokens: 256 });
     let kinds = [None, Some((false, None)), Some((true, None)), Some((false, chosen)), Some((true, chosen))];
-    let plain = configs().into_iter().flat_map(|config| kinds.map(|kind| variant(&config, kind, None, 4)));
-    plain.chain(configs().iter().flat_map(|config| beside(config).map(|(kind, stores)| variant(config, kind, Some(&stores), 4)))).collect()
+    let plain = configs().into_iter().flat_map(|config| kinds.map(|kind| variant(&config, kind, Aligned::default(), None, 4)));
+    let blocks = configs().into_iter().flat_map(|config| {
+        super::blocks::formats(&config).map(|format| {
+            let aligned = Aligned { striped: Striped::of(&format), block: format.block() };
+            variant(&config, Some((true, None)), aligned, None, 4)
+        })
+    });
+    plain
+        .chain(blocks)
+        .chain(configs().iter().flat_map(|config| beside(config).map(|(kind, stores)| variant(config, kind, Aligned::default(), Some(&stores), 4))))
+        .collect()
 }
 
 /// All that can stand beside exact rows, and how coded keys are scored meanwhile.
@@ -299,16 +321,17 @@ impl Score {
         let taken = coded.is_some_and(|coded| coded.taken);
         let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
         // Keys, and scores that are written; a rebuilt key serves all queries.
-        let row = coded.map_or(0, |coded| coded.coded.slices.iter().map(|slice| slice.format.words()).sum());
+        let row = coded.map_or(0, |coded| coded.coded.row_words());
         let each = [
             work(4 * heads, 2 * heads * dim),
             work(4 * heads, if taken { 2 * config.group_size() * ranks } else { 2 * heads * dim }),
             work(4 * row, if taken { 0 } else { 2 * ranks * dim }),
         ];
+        let aligned = coded.map_or(Aligned::default(), |coded| Aligned { striped: coded.coded.striped(), block: coded.coded.block });
         let side = cache.side.as_ref();
         buffers.extend(side.into_iter().flat_map(SideCache::buffers));
         Ok(Score {
-            kernel: device.kernel(variant(config, kind, side.map(|side| &side.stores), rows), &buffers)?,
+            kernel: device.kernel(variant(config, kind, aligned, side.map(|side| &side.stores), rows), &buffers)?,
             side: side.is_some(),
             tile,
             // A rebuilt tile serves all rows of the block; a stored one is cheap to load again.
@@ -464,7 +487,7 @@ mod tests {
         ];
         for (c, slices) in &cases {
             let (head, query, heads, kv_heads, group) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, c.num_key_value_heads, c.group_size());
-            let slots = Slots::new(&exact, 40, capacity);
+            let slots = Slots::new(&exact.blocks(1), 40, capacity);
             let ring = halves(2, slots.count() * kv_heads * query);
             for taken in [false, true] {
                 let mut means = numbers(4, kv_heads * head);

@@ -1,6 +1,6 @@
 //! `values.wgsl`: the weighted sum of value rows, split by split, exact ones and coded ones apart.
 
-use super::coded::{BOOKS, Coded};
+use super::coded::{BOOKS, Coded, Striped};
 use super::score::{Block, side_bindings, stores};
 use super::{Tuning, WORKGROUP, spec};
 use crate::Result;
@@ -66,9 +66,16 @@ pub(super) fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u3
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, stores: Option<&Stores>, rows: u32, tuning: &Tuning) -> Spec {
+pub(super) fn variant(
+    config: &Config,
+    coded: Option<Striped>,
+    chosen: Option<Selection>,
+    stores: Option<&Stores>,
+    rows: u32,
+    tuning: &Tuning,
+) -> Spec {
     let (mut flags, side, vague) = side_bindings(stores);
-    let constants = [
+    let mut constants = vec![
         ("WORKGROUP", WORKGROUP),
         ("CHUNK", Selection::CHUNK as u32),
         ("MOST", chosen.map_or(0, |selection| selection.chunks()) as u32),
@@ -83,11 +90,13 @@ pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, s
         ("EXACT_ROW", (config.num_key_value_heads * pad(config.head_dim)) as u32),
     ];
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
-    if coded || stores.is_some() {
+    if coded.is_some() || stores.is_some() {
         flags.push("RING");
     }
-    if coded {
+    if let Some(striped) = coded {
         flags.push("CODED");
+        flags.extend(striped.flags);
+        constants.extend(striped.constants);
         bindings.extend([(5, Access::Read), (6, Access::Read)]);
     }
     if chosen.is_some() {
@@ -101,10 +110,12 @@ pub(super) fn variant(config: &Config, coded: bool, chosen: Option<Selection>, s
 pub(super) fn variants() -> Vec<Spec> {
     let kinds = |(config, tuning): (&Config, Tuning)| {
         let (rows, chosen) = (shape(config, None, false).1, Some(Selection { tokens: 256 }));
-        let coded = [variant(config, true, None, None, MOST_ROWS as u32, &tuning), variant(config, true, chosen, None, rows, &tuning)];
-        let beside = |vague| variant(config, vague == Vague::Rows, None, Some(&stores(config, vague)), rows, &tuning);
+        let each = || Some(Striped::default());
+        let coded = [variant(config, each(), None, None, MOST_ROWS as u32, &tuning), variant(config, each(), chosen, None, rows, &tuning)];
+        let blocks = super::blocks::formats(config).map(|format| variant(config, Some(Striped::of(&format)), None, None, rows, &tuning));
+        let beside = |vague| variant(config, each().filter(|_| vague == Vague::Rows), None, Some(&stores(config, vague)), rows, &tuning);
         let beside = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(beside);
-        [vec![variant(config, false, None, None, rows, &tuning)], coded.into(), beside.into()].concat()
+        [vec![variant(config, None, None, None, rows, &tuning)], coded.into(), blocks.into(), beside.into()].concat()
     };
     let configs = super::score::configs();
     [true, false].into_iter().flat_map(|software| configs.iter().map(move |config| (config, Tuning::of(software)))).flat_map(kinds).collect()
@@ -137,7 +148,7 @@ pub(crate) fn groups(config: &Config, coded: Option<&Coded>, chosen: bool) -> (V
         for (slice, runs) in coded.slices.iter().zip(runs) {
             let heads = if chosen { 1 } else { slice.kv_heads };
             for kv in (slice.first_head..slice.first_head + slice.kv_heads).step_by(heads) {
-                table.extend(entries([slice.word, slice.format.rank() / 4, kv * g, heads * g, sums[kv * g], runs]));
+                table.extend(entries([slice.word, slice.rank() / 4, kv * g, heads * g, sums[kv * g], runs]));
             }
         }
     }
@@ -175,13 +186,13 @@ impl Values {
         buffers.extend(beside.into_iter().flat_map(SideCache::buffers));
         let (all, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let ranks = side.map_or(0, |coded| (0..kv_heads).map(|kv| coded.rank(kv)).sum::<usize>());
-        let row = side.map_or(0, |coded| coded.slices.iter().map(|slice| slice.format.words()).sum());
+        let row = side.map_or(0, Coded::row_words);
         let work = |numbers: usize| Work { bytes: 4 * all as u64, flops: 2 * numbers as u64 };
         let [entries, more] = groups(config, side, chosen.is_some()).1;
         let tuning = device.tuning();
         let selection = chosen.map(|(selection, _)| selection);
         Ok(Values {
-            kernel: device.kernel(variant(config, coded.is_some(), selection, beside.map(|side| &side.stores), rows, &tuning), &buffers)?,
+            kernel: device.kernel(variant(config, side.map(Coded::striped), selection, beside.map(|side| &side.stores), rows, &tuning), &buffers)?,
             rows,
             heads,
             each: [work(all * config.head_dim), work(config.group_size() * ranks)],
@@ -334,7 +345,7 @@ mod tests {
         let exact = Exact { sinks: 3, recent: 5 };
         let (heads, padded, capacity, stride) = (12, pad(10), 400, 700);
         let side = coded_side(&c, &[(2, &wide), (1, &formats[0]), (2, &formats[1]), (1, &formats[6])], capacity);
-        let slots = Slots::new(&exact, 40, capacity);
+        let slots = Slots::new(&exact.blocks(1), 40, capacity);
         let ring = halves(2, slots.count() * 6 * padded);
         let (at, split) = (side.coded.sums(&c), sums(&c, Some(&side.coded)));
         for (first, tokens) in [(390, 1), (100, 3)] {

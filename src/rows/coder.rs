@@ -41,7 +41,7 @@ impl std::ops::AddAssign for Energy {
 }
 
 impl Coder {
-    /// Codes the columns of `y: [w, tokens]`: `[tokens][words]`.
+    /// Codes the columns of `y: [w, tokens]`: `[tokens][words]`. Where tokens are coded in [blocks](Format::block), whole ones; what is left over stays zero.
     pub fn encode(&self, y: &DMatrix<f32>) -> Vec<u32> {
         self.encode_measured(y).0
     }
@@ -59,18 +59,21 @@ impl Coder {
             Some(down) => tr_product(down.as_view(), centred.as_view()),
             None => product(self.up.as_view(), centred.as_view()),
         };
-        let mut words = vec![0; centred.ncols() * self.format.words()];
-        for (z, words) in z.column_iter().zip(words.chunks_exact_mut(self.format.words())) {
-            self.format.encode(z.as_slice(), words);
+        let (rank, each, block) = (self.format.rank(), self.format.words(), self.format.block());
+        let mut words = vec![0; centred.ncols() * each];
+        // Columns are consecutive.
+        for (z, words) in z.as_slice().chunks_exact(block * rank).zip(words.chunks_exact_mut(block * each)) {
+            self.format.encode(z, words);
         }
         (words, Energy { all: f64::from(centred.norm_squared()), held: f64::from(z.norm_squared()) })
     }
 
-    /// The coordinates `[r, tokens]` of packed rows `[tokens][words]`.
+    /// The coordinates `[r, tokens]` of packed rows `[tokens][words]`, of whole blocks where tokens are coded in them.
     pub fn coordinates(&self, words: &[u32]) -> DMatrix<f32> {
-        let mut z = DMatrix::zeros(self.format.rank(), words.len() / self.format.words());
-        for (mut z, words) in z.column_iter_mut().zip(words.chunks_exact(self.format.words())) {
-            self.format.decode(words, z.as_mut_slice());
+        let (rank, each, block) = (self.format.rank(), self.format.words(), self.format.block());
+        let mut z = DMatrix::zeros(rank, words.len() / each);
+        for (z, words) in z.as_mut_slice().chunks_exact_mut(block * rank).zip(words.chunks_exact(block * each)) {
+            self.format.decode(words, z);
         }
         z
     }

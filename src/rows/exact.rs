@@ -7,6 +7,12 @@
 //! tokens go through the model together, either every query has just its own `recent` tokens exact, as if they had come one by one (*strict*: what an evaluation of one long text should
 //! measure), or all tokens of the chunk stay exact for one another (a prompt: better, and free). A row over several layers can only be coded when the last of
 //! them has run, so there it is always the latter.
+//!
+//! Where the rows of several tokens share numbers ([`Blocks`](super::Blocks)) they are coded in blocks, the first of which begins after the sinks ([`Schedule`]): a query then has up to a block less
+//! one more tokens exact, strictly or not.
+//!
+//! Where the rows of several tokens share numbers ([`Blocks`](super::Blocks)) they are coded in blocks, the first of which begins after the sinks ([`Schedule`]): a query then has up to a block less one
+//! more tokens exact, strictly or not.
 
 /// How many tokens stay exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -34,39 +40,87 @@ pub struct Reach {
     pub high: usize,
     /// Tokens before and with a query that it reads exactly, as far as `low` and `high` let it.
     pub recent: usize,
+    /// Tokens that are coded together.
+    pub block: usize,
+}
+
+/// When rows are coded and who reads which, where `block` tokens are coded together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// What stays exact.
+    pub exact: Exact,
+    /// Tokens of a block, of which all are coded at once; 1 where each has a row of its own.
+    pub block: usize,
 }
 
 impl Exact {
-    /// Tokens that are coded together.
+    /// Tokens that are coded together while they come one at a time.
     pub const BLOCK: usize = 32;
 
-    /// The rows that are coded when `position` tokens have gone through the model: no query to come is due to read them exactly. A multiple of [`BLOCK`](Self::BLOCK).
+    /// The schedule of rows that are coded in blocks of `block` tokens.
+    pub fn blocks(self, block: usize) -> Schedule {
+        Schedule { exact: self, block }
+    }
+
+    /// [`Schedule::coded`] of rows of their own.
     pub fn coded(&self, position: usize) -> usize {
-        (position + 1).saturating_sub(self.recent).min(position) / Self::BLOCK * Self::BLOCK
+        self.blocks(1).coded(position)
+    }
+
+    /// [`Schedule::window`] of rows of their own.
+    pub fn window(&self, chunk: usize) -> usize {
+        self.blocks(1).window(chunk)
+    }
+
+    /// [`Schedule::reach`] of rows of their own.
+    pub fn reach(&self, position: usize, tokens: usize, strict: bool, exact_from: usize) -> Reach {
+        self.blocks(1).reach(position, tokens, strict, exact_from)
+    }
+}
+
+impl Schedule {
+    /// The rows that are coded when `position` tokens have gone through the model: no query to come is due to read them exactly. A multiple of [`Exact::BLOCK`], or whole blocks.
+    pub fn coded(&self, position: usize) -> usize {
+        let due = (position + 1).saturating_sub(self.exact.recent).min(position);
+        if self.block > 1 { self.whole(due) } else { due / Exact::BLOCK * Exact::BLOCK }
+    }
+
+    /// Where coding begins: with blocks, after the sinks.
+    pub fn start(&self) -> usize {
+        self.whole(0)
+    }
+
+    /// The end of the last block that ends up to `position`; at least [`start`](Self::start).
+    pub fn whole(&self, position: usize) -> usize {
+        whole(position, self.exact.sinks, self.block)
     }
 
     /// The newest exact rows that have to be kept where up to `chunk` tokens go through the model together.
     pub fn window(&self, chunk: usize) -> usize {
-        self.recent.saturating_add(Self::BLOCK).saturating_add(chunk)
+        self.exact.recent.saturating_add(Exact::BLOCK.max(self.block)).saturating_add(chunk)
     }
 
     /// For `tokens` queries from `position` on, where exact rows below `exact_from`, sinks apart, are gone.
     pub fn reach(&self, position: usize, tokens: usize, strict: bool, exact_from: usize) -> Reach {
-        let low = exact_from.min(position).max(self.sinks);
-        match strict {
-            true => Reach { sinks: self.sinks, low, high: (position + tokens).max(low), recent: self.recent },
-            false => {
-                let coded = self.coded(position).max(low);
-                Reach { sinks: self.sinks, low: coded, high: coded, recent: self.recent }
-            }
-        }
+        let Exact { sinks, recent } = self.exact;
+        let low = exact_from.min(position).max(sinks);
+        let (low, high) = match strict {
+            true => (low, (position + tokens).max(low)),
+            false => [self.coded(position).max(low); 2].into(),
+        };
+        Reach { sinks, low, high, recent, block: self.block }
     }
+}
+
+/// The end of the last block of `block` tokens, counted from the sinks, that ends up to `position`; the sinks where none does. With blocks of one, `position`.
+fn whole(position: usize, sinks: usize, block: usize) -> usize {
+    if block > 1 { sinks + position.saturating_sub(sinks) / block * block } else { position }
 }
 
 impl Reach {
     /// The query at `position` reads coded rows `sinks..of(position)`, and exactly those below and from there up to itself.
     pub fn of(&self, position: usize) -> usize {
-        (position + 1).saturating_sub(self.recent).clamp(self.low, self.high)
+        whole((position + 1).saturating_sub(self.recent), self.sinks, self.block).clamp(self.low, self.high)
     }
 
     /// Whether it reads the row of `key` from its code.
@@ -109,5 +163,27 @@ mod tests {
         assert_eq!(exact.reach(100, 50, false, 0).of(149), 64);
         assert_eq!(exact.reach(100, 50, false, 90).of(149), 90);
         assert!(!exact.reach(0, 3, false, 0).coded(2, 1));
+    }
+
+    /// Strictly and step by step: blocks from the sinks on, whole ones alone, and never a token that is still due exactly.
+    #[test]
+    fn blocks_are_coded_when_they_are_whole() {
+        for (sinks, recent, block) in [(4, 32, 32), (4, 32, 128), (0, 0, 32), (7, 50, 128)] {
+            let schedule = Exact { sinks, recent }.blocks(block);
+            for position in 0..600 {
+                for strict in [true, false] {
+                    let reach = schedule.reach(position, 1, strict, 0);
+                    let end = reach.of(position);
+                    assert!((end - sinks).is_multiple_of(block), "{position}: {end}");
+                    assert!(end == sinks || position + 1 - end >= recent);
+                    assert!(position < sinks + recent + block || position + 1 - end <= recent + block, "{position}: {end}");
+                    assert!(end <= schedule.coded(position + 1).max(sinks));
+                    assert!(schedule.window(1) >= position.saturating_sub(schedule.coded(position)).min(position.saturating_sub(sinks)));
+                }
+            }
+        }
+        let schedule = Exact { sinks: 4, recent: 0 }.blocks(32);
+        assert_eq!([0, 3, 4, 35, 36, 67, 68].map(|position| schedule.whole(position)), [4, 4, 4, 4, 36, 36, 68]);
+        assert_eq!((schedule.start(), Exact { sinks: 4, recent: 0 }.blocks(1).start()), (4, 0));
     }
 }

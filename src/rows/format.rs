@@ -2,11 +2,12 @@
 //!
 //! Coordinates come in runs of 16, sorted so that their precision falls: a [`Band`] is the runs of one width. A row is, in words of 32 bits:
 //!
-//! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step and below it
-//!   (in the upper half) the least value;
+//! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step in the lower half of a
+//!   word and the least value in the upper; for [`Scale::Groups`] such a word for each group, in order; for [`Scale::Blocks`] what [`Blocks`] says;
 //! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8, 4 and 2 bits codes from the lowest bits up; a band of 3 bits is the lower two bits of all its runs, then
 //!   the highest bit of two runs to a word.
 
+use super::blocks::Blocks;
 use super::codebook::{EIGHT_BITS, levels, nearest};
 use half::f16;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,15 @@ pub enum Scale {
     Band,
     /// Equal steps between the row's least and largest coordinate. One band, of 4 or 8 bits.
     Affine,
+    /// Equal steps between the least and the largest coordinate of every group of runs. One band, of 2, 4 or 8 bits. Where a row is of several heads, each has as many runs as another.
+    Groups {
+        /// Runs of a group; the last may have fewer.
+        runs: usize,
+        /// Coordinates of a group are first cut to the magnitude that this share of them, in percent, is below: 100 for all.
+        clip: u8,
+    },
+    /// Equal steps, coded and scaled block by block of tokens. One band, of 2, 4 or 8 bits.
+    Blocks(Blocks),
 }
 
 /// How a row's coordinates are packed.
@@ -64,11 +74,16 @@ pub enum ScaleSource {
     One,
     /// That byte of the header.
     Byte(usize),
-    /// The header's two halves, step and least value; codes count steps.
-    Affine,
+    /// The two halves of that word of the header, step and least value; codes count steps.
+    Affine(usize),
+    /// The numbers of [`Blocks`].
+    Block,
 }
 
 impl Format {
+    /// The most groups of a row.
+    pub const MOST_GROUPS: usize = 16;
+
     /// `runs` runs of f16.
     pub fn half(runs: usize) -> Format {
         Format { bands: vec![Band { bits: 16, runs }], scale: Scale::Fixed }
@@ -91,7 +106,31 @@ impl Format {
         if self.scale == Scale::Affine && !(self.bands.len() == 1 && [4, 8].contains(&self.bands[0].bits)) {
             return Err("has affine scales, which take one band of 4 or 8 bits".into());
         }
+        if let Scale::Groups { runs, clip } = self.scale {
+            if !(self.bands.len() == 1 && [2, 4, 8].contains(&self.bands[0].bits)) {
+                return Err("has scales by group, which take one band of 2, 4 or 8 bits".into());
+            }
+            if runs == 0 || self.bands[0].runs.div_ceil(runs) > Format::MOST_GROUPS || !(1..=100).contains(&clip) {
+                return Err(format!("has groups of {runs} runs cut to {clip} percent; at most {} groups, and 1 to 100, can be", Format::MOST_GROUPS));
+            }
+        }
+        if let Scale::Blocks(Blocks { tokens, heads, .. }) = self.scale {
+            if !(self.bands.len() == 1 && [2, 4, 8].contains(&self.bands[0].bits)) {
+                return Err("has scales by block, which take one band of 2, 4 or 8 bits".into());
+            }
+            if !tokens.is_power_of_two() || !(2..=Blocks::MOST).contains(&tokens) {
+                return Err(format!("has blocks of {tokens} tokens; powers of two from 2 to {} can be", Blocks::MOST));
+            }
+            if heads == 0 || !self.bands[0].runs.is_multiple_of(heads) {
+                return Err(format!("has {} runs for {heads} heads", self.bands[0].runs));
+            }
+        }
         Ok(())
+    }
+
+    /// Tokens that are coded together; one, but for [`Scale::Blocks`].
+    pub fn block(&self) -> usize {
+        if let Scale::Blocks(blocks) = self.scale { blocks.tokens } else { 1 }
     }
 
     /// Coordinates: a multiple of [`RUN`].
@@ -99,12 +138,19 @@ impl Format {
         RUN * self.bands.iter().map(|band| band.runs).sum::<usize>()
     }
 
-    /// Words of a row's header: 0 or 1.
+    /// Whether the coordinates of a row's heads are apart: equally many of each, one head after the other.
+    pub fn by_head(&self) -> bool {
+        matches!(self.scale, Scale::Groups { .. } | Scale::Blocks(_))
+    }
+
+    /// Words of a row's header.
     pub fn header(&self) -> usize {
         match self.scale {
             Scale::Fixed => 0,
             Scale::Band => usize::from(self.bands.iter().any(|band| band.bits < 16)),
             Scale::Affine => 1,
+            Scale::Groups { runs, .. } => self.bands[0].runs.div_ceil(runs),
+            Scale::Blocks(blocks) => blocks.header(self.rank()),
         }
     }
 
@@ -117,11 +163,14 @@ impl Format {
     pub fn runs(&self) -> Vec<Run> {
         let (mut runs, mut word, mut byte) = (Vec::new(), self.header(), 0);
         for band in &self.bands {
-            let scale = match self.scale {
+            let scale = |i: usize| match self.scale {
                 Scale::Band if band.bits < 16 => ScaleSource::Byte(byte),
-                Scale::Affine => ScaleSource::Affine,
+                Scale::Affine => ScaleSource::Affine(0),
+                Scale::Groups { runs, .. } => ScaleSource::Affine(i / runs),
+                Scale::Blocks(_) => ScaleSource::Block,
                 _ => ScaleSource::One,
             };
+            let scales: Vec<ScaleSource> = (0..band.runs).map(scale).collect();
             byte += usize::from(band.bits < 16);
             let each = if band.bits == 3 { 1 } else { band.bits as usize / 2 };
             let high = 2 * (word + band.runs);
@@ -129,22 +178,23 @@ impl Format {
                 word: word + i * each,
                 bits: band.bits,
                 high: if band.bits == 3 { high + i } else { 0 },
-                scale,
+                scale: scales[i],
             }));
             word += (band.runs * band.bits as usize).div_ceil(2);
         }
         runs
     }
 
-    /// Packs the coordinates `z: [rank]` into `words: [words]`.
+    /// Packs the coordinates `z: [block][rank]` into `words: [block][words]`, all of a [block](Self::block) at once.
     pub fn encode(&self, z: &[f32], words: &mut [u32]) {
         words.fill(0);
-        let (mut least, mut step) = (0.0, 1.0);
-        if self.scale == Scale::Affine {
-            (least, step) = affine(z, self.bands[0].bits);
-            words[0] = u32::from(f16::from_f32(step).to_bits()) | u32::from(f16::from_f32(least).to_bits()) << 16;
-        }
         let runs = self.runs();
+        match self.scale {
+            Scale::Affine => return self.encode_groups(z, &runs, runs.len(), 100, words),
+            Scale::Groups { runs: group, clip } => return self.encode_groups(z, &runs, group, clip, words),
+            Scale::Blocks(blocks) => return blocks.encode(z, &runs, words),
+            Scale::Fixed | Scale::Band => {}
+        }
         let (mut first, mut byte) = (0, 0);
         for band in &self.bands {
             let here = first..first + band.runs;
@@ -159,11 +209,10 @@ impl Format {
             }
             for (run, z) in runs[here].iter().zip(coordinates.chunks_exact(RUN)) {
                 for (i, &z) in z.iter().enumerate() {
-                    let code = match (band.bits, self.scale) {
-                        (16, _) => u32::from(f16::from_f32(z).to_bits()),
-                        (bits, Scale::Affine) => ((z - least) / step).round().clamp(0.0, ((1u32 << bits) - 1) as f32) as u32,
-                        (8, _) => ((z / scale - EIGHT_BITS.0) / EIGHT_BITS.1).round().clamp(0.0, 255.0) as u32,
-                        (bits, _) => nearest(levels(bits), z / scale),
+                    let code = match band.bits {
+                        16 => u32::from(f16::from_f32(z).to_bits()),
+                        8 => ((z / scale - EIGHT_BITS.0) / EIGHT_BITS.1).round().clamp(0.0, 255.0) as u32,
+                        bits => nearest(levels(bits), z / scale),
                     };
                     run.put(words, i, code);
                 }
@@ -171,15 +220,31 @@ impl Format {
         }
     }
 
-    /// Unpacks `words: [words]` into coordinates `z: [rank]`.
+    /// Packs in equal steps, with a least value and a step for every `group` of runs.
+    fn encode_groups(&self, z: &[f32], runs: &[Run], group: usize, clip: u8, words: &mut [u32]) {
+        for (index, (runs, z)) in runs.chunks(group).zip(z.chunks(group * RUN)).enumerate() {
+            let bits = runs[0].bits;
+            let (least, step) = affine(z, bits, clip);
+            words[index] = u32::from(f16::from_f32(step).to_bits()) | u32::from(f16::from_f32(least).to_bits()) << 16;
+            for (i, &z) in z.iter().enumerate() {
+                runs[i / RUN].put(words, i % RUN, step_code(z, least, step, bits));
+            }
+        }
+    }
+
+    /// Unpacks `words: [block][words]` into coordinates `z: [block][rank]`.
     pub fn decode(&self, words: &[u32], z: &mut [f32]) {
+        if let Scale::Blocks(blocks) = self.scale {
+            return blocks.decode(words, &self.runs(), z);
+        }
         for (run, z) in self.runs().iter().zip(z.chunks_exact_mut(RUN)) {
-            let halves = [words[0], words[0] >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
+            let header = words[if let ScaleSource::Affine(word) = run.scale { word } else { 0 }];
+            let [step, least] = [header, header >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
             for (i, z) in z.iter_mut().enumerate() {
                 let code = run.take(words, i);
                 *z = match (run.bits, run.scale) {
                     (16, _) => f16::from_bits(code as u16).to_f32(),
-                    (_, ScaleSource::Affine) => halves[1] + halves[0] * code as f32,
+                    (_, ScaleSource::Affine(_)) => least + step * code as f32,
                     (bits, scale) => {
                         let value = if bits == 8 { EIGHT_BITS.0 + EIGHT_BITS.1 * code as f32 } else { levels(bits)[code as usize] };
                         match scale {
@@ -194,7 +259,7 @@ impl Format {
 }
 
 impl Run {
-    fn put(&self, words: &mut [u32], i: usize, code: u32) {
+    pub(super) fn put(&self, words: &mut [u32], i: usize, code: u32) {
         let bits = usize::from(self.bits);
         if bits == 3 {
             words[self.word] |= (code & 3) << (2 * i);
@@ -204,7 +269,7 @@ impl Run {
         }
     }
 
-    fn take(&self, words: &[u32], i: usize) -> u32 {
+    pub(super) fn take(&self, words: &[u32], i: usize) -> u32 {
         let bits = usize::from(self.bits);
         if bits == 3 {
             let high = words[self.high / 2] >> (RUN * (self.high % 2) + i) & 1;
@@ -225,9 +290,22 @@ fn scale_value(code: u32) -> f32 {
     ((code as f32 - 128.0) / 8.0).exp2()
 }
 
-/// The least coordinate and the step of codes, both as f16 will hold them.
-fn affine(z: &[f32], bits: u8) -> (f32, f32) {
-    let (low, high) = z.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &z| (low.min(z), high.max(z)));
+/// The number of steps from the least value that is nearest to `z`.
+pub(super) fn step_code(z: f32, least: f32, step: f32, bits: u8) -> u32 {
+    ((z - least) / step).round().clamp(0.0, ((1u32 << bits) - 1) as f32) as u32
+}
+
+/// The least coordinate and the step of codes, both as f16 will hold them. With `clip` below 100 percent, of coordinates cut to the magnitude that as many of them are below.
+fn affine(z: &[f32], bits: u8, clip: u8) -> (f32, f32) {
+    let bound = match clip {
+        100.. => f32::INFINITY,
+        _ => {
+            let mut magnitudes: Vec<f32> = z.iter().map(|z| z.abs()).collect();
+            let index = usize::from(clip) * z.len() / 100;
+            *magnitudes.select_nth_unstable_by(index, f32::total_cmp).1
+        }
+    };
+    let (low, high) = z.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &z| (low.min(z.max(-bound)), high.max(z.min(bound))));
     let half = |x: f32| f16::from_f32(x).to_f32();
     let least = half(low);
     (least, half((high - least) / ((1u32 << bits) - 1) as f32).max(f16::MIN_POSITIVE.to_f32()))
@@ -247,6 +325,10 @@ mod tests {
         let mut formats = vec![Format { bands: all.to_vec(), scale: Scale::Fixed }, Format { bands: all.to_vec(), scale: Scale::Band }];
         formats.extend(all.map(|band| Format { bands: vec![band], scale: Scale::Band }));
         formats.extend([band(4, 4), band(8, 1)].map(|band| Format { bands: vec![band], scale: Scale::Affine }));
+        formats.extend(
+            [(2, 8, 3), (4, 2, 1), (8, 5, 5)]
+                .map(|(bits, runs, group)| Format { bands: vec![band(bits, runs)], scale: Scale::Groups { runs: group, clip: 100 } }),
+        );
         formats
     }
 
@@ -269,7 +351,7 @@ mod tests {
             let whole = used.iter().skip(format.header()).filter(|&&word| word == u32::MAX).count();
             // A band of three bits with an odd number of runs leaves half a word.
             assert!(whole + 1 >= format.words() - format.header(), "{format:?}: {used:x?}");
-            assert_eq!(used.iter().take(format.header()).sum::<u32>(), 0);
+            assert!(used.iter().take(format.header()).all(|word| *word == 0));
         }
     }
 
@@ -284,7 +366,7 @@ mod tests {
             for (run, (z, back)) in format.runs().iter().zip(z.chunks(RUN).zip(back.chunks(RUN))) {
                 let most = match (run.bits, format.scale) {
                     (16, _) => 2e-3,
-                    (bits, Scale::Affine) => 2.1 / ((1 << bits) - 1) as f32,
+                    (bits, Scale::Affine | Scale::Groups { .. }) => 2.1 / ((1 << bits) - 1) as f32,
                     (8, _) => 0.05,
                     (4, _) => 0.45,
                     (3, _) => 0.7,
@@ -313,12 +395,22 @@ mod tests {
     #[test]
     fn what_cannot_be_packed_is_said() {
         let band = |bits, runs| Band { bits, runs };
+        let blocks = |tokens, heads| Scale::Blocks(Blocks { tokens, heads, steps: crate::rows::Steps::Channels });
         for (bands, scale, word) in [
             (vec![], Scale::Fixed, "no bands"),
             (vec![band(5, 1)], Scale::Fixed, "5 bits"),
             (vec![band(2, 1), band(4, 1)], Scale::Band, "sorted"),
             (vec![band(4, 1), band(4, 1)], Scale::Band, "sorted"),
             (vec![band(3, 1)], Scale::Affine, "affine"),
+            (vec![band(3, 1)], Scale::Groups { runs: 1, clip: 100 }, "by group"),
+            (vec![band(2, 17)], Scale::Groups { runs: 1, clip: 100 }, "at most 16"),
+            (vec![band(2, 17)], Scale::Groups { runs: 0, clip: 100 }, "0 runs"),
+            (vec![band(2, 17)], Scale::Groups { runs: 8, clip: 101 }, "101 percent"),
+            (vec![band(16, 2)], blocks(32, 1), "by block"),
+            (vec![band(2, 2)], blocks(48, 1), "blocks of 48"),
+            (vec![band(2, 2)], blocks(256, 1), "blocks of 256"),
+            (vec![band(2, 2)], blocks(32, 0), "0 heads"),
+            (vec![band(2, 3)], blocks(32, 2), "3 runs for 2"),
             (vec![band(4, 0)], Scale::Fixed, "empty"),
         ] {
             assert!(Format { bands, scale }.check().unwrap_err().contains(word));
@@ -331,12 +423,32 @@ mod tests {
             for z in [0.0, 1e-30, 1e30, -6e4] {
                 let (mut words, mut back) = (vec![0; format.words()], vec![0.0; format.rank()]);
                 format.encode(
-                    &vec![if format.bands[0].bits == 16 || format.scale == Scale::Affine { f32::clamp(z, -6e4, 6e4) } else { z }; format.rank()],
+                    &vec![
+                        if format.bands[0].bits == 16 || format.runs()[0].scale == ScaleSource::Affine(0) { f32::clamp(z, -6e4, 6e4) } else { z };
+                        format.rank()
+                    ],
                     &mut words,
                 );
                 format.decode(&words, &mut back);
                 assert!(back.iter().all(|x| x.is_finite()), "{format:?} {z}");
             }
+        }
+    }
+
+    /// A group that is cut is coded as if its largest magnitudes were those of the coordinate that 90 percent are below; what is beyond comes back as the ends.
+    #[test]
+    fn groups_are_cut_at_a_share_of_their_magnitudes() {
+        let mut z: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { i as f32 } else { -(i as f32) }).collect();
+        z.rotate_left(5);
+        let format = Format { bands: vec![Band { bits: 4, runs: 2 }], scale: Scale::Groups { runs: 2, clip: 90 } };
+        let (mut words, mut back) = (vec![0; format.words()], vec![0.0; 32]);
+        format.encode(&z, &mut words);
+        format.decode(&words, &mut back);
+        // Of 32 magnitudes from 0 to 31, number 28 is 28, whose sign is plus: from −28, as the cut has it, to 28.
+        let (least, step) = (-28.0, f16::from_f32(56.0 / 15.0).to_f32());
+        for (z, back) in z.iter().zip(back) {
+            let expected = least + step * ((z - least) / step).round().clamp(0.0, 15.0);
+            assert_eq!(back, expected, "{z}");
         }
     }
 }

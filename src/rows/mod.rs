@@ -8,6 +8,8 @@
 //! Beside the coded rows a sequence keeps its first and its newest tokens exactly; which query reads which is [`Exact`]'s to say. This module knows no GPU: it is what
 //! `compress` plans with, what `cpu` decodes by, and what the kernels are tested against.
 
+mod balance;
+mod blocks;
 mod codebook;
 mod coder;
 mod exact;
@@ -17,9 +19,11 @@ mod selection;
 mod sketch;
 mod spec;
 
+pub use balance::{Balance, LEAST_DEVIATION, LOGARITHMS, ROUNDS, balance};
+pub use blocks::{Blocks, Steps};
 pub use codebook::{EIGHT_BITS, distortion, levels};
 pub use coder::{Coder, Energy};
-pub use exact::{Exact, Reach};
+pub use exact::{Exact, Reach, Schedule};
 pub use format::{Band, Format, RUN, Run, Scale, ScaleSource};
 pub(crate) use reviver::fade;
 pub use reviver::{HALF_LIFE, Reviver, Stores, Vague};

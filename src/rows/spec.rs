@@ -1,6 +1,6 @@
 //! Which vectors share a row, and how all rows of a model cover its keys and values.
 
-use super::{Coder, Exact, Format};
+use super::{Blocks, Coder, Exact, Format, Scale};
 use crate::checkpoint::Config;
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,11 @@ impl RowSet {
         specs.iter().map(|spec| 4 * spec.format.words() as u64).sum()
     }
 
+    /// Tokens that are coded together.
+    pub fn block(specs: &[RowSpec]) -> usize {
+        specs.iter().map(|spec| spec.format.block()).max().unwrap_or(1)
+    }
+
     /// Whether any row belongs to several layers.
     pub fn spans(&self) -> bool {
         self.specs.iter().any(|spec| spec.layers > 1)
@@ -134,6 +139,22 @@ impl RowSet {
                 if count == 0 || first.checked_add(count).is_none_or(|end| end > all) {
                     return Err(format!("row {index} takes {count} {what} from {first} on, of {all}"));
                 }
+            }
+            if let Scale::Blocks(blocks) = spec.format.scale {
+                // A block is coded at once, and what is read together is striped alike.
+                let beside = |other: &&RowSpec| (other.first_layer, other.holds) == (spec.first_layer, spec.holds);
+                let alike = specs.iter().filter(beside).all(|other| other.format == spec.format);
+                if blocks.tokens != RowSet::block(specs) || blocks.heads != spec.kv_heads || !alike {
+                    let Blocks { tokens, heads, .. } = blocks;
+                    return Err(format!("row {index} has blocks of {tokens} tokens and {heads} heads, and those beside it are of others"));
+                }
+            }
+            if spec.format.by_head() {
+                let runs = spec.format.rank() / super::RUN;
+                if runs != spec.kv_heads * config.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.holds == Holds::Both {
+                    return Err(format!("row {index} keeps heads apart, but has {runs} runs of {} heads in {} layers", spec.kv_heads, spec.layers));
+                }
+                continue;
             }
             let width = spec.width(config.head_dim);
             if spec.format.rank() >= width + super::RUN {

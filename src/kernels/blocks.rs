@@ -1,0 +1,95 @@
+//! `blocks.wgsl`: the numbers that scale blocks of tokens, from their coordinates.
+
+use super::{WORKGROUP, spec};
+use crate::Result;
+use crate::checkpoint::Config;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::rows::{Band, Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, RUN, Scale, Steps};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    bits: u32,
+    least: f32,
+    low: f32,
+    high: f32,
+}
+
+/// Scales one row's blocks.
+pub struct Blocks {
+    kernel: Kernel,
+    shape: Shape,
+    /// Coordinates of a row, and numbers of a block.
+    rank: usize,
+    numbers: usize,
+    step: Step,
+}
+
+/// What shaders know of blocks: flags and constants.
+pub(super) fn constants(format: &Format, shape: Shape) -> (Vec<&'static str>, Vec<(&'static str, u32)>) {
+    let (rank, flags) = (
+        format.rank(),
+        match shape.steps {
+            Steps::Channels => vec![],
+            Steps::BalancedChannels => vec!["BALANCED", "TOKEN_FACTORS"],
+            Steps::BalancedTokens => vec!["BALANCED", "CHANNEL_FACTORS"],
+        },
+    );
+    let numbers = [
+        ("TOKENS", shape.tokens),
+        ("HEADS", shape.heads),
+        ("WIDTH", rank / shape.heads),
+        ("OWN", shape.own()),
+        ("SHARED", shape.shared(rank)),
+        ("STRIPE", shape.stripe(rank)),
+        ("HEADER", format.header()),
+        ("EACH", format.words()),
+    ];
+    let ours = [("WORKGROUP", WORKGROUP), ("ROUNDS", ROUNDS as u32)];
+    (flags, ours.into_iter().chain(numbers.map(|(name, number)| (name, number as u32))).collect())
+}
+
+fn variant(format: &Format, shape: Shape) -> Spec {
+    let (flags, constants) = constants(format, shape);
+    spec("blocks.wgsl", &flags, &constants, &[(0, Access::Read), (1, Access::Write)])
+}
+
+/// How a model's keys and values are coded in blocks: KIVI's keys, KVarN's keys and values.
+pub(super) fn formats(config: &Config) -> [Format; 3] {
+    let heads = config.num_key_value_heads;
+    [(Steps::Channels, 32, 2), (Steps::BalancedChannels, 128, 4), (Steps::BalancedTokens, 128, 2)].map(|(steps, tokens, bits)| Format {
+        bands: vec![Band { bits, runs: heads * config.head_dim.div_ceil(RUN) }],
+        scale: Scale::Blocks(Shape { tokens, heads, steps }),
+    })
+}
+
+/// What is blocks in `format`, for every geometry.
+pub(super) fn shapes() -> Vec<(Format, Shape)> {
+    let shape = |format: Format| if let Scale::Blocks(shape) = format.scale { Some((format, shape)) } else { None };
+    super::score::configs().iter().flat_map(formats).filter_map(shape).collect()
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    shapes().iter().map(|(format, shape)| variant(format, *shape)).collect()
+}
+
+impl Blocks {
+    /// Numbers of so many tokens: by block the tokens' own, then what they share.
+    pub fn numbers(format: &Format, shape: Shape, tokens: usize) -> usize {
+        tokens.div_ceil(shape.tokens) * (shape.tokens * shape.own() + shape.shared(format.rank()))
+    }
+
+    /// `coordinates`: `[n][rank]`; `numbers`: [`numbers`](Self::numbers). All f32.
+    pub(crate) fn plan(device: &Device, format: &Format, shape: Shape, coordinates: &wgpu::Buffer, numbers: &wgpu::Buffer) -> Result<Blocks> {
+        let step = Step { bits: u32::from(format.bands[0].bits), least: LEAST_DEVIATION, low: LOGARITHMS[0], high: LOGARITHMS[1] };
+        let kernel = device.kernel(variant(format, shape), &[coordinates, numbers])?;
+        Ok(Blocks { kernel, shape, rank: format.rank(), numbers: Blocks::numbers(format, shape, 1), step })
+    }
+
+    /// Those of the first `tokens`, which are whole blocks.
+    pub fn record(&self, pass: &mut Pass, tokens: u32) {
+        let blocks = tokens / self.shape.tokens as u32;
+        let work = Work { bytes: 4 * (u64::from(tokens) * self.rank as u64 + u64::from(blocks) * self.numbers as u64), flops: 0 };
+        self.kernel.record(pass, &self.step, [blocks, self.shape.heads as u32, 1], work);
+    }
+}

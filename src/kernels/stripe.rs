@@ -1,0 +1,117 @@
+//! `stripe.wgsl`: blocks of tokens into packed rows.
+
+use super::blocks::{constants, shapes};
+use super::{WORKGROUP, spec};
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::rows::{Blocks, Format};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Step {
+    first: u32,
+    tokens: u32,
+    at: u32,
+    words: u32,
+    bits: u32,
+}
+
+/// Packs one row's blocks.
+pub struct Stripe {
+    kernel: Kernel,
+    /// Words of a row, and bytes of a token's coordinates and of its row.
+    each: u32,
+    bytes: u64,
+    step: Step,
+}
+
+fn variant(format: &Format, shape: Blocks) -> Spec {
+    let (flags, constants) = constants(format, shape);
+    spec("stripe.wgsl", &flags, &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    shapes().iter().map(|(format, shape)| variant(format, *shape)).collect()
+}
+
+impl Stripe {
+    /// `coordinates`: `[n][rank]` f32; `numbers`: what [`super::blocks`] makes of them; `rows`: `[capacity][words]`, of which a row's begin `at` words into a token's.
+    pub(crate) fn plan(
+        device: &Device,
+        format: &Format,
+        shape: Blocks,
+        [coordinates, numbers, rows]: [&wgpu::Buffer; 3],
+        at: usize,
+        words: usize,
+    ) -> Result<Stripe> {
+        let step = Step { first: 0, tokens: 0, at: at as u32, words: words as u32, bits: u32::from(format.bands[0].bits) };
+        let kernel = device.kernel(variant(format, shape), &[coordinates, numbers, rows])?;
+        Ok(Stripe { kernel, each: format.words() as u32, bytes: 4 * (format.rank() + format.words()) as u64, step })
+    }
+
+    /// Tokens at positions `first`, `first + 1`, …, which are whole blocks.
+    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
+        let work = Work { bytes: u64::from(tokens) * self.bytes, flops: 0 };
+        self.kernel.record(pass, &Step { first, tokens, ..self.step }, [(tokens * self.each).div_ceil(WORKGROUP), 1, 1], work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocks::{Blocks as Numbers, formats};
+    use super::*;
+    use crate::kernels::oracle::{devices, numbers, run};
+    use crate::kernels::score::config;
+    use crate::rows::Scale;
+
+    /// What [`Format::encode`] makes of two or eight blocks, but for numbers that rounding leaves between two codes; and nothing beside.
+    #[test]
+    fn blocks_are_packed_as_their_format_says() {
+        for c in [config(false, None, 3, 3, 14), config(false, None, 9, 3, 64)] {
+            for format in formats(&c) {
+                let Scale::Blocks(shape) = format.scale else { unreachable!() };
+                let (first, tokens, at, rank, own) = (4, 256, 2, format.rank(), format.words());
+                let (capacity, words) = (first + tokens + 1, at + own + 1);
+                // Channels and tokens of different sizes.
+                let size = |i: usize| (1.0 + (i % 7) as f32) * (1.0 + (i / rank % 5) as f32);
+                let z: Vec<f32> = numbers(1, tokens * rank).iter().enumerate().map(|(i, z)| z * size(i)).collect();
+                let mut expected = vec![0u32; tokens * own];
+                for (z, words) in z.chunks_exact(shape.tokens * rank).zip(expected.chunks_exact_mut(shape.tokens * own)) {
+                    format.encode(z, words);
+                }
+                let decode = |words: &[u32]| {
+                    let mut z = vec![0.0; tokens * rank];
+                    for (words, z) in words.chunks_exact(shape.tokens * own).zip(z.chunks_exact_mut(shape.tokens * rank)) {
+                        format.decode(words, z);
+                    }
+                    z
+                };
+                let meant = decode(&expected);
+                for device in devices(None) {
+                    let from = device.upload("coordinates", &z).unwrap();
+                    let scales = device.buffer("numbers", 4 * Numbers::numbers(&format, shape, tokens) as u64).unwrap();
+                    let rows = device.upload("rows", &vec![7u32; capacity * words]).unwrap();
+                    let blocks = Numbers::plan(&device, &format, shape, &from, &scales).unwrap();
+                    let stripe = Stripe::plan(&device, &format, shape, [&from, &scales, &rows], at, words).unwrap();
+                    let got = run::<u32>(&device, &rows, capacity * words, |pass| {
+                        blocks.record(pass, tokens as u32);
+                        stripe.record(pass, first as u32, tokens as u32);
+                    });
+                    let mut packed = Vec::new();
+                    for (token, row) in got.chunks_exact(words).enumerate() {
+                        let beside = if (first..first + tokens).contains(&token) { [&row[..at], &row[at + own..]].concat() } else { row.to_vec() };
+                        assert!(beside.iter().all(|word| *word == 7), "{token}: beside the row");
+                        if beside.len() < words {
+                            packed.extend_from_slice(&row[at..at + own]);
+                        }
+                    }
+                    let (back, what) = (decode(&packed), format!("{format:?}, {:?}", device.tier()));
+                    let error = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+                    // A device may round a number of a header to either of the f16 beside it, which shifts what lies near the middle between two codes.
+                    let [lost, apart, more] = [error(&meant, &z), error(&back, &meant), error(&back, &z)];
+                    assert!(apart < 0.2 * lost && more < 1.03 * lost, "{what}: {apart} apart, {more} off where {lost} is meant");
+                }
+            }
+        }
+    }
+}
