@@ -1,9 +1,10 @@
 // Coordinates into packed rows, as src/rows/format.rs lays them out.
 //
 // Grid: x = tokens, at positions first, first + 1, … A workgroup finds the scales of one token's row, band by band, or group by group where these have scales of their own; then a lane packs a
-// run of sixteen coordinates.
+// run of sixteen coordinates, or sixteen lanes do whose codes are chosen together.
 #include "lib/reduce.wgsl"
 #include "lib/rows.wgsl"
+#include "lib/trellis.wgsl"
 
 struct Step {
     first: u32, // position of the first token
@@ -30,17 +31,7 @@ fn code(z: f32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
     if run.w >= AFFINE {
         return u32(clamp(round(x), 0.0, f32((1u << run.y) - 1u)));
     }
-    if run.y == 8u {
-        return u32(clamp(round((x - eight_bits().x) / eight_bits().y), 0.0, 255.0));
-    }
-    let levels = book_of(run.y);
-    var nearest = 0u;
-    for (var i = 1u; i < (1u << run.y); i++) {
-        if x > (book[levels + i - 1u] + book[levels + i]) / 2.0 {
-            nearest = i;
-        }
-    }
-    return nearest;
+    return u32(clamp(round((x - eight_bits().x) / eight_bits().y), 0.0, 255.0));
 }
 
 // The magnitude that the coordinates begin.. of a group are cut to: that with `clip` percent of them below, where equal ones count in their order.
@@ -73,15 +64,6 @@ fn band_of(run: u32) -> u32 {
         band++;
     }
     return band;
-}
-
-// The highest bits of a run of three.
-fn highest(token: u32, index: u32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
-    var bits = 0u;
-    for (var i = 0u; i < 16u; i++) {
-        bits |= (code(coordinates[(token * step.runs + index) * 16u + i], run, scale) >> 2u) << i;
-    }
-    return bits;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -136,6 +118,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let run = table[BOOKS + step.bands + index];
         let scale = scales[band_of(index)];
         let z = (token * step.runs + index) * 16u;
+        if trellis(run) {
+            continue;
+        }
         if run.y == 16u {
             for (var i = 0u; i < 8u; i++) {
                 let pair = vec2<f32>(coordinates[z + 2u * i], coordinates[z + 2u * i + 1u]);
@@ -143,25 +128,41 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             continue;
         }
-        let width = select(run.y, 2u, run.y == 3u);
-        for (var w = 0u; w < width / 2u; w++) {
-            let count = 32u / width;
+        for (var w = 0u; w < run.y / 2u; w++) {
+            let count = 32u / run.y;
             var word = 0u;
             for (var i = 0u; i < count; i++) {
-                word |= (code(coordinates[z + w * count + i], run, scale) & ((1u << width) - 1u)) << (i * width);
+                word |= code(coordinates[z + w * count + i], run, scale) << (i * run.y);
             }
             rows[row + run.x + w] = word;
         }
-        // Two runs of three bits share a word of highest ones: the lane of the first writes it.
-        if run.y == 3u && run.z % 2u == 0u {
-            var word = highest(token, index, run, scale);
-            if index + 1u < step.runs {
-                let next = table[BOOKS + step.bands + index + 1u];
-                if next.y == 3u {
-                    word |= highest(token, index + 1u, next, scale) << 16u;
-                }
-            }
-            rows[row + run.z / 2u] = word;
+    }
+    for (var base = 0u; base < step.runs; base += WORKGROUP / LANES) {
+        let index = min(base + local / LANES, step.runs - 1u);
+        let run = table[BOOKS + step.bands + index];
+        let scale = scales[band_of(index)].y;
+        let z = (token * step.runs + index) * 16u;
+        // One lane writes for the sixteen.
+        let writes = trellis(run) && local % LANES == 0u && index == base + local / LANES;
+        if trellis(run) {
+            search(z, run.y, scale, local);
         }
+        workgroupBarrier();
+        var words = vec2<u32>(0u, 0u);
+        if writes {
+            words = choose(z, run.y, scale, local);
+            rows[row + run.x] = words.x;
+            if run.y > 2u && run.z % 2u == 0u {
+                rows[row + run.z / 2u] = words.y;
+            }
+        }
+        // Two runs of three bits share a word of upper ones.
+        storageBarrier();
+        workgroupBarrier();
+        if writes && run.z % 2u == 1u {
+            rows[row + run.z / 2u] |= words.y << 16u;
+        }
+        storageBarrier();
+        workgroupBarrier();
     }
 }

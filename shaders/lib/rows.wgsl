@@ -1,7 +1,7 @@
 // Four coordinates of a packed row, as src/rows/format.rs lays them out.
 //
-// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, then the first level and the step of 8 bits. A run is
-// (its word within the row, its bits, where its highest bits stand, what scales it).
+// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8 bits. A run is
+// (its word within the row, its bits, where the upper bits of its codes stand if they are apart, what scales it).
 //
 // BLOCKS    tokens are coded in blocks of TOKENS, as src/rows/blocks.rs has it, from `step.sinks` on; wants `step.words`, words of a token in rows. A run is (its word within the row, its bits,
 //           its first coordinate, its head). A header has OWN numbers of the token and STRIPE of the block. Steps are by channel;
@@ -9,31 +9,36 @@
 
 const AFFINE = 5u; // a run's scale: none, one of the header's first four bytes, or from here on the two halves of one of its words
 
-var<workgroup> book: array<f32, BOOKS * 4u>;
+var<workgroup> book: array<u32, BOOKS * 4u>;
 
 fn load_book(local: u32) {
     for (var i = local; i < BOOKS * 4u; i += WORKGROUP) {
-        book[i] = bitcast<f32>(table[i / 4u][i % 4u]);
+        book[i] = table[i / 4u][i % 4u];
     }
 }
 
-// Where the levels of 2, 3 or 4 bits begin.
+// Whether a run's codes are chosen together, as src/rows/trellis.rs has it: their lower two bits are in a word, the upper ones in another.
+fn trellis(run: vec4<u32>) -> bool {
+    return run.y < 8u && run.w < AFFINE;
+}
+
+// Where the levels of 2, 3 or 4 bits begin: 64 for each way to choose the upper bits.
 fn book_of(bits: u32) -> u32 {
-    return (1u << bits) - 4u;
+    return 64u * ((1u << (bits - 2u)) - 1u);
 }
 
 // The least level of 8 bits, and their step.
 fn eight_bits() -> vec2<f32> {
-    return vec2<f32>(book[28], book[29]);
+    return vec2<f32>(bitcast<f32>(book[224]), bitcast<f32>(book[225]));
+}
+
+fn level(i: u32) -> f32 {
+    let pair = unpack2x16float(book[i / 2u]);
+    return select(pair.x, pair.y, i % 2u == 1u);
 }
 
 fn scale_value(code: u32) -> f32 {
     return exp2((f32(code) - 128.0) / 8.0);
-}
-
-// Bits of a coordinate in the words of its run; the third of three stands elsewhere.
-fn narrow_bits(bits: u32) -> u32 {
-    return select(bits, 2u, bits == 3u);
 }
 
 #if BLOCKS
@@ -91,8 +96,9 @@ alias Fetched = vec3<u32>;
 // are needed or not: a lane can have several such reads under way.
 fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
     let row = key * step.words + at;
-    let first = run.x + quarter * narrow_bits(run.y) / 8u;
-    let second = select(select(first, run.z / 2u, run.y == 3u), first + 1u, run.y == 16u);
+    let together = trellis(run);
+    let first = run.x + select(quarter * run.y / 8u, 0u, together);
+    let second = select(select(first, first + 1u, run.y == 16u), run.z / 2u, together);
     return vec3<u32>(rows[row + first], rows[row + second], rows[row + max(run.w, AFFINE) - AFFINE]);
 }
 
@@ -101,24 +107,25 @@ fn decode(words: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     if bits == 16u {
         return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
     }
-    let width = narrow_bits(bits);
     let each = vec4<u32>(0u, 1u, 2u, 3u);
-    let word = words.x >> (quarter * width * 4u % 32u);
-    var code = (vec4<u32>(word) >> (each * width)) & vec4<u32>((1u << width) - 1u);
-    if bits == 3u {
-        let high = words.y >> (16u * (run.z % 2u) + 4u * quarter);
-        code |= ((vec4<u32>(high) >> each) & vec4<u32>(1u)) << vec4<u32>(2u);
-    }
-    if run.w >= AFFINE {
-        let header = unpack2x16float(words.z);
-        return header.y + header.x * vec4<f32>(code);
-    }
     var value: vec4<f32>;
-    if bits == 8u {
-        value = eight_bits().x + eight_bits().y * vec4<f32>(code);
+    if trellis(run) {
+        // From the lower bits of the code two before, round the end of the run.
+        let back = (8u * quarter + 28u) % 32u;
+        let low = (words.x >> back) | (words.x << (32u - back));
+        let more = bits - 2u;
+        let high = words.y >> (16u * (run.z % 2u) + 4u * more * quarter);
+        let code = ((vec4<u32>(low) >> (2u * each)) & vec4<u32>(63u)) | (((vec4<u32>(high) >> (more * each)) & vec4<u32>((1u << more) - 1u)) << vec4<u32>(6u));
+        let at = code + book_of(bits);
+        value = vec4<f32>(level(at.x), level(at.y), level(at.z), level(at.w));
     } else {
-        code += vec4<u32>(book_of(bits));
-        value = vec4<f32>(book[code.x], book[code.y], book[code.z], book[code.w]);
+        let word = words.x >> (quarter * bits * 4u % 32u);
+        let code = vec4<f32>((vec4<u32>(word) >> (each * bits)) & vec4<u32>((1u << bits) - 1u));
+        if run.w >= AFFINE {
+            let header = unpack2x16float(words.z);
+            return header.y + header.x * code;
+        }
+        value = eight_bits().x + eight_bits().y * code;
     }
     if run.w > 0u {
         value *= scale_value((words.z >> (8u * (run.w - 1u))) & 0xffu);

@@ -42,7 +42,7 @@ pub struct Factored {
 
 impl Factored {
     /// The version written and read by this release.
-    pub const FORMAT: u32 = 3;
+    pub const FORMAT: u32 = 4;
 
     /// Reads the object `"lowkey"` of a `config.json`; `path` names the file in errors.
     ///

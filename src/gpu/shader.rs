@@ -40,6 +40,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/rope.wgsl", include_str!("../../shaders/lib/rope.wgsl")),
     ("lib/rows.wgsl", include_str!("../../shaders/lib/rows.wgsl")),
     ("lib/side.wgsl", include_str!("../../shaders/lib/side.wgsl")),
+    ("lib/trellis.wgsl", include_str!("../../shaders/lib/trellis.wgsl")),
 ];
 
 /// One variant's text: `enable` line, constants, then the file with its includes and conditions resolved.

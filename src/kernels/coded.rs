@@ -192,14 +192,15 @@ impl Coded {
 }
 
 /// Vectors of codebooks at the head of every table.
-pub(crate) const BOOKS: u32 = 8;
+pub(crate) const BOOKS: u32 = 57;
 
-/// `[BOOKS]`: the levels of 2, 3 and 4 bits, then the first level and the step of 8.
+/// `[BOOKS]`: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8.
 pub(crate) fn books() -> Vec<[u32; 4]> {
-    let mut numbers: Vec<f32> = [2, 3, 4].into_iter().flat_map(levels).copied().collect();
-    numbers.extend([EIGHT_BITS.0, EIGHT_BITS.1]);
-    numbers.resize(4 * BOOKS as usize, 0.0);
-    floats(&numbers)
+    let levels: Vec<f16> = [2, 3, 4].into_iter().flat_map(levels).map(|&level| f16::from_f32(level)).collect();
+    let pairs = levels.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16);
+    let mut words: Vec<u32> = pairs.chain([EIGHT_BITS.0.to_bits(), EIGHT_BITS.1.to_bits()]).collect();
+    words.resize(4 * BOOKS as usize, 0);
+    words.chunks(4).map(|four| [four[0], four[1], four[2], four[3]]).collect()
 }
 
 /// f32 numbers as a table holds them, four to a vector.

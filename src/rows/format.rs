@@ -4,11 +4,13 @@
 //!
 //! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step in the lower half of a
 //!   word and the least value in the upper; for [`Scale::Groups`] such a word for each group, in order; for [`Scale::Blocks`] what [`Blocks`] says;
-//! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8, 4 and 2 bits codes from the lowest bits up; a band of 3 bits is the lower two bits of all its runs, then
-//!   the highest bit of two runs to a word.
+//! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8 bits, and wherever steps are equal, codes from the lowest bits up. Else codes of 2 to 4 bits are [chosen
+//!   together](super::trellis), and a run is the lower two bits of all its codes in one word, then at 4 bits the upper two in another; a band of 3 bits has the lower two of all its runs, then the highest
+//!   bits of two runs to a word.
 
 use super::blocks::Blocks;
-use super::codebook::{EIGHT_BITS, levels, nearest};
+use super::codebook::EIGHT_BITS;
+use super::trellis;
 use half::f16;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +63,7 @@ pub struct Run {
     pub word: usize,
     /// Their width.
     pub bits: u8,
-    /// At 3 bits: twice the word of the highest bits, plus one for the upper half.
+    /// Where lower and upper bits of codes are apart: twice the word of the upper ones, plus one for its upper half.
     pub high: usize,
     /// What multiplies them.
     pub scale: ScaleSource,
@@ -173,13 +175,12 @@ impl Format {
             let scales: Vec<ScaleSource> = (0..band.runs).map(scale).collect();
             byte += usize::from(band.bits < 16);
             let each = if band.bits == 3 { 1 } else { band.bits as usize / 2 };
-            let high = 2 * (word + band.runs);
-            runs.extend((0..band.runs).map(|i| Run {
-                word: word + i * each,
-                bits: band.bits,
-                high: if band.bits == 3 { high + i } else { 0 },
-                scale: scales[i],
-            }));
+            let high = |i: usize| match band.bits {
+                3 => 2 * (word + band.runs) + i,
+                4 => 2 * (word + i * each + 1),
+                _ => 0,
+            };
+            runs.extend((0..band.runs).map(|i| Run { word: word + i * each, bits: band.bits, high: high(i), scale: scales[i] }));
             word += (band.runs * band.bits as usize).div_ceil(2);
         }
         runs
@@ -208,14 +209,12 @@ impl Format {
                 scale = scale_value(code);
             }
             for (run, z) in runs[here].iter().zip(coordinates.chunks_exact(RUN)) {
-                for (i, &z) in z.iter().enumerate() {
-                    let code = match band.bits {
-                        16 => u32::from(f16::from_f32(z).to_bits()),
-                        8 => ((z / scale - EIGHT_BITS.0) / EIGHT_BITS.1).round().clamp(0.0, 255.0) as u32,
-                        bits => nearest(levels(bits), z / scale),
-                    };
-                    run.put(words, i, code);
-                }
+                let codes: [u32; RUN] = match band.bits {
+                    16 => std::array::from_fn(|i| u32::from(f16::from_f32(z[i]).to_bits())),
+                    8 => std::array::from_fn(|i| ((z[i] / scale - EIGHT_BITS.0) / EIGHT_BITS.1).round().clamp(0.0, 255.0) as u32),
+                    bits => trellis::encode(bits, &std::array::from_fn::<f32, RUN, _>(|i| z[i] / scale)),
+                };
+                codes.into_iter().enumerate().for_each(|(i, code)| run.put(words, i, code));
             }
         }
     }
@@ -240,43 +239,42 @@ impl Format {
         for (run, z) in self.runs().iter().zip(z.chunks_exact_mut(RUN)) {
             let header = words[if let ScaleSource::Affine(word) = run.scale { word } else { 0 }];
             let [step, least] = [header, header >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
-            for (i, z) in z.iter_mut().enumerate() {
-                let code = run.take(words, i);
-                *z = match (run.bits, run.scale) {
-                    (16, _) => f16::from_bits(code as u16).to_f32(),
-                    (_, ScaleSource::Affine(_)) => least + step * code as f32,
-                    (bits, scale) => {
-                        let value = if bits == 8 { EIGHT_BITS.0 + EIGHT_BITS.1 * code as f32 } else { levels(bits)[code as usize] };
-                        match scale {
-                            ScaleSource::Byte(byte) => value * scale_value(words[0] >> (8 * byte) & 0xff),
-                            _ => value,
-                        }
-                    }
-                };
-            }
+            let codes: [u32; RUN] = std::array::from_fn(|i| run.take(words, i));
+            let factor = if let ScaleSource::Byte(byte) = run.scale { scale_value(words[0] >> (8 * byte) & 0xff) } else { 1.0 };
+            let values: [f32; RUN] = match (run.bits, run.scale) {
+                (16, _) => codes.map(|code| f16::from_bits(code as u16).to_f32()),
+                (_, ScaleSource::Affine(_)) => codes.map(|code| least + step * code as f32),
+                (8, _) => codes.map(|code| factor * (EIGHT_BITS.0 + EIGHT_BITS.1 * code as f32)),
+                (bits, _) => trellis::decode(bits, &codes).map(|level| factor * level),
+            };
+            z.copy_from_slice(&values);
         }
     }
 }
 
 impl Run {
+    /// Whether codes are chosen together: their lower and upper bits are apart.
+    pub(crate) fn trellis(&self) -> bool {
+        self.bits < 8 && matches!(self.scale, ScaleSource::One | ScaleSource::Byte(_))
+    }
+
     pub(super) fn put(&self, words: &mut [u32], i: usize, code: u32) {
         let bits = usize::from(self.bits);
-        if bits == 3 {
-            words[self.word] |= (code & 3) << (2 * i);
-            words[self.high / 2] |= (code >> 2) << (RUN * (self.high % 2) + i);
-        } else {
+        if !self.trellis() {
             words[self.word + i * bits / 32] |= code << (i * bits % 32);
+            return;
         }
+        words[self.word] |= (code & 3) << (2 * i);
+        words[self.high / 2] |= (code >> 2) << (RUN * (self.high % 2) + i * (bits - 2));
     }
 
     pub(super) fn take(&self, words: &[u32], i: usize) -> u32 {
         let bits = usize::from(self.bits);
-        if bits == 3 {
-            let high = words[self.high / 2] >> (RUN * (self.high % 2) + i) & 1;
-            (words[self.word] >> (2 * i) & 3) | high << 2
-        } else {
-            words[self.word + i * bits / 32] >> (i * bits % 32) & ((1u64 << bits) - 1) as u32
+        if !self.trellis() {
+            return words[self.word + i * bits / 32] >> (i * bits % 32) & ((1u64 << bits) - 1) as u32;
         }
+        let high = words[self.high / 2] >> (RUN * (self.high % 2) + i * (bits - 2)) & ((1 << (bits - 2)) - 1);
+        (words[self.word] >> (2 * i) & 3) | high << 2
     }
 }
 
@@ -368,9 +366,10 @@ mod tests {
                     (16, _) => 2e-3,
                     (bits, Scale::Affine | Scale::Groups { .. }) => 2.1 / ((1 << bits) - 1) as f32,
                     (8, _) => 0.05,
-                    (4, _) => 0.45,
-                    (3, _) => 0.7,
-                    _ => 1.0,
+                    // Chosen together, not each the nearest.
+                    (4, _) => 0.6,
+                    (3, _) => 1.0,
+                    _ => 1.4,
                 };
                 for (z, back) in z.iter().zip(back) {
                     assert!((z - back).abs() < most, "{format:?}: {z} came back as {back}");

@@ -18,10 +18,12 @@ mod reviver;
 mod selection;
 mod sketch;
 mod spec;
+mod trellis;
+mod trellis_levels;
 
 pub use balance::{Balance, LEAST_DEVIATION, LOGARITHMS, ROUNDS, balance};
 pub use blocks::{Blocks, Steps};
-pub use codebook::{EIGHT_BITS, distortion, levels};
+pub use codebook::{EIGHT_BITS, distortion};
 pub use coder::{Coder, Energy};
 pub use exact::{Exact, Reach, Schedule};
 pub use format::{Band, Format, RUN, Run, Scale, ScaleSource};
@@ -30,3 +32,4 @@ pub use reviver::{HALF_LIFE, Reviver, Stores, Vague};
 pub use selection::Selection;
 pub use sketch::{Sketch, SketchColumns};
 pub use spec::{Holds, RowSet, RowSpec, Side, Source};
+pub use trellis::levels;

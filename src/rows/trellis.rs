@@ -1,0 +1,135 @@
+//! Trellis-coded quantisation: codes of 2 to 4 bits that are chosen together, run by run.
+//!
+//! What a code stands for depends on the two before it. So a coordinate has many more levels than codes, though no row has a bit more, and the codes of a run are chosen for the least error of all sixteen
+//! (Marcellin and Fischer, *Trellis coded quantization of memoryless and Gauss–Markov sources*, 1990; as a shift register, Tseng et al., *QTIP*, arXiv 2406.11235). Of a unit Gaussian 2, 3 and 4 bits miss
+//! 0.086, 0.022 and 0.0056 in the mean square, where Lloyd and Max's best codes one by one miss 0.118, 0.035 and 0.0095.
+//!
+//! The lower two bits `u` of a code move the register, the upper ones `h` choose between levels: that of coordinate `i` is `levels[u_{i−2} + 4·u_{i−1} + 16·u_i + 64·h_i]`. The path bites its own tail (Ma and
+//! Wolf, *On tail biting convolutional codes*, 1986): before the first coordinate of a run stand its last two. So a run is read by itself, and to read it is to turn round the word of its lower bits.
+
+use super::RUN;
+use super::trellis_levels::{FOUR, THREE, TWO};
+use half::f16;
+use std::sync::LazyLock;
+
+/// Values of the register: two codes' lower bits.
+const STATES: usize = 16;
+/// A code's lower bits with those of the two before.
+const EDGES: usize = 64;
+
+/// The levels of 2, 3 or 4 bits, `[64·2^(bits − 2)]`, each a number that f16 has: shaders keep two to a word. Empty at any other width.
+pub fn levels(bits: u8) -> &'static [f32] {
+    static LEVELS: LazyLock<[Vec<f32>; 3]> =
+        LazyLock::new(|| [&TWO[..], &THREE, &FOUR].map(|levels| levels.iter().map(|&level| f16::from_f32(level).to_f32()).collect()));
+    match bits {
+        2..=4 => &LEVELS[bits as usize - 2],
+        _ => &[],
+    }
+}
+
+/// The codes of a run whose levels are nearest to `x: [16]` in the sum of squares: Viterbi's algorithm from every state that the register can begin in.
+pub(super) fn encode(bits: u8, x: &[f32]) -> [u32; RUN] {
+    let levels = levels(bits);
+    // cost[state][begin], and by coordinate and state what fell out of the register.
+    let mut cost = [[f32::INFINITY; STATES]; STATES];
+    (0..STATES).for_each(|state| cost[state][state] = 0.0);
+    let mut fell = [[[0u32; STATES]; STATES]; RUN];
+    for (fell, &x) in fell.iter_mut().zip(x) {
+        let mut next = [[f32::INFINITY; STATES]; STATES];
+        for state in 0..STATES {
+            for oldest in 0..4 {
+                let edge = oldest + 4 * state;
+                let miss = nearest(levels, edge, x).0;
+                let before = &cost[edge % STATES];
+                // No branches: the compiler does several beginnings at once.
+                for begin in 0..STATES {
+                    let total = before[begin] + miss;
+                    let less = total < next[state][begin];
+                    next[state][begin] = if less { total } else { next[state][begin] };
+                    fell[state][begin] = if less { oldest as u32 } else { fell[state][begin] };
+                }
+            }
+        }
+        cost = next;
+    }
+    let begin = (0..STATES).min_by(|a, b| cost[*a][*a].total_cmp(&cost[*b][*b])).unwrap_or(0);
+    let (mut state, mut codes) = (begin, [0; RUN]);
+    for i in (0..RUN).rev() {
+        let edge = fell[i][state][begin] as usize + 4 * state;
+        codes[i] = (state / 4 + 4 * nearest(levels, edge, x[i]).1) as u32;
+        state = edge % STATES;
+    }
+    codes
+}
+
+/// The square of the distance from `x` to the nearest of an edge's levels, and the upper bits that choose it.
+fn nearest(levels: &[f32], edge: usize, x: f32) -> (f32, usize) {
+    let square = |high: usize| (x - levels[edge + EDGES * high]).powi(2);
+    let mut best = (square(0), 0);
+    for high in 1..levels.len() / EDGES {
+        if square(high) < best.0 {
+            best = (square(high), high);
+        }
+    }
+    best
+}
+
+/// What each of a run's codes stands for.
+pub(super) fn decode(bits: u8, codes: &[u32; RUN]) -> [f32; RUN] {
+    let low = |i: usize| (codes[i % RUN] & 3) as usize;
+    let edge = |i: usize| low(i + RUN - 2) + 4 * low(i + RUN - 1) + 16 * low(i);
+    std::array::from_fn(|i| levels(bits)[edge(i) + EDGES * (codes[i] >> 2) as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use crate::rows::distortion;
+
+    fn error(x: &[f32], decoded: &[f32]) -> f64 {
+        x.iter().zip(decoded).map(|(x, y)| f64::from(x - y).powi(2)).sum()
+    }
+
+    /// On numbers that the levels were not made with; and each level is the mean of what is coded as it, so that a coordinate's error and its code have nothing in common.
+    #[test]
+    fn a_gaussian_is_missed_by_what_is_promised() {
+        for bits in [2, 3, 4] {
+            let (runs, mut random, mut sum, mut product, mut square) = (6000, Random::new(7), 0.0, 0.0, 0.0);
+            for _ in 0..runs {
+                let x: Vec<f32> = (0..RUN).map(|_| random.gaussian() as f32).collect();
+                let decoded = decode(bits, &encode(bits, &x));
+                sum += error(&x, &decoded);
+                product += x.iter().zip(decoded).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+                square += decoded.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>();
+            }
+            let found = sum / (runs * RUN) as f64;
+            assert!((found / distortion(bits) - 1.0).abs() < 0.02, "{bits} bits: {found}");
+            assert!((product / square - 1.0).abs() < 0.005, "{bits} bits: {}", product / square);
+        }
+    }
+
+    /// No codes are nearer: neither any others of a few coordinates, nor those of numbers that have codes themselves.
+    #[test]
+    fn the_codes_are_the_nearest() {
+        let mut random = Random::new(8);
+        for bits in [2, 3, 4] {
+            for _ in 0..20 {
+                let codes: [u32; RUN] = std::array::from_fn(|_| (random.unit() * f64::from(1 << bits)) as u32);
+                let x = decode(bits, &codes);
+                assert_eq!(error(&x, &decode(bits, &encode(bits, &x))), 0.0);
+                let x: [f32; RUN] = std::array::from_fn(|_| random.gaussian() as f32);
+                let codes = encode(bits, &x);
+                let best = error(&x, &decode(bits, &codes));
+                for first in 0..RUN {
+                    for change in 1..1u32 << (2 * bits) {
+                        let mut other = codes;
+                        other[first] ^= change & ((1 << bits) - 1);
+                        other[(first + 1) % RUN] ^= change >> bits;
+                        assert!(error(&x, &decode(bits, &other)) >= best - 1e-5);
+                    }
+                }
+            }
+        }
+    }
+}
