@@ -130,8 +130,9 @@ fn balance(id: vec2<u32>, local: u32) {
                 best[i] = logarithms[i];
             }
         }
+        // Another lane may be the next to change them.
+        workgroupBarrier();
     }
-    workgroupBarrier();
     for (var i = local; i < LINES + LENGTH; i += WORKGROUP) {
         inverses[i] = exp(-best[i]);
     }
@@ -139,13 +140,19 @@ fn balance(id: vec2<u32>, local: u32) {
 }
 #endif
 
+// The number of f16 that is nearest, of those that are not subnormal: devices may round to either beside, and a shift of a grid by as much changes many codes.
+fn nearest_half(x: f32) -> f32 {
+    let bits = bitcast<u32>(clamp(x, -LARGEST, LARGEST));
+    return bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let id = group.xy;
 #if BALANCED
     balance(id, local);
     for (var i = local; i < LENGTH; i += WORKGROUP) {
-        numbers[factor_at(id, i)] = min(exp(best[LINES + i]), LARGEST);
+        numbers[factor_at(id, i)] = nearest_half(exp(best[LINES + i]));
     }
 #endif
     for (var line = local; line < LINES; line += WORKGROUP) {
@@ -166,7 +173,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let factor = 1.0;
 #endif
         let at = pair_at(id, line);
-        numbers[at] = clamp((high - low) / f32((1u << step.bits) - 1u) * factor, LEAST, LARGEST);
-        numbers[at + 1u] = clamp(low * factor, -LARGEST, LARGEST);
+        numbers[at] = max(nearest_half((high - low) / f32((1u << step.bits) - 1u) * factor), LEAST);
+        numbers[at + 1u] = nearest_half(low * factor);
     }
 }

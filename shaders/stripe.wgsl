@@ -14,15 +14,10 @@ struct Step {
 var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read> coordinates: array<f32>;    // [tokens][HEADS · WIDTH]
-@group(0) @binding(1) var<storage, read> numbers: array<f32>;        // by block: [TOKENS][OWN], then what its tokens share, [SHARED]
+@group(0) @binding(1) var<storage, read> numbers: array<f32>;        // by block: [TOKENS][OWN], then what its tokens share, [SHARED], as f16 holds them
 @group(0) @binding(2) var<storage, read_write> rows: array<u32>;     // [capacity][words]
 
 const BLOCK = TOKENS * OWN + SHARED;
-
-// A number as f16 holds it.
-fn rounded(i: u32) -> f32 {
-    return unpack2x16float(pack2x16float(vec2<f32>(numbers[i], 0.0))).x;
-}
 
 // Number `i` of a token's header.
 fn header(token: u32, i: u32) -> f32 {
@@ -43,14 +38,14 @@ fn code(token: u32, c: u32) -> u32 {
     var z = coordinates[token * HEADS * WIDTH + c];
 #if CHANNEL_FACTORS
     let pair = own + 2u * head;
-    z /= rounded(beyond + c);
+    z /= numbers[beyond + c];
 #else
     let pair = beyond + 2u * c;
 #if TOKEN_FACTORS
-    z /= rounded(own + head);
+    z /= numbers[own + head];
 #endif
 #endif
-    return u32(clamp(round((z - rounded(pair + 1u)) / rounded(pair)), 0.0, f32((1u << step.bits) - 1u)));
+    return u32(clamp(round((z - numbers[pair + 1u]) / numbers[pair]), 0.0, f32((1u << step.bits) - 1u)));
 }
 
 @compute @workgroup_size(WORKGROUP)

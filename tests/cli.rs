@@ -284,7 +284,7 @@ fn options_that_a_method_does_not_take_are_refused() {
     let [model, statistics] = ["model", "statistics"].map(|name| bench.path(name));
     let calibration = ["--calibration-tokens", "700", "--keep", "0.5"];
     let published = ["palu", "recalkv", "kqsvd", "ksvd", "eigen"];
-    let all = || published.into_iter().chain(["lowkey", "dense"]);
+    let all = || published.into_iter().chain(["lowkey", "dense", "oscar", "kivi", "kvarn"]);
     // The option, a value for it, and who takes it.
     let table: [(&str, &str, &[&str]); 14] = [
         ("times", "4", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
@@ -295,11 +295,11 @@ fn options_that_a_method_does_not_take_are_refused() {
         ("group-heads", "2", &["palu", "recalkv"]),
         ("grouping", "cka", &["recalkv"]),
         ("ranks", "uniform", &published),
-        ("bits", "8", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "dense"]),
-        ("calibration", "self", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
-        ("calibration-tokens", "700", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
-        ("calibration-window", "600", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
-        ("statistics", &statistics, &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
+        ("bits", "8", &["palu", "recalkv", "kqsvd", "ksvd", "eigen", "dense", "oscar", "kivi", "kvarn"]),
+        ("calibration", "self", &["oscar", "palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
+        ("calibration-tokens", "700", &["oscar", "palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
+        ("calibration-window", "600", &["oscar", "palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
+        ("statistics", &statistics, &["oscar", "palu", "recalkv", "kqsvd", "ksvd", "eigen", "lowkey"]),
         // By their own rules for ranks the others weigh nothing.
         ("sensitivity", "full", &["palu", "recalkv", "lowkey"]),
     ];
@@ -340,6 +340,34 @@ fn options_that_a_method_does_not_take_are_refused() {
         std::fs::remove_dir_all(&small).unwrap();
     }
     assert_eq!(done(&["compress", &model, "-o", &bench.path("small"), "--method", "dense", "--bits", "8"])["options"], "q8");
+}
+
+/// Those whose size is that of their numbers, by every command; the bytes are those of the cache that was read.
+#[test]
+fn quantised_baselines_are_made_inspected_and_evaluated() {
+    let bench = Bench::new();
+    let [model, text] = ["model", "text"].map(|name| bench.path(name));
+    for (index, (arguments, options)) in [
+        (&["--method", "oscar", "--calibration-tokens", "700"][..], "2 bits"),
+        (&["--method", "kivi", "--bits", "4"], "4 bits"),
+        (&["--method", "kvarn"], "4 bits, values 2"),
+        (&["--method", "kvarn", "--bits", "2", "--sinks", "0", "--recent", "0"], "2 bits"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let small = bench.path(&format!("small{index}"));
+        let made = done(&[&["compress", &*model, "-o", &small], arguments].concat());
+        assert_eq!((&made["method"], &made["options"]), (&arguments[1].into(), &options.into()));
+        let found = done(&["inspect", &small]);
+        assert_eq!((&found["method"], &found["kv_bytes_per_token"]), (&made["method"], &made["kv_bytes_per_token"]));
+        let evaluated = done(&["eval", &small, "--against", &model, "--text", &text, "--window", "200", "--tokens", "600"]);
+        let row = &evaluated["rows"][1];
+        assert_eq!((&row["method"], &row["kv_bytes_per_token"]), (&made["method"], &made["kv_bytes_per_token"]));
+        assert!(number(&row["kl_mean"]) > 0.0 && number(&row["kl_mean"]).is_finite());
+    }
+    let (kind, message, _) = failed(&["compress", &model, "-o", &bench.path("never"), "--method", "kivi", "--bits", "16"]);
+    assert!(kind == "argument" && message.contains("choose 2, 4 or 8"), "{message}");
 }
 
 /// Options of the cache in every command that reads text, beside the model without them; a prompt too short for them is said to be.

@@ -1,7 +1,7 @@
 //! KVarN (arXiv 2606.03458; released as huawei-csl/KVarN): rotated blocks of 128 tokens, whose tokens and channels are brought to equal variance before they are rounded. No calibration.
 //!
 //! A Hadamard rotation over the width of a head evens out channels; some sixteen rounds of dividing tokens and channels by their standard deviations
-//! ([`balance`](mod@crate::rows::balance)) do the rest. Then keys are rounded in steps of their channel, values in steps of their token, between the least and the largest
+//! ([`balance`](crate::rows::balance())) do the rest. Then keys are rounded in steps of their channel, values in steps of their token, between the least and the largest
 //! number of the block; the factors of the lines that have steps go into these, the others are kept beside. At 4 and 2 bits, `k4v2`, a head of 128 takes 4.38 and 2.38 bits a number.
 //!
 //! The first tokens and the newest are exact, as in the paper; of those that are due, up to 127 wait until their block is whole.

@@ -33,7 +33,7 @@ pub struct Blocks {
 pub enum Steps {
     /// Each channel of a block, between its least and its largest number: keys as KIVI (arXiv 2402.02750) codes them.
     Channels,
-    /// The same after tokens and channels have been [balanced](mod@super::balance): keys as KVarN (arXiv 2606.03458) codes them.
+    /// The same after tokens and channels have been [balanced](super::balance()): keys as KVarN (arXiv 2606.03458) codes them.
     BalancedChannels,
     /// Each token and head, after that: values as KVarN codes them.
     BalancedTokens,

@@ -4,6 +4,7 @@
 //! ([`RowSpec`]). An offline basis takes it to coordinates `z = (y − μ)·A` that are uncorrelated and sorted by what they matter ([`Coder`]); these fall into
 //! [`Band`]s of equal precision, those after the last band are dropped, and the codes of one row are packed into words ([`Format`]). To read a row is to look
 //! its codes up: `ŷ = ẑ·B + μ`. Neither direction needs more: a low-rank row in f16 is one band of 16 bits, a 4-bit cache one band of 4 with a rotation for its basis.
+//! Some published methods code several tokens at once, with numbers that these share ([`Blocks`]).
 //!
 //! Beside the coded rows a sequence keeps its first and its newest tokens exactly; which query reads which is [`Exact`]'s to say. This module knows no GPU: it is what
 //! `compress` plans with, what `cpu` decodes by, and what the kernels are tested against.
