@@ -44,7 +44,7 @@ prepare = \
 	fi; \
 	small="$$small-$(METHOD)-$(TIMES)-$$({ echo "$$model"; cat "$(lowkey)"; } | cksum | cut -d ' ' -f 1)"; \
 	if [ -e "$$small" ] && ! $(lowkey) inspect "$$small" >/dev/null 2>&1; then rm -r "$$small"; fi; \
-	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --times $(TIMES)
+	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --times $(TIMES) --calibration-tokens 8192
 
 demo: setup
 	@$(prepare); \

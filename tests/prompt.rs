@@ -106,6 +106,7 @@ fn chosen_rows_are_those_of_the_cpu_and_all_are_all() {
     let directory = SyntheticModel::default().write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let tokens = Random(3).tokens(PROMPT + 40, checkpoint.config().vocab_size);
+    let exact = read(&mut cpu(&checkpoint, None).sequence(options(None), RowType::F16).unwrap(), &tokens);
     for (number, (way, specs)) in ways(checkpoint.config()).into_iter().enumerate() {
         let rows = coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 });
         let cpu = cpu(&checkpoint, Some(rows.clone()));
@@ -119,10 +120,12 @@ fn chosen_rows_are_those_of_the_cpu_and_all_are_all() {
         let gpu = Arc::new(decoder::Model::with_rows(&checkpoint, Some(rows), device).unwrap());
         let on_gpu = |select| read(&mut gpu.sequence(options(select)).unwrap(), &tokens);
         let error = nmse(&on_gpu(Some(256)), &all);
-        assert!(error < 1e-3, "{way}, {tier:?}, all: {error}");
+        // Coordinates that are rounded otherwise may have other codes, as near: of what coding loses a part.
+        let lost = nmse(&all, &exact);
+        assert!(error < 1e-3_f64.max(0.2 * lost), "{way}, {tier:?}, all: {error}, and coding loses {lost}");
         let error = nmse(&on_gpu(Some(40)), &some);
         // Of two chunks that are nearly as good as each other either may be chosen.
-        assert!(error < 1e-4_f64.max(0.2 * own), "{way}, {tier:?}, some: {error}, and {own} from all");
+        assert!(error < 1e-4_f64.max(0.2 * own.max(lost)), "{way}, {tier:?}, some: {error}, and {own} from all");
     }
 }
 

@@ -7,20 +7,21 @@ const LANES = 16u;
 var<workgroup> fell: array<array<u32, LANES>, WORKGROUP>; // by lane and coordinate: what fell out of the register, two bits for each state
 var<workgroup> ends: array<f32, WORKGROUP>;               // what the best path of each lane misses
 
-// The square of the distance from x to the nearest of an edge's levels, and the upper bits that choose it.
+// How much the nearest of an edge's levels misses x, less x², and the upper bits that choose it.
 struct Nearest {
-    square: f32,
+    miss: f32,
     high: u32,
 }
 
 fn nearest(x: f32, bits: u32, edge: u32) -> Nearest {
     let begin = book_of(bits) + edge;
-    let first = x - level(begin);
-    var best = Nearest(first * first, 0u);
+    let first = level(begin);
+    var best = Nearest(first * (first - 2.0 * x), 0u);
     for (var high = 1u; high < (1u << (bits - 2u)); high++) {
-        let miss = x - level(begin + 64u * high);
-        if miss * miss < best.square {
-            best = Nearest(miss * miss, high);
+        let other = level(begin + 64u * high);
+        let miss = other * (other - 2.0 * x);
+        if miss < best.miss {
+            best = Nearest(miss, high);
         }
     }
     return best;
@@ -41,7 +42,7 @@ fn search(z: u32, bits: u32, scale: f32, local: u32) {
             var oldest = 0u;
             for (var old = 0u; old < 4u; old++) {
                 let edge = old + 4u * state;
-                let total = cost[edge % LANES] + nearest(x, bits, edge).square;
+                let total = cost[edge % LANES] + nearest(x, bits, edge).miss;
                 oldest = select(oldest, old, total < least);
                 least = min(least, total);
             }

@@ -3,6 +3,7 @@
 use super::Format;
 use crate::linalg::{product, tr_product};
 use nalgebra::{DMatrix, DVector};
+use rayon::prelude::*;
 
 /// An offline basis with the format of its coordinates: `z = (y − μ)·A`, `ŷ = ẑ·B + μ`.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,10 +62,9 @@ impl Coder {
         };
         let (rank, each, block) = (self.format.rank(), self.format.words(), self.format.block());
         let mut words = vec![0; centred.ncols() * each];
-        // Columns are consecutive.
-        for (z, words) in z.as_slice().chunks_exact(block * rank).zip(words.chunks_exact_mut(block * each)) {
-            self.format.encode(z, words);
-        }
+        // Columns are consecutive. To choose codes together is work.
+        let blocks = z.as_slice().par_chunks_exact(block * rank).zip(words.par_chunks_exact_mut(block * each));
+        blocks.for_each(|(z, words)| self.format.encode(z, words));
         (words, Energy { all: f64::from(centred.norm_squared()), held: f64::from(z.norm_squared()) })
     }
 
@@ -72,9 +72,8 @@ impl Coder {
     pub fn coordinates(&self, words: &[u32]) -> DMatrix<f32> {
         let (rank, each, block) = (self.format.rank(), self.format.words(), self.format.block());
         let mut z = DMatrix::zeros(rank, words.len() / each);
-        for (z, words) in z.as_mut_slice().chunks_exact_mut(block * rank).zip(words.chunks_exact(block * each)) {
-            self.format.decode(words, z);
-        }
+        let blocks = z.as_mut_slice().par_chunks_exact_mut(block * rank).zip(words.par_chunks_exact(block * each));
+        blocks.with_min_len(16).for_each(|(z, words)| self.format.decode(words, z));
         z
     }
 }

@@ -35,20 +35,22 @@ pub(super) fn encode(bits: u8, x: &[f32]) -> [u32; RUN] {
     (0..STATES).for_each(|state| cost[state][state] = 0.0);
     let mut fell = [[[0u32; STATES]; STATES]; RUN];
     for (fell, &x) in fell.iter_mut().zip(x) {
-        let mut next = [[f32::INFINITY; STATES]; STATES];
+        let mut next = [[0.0; STATES]; STATES];
         for state in 0..STATES {
-            for oldest in 0..4 {
-                let edge = oldest + 4 * state;
+            let (mut least, mut oldest) = ([f32::INFINITY; STATES], [0; STATES]);
+            for old in 0..4 {
+                let edge = old + 4 * state;
                 let miss = nearest(levels, edge, x).0;
                 let before = &cost[edge % STATES];
                 // No branches: the compiler does several beginnings at once.
                 for begin in 0..STATES {
                     let total = before[begin] + miss;
-                    let less = total < next[state][begin];
-                    next[state][begin] = if less { total } else { next[state][begin] };
-                    fell[state][begin] = if less { oldest as u32 } else { fell[state][begin] };
+                    let less = total < least[begin];
+                    least[begin] = if less { total } else { least[begin] };
+                    oldest[begin] = if less { old as u32 } else { oldest[begin] };
                 }
             }
+            (next[state], fell[state]) = (least, oldest);
         }
         cost = next;
     }
@@ -62,13 +64,16 @@ pub(super) fn encode(bits: u8, x: &[f32]) -> [u32; RUN] {
     codes
 }
 
-/// The square of the distance from `x` to the nearest of an edge's levels, and the upper bits that choose it.
+/// How much the nearest of an edge's levels misses `x`, and the upper bits that choose it: the square of the distance less `x²`, which is common to all, so that far out no difference is lost to rounding.
 fn nearest(levels: &[f32], edge: usize, x: f32) -> (f32, usize) {
-    let square = |high: usize| (x - levels[edge + EDGES * high]).powi(2);
-    let mut best = (square(0), 0);
+    let miss = |high: usize| {
+        let level = levels[edge + EDGES * high];
+        level * (level - 2.0 * x)
+    };
+    let mut best = (miss(0), 0);
     for high in 1..levels.len() / EDGES {
-        if square(high) < best.0 {
-            best = (square(high), high);
+        if miss(high) < best.0 {
+            best = (miss(high), high);
         }
     }
     best
