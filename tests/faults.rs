@@ -286,7 +286,7 @@ fn factored_metadata_is_checked_against_the_model() {
     assert!(matches!(&error, Error::Tensor { name, .. } if name.starts_with("rows.0.")), "{error}");
     type Edit = fn(&mut Value);
     let edits: [(Edit, &str, &[&str]); 12] = [
-        (|o| o["format"] = json!(99), "unsupported", &["format 99", "reads 3"]),
+        (|o| o["format"] = json!(99), "unsupported", &["format 99", "reads 4"]),
         (|o| o["format"] = Value::Null, "checkpoint", &["format"]),
         (|o| o["rows"].as_array_mut().unwrap().truncate(6), "checkpoint", &["keys of layer 2", "no row"]),
         (|o| o["rows"][1]["first_head"] = json!(1), "checkpoint", &["values of layer 0", "head 0"]),
