@@ -61,7 +61,7 @@ fn run(args: Args) -> Result<()> {
     let engine = args.device.open()?;
     let model = engine.load(&path)?;
     let options = args.sampling.resolve(&args.cache)?;
-    let beyond = options.context.and_then(|context| untrained(&args.model, model.checkpoint().config(), context));
+    let beyond = options.context.and_then(|context| untrained(&args.model, model.checkpoint(), context));
     args.device.remark(&engine).iter().chain(&beyond).for_each(|remark| eprintln!("{remark}"));
     let cancel = Cancel::default();
     // While a question is being typed, Ctrl-C is the line editor's; while an answer runs, it stops that, and a second one ends the program.

@@ -141,7 +141,7 @@ impl Run<'_> {
         for (model, path) in models.iter().zip(paths) {
             self.bar.show("load", 0, None)?;
             let loaded = self.engine.load(path)?;
-            if let Some(remark) = untrained(model, loaded.checkpoint().config(), capacity) {
+            if let Some(remark) = untrained(model, loaded.checkpoint(), capacity) {
                 self.console.remark(&format!("{remark}, though the speed is true"));
             }
             let mut settings = vec![SequenceOptions::default(), SequenceOptions { select: None, ..options }, options];

@@ -1,7 +1,7 @@
 //! Which device, as `lowkey` and `examples/chat` are told, and remarks on choices that work but that few would want.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use lowkey::checkpoint::Config;
+use lowkey::checkpoint::Checkpoint;
 use lowkey::gpu::Tier;
 use lowkey::{Device, Engine, Error, LoadOptions, Result};
 
@@ -36,9 +36,13 @@ impl DeviceArgs {
     }
 }
 
-/// What to say where `tokens` are more than `model` was trained for.
-pub fn untrained(model: &str, config: &Config, tokens: usize) -> Option<String> {
-    let trained = config.max_position_embeddings;
-    (tokens > trained)
-        .then(|| format!("{model}: {tokens} tokens are beyond the {trained} that it was trained for; text out there makes little sense"))
+/// What to say where `tokens` are more than `model` was trained for, or than its rows were made for.
+pub fn untrained(model: &str, checkpoint: &Checkpoint, tokens: usize) -> Option<String> {
+    let trained = checkpoint.config().max_position_embeddings;
+    if tokens > trained {
+        return Some(format!("{model}: {tokens} tokens are beyond the {trained} that it was trained for; text out there makes little sense"));
+    }
+    let made = checkpoint.factored().and_then(|factored| factored.context)?;
+    (tokens > made)
+        .then(|| format!("{model}: {tokens} tokens are beyond the {made} that its rows were made for; compress it with --context {tokens}"))
 }

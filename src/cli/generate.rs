@@ -60,7 +60,7 @@ impl Args {
         bar.show("load", 0, None)?;
         let model = console.engine()?.load(&path)?;
         let options = self.sampling.resolve(&self.cache)?;
-        if let Some(remark) = options.context.and_then(|context| untrained(&self.model, model.checkpoint().config(), context)) {
+        if let Some(remark) = options.context.and_then(|context| untrained(&self.model, model.checkpoint(), context)) {
             console.remark(&remark);
         }
         let mut session = model.session(options)?;

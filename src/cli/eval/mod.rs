@@ -138,7 +138,7 @@ impl Args {
         let farthest = questions.iter().map(|question| question.length).max().unwrap_or(0);
         let asked = windowings.iter().map(|windowing| windowing.window).max().unwrap_or(0);
         for (name, checkpoint) in names.iter().zip(&checkpoints) {
-            if let Some(remark) = untrained(name, checkpoint.config(), asked.max(farthest)) {
+            if let Some(remark) = untrained(name, checkpoint, asked.max(farthest)) {
                 console.remark(&remark);
             }
         }
