@@ -438,7 +438,8 @@ fn a_context_beyond_the_trained_one_is_remarked_on() {
     assert!(stderr(&run(&[&generate[..], &[&context]].concat())).contains(&format!("{context} tokens are beyond")));
     assert!(!stderr(&run(&[&generate[..], &["64"]].concat())).contains("beyond"));
     let [model, small] = ["model", "small"].map(|name| bench.path(name));
-    done(&["compress", &model, "-o", &small, "--calibration", "self", "--calibration-tokens", "512", "--layout", "fast", "--times", "2", "--context", "40"]);
+    let own = ["--calibration", "self", "--calibration-tokens", "512"];
+    done(&[&["compress", &*model, "-o", &*small][..], &own, &["--layout", "fast", "--times", "2", "--context", "40"]].concat());
     let beyond = stderr(&run(&["generate", &small, "--prompt", "a", "--max-tokens", "1", "--device", "cpu", "--context", "64"]));
     assert!(beyond.contains("64 tokens are beyond the 40 that its rows were made for"), "{beyond}");
 }
