@@ -19,10 +19,10 @@ use lowkey::calibrate::{self, SensitivityKind, Statistics};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{self, Budget, Float, Layout, Method, Plan};
 use lowkey::eval::{self, Depths, Report, Row, Subject, Task, Text, Windowing, report};
-use lowkey::progress::Progress;
 use lowkey::rows::Exact;
 use lowkey::sequence::SequenceOptions;
 use lowkey::session::Cancel;
+use lowkey::task::Progress;
 use lowkey::{Device, Engine, Error, LoadOptions, Model, Result, cpu};
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -244,7 +244,13 @@ impl Bench {
             let options = SequenceOptions { capacity, strict: true, exact, ..SequenceOptions::default() };
             let layout = layout.cloned().unwrap_or_else(|| model.layout());
             let exact = model.exact(&options);
-            Ok::<_, Error>(Subject { model: name.clone(), method: model.method().into(), layout, exact, sequence: model.sequence(options)? })
+            Ok::<_, Error>(Subject {
+                model: name.clone(),
+                method: model.method().into(),
+                layout,
+                exact,
+                sequence: Box::new(model.sequence(options)?),
+            })
         };
         // The dense model's rows are the same every time.
         let skipped = if self.rows.is_empty() { 0 } else { 1 };

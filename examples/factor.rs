@@ -8,7 +8,7 @@ use std::time::Instant;
 
 fn main() -> lowkey::Result<()> {
     let (width, group) = (4096, 512);
-    let mut random = lowkey::session::Random::new(1);
+    let mut random = lowkey::linalg::Random::new(1);
     // The second moment of what random weights make of white inputs, later columns weaker.
     let weight = DMatrix::from_fn(width, width, |_, j| random.gaussian() / (1.0 + j as f64).sqrt());
     let moment = tr_product(weight.as_view(), weight.as_view());

@@ -18,7 +18,7 @@
 //! }
 //! ```
 //!
-//! From the bottom up: [`checkpoint`] reads models; [`linalg`], [`rows`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
+//! From the bottom up: [`task`], [`linalg`] and [`logits`] are for all; [`checkpoint`] reads models; [`rows`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
 //! [`decoder`] stand on each other; [`sequence`] is what both decoders offer; [`session`], [`eval`] and [`mod@bench`] stand on that alone. [`Model`] puts it
 //! together. Nothing here prints, ends the process or keeps global state.
 
@@ -35,20 +35,16 @@ pub mod eval;
 pub mod gpu;
 pub mod kernels;
 pub mod linalg;
-pub mod progress;
+pub mod logits;
 #[cfg(feature = "pull")]
 pub mod pull;
 pub mod rows;
 pub mod sequence;
 pub mod session;
+pub mod task;
 
-mod cancel;
 mod error;
 mod model;
-mod output;
-mod prompted;
-mod random;
-mod reread;
 
 pub use error::{Error, Result};
 pub use model::{Device, Engine, LoadOptions, Model};

@@ -1,14 +1,11 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
-use crate::bench::{self, Cost, Roofline};
-use crate::cancel::Cancel;
+use crate::bench::{self, Roofline};
 use crate::checkpoint::{Checkpoint, Tokenizer};
-use crate::compress::Xkv;
+use crate::compress::Solver;
 use crate::gpu::Tier;
-use crate::prompted::{Prompted, Reader};
-use crate::reread::Reread;
-use crate::rows::{Exact, RowSet};
-use crate::sequence::{Logits, Sequence, SequenceOptions};
+use crate::rows::{CacheMethod, Exact};
+use crate::sequence::{Context, Prompt, Prompted, Reader, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
 use std::path::Path;
@@ -187,32 +184,24 @@ impl Model {
         }
     }
 
+    /// Bytes of a weight in memory.
+    pub fn bytes_per_weight(&self) -> u64 {
+        match &self.weights {
+            Weights::Cpu(_) => 4,
+            Weights::Gpu(_) => 2,
+        }
+    }
+
     /// Which tokens stay exact in a sequence of this model with these options; `None` where no rows are coded and no token is forgotten, so that all are.
     pub fn exact(&self, options: &SequenceOptions) -> Option<Exact> {
         let made = self.checkpoint.factored().map(|factored| factored.exact);
         let exact = options.exact.or(made).unwrap_or_default();
-        (made.is_some() || options.method().is_some())
-            .then_some(Exact { sinks: exact.sinks.min(options.capacity), recent: exact.recent.min(options.capacity) })
-    }
-
-    /// What a decode step costs at the least, for a sequence of this model with these options that has read its prompt.
-    pub fn cost(&self, options: SequenceOptions) -> impl Fn(&dyn Sequence) -> Cost + 'static {
-        let bytes_per_weight = match &self.weights {
-            Weights::Cpu(_) => 4,
-            Weights::Gpu(_) => 2,
+        let coded = match options.method {
+            CacheMethod::Calibrated(_) => made.is_some(),
+            CacheMethod::Full => false,
+            CacheMethod::Xkv(..) | CacheMethod::Evict(_) => true,
         };
-        let config = self.checkpoint.config().clone();
-        let exact = options.exact.or(self.checkpoint.factored().map(|factored| factored.exact)).unwrap_or_default();
-        move |sequence| {
-            let (rows, capacity) = (sequence.rows(), sequence.capacity());
-            let cost = Cost::of(&config, rows, options.select, bytes_per_weight);
-            let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
-            // A sequence whose stores are refused was never made.
-            match options.reviver.and_then(|reviver| reviver.stores(&config, rows, exact, capacity).ok()) {
-                Some(stores) => cost.forgetting(&config, &stores, exact, rows),
-                None => cost,
-            }
-        }
+        coded.then_some(Exact { sinks: exact.sinks.min(options.capacity), recent: exact.recent.min(options.capacity) })
     }
 
     /// Its tokenizer.
@@ -236,8 +225,7 @@ impl Model {
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
         const MODERATE: usize = 4096;
         let capacity = options.context.unwrap_or(self.checkpoint.config().max_position_embeddings.min(MODERATE));
-        let SessionOptions { select, xkv, reviver, .. } = options;
-        let sequence = SequenceOptions { capacity, select, xkv, reviver, ..SequenceOptions::default() };
+        let sequence = SequenceOptions { capacity, method: options.method, ..SequenceOptions::default() };
         Session::new(self.sequence(sequence)?, self.tokenizer()?, options)
     }
 
@@ -245,56 +233,36 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Argument`] for a capacity of zero or beyond all bounds and for what this model or device cannot do, [`Error::OutOfMemory`] where the cache does not fit.
-    pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Box<dyn Sequence>> {
+    pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Context> {
         let options = options.into();
-        let xkv = match (options.xkv, options.reviver) {
-            (None, None) => return self.weights.plain(options),
-            (None, Some(_)) => return self.weights.forgetting(options),
-            (Some(xkv), _) => xkv,
+        let sequence: Box<dyn Sequence> = match options.method {
+            CacheMethod::Xkv(xkv, _) => {
+                let (config, rows) = (self.checkpoint.config(), self.checkpoint.factored().map_or(&[][..], |factored| &factored.rows));
+                options.method.check(&config.geometry(), config.sliding_window, rows, options.capacity)?;
+                Box::new(Prompted::new(self.weights.clone(), Box::new(Solver(xkv)), options, &config.geometry())?)
+            }
+            _ => self.weights.sequence(options)?,
         };
-        let config = self.checkpoint.config();
-        if let Some(factored) = self.checkpoint.factored() {
-            let message =
-                format!("xkv makes bases of keys and values, and this model's are coded by {} already; give the dense model", factored.method);
-            return Err(Error::Argument { name: "method".into(), message });
-        }
-        xkv.check(config)?;
-        options.check(Some(&[]))?;
-        Ok(Box::new(Reread::new(Prompted::new(self.weights.clone(), xkv, options, xkv.pays_from(config)?)?)))
+        Ok(Context::new(sequence))
     }
-}
-
-impl Weights {
-    /// A sequence whose tokens are forgotten on the way.
-    fn forgetting(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
-        match self {
-            Weights::Cpu(model) => Ok(Box::new(Reread::new(model.sequence(options, cpu::RowType::F16)?))),
-            Weights::Gpu(model) => Ok(Box::new(Reread::new(model.sequence(options)?))),
-        }
-    }
-}
-
-/// Rows that are coded in blocks of tokens can be cut between them alone; elsewhere the text is read anew.
-fn cut_anywhere<S: Sequence + 'static>(sequence: S) -> Box<dyn Sequence> {
-    if RowSet::block(sequence.rows()) > 1 { Box::new(Reread::new(sequence)) } else { Box::new(sequence) }
 }
 
 impl Reader for Weights {
-    fn plain(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
+    fn sequence(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
         match self {
-            Weights::Cpu(model) => Ok(cut_anywhere(model.sequence(options, cpu::RowType::F16)?)),
-            Weights::Gpu(model) => Ok(cut_anywhere(model.sequence(options)?)),
+            Weights::Cpu(model) => Ok(Box::new(model.sequence(options, cpu::RowType::F16)?)),
+            Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
         }
     }
 
-    fn read(&self, tokens: &[u32], xkv: &Xkv, options: SequenceOptions, logits: Logits, cancel: &Cancel) -> Result<(Box<dyn Sequence>, Vec<f32>)> {
+    fn prompt(&self, prompt: &Prompt, options: SequenceOptions) -> Result<(Box<dyn Sequence>, Vec<f32>)> {
         match self {
             Weights::Cpu(model) => {
-                let (sequence, found) = model.read_prompt(tokens, xkv, options, cpu::RowType::F16, logits, cancel)?;
+                let (sequence, found) = model.read_prompt(prompt, options, cpu::RowType::F16)?;
                 Ok((Box::new(sequence), found))
             }
             Weights::Gpu(model) => {
-                let (sequence, found) = model.read_prompt(tokens, xkv, options, logits, cancel)?;
+                let (sequence, found) = model.read_prompt(prompt, options)?;
                 Ok((Box::new(sequence), found))
             }
         }

@@ -3,11 +3,12 @@
 mod common;
 
 use common::{Random, SyntheticModel, families};
-use lowkey::calibrate::{Moments, Options, SensitivityKind, Statistics, gather};
+use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather};
 use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::cpu::{Heads, Model, Observer, RowType};
-use lowkey::progress::Progress;
+use lowkey::linalg::Moments;
 use lowkey::sequence::Logits;
+use lowkey::task::Progress;
 use lowkey::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use std::ops::ControlFlow;

@@ -7,9 +7,9 @@ use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_dig
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Float, Method, Plan, Ranks, Report, run};
 use lowkey::cpu::{Model, RowType};
-use lowkey::progress::Progress;
 use lowkey::rows::Exact;
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::task::Progress;
 use lowkey::{Error, Result};
 use safetensors::Dtype;
 use std::ops::ControlFlow;

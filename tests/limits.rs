@@ -105,7 +105,7 @@ fn what_does_not_fit_leaves_a_sequence_as_it_was() {
     assert!(matches!(refused, Error::Context { needed: 11, capacity: 10 }), "{refused}");
     for outside in [515, u32::MAX] {
         for refused in [sequence.forward(&[1, outside], Logits::All).unwrap_err(), sequence.step(outside).unwrap_err()] {
-            assert!(matches!(&refused, Error::Argument { name, message } if name == "token" && message.contains(&outside.to_string())), "{refused}");
+            assert!(matches!(&refused, Error::Argument { name, message } if name == "tokens" && message.contains(&outside.to_string())), "{refused}");
         }
     }
     assert_eq!(sequence.position(), 7);

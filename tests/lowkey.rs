@@ -7,9 +7,9 @@ use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_dig
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Layout, Method, Plan, Sensing, factor};
 use lowkey::cpu::{Model, RowType};
-use lowkey::progress::Progress;
 use lowkey::rows::{Exact, RowSet, Scale};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::task::Progress;
 use safetensors::Dtype;
 use std::ops::ControlFlow;
 use std::sync::Arc;

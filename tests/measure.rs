@@ -8,9 +8,9 @@ use lowkey::bench::{self, Cost, Roofline};
 use lowkey::checkpoint::{Checkpoint, Message, Tokenizer};
 use lowkey::eval::needle::{self, Kind};
 use lowkey::eval::{self, Depths, Windowing, continuation};
-use lowkey::progress::Progress;
 use lowkey::rows::Exact;
 use lowkey::sequence::{KvMemory, Logits, Sequence, StepCounters};
+use lowkey::task::Progress;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -60,7 +60,7 @@ fn eval_equals_the_definition_for_every_windowing() {
                 let q = tilted().logits(&seen[..=position]);
                 surprise -= log_p(&q, targets[position + 1] as usize);
                 in_window += (0..11).map(|id| log_p(&p, id).exp() * (log_p(&p, id) - log_p(&q, id))).sum::<f64>();
-                agreed += f64::from(lowkey::session::argmax(&p).unwrap() == lowkey::session::argmax(&q).unwrap());
+                agreed += f64::from(lowkey::logits::argmax(&p).unwrap() == lowkey::logits::argmax(&q).unwrap());
                 count += 1.0;
             }
             kl.push((in_window, window.scored() as f64));
@@ -345,7 +345,7 @@ impl Sequence for Reader {
 
     fn step(&mut self, token: u32) -> lowkey::Result<u32> {
         self.calls.lock().unwrap().push(Call::Step);
-        lowkey::session::argmax(&self.read(&[token], Logits::Last))
+        lowkey::logits::argmax(&self.read(&[token], Logits::Last))
     }
 
     fn truncate(&mut self, position: usize) {

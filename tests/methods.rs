@@ -8,9 +8,9 @@ use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::recalkv::Grouping;
 use lowkey::compress::{Budget, Float, Method, Plan, Ranks, Report, run};
 use lowkey::cpu::{Model, RowType};
-use lowkey::progress::Progress;
 use lowkey::rows::{Exact, Holds, RUN};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::task::Progress;
 use lowkey::{Error, Result};
 use safetensors::Dtype;
 use std::ops::ControlFlow;
@@ -310,7 +310,7 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
 /// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
 #[test]
 fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
-    use lowkey::rows::{Reviver, Selection, Vague};
+    use lowkey::rows::{CacheMethod, Read, Reviver, Vague};
     let (_, synthetic) = families().remove(0);
     let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
@@ -334,11 +334,9 @@ fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
             let error = nmse(&after, &fresh.forward(&other, Logits::All).unwrap());
             assert!(error < 1e-2, "{}, cut at {cut}: {error}", method.name());
         }
-        let reviver = Some(Reviver::new(Budget::Keep(0.5), Some(Vague::None)));
-        for (options, name) in
-            [(SequenceOptions { select: Some(Selection { tokens: 16 }), ..options }, "select"), (SequenceOptions { reviver, ..options }, "method")]
-        {
-            let error = model.sequence(options).err().unwrap();
+        let evict = CacheMethod::Evict(Reviver::new(Budget::Keep(0.5), Some(Vague::None)));
+        for (method, name) in [(CacheMethod::Calibrated(Read::top(Some(16))), "select"), (evict, "method")] {
+            let error = model.sequence(SequenceOptions { method, ..options }).err().unwrap();
             assert!(matches!(&error, Error::Argument { name: found, .. } if found == name) && error.to_string().contains("blocks of"), "{error}");
         }
     }

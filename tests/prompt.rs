@@ -5,12 +5,12 @@ mod common;
 use common::rows::{coded, ways};
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{Budget, Xkv};
+use lowkey::compress::Solver;
 use lowkey::cpu::{self, RowType};
 use lowkey::decoder;
 use lowkey::gpu::{Options, Tier};
-use lowkey::rows::{Exact, RowSet, Selection};
-use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::rows::{Budget, CacheMethod, Exact, Read, RowSet, Xkv};
+use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::session::Cancel;
 use lowkey::{Device, Engine, Error, LoadOptions};
 use safetensors::Dtype;
@@ -31,15 +31,15 @@ fn read(sequence: &mut dyn Sequence, tokens: &[u32]) -> Vec<f32> {
 
 fn options(select: Option<usize>) -> SequenceOptions {
     let exact = Some(Exact { sinks: 4, recent: 10 });
-    SequenceOptions { capacity: 260, exact, chunk: Some(64), select: select.map(|tokens| Selection { tokens }), ..Default::default() }
+    SequenceOptions { capacity: 260, exact, chunk: Some(64), method: CacheMethod::Calibrated(Read::top(select)), ..Default::default() }
 }
 
 /// What is read of a prompt that is coded by `xkv` there and then, by the library's own way in.
 fn prompted(checkpoint: &Checkpoint, device: Device, xkv: Xkv, select: Option<usize>, tokens: &[u32]) -> Vec<f32> {
     let engine = Engine::open(&LoadOptions { device, ..Default::default() }).unwrap();
     let model = engine.load(checkpoint.path()).unwrap();
-    let mut sequence = model.sequence(SequenceOptions { xkv: Some(xkv), ..options(select) }).unwrap();
-    read(sequence.as_mut(), tokens)
+    let mut sequence = model.sequence(SequenceOptions { method: CacheMethod::Xkv(xkv, Read::top(select)), ..options(select) }).unwrap();
+    read(&mut sequence, tokens)
 }
 
 /// Groups of layers with the last one uneven, bytes for everything, in f16.
@@ -59,8 +59,9 @@ fn at_full_rank_a_prompt_is_the_dense_one() {
     for row_type in [RowType::F16, RowType::F32] {
         let dense = read(&mut model.sequence(options(None), row_type).unwrap(), &tokens);
         for layers in [1, 2, 8] {
-            let (mut sequence, first) =
-                model.read_prompt(&tokens[..PROMPT], &Xkv { layers, ..WHOLE }, options(None), row_type, Logits::Last, &Default::default()).unwrap();
+            let (bases, cancel) = (Solver(Xkv { layers, ..WHOLE }), Cancel::default());
+            let prompt = Prompt { tokens: &tokens[..PROMPT], bases: &bases, logits: Logits::Last, cancel: &cancel };
+            let (mut sequence, first) = model.read_prompt(&prompt, options(None), row_type).unwrap();
             let mut logits = first;
             tokens[PROMPT..].iter().for_each(|token| logits.extend(sequence.forward(&[*token], Logits::All).unwrap()));
             let error = nmse(&logits, &dense);
@@ -82,9 +83,10 @@ fn prompts_on_the_gpu_are_those_of_the_cpu() {
         let dense = read(&mut cpu.sequence(options(None), RowType::F16).unwrap(), &tokens);
         let few = Xkv { layers: 2, budget: Budget::Times(3.0), bits: Some(4) };
         for xkv in [WHOLE, few, Xkv { layers: 3, budget: Budget::Times(4.0), bits: None }] {
-            let (prompt, cancel) = (&tokens[..PROMPT], Cancel::default());
-            let on_cpu = cpu.read_prompt(prompt, &xkv, options(None), RowType::F16, Logits::Last, &cancel).unwrap();
-            let on_gpu = gpu.read_prompt(prompt, &xkv, options(None), Logits::Last, &cancel).unwrap();
+            let (bases, cancel) = (Solver(xkv), Cancel::default());
+            let prompt = Prompt { tokens: &tokens[..PROMPT], bases: &bases, logits: Logits::Last, cancel: &cancel };
+            let on_cpu = cpu.read_prompt(&prompt, options(None), RowType::F16).unwrap();
+            let on_gpu = gpu.read_prompt(&prompt, options(None)).unwrap();
             let go_on = |(mut sequence, mut logits): (Box<dyn Sequence>, Vec<f32>)| {
                 tokens[PROMPT..].iter().for_each(|token| logits.extend(sequence.forward(&[*token], Logits::All).unwrap()));
                 logits
@@ -140,7 +142,8 @@ fn bytes_are_those_of_the_published_formula() {
     let model = Engine::open(&LoadOptions::default()).unwrap().load(checkpoint.path()).unwrap();
     for capacity in [200, 300, 500] {
         let exact = Some(Exact { sinks: 4, recent: 10 });
-        let mut sequence = model.sequence(SequenceOptions { capacity, exact, xkv: Some(xkv), ..Default::default() }).unwrap();
+        let mut sequence =
+            model.sequence(SequenceOptions { capacity, exact, method: CacheMethod::Xkv(xkv, Read::All), ..Default::default() }).unwrap();
         let tokens = Random(4).tokens(190, checkpoint.config().vocab_size);
         sequence.forward(&tokens, Logits::Last).unwrap();
         let ranks: Vec<usize> = sequence.rows().iter().map(|row| row.format.rank()).collect();
@@ -164,9 +167,9 @@ fn prompts_that_do_not_pay_stay_exact_and_cuts_are_read_anew() {
     let model = Engine::open(&LoadOptions { device: Device::Cpu, ..Default::default() }).unwrap().load(checkpoint.path()).unwrap();
     let tokens = Random(5).tokens(300, checkpoint.config().vocab_size);
     let xkv = Xkv { layers: 2, budget: Budget::Keep(0.7), bits: Some(16) };
-    let pays = xkv.pays_from(checkpoint.config()).unwrap();
+    let pays = xkv.pays_from(&checkpoint.config().geometry()).unwrap();
     assert!(pays > 10 && pays < 150, "{pays}");
-    let mut sequence = model.sequence(SequenceOptions { capacity: 400, xkv: Some(xkv), ..options(None) }).unwrap();
+    let mut sequence = model.sequence(SequenceOptions { capacity: 400, method: CacheMethod::Xkv(xkv, Read::All), ..options(None) }).unwrap();
     sequence.forward(&tokens[..pays - 1], Logits::Last).unwrap();
     assert_eq!(sequence.memory().kv_bytes_per_token, checkpoint.config().dense_kv_bytes_per_token());
     assert!(sequence.remark().unwrap().contains(&format!("its bases pay from {pays} tokens on")));
@@ -196,9 +199,12 @@ fn prompts_that_do_not_pay_stay_exact_and_cuts_are_read_anew() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(options(Some(256))), "select");
-    assert_eq!(refused(SequenceOptions { xkv: Some(xkv), ..options(Some(13)) }), "select");
-    assert_eq!(refused(SequenceOptions { xkv: Some(Xkv { layers: 0, ..xkv }), ..options(None) }), "group-layers");
-    assert_eq!(refused(SequenceOptions { xkv: Some(Xkv { budget: Budget::Bytes(40), ..xkv }), ..options(None) }), "kv-bytes");
+    assert_eq!(refused(SequenceOptions { method: CacheMethod::Xkv(xkv, Read::top(Some(13))), ..options(None) }), "select");
+    assert_eq!(refused(SequenceOptions { method: CacheMethod::Xkv(Xkv { layers: 0, ..xkv }, Read::All), ..options(None) }), "group-layers");
+    assert_eq!(
+        refused(SequenceOptions { method: CacheMethod::Xkv(Xkv { budget: Budget::Bytes(40), ..xkv }, Read::All), ..options(None) }),
+        "kv-bytes"
+    );
 }
 
 /// With a prompt of its own in few bits, a token may choose as well.
@@ -228,7 +234,7 @@ fn bases_are_made_anew_when_the_text_has_gone_elsewhere() {
     let mut shares = Vec::new();
     for device in [Device::Cpu, Device::Auto] {
         let model = Engine::open(&LoadOptions { device, ..Default::default() }).unwrap().load(directory.path()).unwrap();
-        let mut sequence = model.sequence(SequenceOptions { capacity: 500, xkv: Some(xkv), ..options(None) }).unwrap();
+        let mut sequence = model.sequence(SequenceOptions { capacity: 500, method: CacheMethod::Xkv(xkv, Read::All), ..options(None) }).unwrap();
         for (rest, anew) in [(&same, false), (&other, true)] {
             sequence.truncate(0);
             sequence.forward(&prompt, Logits::None).unwrap();

@@ -5,10 +5,9 @@ mod common;
 use common::rows::{coded, ways};
 use common::{Random, SyntheticModel, nmse};
 use lowkey::checkpoint::{Architecture, Checkpoint};
-use lowkey::compress::{Budget, Xkv};
 use lowkey::cpu::{self, RowType};
 use lowkey::gpu::{self, Tier};
-use lowkey::rows::{Exact, Reviver, RowSet, Selection, Vague};
+use lowkey::rows::{Budget, CacheMethod, Exact, Reviver, RowSet, Vague};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::{Device, Engine, Error, LoadOptions, decoder};
 use safetensors::Dtype;
@@ -25,8 +24,8 @@ fn cpu(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Arc<cpu::Model> {
 }
 
 fn options(capacity: usize, keep: f64, vague: Vague) -> SequenceOptions {
-    let reviver = Some(Reviver::new(Budget::Keep(keep), Some(vague)));
-    SequenceOptions { capacity, exact: Some(Exact { sinks: 4, recent: 10 }), reviver, ..Default::default() }
+    let method = CacheMethod::Evict(Reviver::new(Budget::Keep(keep), Some(vague)));
+    SequenceOptions { capacity, exact: Some(Exact { sinks: 4, recent: 10 }), method, ..Default::default() }
 }
 
 /// A prompt in one call, then single tokens: the logits of these.
@@ -144,9 +143,9 @@ fn a_sketch_without_collisions_is_the_dense_model() {
         let layer = (260 * (4 * width + 16)) as f64 / 0.98 + (12 * width + 14 * 2 * width + 4 * 260) as f64;
         let budget = Budget::Bytes((layer * config.num_hidden_layers as f64 / 260.0).ceil() as u64);
         let reviver = Reviver { sketch_share: 0.98, ..Reviver::new(budget, Some(vague)) };
-        let stores = reviver.stores(config, &[], exact, 260).unwrap();
+        let stores = reviver.stores(&config.geometry(), &[], exact, 260).unwrap();
         assert!(stores.buckets == 260 && stores.candidates < 25, "{stores:?}");
-        let options = SequenceOptions { reviver: Some(reviver), ..options(260, 1.0, vague) };
+        let options = SequenceOptions { method: CacheMethod::Evict(reviver), ..options(260, 1.0, vague) };
         let found = read(&mut cpu(&checkpoint, None).sequence(options, RowType::F16).unwrap(), &tokens);
         assert!(nmse(&found, &dense) < 1e-7, "{vague:?}: {}", nmse(&found, &dense));
         for device in devices() {
@@ -177,8 +176,8 @@ fn a_gpu_keeps_the_budget() {
     for (way, specs) in ways(checkpoint.config()) {
         let budget = RowSet::bytes_per_token(&specs) + dense as u64 / 2;
         let model = gpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })), &device);
-        let reviver = Some(Reviver::new(Budget::Bytes(budget), None));
-        let memory = model.sequence(SequenceOptions { reviver, ..options(1000, 1.0, Vague::Rows) }).unwrap().memory();
+        let method = CacheMethod::Evict(Reviver::new(Budget::Bytes(budget), None));
+        let memory = model.sequence(SequenceOptions { method, ..options(1000, 1.0, Vague::Rows) }).unwrap().memory();
         let taken = (memory.allocated_bytes - memory.kv_fixed_bytes) as f64 + 14.0 * dense;
         let asked = 1000.0 * budget as f64;
         assert!(taken <= asked + 256.0 && taken > asked - 2000.0, "{way}: {taken} of {asked}");
@@ -252,8 +251,11 @@ fn candidates_are_read_instead_of_their_rows() {
         let model = cpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })));
         let error = |slots: u64| {
             let each = checkpoint.config().dense_kv_bytes_per_token() + 8 * checkpoint.config().num_hidden_layers as u64;
-            let reviver = (slots > 0).then(|| Reviver::new(Budget::Bytes(bytes + (slots + 14) * each / 700 + 1), None));
-            let options = SequenceOptions { reviver, chunk: Some(32), ..options(700, 1.0, Vague::Rows) };
+            let method = match slots {
+                0 => CacheMethod::default(),
+                slots => CacheMethod::Evict(Reviver::new(Budget::Bytes(bytes + (slots + 14) * each / 700 + 1), None)),
+            };
+            let options = SequenceOptions { method, chunk: Some(32), ..options(700, 1.0, Vague::Rows) };
             let mut sequence = model.sequence(options, RowType::F16).unwrap();
             let error = nmse(&read(&mut sequence, &tokens), &dense);
             assert!(slots == 0 || sequence.memory().kv_bytes_per_token >= bytes, "{way}");
@@ -322,9 +324,6 @@ fn what_cannot_be_is_refused_by_name() {
     let good = options(300, 0.5, Vague::Mean);
     assert!(model.sequence(good).is_ok());
     assert_eq!(refused(options(300, 0.5, Vague::Rows)), "vague");
-    assert_eq!(refused(SequenceOptions { select: Some(Selection { tokens: 8 }), ..good }), "select");
-    let xkv = Some(Xkv { layers: 2, budget: Budget::Times(2.0), bits: None });
-    assert_eq!(refused(SequenceOptions { xkv, ..good }), "method");
     assert_eq!(refused(options(300, 0.01, Vague::Mean)), "kv-bytes");
     assert_eq!(refused(options(300, 1.5, Vague::Mean)), "keep");
     assert_eq!(refused(options(0, 0.5, Vague::Mean)), "context");

@@ -5,6 +5,7 @@ mod toy;
 
 use common::{EOS, SyntheticModel};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
+use lowkey::sequence::Context;
 use lowkey::session::{Finish, Summary};
 use lowkey::{Error, Prompt, Sampling, Session, SessionOptions};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 
 fn session(toy: Toy, options: SessionOptions) -> (Session, Arc<AtomicUsize>) {
     let run = toy.run.clone();
-    (Session::new(Box::new(toy), tokenizer(), options).unwrap(), run)
+    (Session::new(Context::new(Box::new(toy)), tokenizer(), options).unwrap(), run)
 }
 
 /// Runs an answer to its end.
@@ -197,7 +198,7 @@ fn after_a_failure_the_session_goes_on_where_it_was() {
 
 #[test]
 fn bad_options_are_refused_before_anything_runs() {
-    let refuse = |options: SessionOptions| match Session::new(Box::new(Toy::new(VOCAB, 8)), tokenizer(), options) {
+    let refuse = |options: SessionOptions| match Session::new(Context::new(Box::new(Toy::new(VOCAB, 8))), tokenizer(), options) {
         Err(Error::Argument { name, .. }) => name,
         _ => "accepted".into(),
     };

@@ -12,7 +12,8 @@
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
 use crate::checkpoint::Config;
-use crate::rows::{Exact, Holds, RowSet, RowSpec, Selection, Side, Stores};
+use crate::rows::{Exact, Holds, Read, RowSet, RowSpec, Selection, Side, Stores};
+use crate::sequence::{Sequence, SequenceOptions};
 
 /// The least cost of a step, apart from how many tokens are cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +47,25 @@ pub struct Forgetting {
     pub row_bytes: u64,
 }
 
+/// What a decode step costs at the least, for a sequence with these options that has read its prompt. `made`: what stays exact beside the rows that its model comes with;
+/// `bytes_per_weight`: of the model's weights in memory.
+pub fn step_cost(config: &Config, options: SequenceOptions, made: Option<Exact>, bytes_per_weight: u64) -> impl Fn(&dyn Sequence) -> Cost + 'static {
+    let (config, exact) = (config.clone(), options.exact.or(made).unwrap_or_default());
+    move |sequence| {
+        let (rows, capacity) = (sequence.rows(), sequence.capacity());
+        let cost = Cost::of(&config, rows, options.method.read(), bytes_per_weight);
+        let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
+        // A sequence whose stores are refused was never made.
+        match options.method.eviction().and_then(|eviction| eviction.stores(&config.geometry(), rows, exact, capacity).ok()) {
+            Some(stores) => cost.forgetting(&config, &stores, exact, rows),
+            None => cost,
+        }
+    }
+}
+
 impl Cost {
     /// Counts from a model's shapes, its coded `rows` (none where it is dense) and how many tokens of them are read, with `bytes_per_weight` bytes for each weight.
-    pub fn of(config: &Config, rows: &[RowSpec], select: Option<Selection>, bytes_per_weight: u64) -> Cost {
+    pub fn of(config: &Config, rows: &[RowSpec], read: Read, bytes_per_weight: u64) -> Cost {
         let [d, i, heads, layers, vocab] =
             [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
         let q_width = heads * config.head_dim as u64;
@@ -72,7 +89,7 @@ impl Cost {
                 attention += rows.per_token;
             }
         }
-        let chunk = Selection::CHUNK as u64;
+        let (chunk, select) = (Selection::CHUNK as u64, read.selection());
         Cost {
             weight_bytes: weights * bytes_per_weight,
             linear_flops: linear,
@@ -172,30 +189,10 @@ fn rows_of(config: &Config, specs: &[RowSpec], layer: usize) -> Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Architecture, RopeScaling};
     use crate::rows::{Format, Vague};
 
     fn config() -> Config {
-        Config {
-            architecture: Architecture::Llama,
-            hidden_size: 10,
-            intermediate_size: 20,
-            num_hidden_layers: 2,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            head_dim: 8,
-            vocab_size: 100,
-            max_position_embeddings: 64,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            rope_scaling: RopeScaling::None,
-            tie_word_embeddings: true,
-            attention_bias: false,
-            qk_norm: false,
-            sliding_window: None,
-            bos_token_id: None,
-            eos_token_ids: vec![],
-        }
+        Config { hidden_size: 10, intermediate_size: 20, head_dim: 8, ..Config::example() }
     }
 
     fn rows(holds: Holds) -> Vec<RowSpec> {
@@ -205,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_dense_model_is_counted_by_hand() {
-        let cost = Cost::of(&config(), &[], None, 2);
+        let cost = Cost::of(&config(), &[], Read::All, 2);
         // Query 10×32, key and value 10×16 each, output 32×10, MLP 3×10×20; twice. Head 100×10 and one embedding row.
         let matrices = 2 * (320 + 320 + 320 + 600) + 1000;
         assert_eq!(cost.weight_bytes, 2 * (matrices + 10));
@@ -216,14 +213,14 @@ mod tests {
 
     #[test]
     fn a_factored_model_is_counted_by_hand() {
-        let dense = Cost::of(&config(), &[], None, 1);
+        let dense = Cost::of(&config(), &[], Read::All, 1);
         // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
         let ups = [16 * 32, 16 * 16];
-        let rebuilt = Cost::of(&config(), &rows(Holds::Keys), None, 1);
+        let rebuilt = Cost::of(&config(), &rows(Holds::Keys), Read::All, 1);
         assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
         assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
         assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
-        let direct = Cost::of(&config(), &rows(Holds::TurnedKeys), None, 1);
+        let direct = Cost::of(&config(), &rows(Holds::TurnedKeys), Read::All, 1);
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
@@ -232,8 +229,8 @@ mod tests {
     #[test]
     fn what_is_forgotten_is_not_read() {
         let exact = Exact { sinks: 4, recent: 12 };
-        let dense = Cost::of(&config(), &[], None, 1);
-        let stores = |vague| Stores::some(&config(), vague, 20, 5, 400);
+        let dense = Cost::of(&config(), &[], Read::All, 1);
+        let stores = |vague| Stores::some(2 * config().geometry().kv_width(), vague, 20, 5, 400);
         // 4, 12 and half a block are exact, and 20 candidates.
         let none = dense.forgetting(&config(), &stores(Vague::None), exact, &[]);
         assert_eq!((none.bytes(52, 9), none.bytes(300, 9)), (dense.bytes(52, 128), dense.bytes(52, 128)));
@@ -243,7 +240,7 @@ mod tests {
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
-        let coded = Cost::of(&config(), &rows(Holds::Keys), None, 1);
+        let coded = Cost::of(&config(), &rows(Holds::Keys), Read::All, 1);
         let forgetting = coded.forgetting(&config(), &stores(Vague::Rows), exact, &rows(Holds::Keys));
         assert_eq!(forgetting.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
         assert_eq!(forgetting.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
@@ -251,8 +248,8 @@ mod tests {
 
     #[test]
     fn what_is_chosen_is_read_and_every_landmark() {
-        let all = Cost::of(&config(), &rows(Holds::Keys), None, 1);
-        let some = Cost::of(&config(), &rows(Holds::Keys), Some(Selection { tokens: 64 }), 1);
+        let all = Cost::of(&config(), &rows(Holds::Keys), Read::All, 1);
+        let some = Cost::of(&config(), &rows(Holds::Keys), Read::Top(Selection { tokens: 64 }), 1);
         // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
         assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);

@@ -5,14 +5,14 @@
 
 use super::{Text, tokens};
 use crate::Result;
+use crate::gpu::Tile;
+use crate::gpu::Tuning;
 use crate::gpu::{self, Device, Timed, Work};
-use crate::kernels::Tuning;
 use crate::kernels::gram::Gram;
-use crate::kernels::matmul::Tile;
-use crate::progress::{OnProgress, report};
+use crate::linalg::Random;
 use crate::rows::Exact;
 use crate::sequence::Logits;
-use crate::session::Random;
+use crate::task::{OnProgress, report};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -11,15 +11,15 @@ mod roofline;
 mod shape;
 
 pub use crate::gpu::Roofline;
-pub use cost::{Cost, Forgetting};
+pub use cost::{Cost, Forgetting, step_cost};
 pub use report::Report;
 pub use roofline::processor_roofline;
 pub use shape::{RandomRows, Shape};
 
 use crate::decoder::GpuSequence;
-use crate::progress::{OnProgress, report};
+use crate::linalg::Random;
 use crate::sequence::{Logits, Sequence, StepCounters};
-use crate::session::Random;
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 

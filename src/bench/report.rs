@@ -1,6 +1,6 @@
 //! Results as files that are whole at every moment: each is written anew beside its name and renamed over it, so that whatever stops the run leaves what was measured until then.
 
-use crate::{Error, Result, output};
+use crate::{Error, Result, task};
 use std::path::{Path, PathBuf};
 
 /// Files of one run: `name.json` and `name.md` in a directory.
@@ -20,7 +20,7 @@ impl Report {
         let [json, markdown] = ["json", "md"].map(|ending| directory.join(format!("{name}.{ending}")));
         for path in [&json, &markdown] {
             // Also tells whether the directory can be written to.
-            drop(output::file(path)?);
+            drop(task::file(path)?);
         }
         Ok(Report { json, markdown })
     }
@@ -31,8 +31,8 @@ impl Report {
     /// [`Error::Io`].
     pub fn write(&self, value: &impl serde::Serialize, markdown: &str) -> Result<()> {
         let json = serde_json::to_string_pretty(value).map_err(|e| Error::io("write", &self.json)(e.into()))?;
-        output::replace(&self.json, &(json + "\n"))?;
-        output::replace(&self.markdown, markdown)
+        task::replace(&self.json, &(json + "\n"))?;
+        task::replace(&self.markdown, markdown)
     }
 }
 

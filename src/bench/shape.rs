@@ -2,8 +2,8 @@
 
 use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::compress::rotated;
-use crate::random::Random;
-use crate::rows::{Band, Coder, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale, Selection};
+use crate::linalg::Random;
+use crate::rows::{Band, Coder, Exact, Format, Holds, RUN, Read, RowSet, RowSpec, Scale};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use std::str::FromStr;
@@ -159,9 +159,9 @@ impl RandomRows {
         }
     }
 
-    /// How many coded tokens are read; `None` for all.
-    pub fn select(self) -> Option<Selection> {
-        (self == RandomRows::Select).then_some(Selection { tokens: 256 })
+    /// Which coded rows a token reads.
+    pub fn read(self) -> Read {
+        Read::top((self == RandomRows::Select).then_some(256))
     }
 
     /// Coders of random bases for a model of this shape; `None` where every row is exact.
@@ -231,7 +231,7 @@ mod tests {
             let dense = config.dense_kv_bytes_per_token() as f64;
             for rows in RandomRows::ALL {
                 let Some(set) = rows.rows(&config) else { continue };
-                RowSet::check(&set.specs, &config).unwrap();
+                RowSet::check(&set.specs, &config.geometry()).unwrap();
                 let times = dense / RowSet::bytes_per_token(&set.specs) as f64;
                 let expected = match rows {
                     RandomRows::Rotated => 3.5..3.8,

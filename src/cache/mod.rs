@@ -1,165 +1,97 @@
 //! The key/value cache on the device: exact rows of every layer, all of them or a few ([`Slots`]), and packed rows beside them ([`Layout`]).
 
-mod layout;
-mod side;
+use crate::Result;
+use crate::gpu::Device;
+use crate::kernels::AttentionShape;
+use crate::kernels::eviction::EvictionStore;
+use crate::kernels::exact::{ExactRows, row_buffer};
+use crate::kernels::landmark::Landmarks;
+use crate::rows::{KvMemory, Layout, Selection, Slots, Stores};
 
-pub use layout::{Layout, Place};
-pub use side::SideCache;
-
-use crate::checkpoint::Config;
-use crate::gpu::{Device, pad};
-use crate::rows::{Schedule, Selection, Stores};
-use crate::sequence::KvMemory;
-use crate::{Error, Result};
-
-/// Where the exact rows of a layer stand: the first tokens in slots of their own, those after them in a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slots {
-    /// The first tokens.
-    pub sinks: u32,
-    /// Slots of the ring.
-    pub ring: u32,
-}
-
-impl Slots {
-    /// Every token has a slot of its own.
-    pub const ALL: Slots = Slots { sinks: u32::MAX, ring: 1 };
-
-    /// What stays exact beside coded rows of `capacity` tokens, where up to `chunk` go through the model together.
-    pub fn new(schedule: &Schedule, chunk: usize, capacity: usize) -> Slots {
-        Slots { sinks: schedule.exact.sinks.min(capacity) as u32, ring: schedule.window(chunk).min(capacity) as u32 }
-    }
-
-    /// Slots in all.
-    pub fn count(&self) -> usize {
-        self.sinks as usize + self.ring as usize
-    }
-
-    /// Where the token at `position` stands.
-    pub fn of(&self, position: usize) -> usize {
-        let sinks = self.sinks as usize;
-        if position < sinks { position } else { sinks + (position - sinks) % self.ring as usize }
-    }
-}
-
-/// One layer's exact rows, f16: `[slots][H_kv][pad(head_dim)]`, keys after RoPE.
-#[derive(Clone)]
-pub struct LayerCache {
-    pub(crate) keys: wgpu::Buffer,
-    pub(crate) values: wgpu::Buffer,
-    /// What is kept beside them, where the sequence forgets: then candidates' rows stand in slots behind the others.
-    pub(crate) side: Option<SideCache>,
-}
-
-impl LayerCache {
-    /// `slots` zeroed rows. `what`: whose, for errors.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], also where they do not fit into one binding.
-    pub fn new(device: &Device, config: &Config, what: &str, slots: usize) -> Result<LayerCache> {
-        let side = |name: &str| rows(device, format!("{what}'s {name}"), slots, row_bytes(config));
-        Ok(LayerCache { keys: side("keys")?, values: side("values")?, side: None })
-    }
-
-    /// [`new`](Self::new) with candidates and what is vague beside, as `stores` say.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn beside(device: &Device, config: &Config, what: &str, slots: usize, stores: Stores) -> Result<LayerCache> {
-        let side = SideCache::new(device, config, what, slots, stores)?;
-        Ok(LayerCache { side: Some(side), ..LayerCache::new(device, config, what, slots.saturating_add(stores.candidates))? })
-    }
-}
-
-/// Bytes of a token's key, or value, in one layer.
-fn row_bytes(config: &Config) -> usize {
-    2 * config.num_key_value_heads * pad(config.head_dim)
-}
-
-/// A buffer of so many rows of so many bytes.
-fn rows(device: &Device, what: String, rows: usize, bytes: usize) -> Result<wgpu::Buffer> {
-    let all = (rows as u64).checked_mul(bytes as u64).ok_or_else(|| Error::OutOfMemory { what: what.clone(), bytes: u64::MAX })?;
-    device.buffer(&what, all)
-}
-
-/// One layer's landmarks of coded tokens, by which a token chooses what it reads.
-pub struct LandmarkCache {
-    /// Packed as [`Selection::format`] says: `[chunks][H_kv][words]`.
-    pub(crate) words: wgpu::Buffer,
-    /// Chunks that it has room for.
-    pub(crate) chunks: usize,
-}
-
-impl LandmarkCache {
-    /// Those of `capacity` tokens.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`].
-    pub fn new(device: &Device, config: &Config, layer: usize, capacity: usize) -> Result<LandmarkCache> {
-        let chunks = capacity.div_ceil(Selection::CHUNK);
-        let bytes = 4 * config.num_key_value_heads * Selection::format(config.head_dim).words();
-        Ok(LandmarkCache { words: rows(device, format!("layer {layer}'s landmarks for a context of {capacity}"), chunks, bytes)?, chunks })
-    }
-}
-
-/// Store `index` of coded rows, `[capacity][words]`.
-///
-/// # Errors
-/// [`Error::OutOfMemory`], also where it does not fit into one binding.
-pub fn store(device: &Device, index: usize, words: usize, capacity: usize) -> Result<wgpu::Buffer> {
-    rows(device, format!("coded rows {index} for a context of {capacity}"), capacity, 4 * words)
-}
-
-/// A sequence's rows in all layers.
-pub struct Cache {
-    pub(crate) layers: Vec<LayerCache>,
-    /// Coded rows: `[capacity][words]` for every store of the layout.
-    pub(crate) stores: Vec<wgpu::Buffer>,
-    /// By layer, where tokens choose among coded rows.
-    pub(crate) landmarks: Vec<LandmarkCache>,
-    /// Where tokens stand in sketches, `[capacity]` u32: twice the bucket, and one more for a minus.
-    pub(crate) sketched: Option<wgpu::Buffer>,
-    /// Where exact rows stand.
-    pub slots: Slots,
+/// Of what shape a cache is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CacheShape {
+    /// The attention of every layer.
+    pub attention: AttentionShape,
+    /// Layers.
+    pub layers: usize,
     /// Tokens that it has room for.
     pub capacity: usize,
 }
 
+/// A sequence's rows in all layers.
+pub struct Cache {
+    pub(crate) layers: Vec<ExactRows>,
+    /// Coded rows: `[capacity][words]` for every store of the layout.
+    pub(crate) stores: Vec<wgpu::Buffer>,
+    /// Which coded rows a token reads; `None` for all.
+    pub(crate) select: Option<Selection>,
+    /// By layer, where tokens choose among coded rows.
+    pub(crate) landmarks: Vec<Landmarks>,
+    /// Where tokens stand in sketches, `[capacity]` u32: twice the bucket, and one more for a minus.
+    pub(crate) sketched: Option<wgpu::Buffer>,
+    /// Where exact rows stand.
+    pub slots: Slots,
+    /// Its shape.
+    pub shape: CacheShape,
+}
+
 impl Cache {
-    /// Allocates zeroed rows: coded ones as `layout` says with exact ones in `slots`, and their landmarks where tokens `select`; or exact ones for every token. Nothing grows later.
+    /// An exact cache.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], also where one layer's rows do not fit into one binding.
-    pub fn new(device: &Device, config: &Config, coded: Option<(&Layout, Slots)>, select: Option<Selection>, capacity: usize) -> Result<Cache> {
-        let slots = coded.map_or(Slots::ALL, |(_, slots)| slots);
-        let exact = coded.map_or(capacity, |(_, slots)| slots.count());
-        let layers = Cache::layers(config, capacity, |what| LayerCache::new(device, config, what, exact))?;
-        let stores = Cache::stores(device, coded.map(|(layout, _)| layout), capacity)?;
-        let layers_with_landmarks = if select.is_some() { config.num_hidden_layers } else { 0 };
-        let landmarks = (0..layers_with_landmarks).map(|l| LandmarkCache::new(device, config, l, capacity)).collect::<Result<_>>()?;
-        Ok(Cache { layers, stores, landmarks, sketched: None, slots, capacity })
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), also where one layer's rows do not fit into one binding.
+    pub fn exact(device: &Device, shape: CacheShape) -> Result<Cache> {
+        let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, shape.capacity))?;
+        Ok(Cache::of(layers, shape))
     }
 
-    /// The rows of a sequence that forgets: exact ones in `slots`, what `stores` say beside them, and coded ones where there is a `layout`.
+    /// An exact cache in these rows.
+    pub(crate) fn of(layers: Vec<ExactRows>, shape: CacheShape) -> Cache {
+        Cache { layers, stores: Vec::new(), select: None, landmarks: Vec::new(), sketched: None, slots: Slots::ALL, shape }
+    }
+
+    /// Exact rows in `slots` beside coded ones, with their landmarks where tokens `select`; the coded rows themselves are still to be added: [`add_store`](Self::add_store).
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub fn forgetting(device: &Device, config: &Config, layout: Option<&Layout>, slots: Slots, stores: Stores, capacity: usize) -> Result<Cache> {
-        let layers = Cache::layers(config, capacity, |what| LayerCache::beside(device, config, what, slots.count(), stores))?;
+    /// As [`exact`](Self::exact).
+    pub fn beside(device: &Device, shape: CacheShape, slots: Slots, select: Option<Selection>) -> Result<Cache> {
+        let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, slots.count()))?;
+        let with_landmarks = if select.is_some() { shape.layers } else { 0 };
+        let landmarks = (0..with_landmarks).map(|l| Landmarks::new(device, &shape.attention, l, shape.capacity)).collect::<Result<_>>()?;
+        Ok(Cache { select, landmarks, slots, ..Cache::of(layers, shape) })
+    }
+
+    /// Exact rows in `slots`, and beside them what `stores` say is left of tokens that are evicted.
+    ///
+    /// # Errors
+    /// As [`exact`](Self::exact).
+    pub fn evicting(device: &Device, shape: CacheShape, slots: Slots, stores: Stores) -> Result<Cache> {
+        let layers = shape.each(|what| ExactRows::beside(device, &shape.attention, what, slots.count(), stores))?;
         let sketched = match stores.vague.is_sketched() {
             true => Some(device.upload("places in the sketch", &stores.places())?),
             false => None,
         };
-        Ok(Cache { layers, stores: Cache::stores(device, layout, capacity)?, landmarks: Vec::new(), sketched, slots, capacity })
+        Ok(Cache { sketched, slots, ..Cache::of(layers, shape) })
     }
 
-    fn layers(config: &Config, capacity: usize, make: impl Fn(&str) -> Result<LayerCache>) -> Result<Vec<LayerCache>> {
-        (0..config.num_hidden_layers).map(|l| make(&format!("for a context of {capacity} layer {l}"))).collect()
+    /// The same with room for the coded rows of `layout`.
+    ///
+    /// # Errors
+    /// As [`exact`](Self::exact).
+    pub fn with_rows(mut self, device: &Device, layout: &Layout) -> Result<Cache> {
+        layout.stores.iter().try_for_each(|&words| self.add_store(device, words))?;
+        Ok(self)
     }
 
-    fn stores(device: &Device, layout: Option<&Layout>, capacity: usize) -> Result<Vec<wgpu::Buffer>> {
-        let words = layout.map_or(&[][..], |layout| &layout.stores);
-        words.iter().enumerate().map(|(index, words)| store(device, index, *words, capacity)).collect()
+    /// Adds a store of coded rows: `[capacity][words]`.
+    ///
+    /// # Errors
+    /// As [`exact`](Self::exact).
+    pub fn add_store(&mut self, device: &Device, words: usize) -> Result<()> {
+        let (index, capacity) = (self.stores.len(), self.shape.capacity);
+        self.stores.push(row_buffer(device, format!("coded rows {index} for a context of {capacity}"), capacity, 4 * words)?);
+        Ok(())
     }
 
     /// Forgets who is a candidate and what is vague.
@@ -168,24 +100,30 @@ impl Cache {
             return;
         }
         let clear = |encoder: &mut wgpu::CommandEncoder| {
-            let buffers = self.layers.iter().filter_map(|layer| layer.side.as_ref()).flat_map(SideCache::buffers);
+            let buffers = self.layers.iter().filter_map(|layer| layer.side.as_ref()).flat_map(EvictionStore::buffers);
             buffers.for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
         };
         device.queue.submit([device.encode("forget", |_| (), clear).0]);
     }
 
-    /// Counted from the buffers themselves; `config` is the model's.
-    pub fn memory(&self, config: &Config) -> KvMemory {
+    /// Counted from the buffers themselves.
+    pub fn memory(&self) -> KvMemory {
         let all: u64 = self.layers.iter().map(|l| l.keys.size() + l.values.size()).sum();
         let landmarks: u64 = self.landmarks.iter().map(|landmarks| landmarks.words.size()).sum();
         let mut coded = landmarks + self.stores.iter().chain(&self.sketched).map(|store| store.size()).sum::<u64>();
         let mut exact = all;
         for side in self.layers.iter().filter_map(|layer| layer.side.as_ref()) {
-            let candidates = 2 * (side.stores.candidates * row_bytes(config)) as u64;
+            let candidates = 4 * (side.stores.candidates * self.shape.attention.kv_row()) as u64;
             exact = exact - candidates + side.received_bytes();
             coded += candidates + side.bytes() - side.received_bytes();
         }
         let (growing, kv_fixed_bytes) = if self.slots == Slots::ALL { (exact, 0) } else { (coded, exact) };
-        KvMemory { kv_bytes_per_token: growing / self.capacity.max(1) as u64, kv_fixed_bytes, allocated_bytes: growing + kv_fixed_bytes }
+        KvMemory { kv_bytes_per_token: growing / self.shape.capacity.max(1) as u64, kv_fixed_bytes, allocated_bytes: growing + kv_fixed_bytes }
+    }
+}
+
+impl CacheShape {
+    fn each(&self, make: impl Fn(&str) -> Result<ExactRows>) -> Result<Vec<ExactRows>> {
+        (0..self.layers).map(|l| make(&format!("for a context of {} layer {l}", self.capacity))).collect()
     }
 }

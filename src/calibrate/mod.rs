@@ -23,4 +23,4 @@ mod statistics;
 pub use digest::{source_digest, text_digest};
 pub use gather::{Options, Seconds, SensitivityKind, encode, gather, run};
 pub use sample::sample;
-pub use statistics::{LayerStatistics, Moments, Sample, Sensitivity, Statistics};
+pub use statistics::{LayerStatistics, Sample, Sensitivity, Statistics};

@@ -1,10 +1,10 @@
 //! Sums over tokens of what enters attention, and a sample of it, gathered as the model runs forward.
 
-use super::statistics::{Moments, Sample};
+use super::statistics::Sample;
 use crate::Result;
 use crate::checkpoint::Config;
 use crate::cpu::{Heads, Observer, Residuals};
-use crate::linalg::{check_finite, gram};
+use crate::linalg::{Moments, check_finite, gram};
 use nalgebra::{DMatrix, DVector};
 use std::time::Instant;
 

@@ -5,9 +5,9 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Model, RowType};
-use crate::progress::{OnProgress, report};
+use crate::logits::{Sampler, Sampling};
 use crate::sequence::{Logits, Sequence};
-use crate::session::{Sampler, Sampling};
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use std::sync::Arc;
 

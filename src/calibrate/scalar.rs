@@ -5,11 +5,11 @@
 //! the full sensitivity; what is reported is `tr F / n`, the mean diagonal entry.
 
 use crate::cpu::{Disturbance, Model, Residuals, RowType};
-use crate::eval::Predictions;
-use crate::progress::{OnProgress, report};
-use crate::random::Random;
+use crate::linalg::Random;
+use crate::logits::Predictions;
 use crate::rows::Exact;
 use crate::sequence::Logits;
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use std::sync::Arc;

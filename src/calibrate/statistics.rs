@@ -1,7 +1,8 @@
 //! What calibration found, and its file.
 
 use crate::checkpoint::{Checkpoint, Config};
-use crate::{Error, Result, output};
+use crate::linalg::Moments;
+use crate::{Error, Result, task};
 use nalgebra::{DMatrix, DVector};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
@@ -30,15 +31,6 @@ pub struct Statistics {
     pub moments: Vec<Moments>,
     /// What is known of each layer by itself.
     pub layers: Vec<LayerStatistics>,
-}
-
-/// Mean and second moment of something.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Moments {
-    /// `E[y]`, `[w]`.
-    pub mean: DVector<f32>,
-    /// `E[y yᵀ]`, `[w, w]`, around zero, symmetric.
-    pub second: DMatrix<f32>,
 }
 
 /// Some tokens' keys and values themselves, spread evenly over the text: a column for each, the same tokens in every layer. They tell what no moment does, as how much energies vary from token to
@@ -121,7 +113,7 @@ impl Statistics {
     /// # Errors
     /// [`Error::Exists`] where there already is such a file, [`Error::Io`] where it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut file = output::file(path)?;
+        let mut file = task::file(path)?;
         let metadata = HashMap::from(
             [
                 ("lowkey_statistics", Self::FORMAT.to_string()),
@@ -145,7 +137,7 @@ impl Statistics {
         // Through the file's own handle: `serialize_to_file` would put another file in its place.
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::io("write", path)(std::io::Error::other(e.to_string())))?;
         file.write_all(&bytes).map_err(Error::io("write", path))?;
-        output::publish_file(file, path)
+        task::publish_file(file, path)
     }
 
     /// All that is saved as a tensor.

@@ -2,6 +2,7 @@
 //!
 //! What a file asks for is either honoured or refused by name: a setting that changes the mathematics and is not implemented is never ignored.
 
+use crate::rows::Geometry;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -86,9 +87,39 @@ pub struct Config {
 }
 
 impl Config {
+    /// A Llama of two layers, for tests: four heads on two, 16 wide.
+    #[cfg(test)]
+    pub(crate) fn example() -> Config {
+        Config {
+            architecture: Architecture::Llama,
+            hidden_size: 64,
+            intermediate_size: 96,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 16,
+            vocab_size: 100,
+            max_position_embeddings: 8192,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            qk_norm: false,
+            sliding_window: None,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        }
+    }
+
+    /// What the cache depends on.
+    pub fn geometry(&self) -> Geometry {
+        Geometry { layers: self.num_hidden_layers, heads: self.num_attention_heads, kv_heads: self.num_key_value_heads, head_dim: self.head_dim }
+    }
+
     /// Query heads per key/value head, `g`.
     pub fn group_size(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
+        self.geometry().group_size()
     }
 
     /// RoPE's angular frequencies `[head_dim / 2]`, scaling applied: position `p` turns pair `i` by `p · f[i]`.
@@ -271,7 +302,7 @@ impl Config {
 
     /// Bytes that a dense f16 cache grows by per token, over the whole model.
     pub fn dense_kv_bytes_per_token(&self) -> u64 {
-        (2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim) as u64
+        self.geometry().dense_bytes_per_token()
     }
 }
 

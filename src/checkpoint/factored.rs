@@ -61,7 +61,7 @@ impl Factored {
             None => return Err(bad("\"lowkey\" has no format version".into())),
         }
         let factored = Factored::deserialize(value).map_err(|e| bad(format!("\"lowkey\" cannot be read: {e}")))?;
-        RowSet::check(&factored.rows, config).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
+        RowSet::check(&factored.rows, &config.geometry()).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
         if factored.kv_bytes_per_token != RowSet::bytes_per_token(&factored.rows) {
             let rows = RowSet::bytes_per_token(&factored.rows);
             return Err(bad(format!("\"lowkey\" promises {} bytes per token of rows that take {rows}", factored.kv_bytes_per_token)));

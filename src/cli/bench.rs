@@ -7,11 +7,10 @@ use super::locate::locate;
 use super::progress::Bar;
 use super::table::{bytes, markdown, number, table};
 use clap::builder::PossibleValuesParser;
-use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels};
-use lowkey::compress::Budget;
+use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels, step_cost};
 use lowkey::decoder;
 use lowkey::gpu::Device;
-use lowkey::rows::{Reviver, Vague};
+use lowkey::rows::{Budget, CacheMethod, Reviver, Vague};
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Engine, Error, Result};
 use serde::Serialize;
@@ -93,7 +92,7 @@ impl Args {
             return Err(Error::Argument { name: name.into(), message: "this is for random models; give --shape in place of a model".into() });
         }
         let report = self.report.as_ref().map(|path| Report::reserve(path, if self.kernels { "kernels" } else { "speed" })).transpose()?;
-        let options = self.cache.apply(SequenceOptions::default())?;
+        let method = self.cache.method()?;
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
         let paths = self.models.iter().map(|model| locate(model)).collect::<Result<Vec<_>>>()?;
@@ -103,7 +102,7 @@ impl Args {
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
         match (self.shape.is_empty(), self.kernels) {
-            (true, _) => run.models(&task, &self.models, &paths, options, capacity),
+            (true, _) => run.models(&task, &self.models, &paths, method, capacity),
             (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
             (false, true) => run.kernels(&task, &self.shape, &rows, sweep),
         }
@@ -136,7 +135,7 @@ impl Run<'_> {
         self.time.map(|time| time.saturating_sub(self.started.elapsed()))
     }
 
-    fn models(mut self, task: &Task, models: &[String], paths: &[PathBuf], options: SequenceOptions, capacity: usize) -> Result<()> {
+    fn models(mut self, task: &Task, models: &[String], paths: &[PathBuf], method: CacheMethod, capacity: usize) -> Result<()> {
         let mut subjects = Vec::new();
         for (model, path) in models.iter().zip(paths) {
             self.bar.show("load", 0, None)?;
@@ -144,17 +143,19 @@ impl Run<'_> {
             if let Some(remark) = untrained(model, loaded.checkpoint(), capacity) {
                 self.console.remark(&format!("{remark}, though the speed is true"));
             }
-            let mut settings = vec![SequenceOptions::default(), SequenceOptions { select: None, ..options }, options];
-            settings.dedup();
-            for options in settings {
+            let mut methods = vec![CacheMethod::default(), method.reading_all(), method];
+            methods.dedup();
+            for method in methods {
+                let options = SequenceOptions { capacity, method, ..SequenceOptions::default() };
+                let made = loaded.checkpoint().factored().map(|factored| factored.exact);
                 subjects.push(Subject {
                     model: model.clone(),
-                    method: options.method().unwrap_or(loaded.method()).into(),
-                    layout: options.layout(&loaded.layout()),
+                    method: method.name().unwrap_or(loaded.method()).into(),
+                    layout: method.layout(&loaded.layout()),
                     weights: loaded.weight_type().into(),
                     vocab: loaded.checkpoint().config().vocab_size,
-                    cost: Box::new(loaded.cost(options)),
-                    text: Text::Read(loaded.sequence(SequenceOptions { capacity, ..options }).map_err(name_depth)?),
+                    cost: Box::new(step_cost(loaded.checkpoint().config(), options, made, loaded.bytes_per_weight())),
+                    text: Text::Read(Box::new(loaded.sequence(options).map_err(name_depth)?)),
                 });
             }
         }
@@ -221,7 +222,7 @@ impl Run<'_> {
         let mut sequences = Vec::new();
         for &rows in rows {
             self.bar.show("fill", 0, None)?;
-            let options = SequenceOptions { capacity, select: rows.select(), ..SequenceOptions::default() };
+            let options = SequenceOptions { capacity, method: CacheMethod::Calibrated(rows.read()), ..SequenceOptions::default() };
             match model.random_sequence(rows.rows(model.config()).as_ref(), options, 2) {
                 Ok(sequence) => sequences.push((rows, Text::Random(Box::new(sequence)))),
                 Err(error @ Error::OutOfMemory { .. }) => self.unfit(shape, rows.name(), &error),
@@ -242,7 +243,7 @@ impl Run<'_> {
                     layout: rows.name().into(),
                     weights: "f16".into(),
                     vocab: config.vocab_size,
-                    cost: Box::new(move |sequence| Cost::of(&config, sequence.rows(), rows.select(), 2)),
+                    cost: Box::new(move |sequence| Cost::of(&config, sequence.rows(), rows.read(), 2)),
                     text,
                 }
             };
@@ -273,10 +274,10 @@ impl Run<'_> {
             let mut subjects: Vec<_> =
                 run.sequences(shape, &model, rows, capacity)?.into_iter().map(|(rows, text)| subject(rows.name(), text, deepest)).collect();
             // What a sequence that forgets has beside its rows has to be read: few tokens will do.
-            let reviver = Some(Reviver::new(Budget::Keep(0.25), Some(Vague::None)));
+            let method = CacheMethod::Evict(Reviver::new(Budget::Keep(0.25), Some(Vague::None)));
             let read = deepest.min(EVICTING);
             let capacity = (read + task.room()).max(EVICTING);
-            let forgetting = model.sequence(SequenceOptions { capacity, reviver, ..SequenceOptions::default() })?;
+            let forgetting = model.sequence(SequenceOptions { capacity, method, ..SequenceOptions::default() })?;
             subjects.push(subject("kvreviver", Text::Read(Box::new(forgetting)), read));
             let mut before = all.clone();
             if rows.contains(&RandomRows::Xkv) {

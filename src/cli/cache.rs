@@ -1,9 +1,7 @@
 //! Options of how a sequence keeps what it reads, the same for every command that reads text.
 
 use clap::ValueEnum;
-use lowkey::compress::{Budget, Xkv};
-use lowkey::rows::{Reviver, Selection, Vague};
-use lowkey::sequence::SequenceOptions;
+use lowkey::rows::{Budget, CacheMethod, Read, Reviver, Vague, Xkv};
 use lowkey::{Error, Result};
 
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -38,6 +36,8 @@ pub struct CacheArgs {
 enum Online {
     /// One basis of the prompt's own for every few layers.
     Xkv,
+    /// Exact rows of every token, also of a compressed model.
+    Full,
     /// Exact tokens by the attention they receive, and a trace of the others.
     Kvreviver,
 }
@@ -57,18 +57,25 @@ enum Trace {
 }
 
 impl CacheArgs {
-    /// `options` with what was asked for.
-    pub fn apply(&self, options: SequenceOptions) -> Result<SequenceOptions> {
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for what is wrong whatever the model: options of another method among them.
+    pub fn method(&self) -> Result<CacheMethod> {
         let budget = match (self.kv_bytes, self.keep) {
             (Some(bytes), _) => Budget::Bytes(bytes),
             (_, Some(keep)) => Budget::Keep(keep),
             _ => Budget::Times(self.times.unwrap_or(4.0)),
         };
         let of = |method| self.method == Some(method);
+        let budgeted = of(Online::Xkv) || of(Online::Kvreviver);
         let foreign = [
             ("vague", self.vague.is_some() && !of(Online::Kvreviver), "kvreviver"),
             ("group-layers", self.group_layers.is_some() && !of(Online::Xkv), "xkv"),
             ("bits", self.bits.is_some() && !of(Online::Xkv), "xkv"),
+            ("times", self.times.is_some() && !budgeted, "xkv"),
+            ("keep", self.keep.is_some() && !budgeted, "xkv"),
+            ("kv-bytes", self.kv_bytes.is_some() && !budgeted, "xkv"),
         ];
         if let Some((name, _, method)) = foreign.into_iter().find(|(_, given, _)| *given) {
             return Err(Error::Argument {
@@ -83,11 +90,20 @@ impl CacheArgs {
             Trace::Shrunk => Vague::Shrunk,
             Trace::Rows => Vague::Rows,
         });
-        let xkv = of(Online::Xkv).then(|| Xkv { layers: self.group_layers.unwrap_or(4), budget, bits: self.bits });
-        let reviver = of(Online::Kvreviver).then_some(Reviver::new(budget, vague));
-        let options = SequenceOptions { select: self.select.map(|tokens| Selection { tokens }), xkv, reviver, ..options };
-        // What is wrong whatever the model, before one is loaded.
-        options.check(Some(&[]))?;
-        Ok(options)
+        let read = Read::top(self.select);
+        read.selection().map_or(Ok(()), |selection| selection.check())?;
+        let all = |method: CacheMethod, why: &str| match read {
+            Read::All => Ok(method),
+            Read::Top(_) => Err(Error::Argument { name: "select".into(), message: format!("{why}; leave out --select, or take another method") }),
+        };
+        match self.method {
+            None => Ok(CacheMethod::Calibrated(read)),
+            Some(Online::Xkv) => Ok(CacheMethod::Xkv(Xkv { layers: self.group_layers.unwrap_or(4), budget, bits: self.bits }, read)),
+            Some(Online::Full) => all(CacheMethod::Full, "an exact cache has no coded rows to choose from"),
+            Some(Online::Kvreviver) => {
+                let evict = CacheMethod::Evict(Reviver::new(budget, vague));
+                all(evict, "kvreviver keeps what its candidates are, and every token reads all of it")
+            }
+        }
     }
 }

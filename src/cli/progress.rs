@@ -2,8 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lowkey::Result;
-use lowkey::progress::Progress;
 use lowkey::session::Cancel;
+use lowkey::task::Progress;
 use std::ops::ControlFlow;
 use std::time::Duration;
 

@@ -2,7 +2,6 @@
 
 use super::cache::CacheArgs;
 use clap::builder::RangedU64ValueParser;
-use lowkey::sequence::SequenceOptions;
 use lowkey::{Result, Sampling, SessionOptions};
 
 /// How tokens are chosen, and when to stop.
@@ -47,11 +46,8 @@ impl SamplingArgs {
     /// # Errors
     /// [`lowkey::Error::Argument`] where that cannot be.
     pub fn resolve(self, cache: &CacheArgs) -> Result<SessionOptions> {
-        let SequenceOptions { select, xkv, reviver, .. } = cache.apply(SequenceOptions::default())?;
         Ok(SessionOptions {
-            select,
-            xkv,
-            reviver,
+            method: cache.method()?,
             context: self.context,
             max_tokens: self.max_tokens,
             stop: self.stop,

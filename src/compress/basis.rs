@@ -11,7 +11,7 @@
 //! - `M = E[gᵀg]`, `g` the gradient of the loss, is the second-order loss itself.
 
 use crate::Result;
-use crate::calibrate::Moments;
+use crate::linalg::Moments;
 use crate::linalg::{Eigen, product, tr_product};
 use nalgebra::{DMatrix, DVector};
 
@@ -138,7 +138,7 @@ impl Roots {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::linalg::Random;
 
     /// Rows `[n, w]` of uneven, correlated columns.
     pub fn rows(n: usize, w: usize, seed: u64) -> DMatrix<f64> {

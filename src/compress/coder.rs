@@ -57,7 +57,7 @@ const ROTATION_SEED: u64 = 1;
 mod tests {
     use super::*;
     use crate::compress::Roots;
-    use crate::random::Random;
+    use crate::linalg::Random;
     use crate::rows::{Band, Scale, distortion};
 
     /// Gaussian rows of uneven variance, coded in bands, miss by what the plan reckons with, `Σ λ_i·D(b_i)` and all of what is dropped, or less: in a band of uneven coordinates the scaling gains.

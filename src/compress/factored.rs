@@ -5,8 +5,8 @@
 
 use super::Made;
 use crate::checkpoint::{Checkpoint, Factored, row_tensors};
-use crate::progress::{OnProgress, report};
-use crate::{Error, Result, output};
+use crate::task::{OnProgress, report};
+use crate::{Error, Result, task};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde_json::{Map, Value, json};
@@ -53,7 +53,7 @@ pub(crate) type MadeTensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// [`Error::Exists`] where `path` is taken, [`Error::Numeric`] where a made number is not finite or too large, [`Error::Interrupted`], and those of reading
 /// and writing. Nothing is left behind then.
 pub(super) fn write(source: &Checkpoint, factored: &Factored, made: &Made, float: Float, path: &Path, on_progress: OnProgress<'_>) -> Result<()> {
-    let directory = output::directory(path)?;
+    let directory = task::directory(path)?;
     let made = &all(made, source.config().head_dim);
     let tensors = list(source, made);
     let shards = cut(&tensors, float, SHARD);
@@ -76,7 +76,7 @@ pub(super) fn write(source: &Checkpoint, factored: &Factored, made: &Made, float
     }
     write_json(&directory.path().join("config.json"), &config(source, factored, float)?)?;
     source.write_tokenizer(directory.path())?;
-    output::publish_directory(directory, path)
+    task::publish_directory(directory, path)
 }
 
 /// What the rows come to as tensors, beside those that the method replaces.

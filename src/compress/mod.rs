@@ -25,18 +25,19 @@ mod turned;
 mod unit;
 pub mod xkv;
 
+pub use crate::rows::Budget;
 pub use basis::{Basis, Roots, about};
 pub use dense::rotated;
 pub use factored::Float;
-pub use plan::{Budget, Layout, Method, Plan, Sensing};
+pub use plan::{Layout, Method, Plan, Sensing};
 pub use ranks::{Part, Ranks};
 pub use recalkv::Grouping;
-pub use xkv::Xkv;
+pub use xkv::Solver;
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored};
-use crate::progress::{OnProgress, report};
 use crate::rows::{Band, Format, Holds, RUN, RowSet, Scale};
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use factored::MadeTensors;
 use rayon::prelude::*;

@@ -15,7 +15,7 @@
 use super::Basis;
 use super::unit::{Context, Unit};
 use crate::Result;
-use crate::calibrate::Moments;
+use crate::linalg::Moments;
 use crate::rows::{Holds, Side};
 use nalgebra::DVector;
 

@@ -21,8 +21,8 @@ use super::basis::{Basis, about};
 use super::factored::MadeTensors;
 use super::unit::{Context, Unit};
 use crate::Result;
-use crate::calibrate::Moments;
 use crate::linalg::Eigen;
+use crate::linalg::Moments;
 use crate::rows::{Holds, Side};
 use nalgebra::{DMatrix, DVector};
 use std::collections::HashMap;
@@ -313,7 +313,7 @@ mod tests {
     }
     /// Heads `[n, H·d]` that share parts of each other's directions.
     fn related_heads(heads: usize, d: usize, seed: u64) -> DMatrix<f64> {
-        let mut random = crate::random::Random::new(seed);
+        let mut random = crate::linalg::Random::new(seed);
         let mut gaussian = |rows: usize, columns: usize| DMatrix::from_fn(rows, columns, |_, j| random.gaussian() * 0.7f64.powi((j % d) as i32));
         let x = gaussian(200, 2 * d) * gaussian(2 * d, heads * d);
         x.transpose() * x / 200.0

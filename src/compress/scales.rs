@@ -61,7 +61,7 @@ fn loss(basis: &Basis, sample: &DMatrix<f32>, format: &Format, energy: f64) -> f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::linalg::Random;
     use nalgebra::DVector;
 
     /// Rows of uneven coordinates whose energy varies from token to token by factors of about `exp(spread)`.

@@ -86,7 +86,7 @@ impl Positions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::linalg::Random;
 
     /// Against sums over all positions.
     #[test]

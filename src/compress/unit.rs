@@ -145,7 +145,7 @@ pub(super) fn by_head(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibrate::Moments;
+    use crate::linalg::Moments;
 
     /// The samples of three layers of two heads of two numbers, put together as [`RowSpec::offset`] says.
     #[test]

@@ -1,11 +1,11 @@
 //! Grouped-query attention over a sequence's cached keys and values, whatever they are kept as ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
 
-use super::cache::Columns;
+use super::columns::Columns;
 use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::linalg::{product, tr_product};
+use crate::linalg::{product, stack, tr_product};
 use crate::rows::fade;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
@@ -150,15 +150,4 @@ pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window:
             *weight /= sum;
         }
     }
-}
-
-/// One under the other.
-pub(super) fn stack(parts: &[DMatrix<f32>]) -> DMatrix<f32> {
-    let mut whole = DMatrix::zeros(parts.iter().map(DMatrix::nrows).sum(), parts[0].ncols());
-    let mut first = 0;
-    for part in parts {
-        whole.rows_mut(first, part.nrows()).copy_from(part);
-        first += part.nrows();
-    }
-    whole
 }

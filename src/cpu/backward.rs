@@ -6,12 +6,12 @@
 //! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for queries that are further away. [`Exact`] says which: the gradients
 //! handed over pass through such queries alone, while what flows on to the layers below is complete, as those see every disturbance of the layers above undone.
 
-use super::attention::{Attention, causal_softmax, finish, stack};
+use super::attention::{Attention, causal_softmax, finish};
 use super::linear::RmsNorm;
 use super::rope::Rope;
 use super::{Model, Observer};
 use crate::checkpoint::Config;
-use crate::linalg::{outer_products, product, tr_product};
+use crate::linalg::{outer_products, product, stack, tr_product};
 use crate::rows::Exact;
 use crate::{Error, Result};
 use nalgebra::DMatrix;

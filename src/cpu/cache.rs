@@ -4,13 +4,14 @@
 //! [`rows::Exact`](crate::rows::Exact)'s. A sequence that forgets has no coded rows, or has them and yet keeps some of these tokens exactly: what stands *beside* ([`side`]). To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
-use super::attention::stack;
+use super::columns::{Columns, Run};
 use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
 use super::side::{self, Leaving};
+use crate::linalg::stack;
 use crate::linalg::tr_product;
-use crate::rows::{Coder, Energy, Holds, Reach, RowSet, RowSpec, Schedule, Selection, Side, Stores};
+use crate::rows::{Call, Coder, Coding, Energy, Holds, Reach, RowSet, RowSpec, Schedule, Selection, Side, Slots, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,9 +19,7 @@ use std::sync::Arc;
 /// All rows of a sequence.
 pub(super) struct Cache {
     layers: Vec<LayerRows>,
-    /// Slots of a layer: all tokens, or the sinks and then a ring.
-    sinks: usize,
-    ring: usize,
+    slots: Slots,
     coded: Option<Coded>,
 }
 
@@ -33,14 +32,9 @@ struct LayerRows {
 struct Coded {
     set: Arc<RowSet>,
     schedule: Schedule,
-    strict: bool,
     head_dim: usize,
     /// By row: `[capacity][words]`.
     words: Vec<Vec<u32>>,
-    /// Tokens whose rows are coded.
-    done: usize,
-    /// Exact rows below this have been overwritten, sinks apart.
-    exact_from: usize,
     landmarks: Option<Landmarks>,
     /// Candidates and the vague, where the sequence forgets.
     side: Option<side::Side>,
@@ -51,88 +45,34 @@ struct Coded {
 /// How a cache of coded rows is to be.
 pub(super) struct CodedOptions {
     pub(super) set: Arc<RowSet>,
-    pub(super) schedule: Schedule,
-    pub(super) strict: bool,
+    pub(super) coding: Coding,
     pub(super) select: Option<Selection>,
     pub(super) stores: Option<Stores>,
     pub(super) head_dim: usize,
 }
 
-/// What the queries of one call read, and what is coded meanwhile.
-pub(super) struct Turn {
-    /// The first of them, and the one after the last.
-    pub(super) position: usize,
-    end: usize,
-    reach: Reach,
-    /// Rows that are coded in this call.
-    code: Range<usize>,
-    /// Whether before they are read, layer by layer.
-    at_once: bool,
-}
-
-/// Keys and values as attention sees them: `[H_kv·d, columns]`, exact ones first, what every query sees besides last.
-pub(super) struct Columns {
-    pub(super) keys: DMatrix<f32>,
-    pub(super) values: DMatrix<f32>,
-    reach: Reach,
-    /// Exact columns: tokens `0..sinks`, then those from `window` on; after them come coded ones, run by run.
-    sinks: usize,
-    window: usize,
-    runs: Vec<Run>,
-    /// Which runs a key/value head reads, where it does not read all of them.
-    chosen: Option<Vec<Vec<usize>>>,
-    /// How many tokens each column of the side is; `None` where there is no side.
-    pub(super) side: Option<Vec<u32>>,
-}
-
-/// Consecutive coded tokens, and the column of the first.
-struct Run {
-    tokens: Range<usize>,
-    column: usize,
-}
-
 impl Cache {
-    /// Room for `capacity` tokens in `layers` layers of `width` numbers a side, in chunks of at most `chunk`.
-    pub(super) fn new(layers: usize, width: usize, capacity: usize, chunk: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
-        let coded = coded.map(|CodedOptions { set, schedule, strict, select, stores, head_dim }| Coded {
+    /// Room for `capacity` tokens in `layers` layers of `width` numbers a side.
+    pub(super) fn new(layers: usize, width: usize, capacity: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
+        let slots = coded.as_ref().map_or(Slots::ALL, |coded| coded.coding.slots);
+        let exact = if slots == Slots::ALL { capacity } else { slots.count() };
+        let coded = coded.map(|CodedOptions { set, coding, select, stores, head_dim }| Coded {
             words: set.specs.iter().map(|spec| vec![0; capacity * spec.format.words()]).collect(),
-            // Rows over several layers, and chunks that share a landmark, are coded together, and what is forgotten is so between calls.
-            strict: strict && !set.spans() && select.is_none() && stores.is_none(),
             set,
-            schedule,
+            schedule: coding.schedule,
             head_dim,
-            done: schedule.start(),
-            exact_from: 0,
             energy: Energy::default(),
             landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity)),
-            side: stores.map(|stores| {
-                let slots = schedule.exact.sinks.min(capacity) + schedule.window(chunk).min(capacity);
-                side::Side::new(stores, layers, width, slots, row_type)
-            }),
+            side: stores.map(|stores| side::Side::new(stores, layers, width, exact, row_type)),
         });
-        let slots = |schedule: Schedule| (schedule.exact.sinks.min(capacity), schedule.window(chunk).min(capacity));
-        let (sinks, ring) = coded.as_ref().map_or((0, capacity), |coded| slots(coded.schedule));
-        let rows = || Rows::new(width, sinks + ring, row_type);
-        Cache { layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), sinks, ring, coded }
-    }
-
-    /// What `tokens` queries from `position` on are to read.
-    pub(super) fn begin(&self, position: usize, tokens: usize) -> Turn {
-        let end = position + tokens;
-        let Some(coded) = &self.coded else {
-            return Turn { position, end, reach: Reach { sinks: 0, low: 0, high: 0, recent: 0, block: 1 }, code: 0..0, at_once: false };
-        };
-        // What has been forgotten once is not read exactly again, though its row may still be there.
-        let exact_from = if coded.side.is_some() { coded.done } else { coded.exact_from };
-        let reach = coded.schedule.reach(position, tokens, coded.strict, exact_from);
-        let to = if coded.strict { reach.of(end - 1) } else { coded.schedule.coded(end) };
-        Turn { position, end, reach, code: coded.done..to.max(coded.done), at_once: coded.strict }
+        let rows = || Rows::new(width, exact, row_type);
+        Cache { layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded }
     }
 
     /// Appends a layer's exact rows, the columns of `keys` and `values`, from `position` on.
     pub(super) fn append(&mut self, layer: usize, position: usize, keys: &DMatrix<f32>, values: &DMatrix<f32>) {
         for (index, (key, value)) in keys.column_iter().zip(values.column_iter()).enumerate() {
-            let slot = self.slot(position + index);
+            let slot = self.slots.of(position + index);
             self.layers[layer].keys.write(slot, key.as_slice());
             self.layers[layer].values.write(slot, value.as_slice());
             self.side_mut().into_iter().for_each(|side| side.begin(layer, slot));
@@ -140,9 +80,9 @@ impl Cache {
     }
 
     /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
-    pub(super) fn code(&mut self, layer: usize, turn: &Turn, reading: bool, rope: &Rope) {
+    pub(super) fn code(&mut self, layer: usize, call: &Call, reading: bool, rope: &Rope) {
         let Some(coded) = &self.coded else { return };
-        if turn.code.is_empty() || turn.at_once != reading {
+        if call.code.is_empty() || call.code_first != reading {
             return;
         }
         let made: Vec<(usize, (Vec<u32>, Energy))> = coded
@@ -152,28 +92,28 @@ impl Cache {
             .enumerate()
             .filter(|(_, spec)| spec.last_layer() == layer)
             .map(|(row, spec)| {
-                let mut y = DMatrix::zeros(spec.width(coded.head_dim), turn.code.len());
+                let mut y = DMatrix::zeros(spec.width(coded.head_dim), call.code.len());
                 let (first, height) = (spec.first_head * coded.head_dim, spec.kv_heads * coded.head_dim);
                 for layer in spec.first_layer..=spec.last_layer() {
                     for side in [Side::Keys, Side::Values] {
                         let Some(offset) = spec.offset(layer, side, coded.head_dim) else { continue };
-                        let mut part = self.exact(layer, side, turn.code.clone()).rows(first, height).into_owned();
+                        let mut part = self.exact(layer, side, call.code.clone()).rows(first, height).into_owned();
                         if side == Side::Keys && spec.holds != Holds::TurnedKeys {
-                            rope.turn_back(&mut part, turn.code.start);
+                            rope.turn_back(&mut part, call.code.start);
                         }
                         y.rows_mut(offset, height).copy_from(&part);
                     }
                 }
                 let coder = &coded.set.coders[row];
-                y -= means(coder, spec, 0..y.nrows(), turn.code.clone(), rope);
+                y -= means(coder, spec, 0..y.nrows(), call.code.clone(), rope);
                 (row, coder.encode_centred(&y))
             })
             .collect();
         let keys = coded.landmarks.is_some().then(|| {
-            let first = turn.code.start.max(coded.schedule.exact.sinks).min(turn.code.end);
-            (first, self.exact(layer, Side::Keys, first..turn.code.end))
+            let leaving = call.leaving(coded.schedule.exact.sinks);
+            (leaving.start, self.exact(layer, Side::Keys, leaving))
         });
-        let leaving = self.leaving(layer, turn);
+        let leaving = self.leaving(layer, call);
         let Some(coded) = &mut self.coded else { return };
         if let Some(side) = &mut coded.side {
             side.evict(layer, &leaving);
@@ -184,13 +124,13 @@ impl Cache {
         for (row, (made, energy)) in made {
             coded.energy += energy;
             let words = coded.set.specs[row].format.words();
-            coded.words[row][turn.code.start * words..][..made.len()].copy_from_slice(&made);
+            coded.words[row][call.code.start * words..][..made.len()].copy_from_slice(&made);
         }
     }
 
-    /// What the queries of `turn`, `[H·d, tokens]`, see in `layer`.
-    pub(super) fn read(&self, layer: usize, turn: &Turn, queries: &DMatrix<f32>, rope: &Rope) -> Columns {
-        let Turn { position, end, reach, .. } = *turn;
+    /// What the queries of `call`, `[H·d, tokens]`, see in `layer`.
+    pub(super) fn read(&self, layer: usize, call: &Call, queries: &DMatrix<f32>, rope: &Rope) -> Columns {
+        let (Range { start: position, end }, reach) = (call.tokens.clone(), call.reach.unwrap_or(Reach::ALL_EXACT));
         let sinks = reach.sinks.min(end);
         let window = reach.of(position).clamp(sinks, end);
         let exact = sinks + end - window;
@@ -216,11 +156,11 @@ impl Cache {
         }
     }
 
-    /// The queries of `turn` have given each of `columns` so much `attention`.
-    pub(super) fn credit(&mut self, layer: usize, turn: &Turn, columns: &Columns, attention: &[f32]) {
-        let slots: Vec<usize> = (0..columns.sinks).chain(columns.window..turn.end).map(|position| self.slot(position)).collect();
+    /// The queries of `call` have given each of `columns` so much `attention`.
+    pub(super) fn credit(&mut self, layer: usize, call: &Call, columns: &Columns, attention: &[f32]) {
+        let slots: Vec<usize> = (0..columns.sinks).chain(columns.window..call.tokens.end).map(|position| self.slots.of(position)).collect();
         let first = attention.len() - columns.side.as_ref().map_or(0, Vec::len);
-        self.side_mut().into_iter().for_each(|side| side.credit(layer, turn.end - turn.position, attention, slots.iter().copied(), first));
+        self.side_mut().into_iter().for_each(|side| side.credit(layer, call.tokens.len(), attention, slots.iter().copied(), first));
     }
 
     fn side_mut(&mut self) -> Option<&mut side::Side> {
@@ -228,44 +168,23 @@ impl Cache {
     }
 
     /// The tokens that leave the exact window of a sequence that forgets.
-    fn leaving(&self, layer: usize, turn: &Turn) -> Vec<Leaving> {
+    fn leaving(&self, layer: usize, call: &Call) -> Vec<Leaving> {
         let Some(coded) = self.coded.as_ref().filter(|coded| coded.side.is_some()) else { return Vec::new() };
-        let tokens = turn.code.start.max(coded.schedule.exact.sinks)..turn.code.end.max(coded.schedule.exact.sinks);
+        let tokens = call.leaving(coded.schedule.exact.sinks);
         let [keys, values] = [Side::Keys, Side::Values].map(|side| self.exact(layer, side, tokens.clone()));
         let token = |(index, position)| Leaving {
             position,
-            slot: self.slot(position),
+            slot: self.slots.of(position),
             key: keys.column(index).into_owned(),
             value: values.column(index).into_owned(),
         };
         tokens.enumerate().map(token).collect()
     }
 
-    /// Whether tokens are forgotten.
-    pub(super) fn forgets(&self) -> bool {
-        self.coded.as_ref().is_some_and(|coded| coded.side.is_some())
-    }
-
-    /// The least position, besides 0, that [`truncate`](Self::truncate) can go back to.
-    pub(super) fn kept_from(&self) -> usize {
-        // Of a block that is coded some tokens alone cannot be coded anew.
-        let bound = |coded: &&Coded| coded.side.is_some() || coded.schedule.block > 1 && coded.done > coded.schedule.start();
-        self.coded.as_ref().filter(bound).map_or(0, |coded| coded.done)
-    }
-
-    /// When all layers have run.
-    pub(super) fn end(&mut self, turn: Turn) {
-        if let Some(coded) = &mut self.coded {
-            coded.done = turn.code.end;
-            coded.exact_from = coded.exact_from.max(turn.end.saturating_sub(self.ring));
-        }
-    }
-
     /// Takes over what `from`, a dense cache of the layers from `first` on, holds of `position` tokens: the exact rows that are kept.
     pub(super) fn keep_exact(&mut self, first: usize, from: &Cache, position: usize) {
-        let window = position.saturating_sub(self.ring).max(self.sinks.min(position));
         for within in 0..from.layers.len() {
-            for positions in [0..self.sinks.min(position), window..position] {
+            for positions in self.slots.held(position) {
                 let [keys, values] = [Side::Keys, Side::Values].map(|side| from.exact(within, side, positions.clone()));
                 self.append(first + within, positions.start, &keys, &values);
             }
@@ -279,19 +198,15 @@ impl Cache {
         }
     }
 
-    /// Begins with the rows of `set`, of which `words` are the first `done` tokens', packed, when `position` tokens have gone through the model.
-    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, done: usize, position: usize, capacity: usize) {
-        let ring = self.ring;
+    /// Begins with the rows of `set`, of which `words` are the first tokens', packed.
+    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, capacity: usize) {
         if let Some(coded) = &mut self.coded {
             coded.words = words;
             coded.words.iter_mut().zip(&set.specs).for_each(|(words, spec)| {
                 words.reserve_exact(capacity * spec.format.words() - words.len());
                 words.resize(capacity * spec.format.words(), 0);
             });
-            coded.strict = coded.strict && !set.spans();
             coded.set = set;
-            coded.done = done;
-            coded.exact_from = position.saturating_sub(ring);
         }
     }
 
@@ -309,15 +224,9 @@ impl Cache {
         stack(&parts)
     }
 
-    /// Forgets tokens from `position` on; everything where that is below [`kept_from`](Self::kept_from).
-    pub(super) fn truncate(&mut self, position: usize) {
-        if let Some(coded) = &mut self.coded {
-            coded.done = coded.done.min(coded.schedule.whole(position));
-            coded.exact_from = coded.exact_from.min(position);
-            if let (0, Some(side)) = (position, &mut coded.side) {
-                side.clear();
-            }
-        }
+    /// Forgets who is a candidate and what is vague.
+    pub(super) fn clear(&mut self) {
+        self.side_mut().into_iter().for_each(side::Side::clear);
     }
 
     /// What bases hold of the rows that were coded here.
@@ -343,24 +252,14 @@ impl Cache {
         }
     }
 
-    fn slot(&self, position: usize) -> usize {
-        if position < self.sinks { position } else { self.sinks + (position - self.sinks) % self.ring }
-    }
-
     /// One side's exact rows of `positions`, as columns.
     fn exact(&self, layer: usize, side: Side, positions: Range<usize>) -> DMatrix<f32> {
         let LayerRows { keys, values } = &self.layers[layer];
         let rows = if side == Side::Keys { keys } else { values };
         let mut all = DMatrix::zeros(rows.width(), positions.len());
-        let mut at = positions.start;
-        while at < positions.end {
-            // A stretch ends with the sinks, with the ring, or with what was asked for.
-            let slot = self.slot(at);
-            let until = if at < self.sinks { self.sinks - at } else { self.sinks + self.ring - slot };
-            let count = until.min(positions.end - at);
-            let first = (at - positions.start) * rows.width();
-            rows.read(slot, &mut all.as_mut_slice()[first..first + count * rows.width()]);
-            at += count;
+        for stretch in self.slots.stretches(positions.clone()) {
+            let first = (stretch.position - positions.start) * rows.width();
+            rows.read(stretch.slot, &mut all.as_mut_slice()[first..first + stretch.count * rows.width()]);
         }
         all
     }
@@ -467,41 +366,4 @@ fn means(coder: &Coder, spec: &RowSpec, part: Range<usize>, tokens: Range<usize>
         rope.turn(&mut means, tokens.start);
     }
     means
-}
-
-impl Columns {
-    /// Adds to `scores: [columns, tokens]`, which are still to be divided by `√head_dim`, what a column that is many tokens has more: `ln n`.
-    pub(super) fn multiply(&self, scores: &mut DMatrix<f32>, head_dim: usize) {
-        let Some(side) = &self.side else { return };
-        let first = scores.nrows() - side.len();
-        for (row, &count) in side.iter().enumerate().filter(|(_, count)| **count > 1) {
-            let more = (count as f32).ln() * (head_dim as f32).sqrt();
-            scores.row_mut(first + row).add_scalar_mut(more);
-        }
-    }
-
-    /// The columns that the query at `position` sees with a key/value head, where it sees no further back than `window` tokens, itself included: exact sinks, exact others, coded.
-    pub(super) fn seen(&self, position: usize, window: usize, kv_head: usize) -> Vec<Range<usize>> {
-        let oldest = (position + 1).saturating_sub(window);
-        let exact_from = self.reach.of(position).max(oldest).max(self.window);
-        let range = |start: usize, end: usize| start.min(end)..end;
-        let mut seen = vec![
-            range(oldest, self.sinks.min(position + 1)),
-            range(self.sinks + exact_from - self.window, self.sinks + (position + 1).saturating_sub(self.window)),
-        ];
-        let mut add = |run: &Run| {
-            let tokens = range(run.tokens.start.max(oldest), run.tokens.end.min(self.reach.of(position)));
-            if !tokens.is_empty() {
-                seen.push(run.column + tokens.start - run.tokens.start..run.column + tokens.end - run.tokens.start);
-            }
-        };
-        match &self.chosen {
-            None => self.runs.iter().for_each(&mut add),
-            Some(chosen) => chosen[kv_head].iter().for_each(|&run| add(&self.runs[run])),
-        }
-        if let Some(side) = self.side.as_ref().filter(|side| !side.is_empty()) {
-            seen.push(self.keys.ncols() - side.len()..self.keys.ncols());
-        }
-        seen
-    }
 }

@@ -2,12 +2,13 @@
 //!
 //! Everything below that layer is as it was, so the pass starts from the residual stream of an undisturbed one.
 
-use super::attention::{Attention, causal_softmax, finish, stack};
+use super::attention::{Attention, causal_softmax, finish};
 use super::backward::clear_exact;
 use super::cache::Cache;
 use super::rope::Rope;
 use super::{Model, Residuals, RowType};
-use crate::linalg::{product, tr_product};
+use crate::linalg::{product, stack, tr_product};
+use crate::rows::Call;
 use crate::rows::Exact;
 use crate::{Error, Result};
 use nalgebra::DMatrix;
@@ -43,9 +44,9 @@ impl Model {
         x += first.mlp.apply(&first.mlp_norm.apply(&x));
         let (tokens, width) = (residuals.tokens(), self.config.num_key_value_heads * self.config.head_dim);
         for layer in &self.layers[layer + 1..] {
-            let mut cache = Cache::new(1, width, tokens, tokens, RowType::F32, None);
-            let turn = cache.begin(0, tokens);
-            layer.apply(&mut x, 0, &mut cache, &turn, &rope, None);
+            let mut cache = Cache::new(1, width, tokens, RowType::F32, None);
+            let call = Call::exact(0..tokens);
+            layer.apply(&mut x, 0, &mut cache, &call, &rope, None);
         }
         Ok(x)
     }

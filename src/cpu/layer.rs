@@ -2,11 +2,12 @@
 
 use super::Observer;
 use super::attention::Attention;
-use super::cache::{Cache, Turn};
+use super::cache::Cache;
 use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
+use crate::rows::Call;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
@@ -30,17 +31,17 @@ impl Layer {
         })
     }
 
-    /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place, as `turn` says what is read. The observer is told.
-    pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, turn: &Turn, rope: &Rope, observer: Option<&mut dyn Observer>) {
-        let position = turn.position;
+    /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place, as `call` says what is read. The observer is told.
+    pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, call: &Call, rope: &Rope, observer: Option<&mut dyn Observer>) {
+        let position = call.tokens.start;
         let input = self.attention_norm.apply(x);
         let mut attend = |[queries, keys, values]: [DMatrix<f32>; 3]| {
             cache.append(index, position, &keys, &values);
-            cache.code(index, turn, true, rope);
-            let columns = cache.read(index, turn, &queries, rope);
+            cache.code(index, call, true, rope);
+            let columns = cache.read(index, call, &queries, rope);
             let (attended, received) = self.attention.attend(&queries, position, &columns);
-            cache.credit(index, turn, &columns, &received);
-            cache.code(index, turn, false, rope);
+            cache.credit(index, call, &columns, &received);
+            cache.code(index, call, false, rope);
             attended
         };
         if let Some(observer) = observer {

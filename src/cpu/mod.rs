@@ -10,6 +10,7 @@
 mod attention;
 mod backward;
 mod cache;
+mod columns;
 mod disturb;
 mod landmarks;
 mod layer;
@@ -27,7 +28,7 @@ pub use rows::RowType;
 pub use sequence::CpuSequence;
 
 use crate::checkpoint::{Checkpoint, Config};
-use crate::rows::RowSet;
+use crate::rows::{Call, RowSet};
 use crate::sequence::{Logits, SequenceOptions};
 use crate::{Result, linalg};
 use cache::Cache;
@@ -75,7 +76,7 @@ impl Model {
     /// As [`load`](Self::load), and [`crate::Error::Argument`] where the rows are another model's.
     pub fn with_rows(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Result<Model> {
         if let Some(rows) = &rows {
-            RowSet::check(&rows.specs, checkpoint.config()).map_err(|message| crate::Error::Argument { name: "rows".into(), message })?;
+            RowSet::check(&rows.specs, &checkpoint.config().geometry()).map_err(|message| crate::Error::Argument { name: "rows".into(), message })?;
         }
         let config = checkpoint.config().clone();
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
@@ -107,25 +108,23 @@ impl Model {
         CpuSequence::with_rows(self.clone(), self.rows.clone(), options.into(), row_type)
     }
 
-    /// Runs `tokens`, the first at `position`, through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
+    /// Runs `tokens`, those of `call`, through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
     fn forward(
         &self,
         tokens: &[u32],
-        position: usize,
+        call: &Call,
         cache: &mut Cache,
         rope: &Rope,
         logits: Logits,
         mut observer: Option<&mut dyn Observer>,
     ) -> DMatrix<f32> {
         let mut x = self.embed(tokens);
-        let turn = cache.begin(position, tokens.len());
         for (index, layer) in self.layers.iter().enumerate() {
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
-            layer.apply(&mut x, index, cache, &turn, rope, observer);
+            layer.apply(&mut x, index, cache, call, rope, observer);
         }
-        cache.end(turn);
         if let Some(observer) = observer {
-            observer.residual(2 * self.layers.len(), position, &x);
+            observer.residual(2 * self.layers.len(), call.tokens.start, &x);
         }
         let wanted = match logits {
             Logits::None => return DMatrix::zeros(self.config.vocab_size, 0),

@@ -6,57 +6,46 @@
 use super::cache::Cache;
 use super::rope::Rope;
 use super::{CpuSequence, Model, RowType};
-use crate::calibrate::Moments;
-use crate::cancel::Cancel;
-use crate::compress::Xkv;
-use crate::linalg::gram;
-use crate::rows::{Energy, RowSet, Side};
-use crate::sequence::{Logits, SequenceOptions};
+use crate::linalg::{Moments, gram};
+use crate::rows::{Call, Energy, Exact, RowSet, Side};
+use crate::sequence::{Logits, Prompt, SequenceOptions};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use std::ops::Range;
 use std::sync::Arc;
 
 impl Model {
-    /// A sequence that has read `tokens`, coded as `xkv` says, and the logits asked for.
+    /// A sequence that has read `prompt`, coded in bases of its own, and the logits asked for.
     ///
     /// # Errors
-    /// As [`Xkv::rows`] and [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`] where `cancel` is set.
-    pub fn read_prompt(
-        self: &Arc<Self>,
-        tokens: &[u32],
-        xkv: &Xkv,
-        options: SequenceOptions,
-        row_type: RowType,
-        logits: Logits,
-        cancel: &Cancel,
-    ) -> Result<(CpuSequence, Vec<f32>)> {
-        let (config, count) = (&self.config, tokens.len());
-        xkv.check_prompt(config, count, options.capacity)?;
-        let empty = Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact: options.exact.unwrap_or_default() });
-        let mut sequence = CpuSequence::with_rows(self.clone(), Some(empty), options, row_type)?;
-        sequence.check(tokens)?;
+    /// As [`PromptBases::rows`](crate::rows::PromptBases::rows) and [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`] where the prompt is cancelled.
+    pub fn read_prompt(self: &Arc<Self>, prompt: &Prompt, options: SequenceOptions, row_type: RowType) -> Result<(CpuSequence, Vec<f32>)> {
+        let (config, tokens, count) = (&self.config, prompt.tokens, prompt.tokens.len());
+        let (geometry, xkv) = (config.geometry(), prompt.bases.options());
+        xkv.check_prompt(&geometry, count, options.capacity)?;
+        let mut sequence = CpuSequence::for_prompt(self.clone(), options, xkv.layers > 1, row_type)?;
+        sequence.cursor.check(tokens, config.vocab_size)?;
         sequence.rope.reach(count);
-        let width = config.num_key_value_heads * config.head_dim;
-        let coded = sequence.exact.coded(count);
-        let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact: sequence.exact };
+        let exact_tokens = sequence.cursor.coding().map_or(Exact::default(), |coding| coding.schedule.exact);
+        let coded = exact_tokens.coded(count);
+        let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact: exact_tokens };
         let (mut words, mut energy) = (Vec::new(), Energy::default());
         let mut x = self.embed(tokens);
-        for group in xkv.groups(config) {
-            let mut exact = Cache::new(group.len(), width, count, count, row_type, None);
+        for group in xkv.groups(&geometry) {
+            let mut exact = Cache::new(group.len(), geometry.kv_width(), count, row_type, None);
             for start in (0..count).step_by(CpuSequence::CHUNK) {
-                cancel.check()?;
+                prompt.cancel.check()?;
                 let chunk = CpuSequence::CHUNK.min(count - start);
                 let mut part = x.columns(start, chunk).into_owned();
-                let turn = exact.begin(start, chunk);
+                let call = Call::exact(start..start + chunk);
                 for (within, layer) in self.layers[group.clone()].iter().enumerate() {
-                    layer.apply(&mut part, within, &mut exact, &turn, &sequence.rope, None);
+                    layer.apply(&mut part, within, &mut exact, &call, &sequence.rope, None);
                 }
                 x.columns_mut(start, chunk).copy_from(&part);
             }
-            let fitted = sequence.exact.sinks.min(count - 1)..count;
+            let fitted = exact_tokens.sinks.min(count - 1)..count;
             let [keys, values] = [Side::Keys, Side::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
-            for ((spec, coder), side) in xkv.rows(config, &group, [&keys, &values], count)?.into_iter().zip([Side::Keys, Side::Values]) {
+            for ((spec, coder), side) in prompt.bases.rows(&geometry, &group, [&keys, &values], count)?.into_iter().zip([Side::Keys, Side::Values]) {
                 let mut packed = Vec::new();
                 for tokens in blocks(0..coded) {
                     let (some, held) = coder.encode_measured(&exact.vectors(side, tokens, &sequence.rope));
@@ -68,10 +57,10 @@ impl Model {
                 set.coders.push(coder);
             }
             sequence.cache.keep_exact(group.start, &exact, count);
-            sequence.cache.make_landmarks(group.start, &exact, sequence.exact.sinks.min(coded)..coded);
+            sequence.cache.make_landmarks(group.start, &exact, exact_tokens.sinks.min(coded)..coded);
         }
         sequence.adopt(Arc::new(set), words, energy, coded, count);
-        let wanted = match logits {
+        let wanted = match prompt.logits {
             Logits::None => DMatrix::zeros(config.vocab_size, 0),
             Logits::Last => self.head(&x.columns(count - 1, 1).into_owned()),
             Logits::All => self.head(&x),

@@ -3,8 +3,9 @@
 use super::cache::{Cache, CodedOptions};
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
-use crate::rows::{Energy, Exact, RowSet, RowSpec, Stores};
-use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
+use crate::logits::argmax;
+use crate::rows::{CacheMethod, Coding, Cursor, Energy, RowSet, RowSpec, Slots, Stores};
+use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -13,13 +14,10 @@ pub struct CpuSequence {
     model: Arc<Model>,
     pub(super) cache: Cache,
     pub(super) rope: Rope,
-    /// What stays exact beside coded rows.
-    pub(super) exact: Exact,
+    pub(super) cursor: Cursor,
     /// Bytes of bases that belong to this sequence alone, and what they hold of the prompt that they were made of.
     bases: usize,
     prompt: Energy,
-    position: usize,
-    capacity: usize,
     chunk: usize,
 }
 
@@ -29,66 +27,51 @@ impl CpuSequence {
 
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
     pub(super) fn with_rows(model: Arc<Model>, rows: Option<Arc<RowSet>>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
-        options.check(rows.as_ref().map(|rows| &rows.specs[..]))?;
-        let refuse = |message: &str| Error::Argument { name: "context".into(), message: message.into() };
-        let SequenceOptions { capacity, exact, strict, chunk, select, xkv, reviver } = options;
-        let spans = rows.as_ref().is_some_and(|rows| rows.spans());
-        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time. What is forgotten is so on the way, block by block.
-        let together = spans || select.is_some() || xkv.is_some();
-        let most = if strict && together || reviver.is_some() { Exact::BLOCK } else { capacity };
-        let chunk = chunk.unwrap_or(Self::CHUNK).clamp(1, most.max(1));
-        if capacity == 0 {
-            return Err(refuse("no room for any token; ask for at least one"));
-        }
-        let (layers, head_dim) = (model.config.num_hidden_layers, model.config.head_dim);
-        let width = model.config.num_key_value_heads * head_dim;
-        let dense = 2 * layers * width * row_type.bytes();
-        let bytes_per_token = match &rows {
-            Some(rows) => RowSet::bytes_per_token(&rows.specs) as usize,
-            None if reviver.is_some() => 0,
-            None => dense,
-        };
-        // Tried out first: an allocation that fails would end the process.
-        let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
-        if !capacity.checked_mul(bytes_per_token).is_some_and(fits) {
-            return Err(refuse("more tokens than memory has room for; ask for fewer"));
-        }
-        let Exact { sinks, recent } = exact.or(rows.as_ref().map(|rows| rows.exact)).unwrap_or_default();
-        // More than there are tokens is all of them.
-        let exact = Exact { sinks: sinks.min(capacity), recent: recent.min(capacity) };
+        let (config, capacity) = (&model.config, options.capacity);
+        let rows = rows.filter(|_| options.method != CacheMethod::Full);
         let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
-        let stores = reviver.map(|reviver| reviver.stores(&model.config, specs, exact, capacity)).transpose()?;
-        let all = |stores: &Stores| stores.bytes()?.checked_mul(layers)?.checked_add(stores.place_bytes()?.checked_mul(2)?);
-        if stores.as_ref().is_some_and(|stores| !all(stores).is_some_and(fits)) {
-            return Err(refuse("more tokens than memory has room for; ask for fewer"));
+        options.method.check(&config.geometry(), config.sliding_window, specs, capacity)?;
+        if capacity == 0 {
+            return Err(Error::Argument { name: "context".into(), message: "no room for any token; ask for at least one".into() });
         }
-        // A dense sequence that forgets is one of coded rows, of which it has none.
-        let none = || Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact });
-        let rows = rows.or(stores.map(|_| none()));
-        let coded = rows.map(|set| CodedOptions { schedule: exact.blocks(RowSet::block(&set.specs)), set, strict, select, stores, head_dim });
-        let cache = Cache::new(layers, width, capacity, chunk, row_type, coded);
-        Ok(CpuSequence { cache, rope: Rope::new(&model.config), exact, bases: 0, prompt: Energy::default(), position: 0, capacity, chunk, model })
+        let exact = options.exact.or(rows.as_ref().map(|rows| rows.exact)).unwrap_or_default().within(capacity);
+        let eviction = options.method.eviction();
+        let stores = eviction.map(|eviction| eviction.stores(&config.geometry(), specs, exact, capacity)).transpose()?;
+        fits(&model, specs, stores.as_ref(), capacity, row_type)?;
+        let policy = ChunkPolicy::new(&options, rows.as_ref().is_some_and(|rows| rows.spans()), Self::CHUNK, capacity);
+        // A dense sequence that evicts is one of coded rows, of which it has none.
+        let set = rows.or_else(|| stores.map(|_| Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact })));
+        let coding = set.as_ref().map(|set| {
+            let schedule = exact.blocks(RowSet::block(&set.specs));
+            Coding { schedule, slots: Slots::new(&schedule, policy.max, capacity), strict: policy.strict, evicts: stores.is_some() }
+        });
+        let select = options.method.read().selection();
+        let coded = set.zip(coding).map(|(set, coding)| CodedOptions { set, coding, select, stores, head_dim: config.head_dim });
+        let cache = Cache::new(config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, coded);
+        let (rope, cursor) = (Rope::new(config), Cursor::new(capacity, coding));
+        Ok(CpuSequence { cache, rope, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
     }
 
-    /// Goes on from rows that are coded already: [`Cache::adopt`].
+    /// An empty sequence with exact rows beside those of the prompt's own bases that are to come: [`adopt`](Self::adopt).
+    pub(super) fn for_prompt(model: Arc<Model>, options: SequenceOptions, spans: bool, row_type: RowType) -> Result<CpuSequence> {
+        let (config, capacity) = (&model.config, options.capacity);
+        let exact = options.exact.unwrap_or_default().within(capacity);
+        let policy = ChunkPolicy::new(&options, spans, Self::CHUNK, capacity);
+        let slots = Slots::new(&exact.blocks(1), policy.max, capacity);
+        let coding = Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
+        let set = Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact });
+        let coded = CodedOptions { set, coding, select: options.method.read().selection(), stores: None, head_dim: config.head_dim };
+        let cache = Cache::new(config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, Some(coded));
+        let (rope, cursor) = (Rope::new(config), Cursor::new(capacity, Some(coding)));
+        Ok(CpuSequence { cache, rope, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
+    }
+
+    /// Goes on where `position` tokens have gone through the model and `words` are the packed rows of the first `done` of them: [`Cache::adopt`].
     pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, prompt: Energy, done: usize, position: usize) {
         self.prompt = prompt;
         self.bases = set.coders.iter().map(|coder| size_of::<f32>() * (coder.up.len() + coder.mean.len())).sum();
-        self.cache.adopt(set, words, done, position, self.capacity);
-        self.position = position;
-    }
-
-    /// Whether `tokens` can be appended.
-    pub(super) fn check(&self, tokens: &[u32]) -> Result<()> {
-        let needed = self.position.saturating_add(tokens.len());
-        if needed > self.capacity {
-            return Err(Error::Context { needed, capacity: self.capacity });
-        }
-        let vocab = self.model.config.vocab_size;
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::Argument { name: "tokens".into(), message: format!("token {token} is outside the vocabulary of {vocab}") });
-        }
-        Ok(())
+        self.cache.adopt(set, words, self.cursor.capacity());
+        self.cursor.resume(position, done);
     }
 
     /// [`Sequence::forward`] under the eyes of `observer`.
@@ -100,13 +83,13 @@ impl CpuSequence {
     }
 
     fn run(&mut self, tokens: &[u32], logits: Logits, mut observer: Option<&mut dyn Observer>) -> Result<Vec<f32>> {
-        self.check(tokens)?;
-        let (needed, vocab) = (self.position + tokens.len(), self.model.config.vocab_size);
+        let vocab = self.model.config.vocab_size;
+        self.cursor.check(tokens, vocab)?;
         if tokens.is_empty() && logits == Logits::Last {
             return Err(Error::Argument { name: "tokens".into(), message: "no token was given, so there are no logits after the last".into() });
         }
-        self.rope.reach(needed);
-        let begin = self.position;
+        let begin = self.cursor.position();
+        self.rope.reach(begin + tokens.len());
         let mut wanted = Vec::new();
         let chunks = tokens.len().div_ceil(self.chunk);
         for (index, chunk) in tokens.chunks(self.chunk).enumerate() {
@@ -116,13 +99,15 @@ impl CpuSequence {
             };
             // `map` with a plain reborrow does not shorten the lifetime of the trait object.
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
-            let found = self.model.forward(chunk, self.position, &mut self.cache, &self.rope, here, observer);
-            self.position += chunk.len();
+            let call = self.cursor.call(chunk.len());
+            let found = self.model.forward(chunk, &call, &mut self.cache, &self.rope, here, observer);
+            self.cursor.advance(&call);
             if let Some(at) = found.iter().position(|logit| !logit.is_finite()) {
-                let what = format!("the logits after position {}", self.position - found.ncols() + at / vocab);
+                let what = format!("the logits after position {}", call.tokens.end - found.ncols() + at / vocab);
                 let message = format!("that of token {} is {}: the weights or the cached rows overflow", at % vocab, found[at]);
-                // Nothing is appended by a call that fails; where tokens are forgotten, attention has been counted and rows have moved.
-                self.truncate(if self.cache.forgets() { 0 } else { begin });
+                if self.cursor.fail(begin, chunk.len()) {
+                    self.cache.clear();
+                }
                 return Err(Error::Numeric { what, message });
             }
             wanted.extend_from_slice(found.as_slice());
@@ -131,13 +116,28 @@ impl CpuSequence {
     }
 }
 
+/// Whether memory has room for `capacity` tokens, tried out first: an allocation that fails would end the process.
+fn fits(model: &Model, specs: &[RowSpec], stores: Option<&Stores>, capacity: usize, row_type: RowType) -> Result<()> {
+    let geometry = model.config.geometry();
+    let bytes_per_token = match stores {
+        None if specs.is_empty() => 2 * geometry.layers * geometry.kv_width() * row_type.bytes(),
+        _ => RowSet::bytes_per_token(specs) as usize,
+    };
+    let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+    let all = |stores: &Stores| stores.bytes()?.checked_mul(geometry.layers)?.checked_add(stores.place_bytes()?.checked_mul(2)?);
+    if capacity.checked_mul(bytes_per_token).is_some_and(fits) && stores.is_none_or(|stores| all(stores).is_some_and(fits)) {
+        return Ok(());
+    }
+    Err(Error::Argument { name: "context".into(), message: "more tokens than memory has room for; ask for fewer".into() })
+}
+
 impl Sequence for CpuSequence {
     fn position(&self) -> usize {
-        self.position
+        self.cursor.position()
     }
 
     fn capacity(&self) -> usize {
-        self.capacity
+        self.cursor.capacity()
     }
 
     fn chunk(&self) -> usize {
@@ -150,25 +150,23 @@ impl Sequence for CpuSequence {
 
     fn step(&mut self, token: u32) -> Result<u32> {
         let logits = self.run(&[token], Logits::Last, None)?;
-        let best = logits.iter().enumerate().fold(0, |best, (id, &logit)| if logit > logits[best] { id } else { best });
-        Ok(best as u32)
+        argmax(&logits)
     }
 
     fn truncate(&mut self, position: usize) {
-        if position < self.position {
-            self.position = if position < self.kept_from() { 0 } else { position };
-            self.cache.truncate(self.position);
+        if self.cursor.truncate(position) {
+            self.cache.clear();
         }
     }
 
     fn kept_from(&self) -> usize {
-        self.cache.kept_from()
+        self.cursor.kept_from()
     }
 
     fn memory(&self) -> KvMemory {
         let (rows, exact) = self.cache.bytes();
         let fixed = exact + self.bases;
-        KvMemory { kv_bytes_per_token: (rows / self.capacity) as u64, kv_fixed_bytes: fixed as u64, allocated_bytes: (rows + fixed) as u64 }
+        KvMemory { kv_bytes_per_token: (rows / self.cursor.capacity()) as u64, kv_fixed_bytes: fixed as u64, allocated_bytes: (rows + fixed) as u64 }
     }
 
     fn counters(&self) -> StepCounters {

@@ -1,7 +1,7 @@
 //! What stands beside the exact rows of a sequence that forgets: candidates, and the vague ([`Reviver`](crate::rows::Reviver)).
 
 use super::RowType;
-use super::cache::Columns;
+use super::columns::SideColumns;
 use super::rows::Rows;
 use crate::rows::{Sketch, Stores, Vague, fade};
 use nalgebra::{DMatrix, DVector};
@@ -30,14 +30,6 @@ struct Layer {
 struct Place {
     position: u32,
     received: f32,
-}
-
-/// Columns that every query sees: `[H_kv·d, columns]`.
-pub(super) struct SideColumns {
-    pub(super) keys: DMatrix<f32>,
-    pub(super) values: DMatrix<f32>,
-    /// How many tokens each is.
-    pub(super) counts: Vec<u32>,
 }
 
 /// A token that may become a candidate: where it stands, what it has received, its key and value.
@@ -193,53 +185,20 @@ impl Side {
     }
 }
 
-impl Columns {
-    /// Adds what every query sees besides.
-    pub(super) fn beside(mut self, side: SideColumns) -> Columns {
-        let first = self.keys.ncols();
-        let count = side.counts.len();
-        self.keys = self.keys.insert_columns(first, count, 0.0);
-        self.values = self.values.insert_columns(first, count, 0.0);
-        self.keys.columns_mut(first, count).copy_from(&side.keys);
-        self.values.columns_mut(first, count).copy_from(&side.values);
-        self.side = Some(side.counts);
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compress::Budget;
-    use crate::random::Random;
+    use crate::linalg::Random;
+    use crate::rows::Budget;
     use crate::rows::{Exact, Reviver};
 
     const WIDTH: usize = 8;
 
     /// A layer of one head, and room for 24 candidates, or fewer and a sketch.
     fn side(vague: Vague) -> Side {
-        let config = crate::checkpoint::Config {
-            architecture: crate::checkpoint::Architecture::Llama,
-            hidden_size: 8,
-            intermediate_size: 8,
-            num_hidden_layers: 1,
-            num_attention_heads: 1,
-            num_key_value_heads: 1,
-            head_dim: WIDTH,
-            vocab_size: 10,
-            max_position_embeddings: 512,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            rope_scaling: crate::checkpoint::RopeScaling::None,
-            tie_word_embeddings: true,
-            attention_bias: false,
-            qk_norm: false,
-            sliding_window: None,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-        };
+        let geometry = crate::rows::Geometry { layers: 1, heads: 1, kv_heads: 1, head_dim: WIDTH };
         let reviver = Reviver::new(Budget::Bytes(15), Some(vague));
-        let stores = reviver.stores(&config, &[], Exact { sinks: 0, recent: 0 }, 96).unwrap();
+        let stores = reviver.stores(&geometry, &[], Exact { sinks: 0, recent: 0 }, 96).unwrap();
         Side::new(stores, 1, WIDTH, 32, RowType::F32)
     }
 

@@ -2,8 +2,8 @@
 
 use super::Model;
 use super::coded::CodedRows;
-use super::coding::{Coding, Turn};
-use super::sequence::Buffers;
+use super::coding::Coding;
+use super::scratch::Buffers;
 use super::step::Attention;
 use crate::Result;
 use crate::cache::Cache;
@@ -12,6 +12,7 @@ use crate::kernels::embed::Embed;
 use crate::kernels::matmul::Matmul;
 use crate::kernels::matvec::Around;
 use crate::kernels::norm::Norm;
+use crate::rows::Call;
 use std::ops::Range;
 
 struct LayerChunk {
@@ -65,8 +66,9 @@ impl Chunk {
         })
     }
 
-    /// The tokens in `tokens`, at positions `first`, …, through some of the layers; the first of them begins with the embedding.
-    pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32, layers: Range<usize>, coding: &Coding, turn: &Turn) {
+    /// The tokens in `tokens`, those of `call`, through some of the layers; the first of them begins with the embedding.
+    pub fn record(&self, pass: &mut Pass, layers: Range<usize>, coding: &Coding, call: &Call) {
+        let (first, tokens) = (call.tokens.start as u32, call.tokens.len() as u32);
         if layers.start == 0 {
             self.embed.record(pass, tokens);
         }
@@ -75,9 +77,9 @@ impl Chunk {
             layer.attention_norm.record(pass, tokens);
             layer.projection.record(pass, tokens);
             layer.attention.prepare(pass, first, tokens);
-            coding.record(pass, index, turn, true);
-            layer.attention.attend(pass, first, tokens, self.block, self.window, turn);
-            coding.record(pass, index, turn, false);
+            coding.record(pass, index, call, true);
+            layer.attention.attend(pass, self.block, self.window, call);
+            coding.record(pass, index, call, false);
             layer.output.record(pass, tokens);
             layer.mlp_norm.record(pass, tokens);
             layer.gate_up.record(pass, tokens);

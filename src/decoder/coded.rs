@@ -1,12 +1,12 @@
 //! Coded rows on the device: what they are read with in every layer, and what they are coded with.
 
 use super::weights::ALIGN;
-use crate::cache::Layout;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, Matrix};
 use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
+use crate::rows::Layout;
 use crate::rows::{Energy, Exact, Holds, RUN, RowSet, RowSpec, Side};
 use crate::{Error, Result};
 use half::f16;
@@ -168,11 +168,12 @@ fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize
 
 impl CodedLayer {
     fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
-        let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(config, &rows.specs, layout, layer, side));
+        let attention = &super::attention(config);
+        let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(attention, &rows.specs, layout, layer, side));
         let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
         let taken = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
         let key_means = means(config, rows, &keys);
-        let keys = if taken { keys.about(config, &key_means) } else { keys };
+        let keys = if taken { keys.about(attention, &key_means) } else { keys };
         let key_up = match taken {
             true => ups(config, rows, &keys, |up, rank, dim| by_dimensions(up, rank, dim)),
             false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
@@ -181,12 +182,12 @@ impl CodedLayer {
         let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
         Ok(CodedLayer {
             taken,
-            key_table: device.upload(&label("key table"), &keys.key_table(config, taken, &key_means))?,
+            key_table: device.upload(&label("key table"), &keys.key_table(attention, taken, &key_means))?,
             key_up: upload("key up-projection", key_up)?,
             value_table: device.upload(&label("value table"), &values.value_table())?,
-            value_groups: device.upload(&label("value groups"), &sum::groups(config, Some(&values), false).0)?,
-            chosen_groups: device.upload(&label("chosen value groups"), &sum::groups(config, Some(&values), true).0)?,
-            query_heads: device.upload(&label("query heads"), &merge::heads(config, &values))?,
+            value_groups: device.upload(&label("value groups"), &sum::groups(attention, Some(&values), false).0)?,
+            chosen_groups: device.upload(&label("chosen value groups"), &sum::groups(attention, Some(&values), true).0)?,
+            query_heads: device.upload(&label("query heads"), &merge::heads(attention, &values))?,
             value_up: upload("value up-projection", value_up)?,
             value_means: device.upload(&label("value means"), &means(config, rows, &values))?,
             keys,
@@ -201,7 +202,7 @@ impl CodedLayer {
 /// [`Error::Argument`] where they are another model's, [`Error::Unsupported`] where keys before and after RoPE are mixed.
 pub(super) fn check(specs: &[RowSpec], checkpoint: &Checkpoint) -> Result<()> {
     let config = checkpoint.config();
-    RowSet::check(specs, config).map_err(|message| Error::Argument { name: "rows".into(), message })?;
+    RowSet::check(specs, &config.geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
     for layer in 0..config.num_hidden_layers {
         let keys = RowSet::sources(specs, layer, Side::Keys, config.head_dim);
         let turned = keys.iter().filter(|source| specs[source.row].holds == Holds::TurnedKeys).count();

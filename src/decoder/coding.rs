@@ -3,13 +3,14 @@
 
 use super::Model;
 use super::coded::CodedRows;
-use super::sequence::{Buffers, CHUNK};
+use super::scratch::{Buffers, CHUNK};
 use crate::Result;
-use crate::cache::{Cache, LayerCache, Slots};
+use crate::cache::Cache;
 use crate::gpu::{Pass, pad};
 use crate::kernels::blocks::Blocks;
 use crate::kernels::contest::{Contest, MOST_LEAVING, Moves};
 use crate::kernels::energy::Energy;
+use crate::kernels::exact::ExactRows;
 use crate::kernels::exchange::Exchange;
 use crate::kernels::gather::Gather;
 use crate::kernels::landmark::Landmark;
@@ -18,7 +19,7 @@ use crate::kernels::matvec::Around;
 use crate::kernels::pack::Pack;
 use crate::kernels::project::{Project, Shape};
 use crate::kernels::stripe::Stripe;
-use crate::rows::{Holds, Reach, Scale, Side, Stores};
+use crate::rows::{Call, Holds, Scale, Side, Slots, Stores};
 use std::ops::Range;
 
 /// Every row of the model.
@@ -45,11 +46,12 @@ impl Forgetting {
     /// In every layer; none where nothing is forgotten.
     fn plan(model: &Model, cache: &Cache) -> Result<Vec<Forgetting>> {
         let (device, config) = (&*model.device, &model.config);
+        let attention = &super::attention(config);
         let Some(first) = cache.layers.first().and_then(|layer| layer.side.as_ref()) else { return Ok(Vec::new()) };
         let moves = Moves::new(device, &first.stores, 2 * config.num_key_value_heads * pad(config.head_dim))?;
         let mut layers = Vec::new();
         for layer in &cache.layers {
-            if let (Some(side), Some(exchange)) = (&layer.side, Exchange::plan(device, config, layer, &moves)?) {
+            if let (Some(side), Some(exchange)) = (&layer.side, Exchange::plan(device, attention, layer, &moves)?) {
                 let contest = Contest::plan(device, side, cache.slots, cache.sketched.as_ref(), &moves)?;
                 layers.push(Forgetting { contest, exchange, stores: side.stores });
             }
@@ -91,33 +93,22 @@ enum Down {
     Up(Vec<Project>, Energy),
 }
 
-/// What the queries of one call read of coded rows, and which rows are coded meanwhile.
-#[derive(Clone)]
-pub(super) struct Turn {
-    /// `None` in a dense cache.
-    pub reach: Option<Reach>,
-    pub code: Range<usize>,
-    /// Whether before they are read, layer by layer.
-    pub at_once: bool,
-    /// Columns that every query sees besides.
-    pub side: u32,
-}
-
 impl Row {
     /// Codes `row` from the exact rows of all layers, `exact` in their `slots`. `buffers`: RoPE's tables, and to work in `[n][pad(w)]` and `[n][r]`.
     pub fn plan(
         model: &Model,
         coded: &CodedRows,
         row: usize,
-        exact: &[LayerCache],
+        exact: &[ExactRows],
         slots: Slots,
         stores: &[wgpu::Buffer],
         (turns, vectors, coordinates): (&wgpu::Buffer, &wgpu::Buffer, &wgpu::Buffer),
     ) -> Result<Row> {
         let (device, config) = (&*model.device, &model.config);
+        let attention = &super::attention(config);
         let (spec, basis, place) = (&coded.specs[row], &coded.bases[row], coded.layout.places[row]);
         let (rank, layers) = (spec.format.rank(), spec.first_layer..=spec.last_layer());
-        let gather = |layer: usize| Gather::plan(device, config, spec, layer, &exact[layer], slots, turns, &basis.mean, vectors);
+        let gather = |layer: usize| Gather::plan(device, attention, spec, layer, &exact[layer], slots, turns, &basis.mean, vectors);
         let project = |layer: usize| {
             let side = if spec.holds == Holds::Values { Side::Values } else { Side::Keys };
             let read = &coded.layers[layer];
@@ -177,13 +168,6 @@ impl Row {
     }
 }
 
-impl Turn {
-    /// Of a dense cache.
-    pub fn exact() -> Turn {
-        Turn { reach: None, code: 0..0, at_once: false, side: 0 }
-    }
-}
-
 impl Coding {
     pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
         let mut layers: Vec<Vec<Row>> = model.layers.iter().map(|_| Vec::new()).collect();
@@ -191,6 +175,7 @@ impl Coding {
         let forgetting = Forgetting::plan(model, cache)?;
         let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), forgetting, sinks, most }) };
         let (device, config) = (&*model.device, &model.config);
+        let attention = &super::attention(config);
         for (row, spec) in coded.specs.iter().enumerate() {
             layers[spec.last_layer()].push(Row::plan(
                 model,
@@ -202,26 +187,26 @@ impl Coding {
                 (&b.turns, &b.coded, &b.coordinates),
             )?);
         }
-        let landmark = |(exact, landmarks)| Landmark::plan(device, config, exact, cache.slots, landmarks);
+        let landmark = |(exact, landmarks)| Landmark::plan(device, attention, exact, cache.slots, landmarks);
         let landmarks = cache.layers.iter().zip(&cache.landmarks).map(landmark).collect::<Result<_>>()?;
         Ok(Coding { layers, landmarks, forgetting, sinks, most })
     }
 
     /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
-    pub fn record(&self, pass: &mut Pass, layer: usize, turn: &Turn, reading: bool) {
-        if turn.at_once != reading {
+    pub fn record(&self, pass: &mut Pass, layer: usize, call: &Call, reading: bool) {
+        if call.code_first != reading {
             return;
         }
-        let leaving = turn.code.start.max(self.sinks).min(turn.code.end)..turn.code.end;
+        let leaving = call.leaving(self.sinks);
         if let Some(landmark) = self.landmarks.get(layer) {
             landmark.record(pass, leaving.clone());
         }
         if let Some(forgetting) = self.forgetting.get(layer) {
-            forgetting.record(pass, leaving, turn.code.start.saturating_sub(self.sinks));
+            forgetting.record(pass, leaving, call.evicted);
         }
         for row in &self.layers[layer] {
-            for first in turn.code.clone().step_by(self.most) {
-                row.record(pass, first as u32, (turn.code.end - first).min(self.most) as u32);
+            for first in call.code.clone().step_by(self.most) {
+                row.record(pass, first as u32, (call.code.end - first).min(self.most) as u32);
             }
         }
     }

@@ -8,6 +8,7 @@ mod coded;
 mod coding;
 mod prompt;
 mod random;
+mod scratch;
 mod sequence;
 mod step;
 mod weights;
@@ -15,8 +16,10 @@ mod weights;
 pub use sequence::GpuSequence;
 
 use crate::Result;
+use crate::cache::CacheShape;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::Device;
+use crate::kernels::AttentionShape;
 use crate::rows::RowSet;
 use crate::sequence::SequenceOptions;
 use coded::CodedRows;
@@ -63,6 +66,11 @@ impl Model {
         &self.config
     }
 
+    /// What a cache of this model for `capacity` tokens is like.
+    fn cache_shape(&self, capacity: usize) -> CacheShape {
+        CacheShape { attention: attention(&self.config), layers: self.config.num_hidden_layers, capacity }
+    }
+
     /// The device it is on.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
@@ -74,5 +82,17 @@ impl Model {
     /// [`crate::Error::OutOfMemory`], [`crate::Error::Argument`] for a capacity of zero, [`crate::Error::Gpu`] where the driver refuses a kernel.
     pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>) -> Result<GpuSequence> {
         GpuSequence::new(self.clone(), self.coded.clone(), options.into())
+    }
+}
+
+/// The attention of every layer.
+fn attention(config: &Config) -> AttentionShape {
+    AttentionShape {
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        window: config.sliding_window,
+        qk_norm: config.qk_norm,
+        epsilon: config.rms_norm_eps,
     }
 }

@@ -6,79 +6,63 @@
 use super::Model;
 use super::chunk::{AllLogits, Chunk};
 use super::coded::CodedRows;
-use super::coding::{Coding, Row, Turn};
-use super::sequence::{Buffers, CHUNK, GpuSequence, Shape, finite};
-use crate::cache::{Cache, LandmarkCache, LayerCache, Slots, store};
-use crate::calibrate::Moments;
-use crate::cancel::Cancel;
-use crate::compress::Xkv;
+use super::coding::{Coding, Row};
+use super::scratch::{Buffers, CHUNK};
+use super::sequence::{GpuSequence, check_capacity, finite};
+use crate::Result;
+use crate::cache::Cache;
 use crate::gpu::{Pass, pad};
+use crate::kernels::exact::ExactRows;
 use crate::kernels::gather::Gather;
 use crate::kernels::gram::Gram;
 use crate::kernels::landmark::Landmark;
-use crate::rows::{Exact, Format, Holds, RUN, RowSet, RowSpec};
-use crate::sequence::{Logits, SequenceOptions};
-use crate::{Error, Result};
+use crate::linalg::Moments;
+use crate::rows::{self, Call, Cursor, Format, Holds, RUN, RowSet, RowSpec, Slots, Xkv};
+use crate::sequence::{ChunkPolicy, Logits, Prompt, SequenceOptions};
+use crate::task::Cancel;
 use nalgebra::{DMatrix, DVector};
 use std::ops::Range;
 use std::sync::Arc;
 
 impl Model {
-    /// A sequence that has read `tokens`, coded as `xkv` says, and the logits asked for.
+    /// A sequence that has read `prompt`, coded in bases of its own, and the logits asked for.
     ///
     /// # Errors
-    /// As [`Xkv::rows`] and [`sequence`](Self::sequence), and [`Error::Interrupted`] where `cancel` is set.
-    pub fn read_prompt(
-        self: &Arc<Self>,
-        tokens: &[u32],
-        xkv: &Xkv,
-        options: SequenceOptions,
-        logits: Logits,
-        cancel: &Cancel,
-    ) -> Result<(GpuSequence, Vec<f32>)> {
-        xkv.check_prompt(&self.config, tokens.len(), options.capacity)?;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= self.config.vocab_size) {
-            let message = format!("{token} is outside the vocabulary of {}", self.config.vocab_size);
-            return Err(Error::Argument { name: "token".into(), message });
-        }
-        Shape::check(options.capacity, self.config.head_dim, Some(1), false)?;
-        let shape = Shape::new(&options, Exact::default(), xkv.layers > 1);
-        let exact = shape.exact;
-        let slots = Slots::new(&exact.blocks(1), shape.most, options.capacity);
-        let whose = |layer: usize| format!("for a context of {} layer {layer}", options.capacity);
-        let layers = (0..self.config.num_hidden_layers).map(|l| LayerCache::new(&self.device, &self.config, &whose(l), slots.count()));
-        let with_landmarks = if options.select.is_some() { self.config.num_hidden_layers } else { 0 };
-        let landmarks = (0..with_landmarks).map(|l| LandmarkCache::new(&self.device, &self.config, l, options.capacity));
-        let mut cache = Cache {
-            layers: layers.collect::<Result<_>>()?,
-            stores: Vec::new(),
-            landmarks: landmarks.collect::<Result<_>>()?,
-            sketched: None,
-            slots,
-            capacity: options.capacity,
-        };
-
+    /// As [`PromptBases::rows`](crate::rows::PromptBases::rows) and [`sequence`](Self::sequence), and [`Error::Interrupted`](crate::Error::Interrupted) where the prompt is cancelled.
+    pub fn read_prompt(self: &Arc<Self>, prompt: &Prompt, options: SequenceOptions) -> Result<(GpuSequence, Vec<f32>)> {
+        let (tokens, xkv, capacity) = (prompt.tokens, prompt.bases.options(), options.capacity);
+        let (config, device, geometry) = (&self.config, &self.device, self.config.geometry());
+        xkv.check_prompt(&geometry, tokens.len(), capacity)?;
+        check_capacity(capacity, config.head_dim, Some(1), false)?;
+        let exact = options.exact.unwrap_or_default().within(capacity);
+        let policy = ChunkPolicy::new(&options, xkv.layers > 1, CHUNK, CHUNK);
+        let slots = Slots::new(&exact.blocks(1), policy.max, capacity);
+        let coding = rows::Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
+        let cursor = Cursor::new(capacity, Some(coding));
+        cursor.check(tokens, config.vocab_size)?;
+        let mut cache = Cache::beside(device, self.cache_shape(capacity), slots, options.method.read().selection())?;
         let coded = exact.coded(tokens.len());
         let reading = Reading::new(self, tokens, xkv)?;
-        let groups = xkv.groups(&self.config);
-        let mut rows = CodedRows::none(&self.device, exact, 2 * groups.len())?;
+        let groups = xkv.groups(&geometry);
+        let mut rows = CodedRows::none(device, exact, 2 * groups.len())?;
         let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
         for group in groups {
-            reading.run(group.clone(), cancel)?;
+            reading.run(group.clone(), prompt.cancel)?;
             let moments = |holds| reading.moments(&group, holds, exact.sinks.min(tokens.len() - 1));
-            for (spec, coder) in xkv.rows(&self.config, &group, [&moments(Holds::Keys)?, &moments(Holds::Values)?], tokens.len())? {
-                cache.stores.push(store(&self.device, set.specs.len(), spec.format.words(), options.capacity)?);
+            let moments = [&moments(Holds::Keys)?, &moments(Holds::Values)?];
+            for (spec, coder) in prompt.bases.rows(&geometry, &group, moments, tokens.len())? {
+                cache.add_store(device, spec.format.words())?;
                 set.specs.push(spec);
                 set.coders.push(coder);
             }
-            rows.append(&self.device, &self.config, &set, group.clone())?;
+            rows.append(device, config, &set, group.clone())?;
             reading.code(&rows, &cache, &group, coded)?;
             reading.keep_exact(&cache, &group);
         }
-        let energy = rows.energy(&self.device)?;
-        let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, shape, options.select)?;
+        let energy = rows.energy(device)?;
+        let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, cursor, policy)?;
         sequence.resume(tokens.len(), coded, energy);
-        let found = match logits {
+        let found = match prompt.logits {
             Logits::None => Vec::new(),
             Logits::Last => reading.last(&sequence)?,
             Logits::All => reading.all()?,
@@ -107,12 +91,12 @@ impl<'a> Reading<'a> {
     fn new(model: &'a Model, tokens: &'a [u32], xkv: &Xkv) -> Result<Reading<'a>> {
         let (device, config, count) = (&*model.device, &model.config, tokens.len());
         let together = xkv.layers.min(config.num_hidden_layers);
+        let attention = &super::attention(config);
         let some =
-            (0..together).map(|_| LayerCache::new(device, config, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
+            (0..together).map(|_| ExactRows::new(device, attention, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
         // The layers of a group have exact rows of their own; those of the next group the same again.
-        let layers = (0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect();
-        let exact = Cache { layers, stores: Vec::new(), landmarks: Vec::new(), sketched: None, slots: Slots::ALL, capacity: count };
-        let buffers = Buffers::new(model, None, None, None, count)?;
+        let exact = Cache::of((0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect(), model.cache_shape(count));
+        let buffers = Buffers::new(model, None, &exact)?;
         let width = together * config.num_key_value_heads * config.head_dim;
         let floats = |what: &str, width: usize| device.buffer(what, (4 * CHUNK * width) as u64);
         Ok(Reading {
@@ -137,10 +121,10 @@ impl<'a> Reading<'a> {
             if group.start > 0 {
                 self.copy(stream, 0, &self.buffers.x, stream.size());
             }
-            let first = (index * CHUNK) as u32;
+            let call = Call::exact(index * CHUNK..index * CHUNK + tokens.len());
             for layer in group.clone() {
                 // One submit for each: long prompts have long attention.
-                self.submit(|pass| self.chunk.record(pass, first, tokens.len() as u32, layer..layer + 1, &self.coding, &Turn::exact()));
+                self.submit(|pass| self.chunk.record(pass, layer..layer + 1, &self.coding, &call));
             }
             self.copy(&self.buffers.x, 0, stream, stream.size());
             device.wait(None)?;
@@ -151,6 +135,7 @@ impl<'a> Reading<'a> {
     /// Mean and second moment of one side of a group's layers, over the tokens from `from` on.
     fn moments(&self, group: &Range<usize>, holds: Holds, from: usize) -> Result<Moments> {
         let (device, config) = (&*self.model.device, &self.model.config);
+        let attention = &super::attention(config);
         let spec = RowSpec {
             first_layer: group.start,
             layers: group.len(),
@@ -164,7 +149,7 @@ impl<'a> Reading<'a> {
         let bytes = 4 * (width * (width + 1)) as u64;
         let sums = device.buffer("second moments", bytes)?;
         let gather = |layer: usize| {
-            Gather::plan(device, config, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.turns, &zero, &self.vectors)
+            Gather::plan(device, attention, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.turns, &zero, &self.vectors)
         };
         let gathers = group.clone().map(gather).collect::<Result<Vec<_>>>()?;
         let gram = Gram::plan(device, &self.vectors, width, &sums)?;
@@ -192,6 +177,7 @@ impl<'a> Reading<'a> {
     /// Codes the first `coded` tokens' rows of a group, the last of `rows`, and makes their landmarks.
     fn code(&self, rows: &CodedRows, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
+        let attention = &super::attention(config);
         let buffers = (&self.buffers.turns, &self.vectors, &self.coordinates);
         let plan = |row: usize| Row::plan(model, rows, row, &self.exact.layers, Slots::ALL, &cache.stores, buffers);
         let count = rows.specs.len();
@@ -203,7 +189,7 @@ impl<'a> Reading<'a> {
         }
         let sinks = (cache.slots.sinks as usize).min(coded);
         for (layer, landmarks) in group.clone().zip(cache.landmarks.get(group.clone()).unwrap_or(&[])) {
-            let landmark = Landmark::plan(device, config, &self.exact.layers[layer], Slots::ALL, landmarks)?;
+            let landmark = Landmark::plan(device, attention, &self.exact.layers[layer], Slots::ALL, landmarks)?;
             self.submit(|pass| landmark.record(pass, sinks..coded));
         }
         device.wait(None)
@@ -211,25 +197,16 @@ impl<'a> Reading<'a> {
 
     /// Copies the exact rows that are kept of a group's layers: sinks and the newest.
     fn keep_exact(&self, cache: &Cache, group: &Range<usize>) {
-        let (slots, count) = (cache.slots, self.tokens.len());
-        let sinks = (slots.sinks as usize).min(count);
         let row = 2 * (self.model.config.num_key_value_heads * pad(self.model.config.head_dim)) as u64;
-        let mut at = 0;
-        while at < count {
-            // A stretch ends with the sinks, with the ring, or with the prompt.
-            let slot = slots.of(at);
-            let until = if at < sinks { sinks - at } else { slots.count() - slot }.min(count - at);
+        for stretch in cache.slots.held(self.tokens.len()).into_iter().flat_map(|positions| cache.slots.stretches(positions)) {
+            let [position, slot, count] = [stretch.position, stretch.slot, stretch.count].map(|n| n as u64 * row);
             for layer in group.clone() {
                 let (from, to) = (&self.exact.layers[layer], &cache.layers[layer]);
                 for (from, to) in [(&from.keys, &to.keys), (&from.values, &to.values)] {
-                    let copy = |encoder: &mut wgpu::CommandEncoder| {
-                        encoder.copy_buffer_to_buffer(from, at as u64 * row, to, slot as u64 * row, until as u64 * row);
-                    };
+                    let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(from, position, to, slot, count);
                     self.model.device.queue.submit([self.model.device.encode("keep", |_| (), copy).0]);
                 }
             }
-            // What the ring would hold only for a while need not be copied.
-            at = if at < sinks { sinks.max(count.saturating_sub(slots.ring as usize)) } else { at + until };
         }
     }
 

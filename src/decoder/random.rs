@@ -11,8 +11,8 @@ use crate::Result;
 use crate::checkpoint::Config;
 use crate::gpu::{Device, Matrix, pad};
 use crate::kernels::repeat::Repeat;
-use crate::kernels::{prepare, values};
-use crate::random::Random;
+use crate::kernels::values;
+use crate::linalg::Random;
 use crate::rows::{Energy, RowSet, Selection};
 use crate::sequence::SequenceOptions;
 use half::f16;
@@ -69,16 +69,17 @@ impl Weights<'_> {
 
     /// Layer `l`; its norms are ones and its biases zeros.
     fn layer(&mut self, c: &Config, l: usize) -> Result<Layer> {
+        let attention = &super::attention(c);
         let (hidden, ffn, heads) = (c.hidden_size, c.intermediate_size, c.num_attention_heads * pad(c.head_dim));
         let label = |what: &str| format!("layer {l}'s {what}");
         let mut added = vec![1f32; if c.qk_norm { 2 * c.head_dim } else { 0 }];
-        added.resize(added.len() + if c.attention_bias { prepare::stride(c) } else { 0 }, 0.0);
+        added.resize(added.len() + if c.attention_bias { attention.projection_row() } else { 0 }, 0.0);
         Ok(Layer {
             attention_gain: self.ones(&label("norm"), hidden)?,
-            projection: self.matrix(&label("projection"), prepare::stride(c), hidden, hidden)?,
+            projection: self.matrix(&label("projection"), attention.projection_row(), hidden, hidden)?,
             added: if added.is_empty() { None } else { Some(self.device.upload(&label("norms and biases"), &added)?) },
             bias: c.attention_bias,
-            value_groups: self.device.upload(&label("value groups"), &values::groups(c, None, false).0)?,
+            value_groups: self.device.upload(&label("value groups"), &values::groups(attention, None, false).0)?,
             output: self.matrix(&label("output projection"), hidden, heads, heads)?,
             output_bias: None,
             mlp_gain: self.ones(&label("MLP's norm"), hidden)?,
@@ -164,20 +165,21 @@ mod tests {
     use super::*;
     use crate::compress::rotated;
     use crate::gpu::Options;
-    use crate::kernels::score::config;
-    use crate::rows::Exact;
+    use crate::rows::{CacheMethod, Exact, Read};
     use crate::sequence::{Logits, Sequence};
 
     #[test]
     fn a_random_model_decodes_at_any_depth() {
         let device = Device::open(&Options::default()).unwrap();
         for (qk_norm, bias, tied) in [(false, false, true), (true, true, false)] {
-            let c = Config { num_hidden_layers: 2, attention_bias: bias, tie_word_embeddings: tied, ..config(qk_norm, None, 6, 3, 32) };
+            let heads =
+                Config { hidden_size: 192, num_attention_heads: 6, num_key_value_heads: 3, head_dim: 32, vocab_size: 1000, ..Config::example() };
+            let c = Config { attention_bias: bias, qk_norm, tie_word_embeddings: tied, ..heads };
             let model = Arc::new(Model::random(&c, device.clone(), 1).unwrap());
             let rows = rotated(&c, 4, Exact::default());
-            let select = Some(Selection { tokens: 16 });
-            for (rows, select) in [(None, None), (Some(&rows), None), (Some(&rows), select)] {
-                let mut sequence = model.random_sequence(rows, SequenceOptions { capacity: 500, select, ..SequenceOptions::default() }, 2).unwrap();
+            for (rows, select) in [(None, None), (Some(&rows), None), (Some(&rows), Some(16))] {
+                let method = CacheMethod::Calibrated(Read::top(select));
+                let mut sequence = model.random_sequence(rows, SequenceOptions { capacity: 500, method, ..SequenceOptions::default() }, 2).unwrap();
                 let mut found = Vec::new();
                 // Forwards and back.
                 for depth in [0, 300, 450, 300] {

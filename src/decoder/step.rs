@@ -2,8 +2,8 @@
 
 use super::Model;
 use super::coded::{CodedLayer, CodedRows};
-use super::coding::{Coding, Turn};
-use super::sequence::Buffers;
+use super::coding::Coding;
+use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::Pass;
@@ -16,7 +16,7 @@ use crate::kernels::merge::{self, Merge};
 use crate::kernels::prepare::{Prepare, Taken};
 use crate::kernels::score::{Block, CodedKeys, Score};
 use crate::kernels::values::{CodedValues, Values};
-use crate::rows::Selection;
+use crate::rows::{Call, Selection, Stores};
 
 /// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
 pub(super) struct Attention {
@@ -26,7 +26,7 @@ pub(super) struct Attention {
     values: Values,
     merge: Merge,
     /// Where tokens are forgotten.
-    credit: Option<Credit>,
+    credit: Option<(Credit, Stores)>,
     /// Whether there are coded rows.
     coded: bool,
 }
@@ -35,6 +35,7 @@ impl Attention {
     /// That of layer `index`, which reads `coded` rows, those of them that a token chooses where it goes through alone, or none.
     pub fn plan(model: &Model, index: usize, coded: Option<&CodedLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
         let (device, config, slots) = (&*model.device, &model.config, cache.slots);
+        let attention = &super::attention(config);
         let (layer, exact) = (&model.layers[index], &cache.layers[index]);
         let choice = b.choice.as_ref().filter(|_| !many);
         let chosen = choice.map(|choice| (choice.selection, &choice.chosen));
@@ -51,18 +52,19 @@ impl Attention {
         let groups = coded.map_or(&layer.value_groups, |c| if chosen.is_some() { &c.chosen_groups } else { &c.value_groups });
         let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
         let choose = choice.filter(|_| coded.is_some()).map(|choice| {
-            let choose = Choose::plan(device, config, choice.selection, &b.queries, &cache.landmarks[index], &choice.dots, &choice.chosen)?;
+            let choose = Choose::plan(device, attention, choice.selection, &b.queries, &cache.landmarks[index], &choice.dots, &choice.chosen)?;
             Ok((choice.selection, choose))
         });
-        let credit = exact.side.as_ref().map(|side| Credit::plan(device, config, &b.scores, b.columns, &b.weights, side, slots));
+        let credit =
+            exact.side.as_ref().map(|side| Ok((Credit::plan(device, attention, &b.scores, b.columns, &b.weights, side, slots)?, side.stores)));
         Ok(Attention {
             credit: credit.transpose()?,
             coded: coded.is_some(),
-            prepare: Prepare::plan(device, config, &b.projected, &b.turns, &b.queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
+            prepare: Prepare::plan(device, attention, &b.projected, &b.turns, &b.queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
             choose: choose.transpose()?,
-            score: Score::plan(device, config, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
-            values: Values::plan(device, config, &b.scores, b.columns, exact, slots, values, groups, &b.sums, &b.weights)?,
-            merge: Merge::plan(device, config, &b.sums, &b.weights, &b.attended, up, many)?,
+            score: Score::plan(device, attention, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
+            values: Values::plan(device, attention, &b.scores, b.columns, exact, slots, values, groups, &b.sums, &b.weights)?,
+            merge: Merge::plan(device, attention, &b.sums, &b.weights, &b.attended, up, many)?,
         })
     }
 
@@ -71,12 +73,13 @@ impl Attention {
         self.prepare.record(pass, first, tokens);
     }
 
-    /// The tokens, in blocks of at most `block`, each of which sees keys from `window` before it on, and coded ones as `turn` says.
-    pub fn attend(&self, pass: &mut Pass, first: u32, tokens: u32, block: u32, window: Option<usize>, turn: &Turn) {
+    /// The tokens of `call`, in blocks of at most `block`, each of which sees keys from `window` before it on.
+    pub fn attend(&self, pass: &mut Pass, block: u32, window: Option<usize>, call: &Call) {
+        let (first, tokens) = (call.tokens.start as u32, call.tokens.len() as u32);
         for at in (0..tokens).step_by(block as usize) {
-            let mut block = Block::new(first + at, block.min(tokens - at), at, window, turn.reach);
-            if self.credit.is_some() {
-                block = block.beside(turn.side, self.coded);
+            let mut block = Block::new(first + at, block.min(tokens - at), at, window, call.reach);
+            if let Some((_, stores)) = &self.credit {
+                block = block.beside((stores.held(call.evicted) + stores.vague_columns()) as u32, self.coded);
             }
             if let Some((selection, choose)) = &self.choose {
                 block = block.choosing(*selection);
@@ -85,7 +88,7 @@ impl Attention {
             self.score.record(pass, &block);
             self.values.record(pass, &block);
             self.merge.record(pass, &block);
-            if let Some(credit) = &self.credit {
+            if let Some((credit, _)) = &self.credit {
                 credit.record(pass, &block);
             }
         }
@@ -138,15 +141,15 @@ impl Step {
         })
     }
 
-    /// The token in `tokens[0]`, at `position`.
-    pub fn record(&self, pass: &mut Pass, position: u32, coding: &Coding, turn: &Turn) {
+    /// The token in `tokens[0]`, that of `call`.
+    pub fn record(&self, pass: &mut Pass, coding: &Coding, call: &Call) {
         self.embed.record(pass, 1);
         for (index, layer) in self.layers.iter().enumerate() {
             layer.projection.record(pass);
-            layer.attention.prepare(pass, position, 1);
-            coding.record(pass, index, turn, true);
-            layer.attention.attend(pass, position, 1, 1, self.window, turn);
-            coding.record(pass, index, turn, false);
+            layer.attention.prepare(pass, call.tokens.start as u32, 1);
+            coding.record(pass, index, call, true);
+            layer.attention.attend(pass, 1, self.window, call);
+            coding.record(pass, index, call, false);
             layer.output.record(pass);
             layer.gate_up.record(pass);
             layer.down.record(pass);

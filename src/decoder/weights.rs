@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, Matrix, pad};
-use crate::kernels::{prepare, values};
+use crate::kernels::values;
 use crate::{Error, Result};
 use half::f16;
 
@@ -111,6 +111,7 @@ impl Layer {
         let at = |rest: &str| format!("{prefix}.{rest}");
         let label = |what: &str| format!("layer {l}'s {what}");
         let gain = |rest: &str, width: usize| device.upload(&at(rest), &padded(checkpoint.f32(&at(rest), &[width])?));
+        let shape = &super::attention(c);
         let attention = Attention { checkpoint, config: c, prefix: at("self_attn") };
 
         let projection = attention.projection()?;
@@ -123,10 +124,10 @@ impl Layer {
         let output_bias = attention.bias("o_proj.bias", hidden)?.map(|b| device.upload(&label("output bias"), &padded(b))).transpose()?;
         Ok(Layer {
             attention_gain: gain("input_layernorm.weight", hidden)?,
-            projection: Matrix::upload(device, &label("projection"), &projection, prepare::stride(c), hidden, ALIGN)?,
+            projection: Matrix::upload(device, &label("projection"), &projection, shape.projection_row(), hidden, ALIGN)?,
             added: if added.is_empty() { None } else { Some(device.upload(&label("norms and biases"), &added)?) },
             bias,
-            value_groups: device.upload(&label("value groups"), &values::groups(c, None, false).0)?,
+            value_groups: device.upload(&label("value groups"), &values::groups(shape, None, false).0)?,
             output,
             output_bias,
             mlp_gain: gain("post_attention_layernorm.weight", hidden)?,

@@ -6,10 +6,10 @@
 //!
 //! Tokens that end a text are written as any other, so that all continuations are equally long.
 
-use super::{Predictions, Subject, Text};
-use crate::progress::{OnProgress, report};
+use super::{Subject, Text};
+use crate::logits::{Predictions, argmax};
 use crate::sequence::{Logits, Sequence};
-use crate::session::argmax;
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use std::collections::HashSet;
 

@@ -6,7 +6,6 @@
 pub mod continuation;
 mod depth;
 mod exact;
-mod exponential;
 pub mod needle;
 #[cfg(feature = "report")]
 pub mod report;
@@ -14,12 +13,13 @@ mod score;
 mod windows;
 
 pub use depth::Depths;
-pub use score::{Divergence, ENOUGH, Predictions, Scores};
+pub use score::{ENOUGH, Scores};
 pub use windows::{Piece, Window, Windowing};
 
-use crate::progress::{self, OnProgress};
+use crate::logits::Predictions;
 use crate::rows::Exact;
 use crate::sequence::{Logits, Sequence};
+use crate::task::{self, OnProgress};
 use crate::{Error, Result};
 
 /// A model to be evaluated.
@@ -150,7 +150,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -
             for piece in window.pieces(size) {
                 score_piece(&tokens, &targets, &piece, subjects, &mut scores, task.first_is_reference)?;
                 done += piece.range.len();
-                progress::report(on_progress, "evaluate", done, total)?;
+                task::report(on_progress, "evaluate", done, total)?;
             }
             // The last token was not run.
             done += 1;
@@ -159,7 +159,7 @@ pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -
         let reference = subjects.first().filter(|_| task.first_is_reference).map(|subject| &*subject.model);
         rows.extend(subjects.iter().zip(&scores).map(|(subject, scores)| row(subject, reference, &text.name, windows, scores)));
     }
-    progress::report(on_progress, "evaluate", total, total)?;
+    task::report(on_progress, "evaluate", total, total)?;
     Ok(rows)
 }
 

@@ -2,7 +2,8 @@
 
 use super::pipeline::Pipelines;
 use super::profile::Profile;
-use crate::kernels::Tuning;
+use super::shader::IMMEDIATE_BYTES;
+use crate::gpu::Tuning;
 use crate::{Error, Result};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -111,9 +112,6 @@ pub struct Device {
     lost: Arc<Mutex<Option<String>>>,
     refused: Arc<Mutex<Option<String>>>,
 }
-
-/// Bytes of immediates a kernel may take.
-pub(super) const IMMEDIATE_BYTES: u32 = 64;
 
 fn instance() -> wgpu::Instance {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;

@@ -8,6 +8,7 @@ mod pipeline;
 mod profile;
 mod roofline;
 mod shader;
+mod tuning;
 
 pub use device::{AdapterReport, Device, Options, Tier, adapters};
 pub use matrix::{Matrix, Part, pad};
@@ -16,3 +17,5 @@ pub use profile::Timed;
 pub use roofline::{Roofline, roofline};
 pub(crate) use roofline::{empty_dispatches, variants as roofline_variants};
 pub use shader::{SOURCES, preprocess};
+pub(crate) use tuning::SHARING;
+pub use tuning::{Tile, Tuning};

@@ -1,7 +1,7 @@
 //! Pipelines, each made once per device and variant, and the bind groups that are planned with them.
 
-use super::device::IMMEDIATE_BYTES;
 use super::profile::Profile;
+use super::shader::IMMEDIATE_BYTES;
 use super::{Device, Tier, shader};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};

@@ -5,6 +5,9 @@
 
 use std::collections::BTreeMap;
 
+/// Bytes of immediates a kernel may take.
+pub(super) const IMMEDIATE_BYTES: u32 = 64;
+
 /// Every shader by its path under `shaders/`. Those under `lib/` are only included.
 pub const SOURCES: &[(&str, &str)] = &[
     ("argmax.wgsl", include_str!("../../shaders/argmax.wgsl")),

@@ -1,8 +1,7 @@
 //! `blocks.wgsl`: the numbers that scale blocks of tokens, from their coordinates.
 
-use super::{WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::{Band, Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, RUN, Scale, Steps};
 
@@ -55,10 +54,10 @@ fn variant(format: &Format, shape: Shape) -> Spec {
 }
 
 /// How a model's keys and values are coded in blocks: KIVI's keys, KVarN's keys and values.
-pub(super) fn formats(config: &Config) -> [Format; 3] {
-    let heads = config.num_key_value_heads;
+pub(super) fn formats(attention: &AttentionShape) -> [Format; 3] {
+    let heads = attention.kv_heads;
     [(Steps::Channels, 32, 2), (Steps::BalancedChannels, 128, 4), (Steps::BalancedTokens, 128, 2)].map(|(steps, tokens, bits)| Format {
-        bands: vec![Band { bits, runs: heads * config.head_dim.div_ceil(RUN) }],
+        bands: vec![Band { bits, runs: heads * attention.head_dim.div_ceil(RUN) }],
         scale: Scale::Blocks(Shape { tokens, heads, steps }),
     })
 }
@@ -66,7 +65,7 @@ pub(super) fn formats(config: &Config) -> [Format; 3] {
 /// What is blocks in `format`, for every geometry.
 pub(super) fn shapes() -> Vec<(Format, Shape)> {
     let shape = |format: Format| if let Scale::Blocks(shape) = format.scale { Some((format, shape)) } else { None };
-    super::score::configs().iter().flat_map(formats).filter_map(shape).collect()
+    AttentionShape::examples().iter().flat_map(formats).filter_map(shape).collect()
 }
 
 pub(super) fn variants() -> Vec<Spec> {

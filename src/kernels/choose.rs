@@ -1,10 +1,9 @@
 //! `survey.wgsl` and `choose.wgsl`: which chunks of coded keys a token reads, by the scores of their landmarks.
 
+use super::landmark::Landmarks;
 use super::score::Block;
-use super::{WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::LandmarkCache;
-use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::Selection;
 
@@ -31,44 +30,45 @@ pub struct Choose {
     stride: u32,
 }
 
-pub(super) fn survey(config: &Config) -> Spec {
+pub(super) fn survey(attention: &AttentionShape) -> Spec {
     let constants = [
         ("WORKGROUP", WORKGROUP),
-        ("GROUP", config.group_size() as u32),
-        ("HEAD", config.head_dim as u32),
-        ("KV_HEADS", config.num_key_value_heads as u32),
+        ("GROUP", attention.group_size() as u32),
+        ("HEAD", attention.head_dim as u32),
+        ("KV_HEADS", attention.kv_heads as u32),
     ];
     spec("survey.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn choose(config: &Config, selection: Selection) -> Spec {
-    let constants = [("WORKGROUP", CHOOSING), ("GROUP", config.group_size() as u32), ("MOST", selection.chunks() as u32)];
+pub(super) fn choose(attention: &AttentionShape, selection: Selection) -> Spec {
+    let constants = [("WORKGROUP", CHOOSING), ("GROUP", attention.group_size() as u32), ("MOST", selection.chunks() as u32)];
     spec("choose.wgsl", &[], &constants, &[(0, Access::Write), (1, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    let of = |config: &Config| [survey(config), choose(config, Selection { tokens: 8 }), choose(config, Selection { tokens: 256 })];
-    super::score::configs().iter().flat_map(of).collect()
+    let of =
+        |attention: &AttentionShape| [survey(attention), choose(attention, Selection { tokens: 8 }), choose(attention, Selection { tokens: 256 })];
+    AttentionShape::examples().iter().flat_map(of).collect()
 }
 
 impl Choose {
     /// `queries`: a token's; `dots`: `[H][chunks]` f32, to work in; `chosen`: `[H_kv][`[`Selection::chunks`]`]`.
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         selection: Selection,
         queries: &wgpu::Buffer,
-        landmarks: &LandmarkCache,
+        landmarks: &Landmarks,
         dots: &wgpu::Buffer,
         chosen: &wgpu::Buffer,
     ) -> Result<Choose> {
         Ok(Choose {
-            survey: device.kernel(survey(config), &[queries, &landmarks.words, dots])?,
-            choose: device.kernel(choose(config, selection), &[dots, chosen])?,
-            kv_heads: config.num_key_value_heads as u32,
-            heads: config.num_attention_heads as u32,
-            head_dim: config.head_dim as u32,
-            words: Selection::format(config.head_dim).words() as u32,
+            survey: device.kernel(survey(attention), &[queries, &landmarks.words, dots])?,
+            choose: device.kernel(choose(attention, selection), &[dots, chosen])?,
+            kv_heads: attention.kv_heads as u32,
+            heads: attention.heads as u32,
+            head_dim: attention.head_dim as u32,
+            words: Selection::format(attention.head_dim).words() as u32,
             stride: landmarks.chunks as u32,
         })
     }
@@ -93,12 +93,11 @@ mod tests {
     use super::*;
     use crate::gpu::pad;
     use crate::kernels::oracle::{devices, numbers, run};
-    use crate::kernels::score::config;
 
     /// The same chunks as the specification says, for few and many of them, from the first on and from a later one, and where many are equal.
     #[test]
     fn the_chunks_are_those_of_the_specification() {
-        let c = config(false, None, 6, 2, 14);
+        let c = AttentionShape::of(false, None, 6, 2, 14);
         let (padded, chunks, words) = (pad(14), 700, Selection::format(14).words());
         let mut queries: Vec<f32> = numbers(1, 6 * padded).into_iter().map(|x| 4.0 * x).collect();
         queries.chunks_exact_mut(padded).for_each(|query| query[14..].fill(0.0));
@@ -121,7 +120,7 @@ mod tests {
                     })
                     .collect();
                 for device in devices(None) {
-                    let cache = LandmarkCache::new(&device, &c, 0, Selection::CHUNK * chunks).unwrap();
+                    let cache = Landmarks::new(&device, &c, 0, Selection::CHUNK * chunks).unwrap();
                     device.queue.write_buffer(&cache.words, 0, bytemuck::cast_slice(&landmarks));
                     let from = device.upload("queries", &queries).unwrap();
                     let (dots, chosen) =

@@ -1,8 +1,8 @@
 //! The tables by which shaders write and read packed rows: see `shaders/lib/rows.wgsl`.
 
-use crate::cache::Layout;
-use crate::checkpoint::Config;
+use super::AttentionShape;
 use crate::gpu::pad;
+use crate::rows::Layout;
 use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Side, Steps, levels};
 use half::f16;
 use std::ops::Range;
@@ -69,8 +69,8 @@ impl Striped {
 }
 
 impl Coded {
-    pub fn new(config: &Config, specs: &[RowSpec], layout: &Layout, layer: usize, side: Side) -> Coded {
-        let sources = RowSet::sources(specs, layer, side, config.head_dim);
+    pub fn new(attention: &AttentionShape, specs: &[RowSpec], layout: &Layout, layer: usize, side: Side) -> Coded {
+        let sources = RowSet::sources(specs, layer, side, attention.head_dim);
         let store = layout.store(&sources);
         let slices = sources.iter().flat_map(|source| {
             let format = &specs[source.row].format;
@@ -79,7 +79,7 @@ impl Coded {
             (0..parts).map(move |part| Slice {
                 row: source.row,
                 word: layout.places[source.row].word,
-                offset: source.offset + part * heads * config.head_dim,
+                offset: source.offset + part * heads * attention.head_dim,
                 first_head: source.first_head + part * heads,
                 kv_heads: heads,
                 format: format.clone(),
@@ -95,8 +95,8 @@ impl Coded {
     }
 
     /// The same of keys that are coded after RoPE, about these `means` before it, `[H_kv][head_dim]`.
-    pub fn about(self, config: &Config, means: &[f32]) -> Coded {
-        let half = config.head_dim / 2;
+    pub fn about(self, attention: &AttentionShape, means: &[f32]) -> Coded {
+        let half = attention.head_dim / 2;
         let pairs = |mean: &[f32]| (0..half as u32).filter(|&p| mean[p as usize] != 0.0 || mean[p as usize + half] != 0.0).collect();
         Coded { turning: means.chunks_exact(2 * half).map(pairs).collect(), ..self }
     }
@@ -135,22 +135,22 @@ impl Coded {
     }
 
     /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and what the mean adds, two numbers for each pair in which it turns.
-    fn queries(&self, config: &Config, taken: bool) -> Vec<usize> {
-        let whole = config.num_attention_heads * pad(config.head_dim) / 4;
-        let each = |kv: usize| if taken { config.group_size() * (self.rank(kv) / 4 + self.turning(kv).len().div_ceil(2)) } else { 0 };
-        self.begins(config.num_key_value_heads, each).iter().map(|at| whole + at).collect()
+    fn queries(&self, attention: &AttentionShape, taken: bool) -> Vec<usize> {
+        let whole = attention.heads * pad(attention.head_dim) / 4;
+        let each = |kv: usize| if taken { attention.group_size() * (self.rank(kv) / 4 + self.turning(kv).len().div_ceil(2)) } else { 0 };
+        self.begins(attention.kv_heads, each).iter().map(|at| whole + at).collect()
     }
 
     /// Numbers from one token's queries to the next.
-    pub fn query_stride(&self, config: &Config, taken: bool) -> usize {
-        4 * self.queries(config, taken)[config.num_key_value_heads]
+    pub fn query_stride(&self, attention: &AttentionShape, taken: bool) -> usize {
+        4 * self.queries(attention, taken)[attention.kv_heads]
     }
 
     /// The table that keys are scored with, as `score.wgsl` says: `means` by key/value head, `[H_kv][head_dim]`.
-    pub fn key_table(&self, config: &Config, taken: bool, means: &[f32]) -> Vec<[u32; 4]> {
-        let (heads, dim) = (config.num_key_value_heads, config.head_dim);
+    pub fn key_table(&self, attention: &AttentionShape, taken: bool, means: &[f32]) -> Vec<[u32; 4]> {
+        let (heads, dim) = (attention.kv_heads, attention.head_dim);
         let up = self.begins(heads, |kv| self.rank(kv) / 4 * if taken { pad(dim) } else { dim });
-        let queries = self.queries(config, taken);
+        let queries = self.queries(attention, taken);
         let mut table = books();
         let pairs_at = table.len() + 2 * heads + means.len().div_ceil(4);
         let pairs_of = self.begins(heads, |kv| self.turning(kv).len().div_ceil(4));
@@ -181,13 +181,13 @@ impl Coded {
     }
 
     /// Where each key/value head's `[rank / 4][head_dim]` vectors of an up-projection begin when all are laid end to end.
-    pub fn ups(&self, config: &Config) -> Vec<usize> {
-        self.begins(config.num_key_value_heads, |kv| self.rank(kv) / 4 * config.head_dim)
+    pub fn ups(&self, attention: &AttentionShape) -> Vec<usize> {
+        self.begins(attention.kv_heads, |kv| self.rank(kv) / 4 * attention.head_dim)
     }
 
     /// Where each query head's sum of coordinates begins, in vectors, and where the last ends.
-    pub fn sums(&self, config: &Config) -> Vec<usize> {
-        self.begins(config.num_attention_heads, |head| self.rank(head / config.group_size()) / 4)
+    pub fn sums(&self, attention: &AttentionShape) -> Vec<usize> {
+        self.begins(attention.heads, |head| self.rank(head / attention.group_size()) / 4)
     }
 }
 

@@ -1,9 +1,10 @@
 //! `contest.wgsl`: which tokens stay exact when some leave the window.
 
+use super::eviction::EvictionStore;
 use super::spec;
 use crate::Result;
-use crate::cache::{SideCache, Slots};
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::rows::Slots;
 use crate::rows::{Stores, Vague};
 use std::ops::Range;
 
@@ -68,7 +69,7 @@ pub(super) fn variants() -> Vec<Spec> {
 
 impl Contest {
     /// `sketched`: where tokens stand in sketches, if there are any.
-    pub(crate) fn plan(device: &Device, side: &SideCache, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Contest> {
+    pub(crate) fn plan(device: &Device, side: &EvictionStore, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Contest> {
         let mut buffers = vec![&side.marks, &moves.buffer];
         buffers.extend(sketched);
         Ok(Contest {

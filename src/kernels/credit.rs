@@ -1,13 +1,14 @@
 //! `credit.wgsl`: the attention that exact rows, candidates and buckets receive, by which they compete.
 
+use super::eviction::EvictionStore;
 use super::score::Block;
 use super::values::splits;
-use super::{Tuning, WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{SideCache, Slots};
-use crate::checkpoint::Config;
+use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::HALF_LIFE;
+use crate::rows::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -36,29 +37,29 @@ pub struct Credit {
     step: Step,
 }
 
-fn variant(config: &Config) -> Spec {
-    let constants = [("WORKGROUP", WORKGROUP), ("HEADS", config.num_attention_heads as u32), ("HALF_LIFE", HALF_LIFE as u32)];
+fn variant(attention: &AttentionShape) -> Spec {
+    let constants = [("WORKGROUP", WORKGROUP), ("HEADS", attention.heads as u32), ("HALF_LIFE", HALF_LIFE as u32)];
     spec("credit.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::configs().iter().map(variant).collect()
+    AttentionShape::examples().iter().map(variant).collect()
 }
 
 impl Credit {
     /// `scores`: `[tokens][H][stride]`, `weights`: `[tokens][splits][H]` pairs, as [`super::score`] and [`super::values`] write them.
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         scores: &wgpu::Buffer,
         stride: usize,
         weights: &wgpu::Buffer,
-        side: &SideCache,
+        side: &EvictionStore,
         slots: Slots,
     ) -> Result<Credit> {
         Ok(Credit {
-            kernel: device.kernel(variant(config), &[scores, weights, &side.marks])?,
-            heads: config.num_attention_heads as u64,
+            kernel: device.kernel(variant(attention), &[scores, weights, &side.marks])?,
+            heads: attention.heads as u64,
             vague: side.stores.vague_columns() as u32,
             tuning: device.tuning(),
             step: Step {
@@ -95,15 +96,15 @@ impl Credit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::LayerCache;
+    use crate::kernels::exact::ExactRows;
     use crate::kernels::oracle::{assert_close, devices, numbers, run};
-    use crate::kernels::score::{config, stores};
+    use crate::kernels::score::stores;
     use crate::rows::{Exact, Vague, fade};
 
     /// What columns receive is the sum of their softmax weights over queries and heads, the earlier the less: added to what is left of what they had, but for those whose rows are new. Splits of one token, and one for several.
     #[test]
     fn everyone_receives_what_queries_give() {
-        let c = config(false, None, 6, 2, 14);
+        let c = AttentionShape::of(false, None, 6, 2, 14);
         let (heads, stride) = (6, 400);
         let slots = Slots { sinks: 3, ring: 300 };
         let exact = Exact { sinks: 3, recent: 200 };
@@ -139,7 +140,7 @@ mod tests {
                     }
                 }
                 for device in devices(None) {
-                    let cache = LayerCache::beside(&device, &c, "test", slots.count(), stores).unwrap();
+                    let cache = ExactRows::beside(&device, &c, "test", slots.count(), stores).unwrap();
                     let side = cache.side.as_ref().unwrap();
                     let words = (side.received + slots.count()).next_multiple_of(4);
                     let before: Vec<f32> = (0..words).map(|word| (word % 7) as f32).collect();

@@ -1,11 +1,10 @@
 //! `exchange.wgsl`: moves rows between window, slots and sketch as [`super::contest`] has decided.
 
 use super::contest::Moves;
-use super::{WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::LayerCache;
-use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::kernels::exact::ExactRows;
 use crate::rows::Vague;
 
 #[repr(C)]
@@ -23,35 +22,35 @@ pub struct Exchange {
     step: Step,
 }
 
-fn exact_row(config: &Config) -> u32 {
-    (config.num_key_value_heads * pad(config.head_dim)) as u32
+fn exact_row(attention: &AttentionShape) -> u32 {
+    (attention.kv_heads * pad(attention.head_dim)) as u32
 }
 
-fn variant(config: &Config, vague: Vague) -> Spec {
+fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
     let there =
         [("VAGUE", vague.is_sketched() || vague.has_mean(), None), ("SKETCH", vague.is_sketched(), Some(3)), ("MEAN", vague.has_mean(), Some(4))];
     let there: Vec<_> = there.into_iter().filter(|(_, is, _)| *is).collect();
     let flags: Vec<_> = there.iter().map(|(flag, ..)| *flag).collect();
     let bindings: Vec<_> =
         [0, 1, 2].into_iter().chain(there.iter().filter_map(|(.., binding)| *binding)).map(|binding| (binding, Access::Write)).collect();
-    spec("exchange.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", exact_row(config))], &bindings)
+    spec("exchange.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", exact_row(attention))], &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
     let all = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk];
-    super::score::configs().iter().flat_map(|config| all.map(|vague| variant(config, vague))).collect()
+    AttentionShape::examples().iter().flat_map(|attention| all.map(|vague| variant(attention, vague))).collect()
 }
 
 impl Exchange {
     /// Of a layer that has something beside, `None` for others.
-    pub(crate) fn plan(device: &Device, config: &Config, cache: &LayerCache, moves: &Moves) -> Result<Option<Exchange>> {
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, moves: &Moves) -> Result<Option<Exchange>> {
         let Some(side) = &cache.side else { return Ok(None) };
         // Rows that tokens leave are coded elsewhere: the kernel is that of nothing left.
         let mut buffers = vec![&cache.keys, &cache.values, &moves.buffer];
         buffers.extend(side.sums.iter().chain(&side.totals));
         Ok(Some(Exchange {
-            kernel: device.kernel(variant(config, side.stores.vague), &buffers)?,
-            vectors: exact_row(config) / 2,
+            kernel: device.kernel(variant(attention, side.stores.vague), &buffers)?,
+            vectors: exact_row(attention) / 2,
             step: Step { promoted: moves.promoted as u32, stash: moves.stash as u32, vague: 0 },
         }))
     }
@@ -66,11 +65,11 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::Slots;
     use crate::kernels::contest::Contest;
     use crate::kernels::oracle::{devices, halves, numbers, run};
-    use crate::kernels::score::{config, stores};
+    use crate::kernels::score::stores;
     use crate::rows::Sketch;
+    use crate::rows::Slots;
     use half::f16;
     use std::collections::BTreeMap;
 
@@ -93,12 +92,12 @@ mod tests {
     /// Several rounds of tokens that leave: who has a slot, what stands in it, and what is in the sketch, to the bit, is what the specification says, whether something comes out of the sketch or not.
     #[test]
     fn rows_and_books_are_those_of_the_specification() {
-        let c = config(false, None, 4, 2, 14);
+        let c = AttentionShape::of(false, None, 4, 2, 14);
         let slots = Slots { sinks: 3, ring: 100 };
         for vague in [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows] {
             let stores = stores(&c, vague);
             for device in devices(None) {
-                let cache = LayerCache::beside(&device, &c, "test", slots.count(), stores).unwrap();
+                let cache = ExactRows::beside(&device, &c, "test", slots.count(), stores).unwrap();
                 let side = cache.side.as_ref().unwrap();
                 let places = stores.places();
                 let table = vague.is_sketched().then(|| device.upload("places", &places).unwrap());

@@ -1,10 +1,10 @@
 //! `gather.wgsl`: what rows are coded from, out of the exact keys and values.
 
-use super::{NEAR, WORKGROUP, spec};
+use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Slots};
-use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::kernels::exact::ExactRows;
+use crate::rows::Slots;
 use crate::rows::{Holds, RowSpec, Side};
 
 #[repr(C)]
@@ -29,19 +29,19 @@ pub struct Gather {
     head_dim: u32,
 }
 
-pub(super) fn variant(config: &Config) -> Spec {
+pub(super) fn variant(attention: &AttentionShape) -> Spec {
     let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Read), (4, Access::Write)];
     let constants = [
         ("WORKGROUP", WORKGROUP),
-        ("PAIRS", (config.head_dim / 2) as u32),
+        ("PAIRS", (attention.head_dim / 2) as u32),
         ("NEAR", NEAR),
-        ("EXACT_ROW", (config.num_key_value_heads * pad(config.head_dim)) as u32),
+        ("EXACT_ROW", (attention.kv_heads * pad(attention.head_dim)) as u32),
     ];
     spec("gather.wgsl", &[], &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::configs().iter().map(variant).collect()
+    AttentionShape::examples().iter().map(variant).collect()
 }
 
 impl Gather {
@@ -49,19 +49,19 @@ impl Gather {
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         row: &RowSpec,
         layer: usize,
-        cache: &LayerCache,
+        cache: &ExactRows,
         slots: Slots,
         turns: &wgpu::Buffer,
         mean: &wgpu::Buffer,
         out: &wgpu::Buffer,
     ) -> Result<Gather> {
-        let side = |side| row.offset(layer, side, config.head_dim);
+        let side = |side| row.offset(layer, side, attention.head_dim);
         let (keys, values) = (side(Side::Keys), side(Side::Values));
         let heads = row.kv_heads as u32;
-        let width = row.width(config.head_dim);
+        let width = row.width(attention.head_dim);
         let step = Step {
             first: 0,
             sinks: slots.sinks,
@@ -74,8 +74,8 @@ impl Gather {
             stride: pad(width) as u32,
         };
         let sides = u32::from(keys.is_some()) + u32::from(values.is_some());
-        let kernel = device.kernel(variant(config), &[&cache.keys, &cache.values, turns, mean, out])?;
-        Ok(Gather { kernel, step, heads: sides * heads, head_dim: config.head_dim as u32 })
+        let kernel = device.kernel(variant(attention), &[&cache.keys, &cache.values, turns, mean, out])?;
+        Ok(Gather { kernel, step, heads: sides * heads, head_dim: attention.head_dim as u32 })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -88,15 +88,14 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, turned};
-    use crate::kernels::score::config;
+    use crate::kernels::oracle::{assert_close, devices, frequencies, halves, numbers, run, turned};
     use crate::kernels::turns;
     use crate::rows::Format;
 
     /// Two layers side by side, from slots that wrap around: keys before RoPE and values, keys after it, values alone.
     #[test]
     fn a_row_begins_as_keys_and_values_without_their_mean() {
-        let c = config(false, None, 6, 3, 14);
+        let c = AttentionShape::of(false, None, 6, 3, 14);
         let slots = Slots { sinks: 2, ring: 7 };
         let (first, tokens, padded) = (63, 5, pad(c.head_dim));
         let exact: Vec<_> = (0..4).map(|seed| halves(seed, slots.count() * 3 * padded)).collect();
@@ -114,7 +113,7 @@ mod tests {
                                 let pair = |i: usize| {
                                     let (a, b) = (from[i % 7].to_f64(), from[i % 7 + 7].to_f64());
                                     let (sin, cos) = match side == 0 && holds != Holds::TurnedKeys {
-                                        true => (position as f64 * c.rope_frequencies()[i % 7]).sin_cos(),
+                                        true => (position as f64 * frequencies(c.head_dim)[i % 7]).sin_cos(),
                                         false => (0.0, 1.0),
                                     };
                                     if i < 7 { a * cos + b * sin } else { b * cos - a * sin }
@@ -135,12 +134,12 @@ mod tests {
                 expected.extend(y);
             }
             for device in devices(None) {
-                let [turns, mean] = [turns(&c.rope_frequencies(), 70).as_flattened(), &mean].map(|v| device.upload("numbers", v).unwrap());
+                let [turns, mean] = [turns(&frequencies(c.head_dim), 70).as_flattened(), &mean].map(|v| device.upload("numbers", v).unwrap());
                 let out = device.upload("out", &vec![f32::NAN; expected.len()]).unwrap();
                 let gathers: Vec<_> = (0..2)
                     .map(|l| {
                         let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
-                        let cache = LayerCache { keys: upload(0), values: upload(1), side: None };
+                        let cache = ExactRows { keys: upload(0), values: upload(1), side: None };
                         Gather::plan(&device, &c, &row, 4 + l, &cache, slots, &turns, &mean, &out).unwrap()
                     })
                     .collect();

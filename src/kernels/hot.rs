@@ -1,9 +1,9 @@
 //! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two models.
 
 use super::coded::{Coded, Slice};
-use super::{Tuning, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
-use crate::checkpoint::Config;
+use super::{AttentionShape, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
 use crate::gpu::Spec;
+use crate::gpu::Tuning;
 use crate::rows::{Format, RUN, Scale, Selection};
 
 /// A variant that runs in every step or chunk.
@@ -36,8 +36,8 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
         hot("matmul FULL", matmul::variant(&["FULL"], &tuning.tile)),
         hot("pack", pack::variant()),
     ];
-    for (model, config) in [("8B", score::config(false, None, 32, 8, 128)), ("135M", score::config(false, None, 9, 3, 64))] {
-        all.extend(of_model(&config, &tuning).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
+    for (model, attention) in [("8B", AttentionShape::of(false, None, 32, 8, 128)), ("135M", AttentionShape::of(false, None, 9, 3, 64))] {
+        all.extend(of_model(&attention, &tuning).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
     }
     all
 }
@@ -47,17 +47,17 @@ fn hot(name: &str, spec: Spec) -> Hot {
 }
 
 /// Those that know a model's geometry.
-fn of_model(config: &Config, tuning: &Tuning) -> Vec<Hot> {
+fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256 };
     let (taken, rebuilt, chosen) = (Some((true, None)), Some((false, None)), Some(selection));
-    let score = |kind, many| score::variant(config, kind, score::Aligned::default(), None, score::rows(config, many));
-    let [one, all] = [1, config.num_key_value_heads].map(|heads| rows_over(config, heads));
+    let score = |kind, many| score::variant(attention, kind, score::Aligned::default(), None, score::rows(attention, many));
+    let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
     let values = |coded: Option<&Coded>, chosen: Option<Selection>| {
-        values::variant(config, coded.map(Coded::striped), chosen, None, values::shape(config, coded, chosen.is_some()).1, tuning)
+        values::variant(attention, coded.map(Coded::striped), chosen, None, values::shape(attention, coded, chosen.is_some()).1, tuning)
     };
     vec![
-        hot("prepare", prepare::variant(config, false, None)),
-        hot("prepare TAKEN", prepare::variant(config, false, Some(prepare::take((config.num_key_value_heads * config.head_dim) as u32, tuning)))),
+        hot("prepare", prepare::variant(attention, false, None)),
+        hot("prepare TAKEN", prepare::variant(attention, false, Some(prepare::take((attention.kv_heads * attention.head_dim) as u32, tuning)))),
         hot("score, one", score(None, false)),
         hot("score, many", score(None, true)),
         hot("score TAKEN, one", score(taken, false)),
@@ -70,19 +70,19 @@ fn of_model(config: &Config, tuning: &Tuning) -> Vec<Hot> {
         hot("values CODED, one head", values(Some(&one), None)),
         hot("values CODED, all heads", values(Some(&all), None)),
         hot("values CODED CHOSEN", values(Some(&all), chosen)),
-        hot("merge", merge::variant(config, false, false, tuning)),
-        hot("merge CODED", merge::variant(config, true, false, tuning)),
-        hot("merge CODED, many", merge::variant(config, true, true, tuning)),
-        hot("survey", choose::survey(config)),
-        hot("choose", choose::choose(config, selection)),
-        hot("gather", gather::variant(config)),
-        hot("landmark", landmark::variant(config)),
+        hot("merge", merge::variant(attention, false, false, tuning)),
+        hot("merge CODED", merge::variant(attention, true, false, tuning)),
+        hot("merge CODED, many", merge::variant(attention, true, true, tuning)),
+        hot("survey", choose::survey(attention)),
+        hot("choose", choose::choose(attention, selection)),
+        hot("gather", gather::variant(attention)),
+        hot("landmark", landmark::variant(attention)),
     ]
 }
 
 /// Rows over so many key/value heads each.
-fn rows_over(config: &Config, kv_heads: usize) -> Coded {
+fn rows_over(attention: &AttentionShape, kv_heads: usize) -> Coded {
     let format = Format { bands: Vec::new(), scale: Scale::Band };
     let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
-    Coded { store: 0, words: 0, slices: (0..config.num_key_value_heads).step_by(kv_heads).map(slice).collect(), turning: Vec::new(), block: 1 }
+    Coded { store: 0, words: 0, slices: (0..attention.kv_heads).step_by(kv_heads).map(slice).collect(), turning: Vec::new(), block: 1 }
 }

@@ -1,11 +1,11 @@
 //! `landmark.wgsl`: landmarks of coded tokens, from their exact keys.
 
-use super::{WORKGROUP, spec};
+use super::exact::{ExactRows, row_buffer};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LandmarkCache, LayerCache, Slots};
-use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::Selection;
+use crate::rows::Slots;
 use std::ops::Range;
 
 #[repr(C)]
@@ -18,6 +18,26 @@ struct Step {
     ring: u32,
 }
 
+/// One layer's landmarks of coded tokens, by which a token chooses what it reads.
+pub struct Landmarks {
+    /// Packed as [`Selection::format`] says: `[chunks][H_kv][words]`.
+    pub(crate) words: wgpu::Buffer,
+    /// Chunks that it has room for.
+    pub(crate) chunks: usize,
+}
+
+impl Landmarks {
+    /// Those of `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(device: &Device, attention: &AttentionShape, layer: usize, capacity: usize) -> Result<Landmarks> {
+        let chunks = capacity.div_ceil(Selection::CHUNK);
+        let bytes = 4 * attention.kv_heads * Selection::format(attention.head_dim).words();
+        Ok(Landmarks { words: row_buffer(device, format!("layer {layer}'s landmarks for a context of {capacity}"), chunks, bytes)?, chunks })
+    }
+}
+
 /// Makes one layer's landmarks.
 pub struct Landmark {
     kernel: Kernel,
@@ -27,26 +47,22 @@ pub struct Landmark {
     step: Step,
 }
 
-pub(super) fn variant(config: &Config) -> Spec {
-    let constants = [
-        ("WORKGROUP", WORKGROUP),
-        ("HEAD", config.head_dim as u32),
-        ("KV_HEADS", config.num_key_value_heads as u32),
-        ("CHUNK", Selection::CHUNK as u32),
-    ];
+pub(super) fn variant(attention: &AttentionShape) -> Spec {
+    let constants =
+        [("WORKGROUP", WORKGROUP), ("HEAD", attention.head_dim as u32), ("KV_HEADS", attention.kv_heads as u32), ("CHUNK", Selection::CHUNK as u32)];
     spec("landmark.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::configs().iter().map(variant).collect()
+    AttentionShape::examples().iter().map(variant).collect()
 }
 
 impl Landmark {
-    pub(crate) fn plan(device: &Device, config: &Config, cache: &LayerCache, slots: Slots, landmarks: &LandmarkCache) -> Result<Landmark> {
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, slots: Slots, landmarks: &Landmarks) -> Result<Landmark> {
         let buffers = [&cache.keys, &landmarks.words];
         let step = Step { sinks: slots.sinks, ring: slots.ring, ..bytemuck::Zeroable::zeroed() };
-        let bytes = (2 * Selection::CHUNK * config.head_dim + 4 * Selection::format(config.head_dim).words()) as u64;
-        Ok(Landmark { kernel: device.kernel(variant(config), &buffers)?, kv_heads: config.num_key_value_heads as u32, bytes, step })
+        let bytes = (2 * Selection::CHUNK * attention.head_dim + 4 * Selection::format(attention.head_dim).words()) as u64;
+        Ok(Landmark { kernel: device.kernel(variant(attention), &buffers)?, kv_heads: attention.kv_heads as u32, bytes, step })
     }
 
     /// Those of the chunks that hold `tokens`, which are coded and no sinks.
@@ -66,7 +82,6 @@ mod tests {
     use super::*;
     use crate::gpu::pad;
     use crate::kernels::oracle::{devices, halves, run};
-    use crate::kernels::score::config;
     use half::f16;
 
     /// Chunks that begin and end within, from a ring, of heads whose width is no multiple of four: as the specification packs it.
@@ -74,7 +89,7 @@ mod tests {
     fn a_landmark_is_the_mean_of_its_keys_packed() {
         let slots = Slots { sinks: 3, ring: 40 };
         for head_dim in [14, 64, 512] {
-            let c = config(false, None, 4, 2, head_dim);
+            let c = AttentionShape::of(false, None, 4, 2, head_dim);
             let (padded, words) = (pad(head_dim), Selection::format(head_dim).words());
             let mut keys = halves(3, slots.count() * 2 * padded);
             keys.chunks_exact_mut(padded).for_each(|key| key[head_dim..].fill(f16::ZERO));
@@ -93,8 +108,8 @@ mod tests {
                 }
             }
             for device in devices(None) {
-                let cache = LayerCache { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
-                let landmarks = LandmarkCache::new(&device, &c, 0, 64).unwrap();
+                let cache = ExactRows { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
+                let landmarks = Landmarks::new(&device, &c, 0, 64).unwrap();
                 let landmark = Landmark::plan(&device, &c, &cache, slots, &landmarks).unwrap();
                 let got = run::<u32>(&device, &landmarks.words, chunks.end * 2 * words, |pass| landmark.record(pass, tokens.clone()));
                 let got = &got[chunks.start * 2 * words..];

@@ -1,9 +1,10 @@
 //! `matmul.wgsl`: many tokens through a weight matrix.
 
 use super::matvec::Around;
-use super::{Tuning, spec};
+use super::spec;
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
+use crate::gpu::{Tile, Tuning};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -13,30 +14,6 @@ struct Step {
     width: u32,
     tokens: u32,
     stride: u32,
-}
-
-/// What a workgroup computes, and what a lane does of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tile {
-    /// Tokens, and rows of weights.
-    pub tokens: u32,
-    /// See [`tokens`](Self::tokens).
-    pub rows: u32,
-    /// Numbers along k that are staged at a time.
-    pub depth: u32,
-    /// Tokens and rows whose sums a lane keeps.
-    pub lane_tokens: u32,
-    /// See [`lane_tokens`](Self::lane_tokens).
-    pub lane_rows: u32,
-}
-
-impl Tile {
-    /// Whether the kernel can be made of it: whole lanes, 256 at the most, pairs of rows in one lane, and both operands in 16 KiB.
-    pub(super) fn fits(&self) -> bool {
-        let whole = self.tokens.is_multiple_of(self.lane_tokens) && self.rows.is_multiple_of(self.lane_rows) && self.depth.is_multiple_of(4);
-        let lanes = (self.tokens / self.lane_tokens) * (self.rows / self.lane_rows);
-        whole && self.lane_rows.is_multiple_of(2) && (1..=256).contains(&lanes) && (self.tokens + self.rows) * self.depth <= 4096
-    }
 }
 
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is around it.

@@ -1,7 +1,8 @@
 //! `matvec.wgsl`: one token through a weight matrix.
 
-use super::{Tuning, WORKGROUP, spec};
+use super::{WORKGROUP, spec};
 use crate::Result;
+use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Tier, Work};
 
 #[repr(C)]

@@ -3,9 +3,9 @@
 use super::coded::Coded;
 use super::score::Block;
 use super::values::{splits, sums};
-use super::{Tuning, WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::checkpoint::Config;
+use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
@@ -40,12 +40,12 @@ pub struct Merge {
     step: Step,
 }
 
-pub(super) fn variant(config: &Config, coded: bool, many: bool, tuning: &Tuning) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, coded: bool, many: bool, tuning: &Tuning) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     let constants = [
         ("WORKGROUP", if many { WORKGROUP } else { tuning.merge_lanes }),
-        ("HEADS", config.num_attention_heads as u32),
-        ("HEAD", config.head_dim as u32),
+        ("HEADS", attention.heads as u32),
+        ("HEAD", attention.head_dim as u32),
         ("IN_FLIGHT", tuning.in_flight),
         ("SPLITS", tuning.splits + if coded { tuning.coded_splits } else { 0 }),
     ];
@@ -60,26 +60,28 @@ pub(super) fn variants() -> Vec<Spec> {
     let kinds = [true, false]
         .into_iter()
         .flat_map(|software| [(false, false), (false, true), (true, false), (true, true)].map(|kind| (Tuning::of(software), kind)));
-    let configs = super::score::configs();
-    kinds.flat_map(|(tuning, (coded, many))| configs.iter().map(move |config| variant(config, coded, many, &tuning)).collect::<Vec<_>>()).collect()
+    let attentions = AttentionShape::examples();
+    kinds
+        .flat_map(|(tuning, (coded, many))| attentions.iter().map(move |attention| variant(attention, coded, many, &tuning)).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its vectors, vector of `up` and number of `means` at which its key/value head begins.
-pub(crate) fn heads(config: &Config, coded: &Coded) -> Vec<u32> {
-    let at = coded.sums(config);
-    let up = coded.ups(config);
+pub(crate) fn heads(attention: &AttentionShape, coded: &Coded) -> Vec<u32> {
+    let at = coded.sums(attention);
+    let up = coded.ups(attention);
     let head = |h: usize| {
-        let kv = h / config.group_size();
-        [at[h], coded.rank(kv) / 4, up[kv], kv * config.head_dim].map(|n| n as u32)
+        let kv = h / attention.group_size();
+        [at[h], coded.rank(kv) / 4, up[kv], kv * attention.head_dim].map(|n| n as u32)
     };
-    (0..config.num_attention_heads).flat_map(head).collect()
+    (0..attention.heads).flat_map(head).collect()
 }
 
 impl Merge {
     /// `from`, `weights` as [`super::values`] writes them; `out`: `[n][H][pad(head_dim)]`. `many`: for blocks of many tokens, else of one.
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         from: &wgpu::Buffer,
         weights: &wgpu::Buffer,
         out: &wgpu::Buffer,
@@ -88,17 +90,17 @@ impl Merge {
     ) -> Result<Merge> {
         let mut buffers = vec![from, weights, out];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
-        let heads = config.num_attention_heads;
+        let heads = attention.heads;
         let step = Step {
-            stride: (heads * pad(config.head_dim)) as u32,
-            sums: sums(config, up.map(|up| up.coded)) as u32 / 4,
+            stride: (heads * pad(attention.head_dim)) as u32,
+            sums: sums(attention, up.map(|up| up.coded)) as u32 / 4,
             ..bytemuck::Zeroable::zeroed()
         };
-        let ranks = up.map_or(0, |up| (0..config.num_key_value_heads).map(|kv| up.coded.rank(kv)).sum::<usize>());
-        let numbers = (ranks * config.head_dim) as u64;
-        let work = Work { bytes: 2 * numbers, flops: 2 * config.group_size() as u64 * numbers };
+        let ranks = up.map_or(0, |up| (0..attention.kv_heads).map(|kv| up.coded.rank(kv)).sum::<usize>());
+        let numbers = (ranks * attention.head_dim) as u64;
+        let work = Work { bytes: 2 * numbers, flops: 2 * attention.group_size() as u64 * numbers };
         let tuning = device.tuning();
-        let kernel = device.kernel(variant(config, up.is_some(), many, &tuning), &buffers)?;
+        let kernel = device.kernel(variant(attention, up.is_some(), many, &tuning), &buffers)?;
         Ok(Merge { kernel, heads: heads as u32, up: work, tuning, step })
     }
 
@@ -116,12 +118,12 @@ impl Merge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::{LayerCache, Slots};
     use crate::kernels::coded::by_coordinates;
+    use crate::kernels::exact::ExactRows;
     use crate::kernels::oracle::{assert_close, coded_side, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
-    use crate::kernels::score::config;
     use crate::kernels::values::{CodedValues, Values, groups};
+    use crate::rows::Slots;
     use crate::rows::{Band, Exact, Format, Scale};
 
     /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one token) and once in a single pass (the same token twice): both are
@@ -131,8 +133,8 @@ mod tests {
         let (start, keys, capacity) = (7, 5000, 5011);
         let formats = formats();
         let wide = Format { bands: vec![Band { bits: 2, runs: 65 }], scale: Scale::Fixed };
-        let c = config(false, None, 6, 3, 14);
-        let (heads, padded, columns) = (c.num_attention_heads, pad(c.head_dim), 5300);
+        let c = AttentionShape::of(false, None, 6, 3, 14);
+        let (heads, padded, columns) = (c.heads, pad(c.head_dim), 5300);
         let side = coded_side(&c, &[(2, &wide), (1, &formats[1])], capacity);
         let (means, last) = (numbers(4, 3 * 14), start + keys - 1);
         for coded in [false, true] {
@@ -176,7 +178,7 @@ mod tests {
             let up: Vec<_> = (0..3).flat_map(|kv| by_coordinates(|i, d| side.up(kv, i, d), side.coded.rank(kv), 14)).collect();
             for (device, tuning) in tuned_devices(None) {
                 let sides = coded.then_some(&side.coded);
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
+                let cache = ExactRows { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, sides, false).0).unwrap();
                 let parts = u64::from(tuning.splits + tuning.coded_splits).max(4);
                 let from = device.buffer("sums", parts * sums(&c, sides) as u64 * 4).unwrap();

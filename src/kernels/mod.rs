@@ -12,6 +12,7 @@
 //! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
 
 pub mod argmax;
+mod attention;
 pub mod blocks;
 pub mod choose;
 pub(crate) mod coded;
@@ -19,6 +20,8 @@ pub mod contest;
 pub mod credit;
 pub mod embed;
 pub mod energy;
+pub mod eviction;
+pub mod exact;
 pub mod exchange;
 pub mod gather;
 pub mod gram;
@@ -36,6 +39,7 @@ pub mod score;
 pub mod stripe;
 pub mod values;
 
+pub use attention::AttentionShape;
 pub use hot::{Hot, hot_variants};
 
 use crate::gpu::{Access, Spec};
@@ -43,84 +47,6 @@ use std::collections::BTreeMap;
 
 /// Lanes of a workgroup in every kernel but the reductions over whole rows. Two subgroups on NVIDIA, one or two on AMD, eight on a software renderer.
 pub(crate) const WORKGROUP: u32 = 64;
-
-/// How kernels divide their work where devices want it differently. A kernel reads it as it is planned: what is planned keeps what it was planned with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tuning {
-    /// The most splits of one token's exact keys.
-    pub splits: u32,
-    /// And of its coded ones: their sums are longer, and all of them are read again to be joined.
-    pub coded_splits: u32,
-    /// Keys weighed at a time; a split is a multiple of them, and they are a multiple of 16 · `in_flight`.
-    pub keys: u32,
-    /// What a lane loads before it adds up the first: keys' values, splits' sums.
-    pub in_flight: u32,
-    /// Rows of sums that a workgroup adds up over its lanes at a time: each takes a KiB of its memory, and each time two barriers.
-    pub ends: u32,
-    /// The most coordinates to which a workgroup takes a query.
-    pub take: u32,
-    /// Rows of weights that a team of lanes multiplies at once: an even number, since gate and up are neighbours.
-    pub team_rows: u32,
-    /// Loads from each of its rows of weights that a lane has under way.
-    pub ahead: u32,
-    /// Whether such a load is two vectors, where rows have an even number of them.
-    pub paired: bool,
-    /// Logits that a workgroup looks at, of which another then chooses.
-    pub logits: u32,
-    /// Lanes of a workgroup that joins the splits of one token.
-    pub merge_lanes: u32,
-    /// How products of many tokens are divided.
-    pub tile: matmul::Tile,
-}
-
-impl Tuning {
-    /// For a GPU, which hides how long memory takes behind many workgroups with several loads each; or for a software renderer, where either only costs. As measured: docs/results/2026-11-27-h200.md, and
-    /// on lavapipe.
-    pub fn of(software: bool) -> Tuning {
-        let tile = matmul::Tile { tokens: 64, rows: 64, depth: 32, lane_tokens: 8, lane_rows: 4 };
-        match software {
-            true => Tuning {
-                tile: matmul::Tile { depth: 16, lane_rows: 8, ..tile },
-                splits: 32,
-                coded_splits: 32,
-                keys: 128,
-                in_flight: 1,
-                ends: 8,
-                take: 4096,
-                team_rows: 8,
-                ahead: 1,
-                paired: false,
-                logits: 1 << 16,
-                merge_lanes: 64,
-            },
-            false => Tuning {
-                tile,
-                splits: 256,
-                coded_splits: 128,
-                keys: 64,
-                in_flight: 4,
-                ends: 2,
-                take: 64,
-                team_rows: 2,
-                ahead: 2,
-                paired: true,
-                logits: 1024,
-                merge_lanes: 256,
-            },
-        }
-    }
-}
-
-impl Tuning {
-    pub(crate) fn check(&self) {
-        assert!(self.keys > 0 && self.keys.is_multiple_of(values::SHARING * self.in_flight), "{self:?}: keys");
-        assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
-        assert!(self.team_rows.is_multiple_of(2), "{self:?}: rows");
-        assert!(self.tile.fits(), "{self:?}: tile");
-        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.take, self.team_rows, self.ahead, self.logits];
-        assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
-    }
-}
 
 /// Positions of RoPE's first table: see [`turns`].
 const NEAR: u32 = 64;
@@ -171,11 +97,12 @@ pub fn variants() -> Vec<Spec> {
 /// What the kernels' tests share: devices of every tier, numbers, running and reading back.
 #[cfg(test)]
 mod oracle {
-    use super::Tuning;
+    use super::AttentionShape;
     use super::coded::{Coded, Slice};
-    use crate::cache::{LayerCache, Slots};
-    use crate::checkpoint::Config;
+    use crate::gpu::Tuning;
     use crate::gpu::{Device, Options, Pass, Tier, pad};
+    use crate::kernels::exact::ExactRows;
+    use crate::rows::Slots;
     use crate::rows::{Format, RUN, Vague};
     use half::f16;
     use std::sync::Arc;
@@ -188,7 +115,7 @@ mod oracle {
     /// One device of every tier for every tuning: a software renderer's, a GPU's, and small parts with more of everything than there are keys.
     pub fn tuned_devices(max_binding: Option<u64>) -> impl Iterator<Item = (Arc<Device>, Tuning)> {
         let small = Tuning {
-            tile: super::matmul::Tile { tokens: 16, rows: 32, depth: 8, lane_tokens: 4, lane_rows: 2 },
+            tile: crate::gpu::Tile { tokens: 16, rows: 32, depth: 8, lane_tokens: 4, lane_rows: 2 },
             splits: 300,
             coded_splits: 77,
             keys: 32,
@@ -242,11 +169,16 @@ mod oracle {
         assert!(error < most, "{what}: {error}");
     }
 
+    /// RoPE's, of a base of ten thousand.
+    pub fn frequencies(head_dim: usize) -> Vec<f64> {
+        (0..head_dim / 2).map(|i| 1e4f64.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+    }
+
     /// A head as attention sees it: normalised and multiplied by `gain` where there is one, then turned to its position.
-    pub fn turned(config: &Config, head: &[f64], gain: Option<&[f32]>, position: usize) -> Vec<f64> {
-        let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f64>() / head.len() as f64 + config.rms_norm_eps as f64).sqrt();
+    pub fn turned(attention: &AttentionShape, head: &[f64], gain: Option<&[f32]>, position: usize) -> Vec<f64> {
+        let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f64>() / head.len() as f64 + attention.epsilon as f64).sqrt();
         let x: Vec<f64> = head.iter().enumerate().map(|(i, x)| gain.map_or(*x, |g| x * scale * g[i] as f64)).collect();
-        let (half, frequencies) = (head.len() / 2, config.rope_frequencies());
+        let (half, frequencies) = (head.len() / 2, frequencies(head.len()));
         let turn = |i: usize| {
             let (sin, cos) = (position as f64 * frequencies[i % half]).sin_cos();
             if i < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
@@ -256,7 +188,7 @@ mod oracle {
 
     /// A layer's exact rows and what stands beside them, at random.
     pub struct Beside {
-        pub cache: LayerCache,
+        pub cache: ExactRows,
         /// Rows by slot, candidates' last: keys, and values.
         pub rows: [Vec<f16>; 2],
         /// How many tokens each column is, and its key and value, padded.
@@ -264,11 +196,11 @@ mod oracle {
     }
 
     /// Seven candidates, and sums as they may be.
-    pub fn beside(device: &Device, config: &Config, slots: Slots, vague: Vague) -> Beside {
-        let (stores, held, row) = (super::score::stores(config, vague), 7, config.num_key_value_heads * pad(config.head_dim));
-        let cache = LayerCache::beside(device, config, "test", slots.count(), stores).unwrap();
+    pub fn beside(device: &Device, attention: &AttentionShape, slots: Slots, vague: Vague) -> Beside {
+        let (stores, held, row) = (super::score::stores(attention, vague), 7, attention.kv_row());
+        let cache = ExactRows::beside(device, attention, "test", slots.count(), stores).unwrap();
         let side = cache.side.as_ref().unwrap();
-        let is_padding = |i: usize| i % pad(config.head_dim) >= config.head_dim;
+        let is_padding = |i: usize| i % pad(attention.head_dim) >= attention.head_dim;
         let rows = [60, 61].map(|seed| {
             let mut rows = halves(seed, (slots.count() + stores.candidates) * row);
             rows.iter_mut().enumerate().filter(|(i, _)| is_padding(*i)).for_each(|(_, x)| *x = f16::ZERO);
@@ -326,8 +258,8 @@ mod oracle {
 
     impl CodedSide {
         /// The same of keys after RoPE, about means before it.
-        pub fn about(self, config: &Config, means: &[f32]) -> CodedSide {
-            CodedSide { coded: self.coded.about(config, means), ..self }
+        pub fn about(self, attention: &AttentionShape, means: &[f32]) -> CodedSide {
+            CodedSide { coded: self.coded.about(attention, means), ..self }
         }
 
         /// A key/value head's up-projection.
@@ -338,7 +270,7 @@ mod oracle {
     }
 
     /// Slices of so many heads in such formats, behind one another with a word between.
-    pub fn coded_side(config: &Config, slices: &[(usize, &Format)], capacity: usize) -> CodedSide {
+    pub fn coded_side(attention: &AttentionShape, slices: &[(usize, &Format)], capacity: usize) -> CodedSide {
         let (mut word, mut first_head) = (1, 0);
         let slice = |(row, &(kv_heads, format)): (usize, &(usize, &Format))| {
             let slice = Slice { row, word, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
@@ -347,12 +279,12 @@ mod oracle {
             slice
         };
         let slices: Vec<Slice> = slices.iter().enumerate().map(slice).collect();
-        assert_eq!(first_head, config.num_key_value_heads);
+        assert_eq!(first_head, attention.kv_heads);
         let mut side = CodedSide {
             rows: vec![0; capacity * word],
             coordinates: Vec::new(),
             ups: Vec::new(),
-            head_dim: config.head_dim,
+            head_dim: attention.head_dim,
             coded: Coded { store: 0, words: word, slices, turning: Vec::new(), block: 1 },
         };
         for (i, slice) in side.coded.slices.iter().enumerate() {
@@ -365,7 +297,7 @@ mod oracle {
                 z.into_iter().map(f64::from).collect()
             };
             side.coordinates.push(numbers(i as u64 + 20, capacity * rank).chunks_exact(rank).enumerate().map(encoded).collect());
-            side.ups.push(halves(i as u64 + 40, rank * slice.kv_heads * config.head_dim).into_iter().map(f32::from).collect());
+            side.ups.push(halves(i as u64 + 40, rank * slice.kv_heads * attention.head_dim).into_iter().map(f32::from).collect());
         }
         side
     }

@@ -1,11 +1,12 @@
 //! `prepare.wgsl`: bias, QK-norm and RoPE, the append of new exact rows to the cache, and queries for coded keys.
 
 use super::coded::{BOOKS, Coded};
-use super::{NEAR, Tuning, WORKGROUP, spec};
+use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, Slots};
-use crate::checkpoint::Config;
+use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::kernels::exact::ExactRows;
+use crate::rows::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -48,10 +49,10 @@ pub(super) fn take(rank: u32, tuning: &Tuning) -> [u32; 2] {
 }
 
 /// `takes`: where queries are taken to coordinates, how many workgroups of a head do that, and how many coordinates each has.
-pub(super) fn variant(config: &Config, bias: bool, takes: Option<[u32; 2]>) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, bias: bool, takes: Option<[u32; 2]>) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
-    flags.extend([(bias, "BIAS"), (config.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
+    flags.extend([(bias, "BIAS"), (attention.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
     if !flags.is_empty() {
         flags.push("ADDED");
         bindings.push((5, Access::Read));
@@ -65,37 +66,32 @@ pub(super) fn variant(config: &Config, bias: bool, takes: Option<[u32; 2]>) -> S
         ("WORKGROUP", WORKGROUP),
         ("TAKES", takes),
         ("TAKE", take),
-        ("PAIRS", (config.head_dim / 2) as u32),
+        ("PAIRS", (attention.head_dim / 2) as u32),
         ("NEAR", NEAR),
         ("BOOKS", BOOKS),
-        ("QUERY_HEADS", config.num_attention_heads as u32),
-        ("KV_HEADS", config.num_key_value_heads as u32),
-        ("GROUP", config.group_size() as u32),
+        ("QUERY_HEADS", attention.heads as u32),
+        ("KV_HEADS", attention.kv_heads as u32),
+        ("GROUP", attention.group_size() as u32),
     ];
     spec("prepare.wgsl", &flags, &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
     let pairs = [(false, false), (false, true), (true, false), (true, true)];
-    super::score::configs().iter().flat_map(|config| pairs.map(|(bias, taken)| variant(config, bias, taken.then_some([4, 256])))).collect()
-}
-
-/// Numbers from one token to the next in a projection: query heads, key heads and value heads, each padded to four.
-pub(crate) fn stride(config: &Config) -> usize {
-    (config.num_attention_heads + 2 * config.num_key_value_heads) * pad(config.head_dim)
+    AttentionShape::examples().iter().flat_map(|attention| pairs.map(|(bias, taken)| variant(attention, bias, taken.then_some([4, 256])))).collect()
 }
 
 impl Prepare {
-    /// `projected`: `[n][`[`stride`]`]` f32; `turns`: RoPE's tables; `queries`: `[n][H][pad(head_dim)]`, and behind those of a token its taken ones; `added`: QK-norm's gains
+    /// `projected`: `[n][`[`AttentionShape::projection_row`]`]` f32; `turns`: RoPE's tables; `queries`: `[n][H][pad(head_dim)]`, and behind those of a token its taken ones; `added`: QK-norm's gains
     /// `[2][head_dim]` where the model has them, then biases as a token in `projected` where `bias`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         projected: &wgpu::Buffer,
         turns: &wgpu::Buffer,
         queries: &wgpu::Buffer,
-        cache: &LayerCache,
+        cache: &ExactRows,
         slots: Slots,
         added: Option<&wgpu::Buffer>,
         bias: bool,
@@ -104,29 +100,29 @@ impl Prepare {
         let mut buffers = vec![projected, turns, queries, &cache.keys, &cache.values];
         buffers.extend(added);
         buffers.extend(taken.iter().flat_map(|taken| [taken.table, taken.up]));
-        let whole = config.num_attention_heads * pad(config.head_dim);
+        let whole = attention.heads * pad(attention.head_dim);
         let step = Step {
             first: 0,
-            stride: stride(config) as u32,
-            queries: taken.map_or(whole, |taken| taken.coded.query_stride(config, true)) as u32,
+            stride: attention.projection_row() as u32,
+            queries: taken.map_or(whole, |taken| taken.coded.query_stride(attention, true)) as u32,
             sinks: slots.sinks,
             ring: slots.ring,
-            epsilon: config.rms_norm_eps,
+            epsilon: attention.epsilon,
         };
-        let kv_heads = config.num_key_value_heads;
+        let kv_heads = attention.kv_heads;
         let takes = taken.map(|taken| {
             let most = (0..kv_heads).map(|kv| taken.coded.rank(kv)).max().unwrap_or(0) as u32;
             take(most, &device.tuning())
         });
-        let heads = config.num_attention_heads * takes.map_or(1, |[takes, _]| takes as usize);
-        let units = heads + kv_heads + (kv_heads * pad(config.head_dim)).div_ceil(BLOCK);
+        let heads = attention.heads * takes.map_or(1, |[takes, _]| takes as usize);
+        let units = heads + kv_heads + (kv_heads * pad(attention.head_dim)).div_ceil(BLOCK);
         let ranks = taken.map_or(0, |taken| (0..kv_heads).map(|kv| taken.coded.rank(kv)).sum::<usize>());
         let each = Work {
-            bytes: (4 * step.stride + 4 * step.queries) as u64 + 4 * (kv_heads * pad(config.head_dim)) as u64,
-            flops: (2 * config.group_size() * ranks * config.head_dim) as u64,
+            bytes: (4 * step.stride + 4 * step.queries) as u64 + 4 * (kv_heads * pad(attention.head_dim)) as u64,
+            flops: (2 * attention.group_size() * ranks * attention.head_dim) as u64,
         };
-        let once = (2 * ranks * pad(config.head_dim)) as u64;
-        Ok(Prepare { kernel: device.kernel(variant(config, bias, takes), &buffers)?, step, units: units as u32, each, once })
+        let once = (2 * ranks * pad(attention.head_dim)) as u64;
+        Ok(Prepare { kernel: device.kernel(variant(attention, bias, takes), &buffers)?, step, units: units as u32, each, once })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -141,9 +137,8 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, coded_side, numbers, run, tuned_devices, turned};
+    use crate::kernels::oracle::{assert_close, coded_side, frequencies, numbers, run, tuned_devices, turned};
     use crate::kernels::pack::tests::formats;
-    use crate::kernels::score::config;
     use crate::kernels::turns;
     use half::f16;
 
@@ -153,11 +148,11 @@ mod tests {
     fn queries_are_turned_and_rows_appended() {
         let formats = formats();
         for (qk_norm, bias, taken) in [(true, true, false), (false, false, true), (true, false, true), (false, true, false)] {
-            let c = config(qk_norm, None, 6, 3, 14);
-            let (first, tokens, heads, padded) = (63, 3, c.num_attention_heads, pad(c.head_dim));
+            let c = AttentionShape::of(qk_norm, None, 6, 3, 14);
+            let (first, tokens, heads, padded) = (63, 3, c.heads, pad(c.head_dim));
             let row = 3 * padded;
             let slots = if taken { Slots { sinks: 2, ring: 30 } } else { Slots::ALL };
-            let (stride, mut means) = (stride(&c), numbers(5, 3 * c.head_dim));
+            let (stride, mut means) = (c.projection_row(), numbers(5, 3 * c.head_dim));
             // The first head has a mean in every other pair of RoPE, which are four of seven.
             (0..14).filter(|i| i % 7 % 2 == 1).for_each(|i| means[i] = 0.0);
             let side = coded_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1).about(&c, &means);
@@ -193,11 +188,12 @@ mod tests {
             added.extend(biases.iter().filter(|_| bias));
             let up: Vec<_> = (0..3).flat_map(|kv| by_dimensions(|i, d| side.up(kv, i, d), side.coded.rank(kv), c.head_dim)).collect();
             for (device, tuning) in tuned_devices(None) {
-                let [projected, turns] = [&projected, turns(&c.rope_frequencies(), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                let [projected, turns] =
+                    [&projected, turns(&frequencies(c.head_dim), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                 let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
                 let count = if taken { slots.count() } else { 70 };
                 let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
-                let cache = LayerCache { keys: rows(), values: rows(), side: None };
+                let cache = ExactRows { keys: rows(), values: rows(), side: None };
                 let buffer = (!added.is_empty()).then(|| device.upload("added", &added).unwrap());
                 let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
                 let to = taken.then_some(Taken { coded: &side.coded, table: &table, up: &up });

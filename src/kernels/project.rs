@@ -1,6 +1,6 @@
 //! `project.wgsl`: coordinates by an orthonormal basis, from what keys and values are read with.
 
-use super::{WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 
@@ -28,7 +28,7 @@ fn variant(head_dim: usize) -> Spec {
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    super::score::configs().iter().map(|config| variant(config.head_dim)).collect()
+    AttentionShape::examples().iter().map(|attention| variant(attention.head_dim)).collect()
 }
 
 /// Where a layer's numbers stand, and how many coordinates they come to.

@@ -1,11 +1,12 @@
 //! `score.wgsl`: how well every cached key answers every query: exact keys, and coded ones beside them.
 
 use super::coded::{BOOKS, Coded, Striped};
-use super::{NEAR, WORKGROUP, spec};
+use super::eviction::EvictionStore;
+use super::exact::ExactRows;
+use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, SideCache, Slots};
-use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::rows::Slots;
 use crate::rows::{Reach, Selection, Stores, Vague};
 use std::ops::Range;
 
@@ -153,8 +154,8 @@ pub(crate) fn most_keys(head_dim: usize) -> usize {
 }
 
 /// Queries that a lane answers at once.
-pub(super) fn rows(config: &Config, many: bool) -> u32 {
-    if many { 8 } else { (config.group_size() as u32).div_ceil(WORKGROUP / tile(config.head_dim)).min(8) }
+pub(super) fn rows(attention: &AttentionShape, many: bool) -> u32 {
+    if many { 8 } else { (attention.group_size() as u32).div_ceil(WORKGROUP / tile(attention.head_dim)).min(8) }
 }
 
 /// How coded keys are scored, if there are any: whether queries are taken to them, and whether they are chosen.
@@ -170,16 +171,16 @@ pub(super) struct Aligned {
 /// What a kernel that reads what stands beside exact rows binds of it, and how many columns of it are not candidates; `marks` and what follows them are read-only.
 pub(super) fn side_bindings(stores: Option<&Stores>) -> (Vec<&'static str>, Vec<(u32, Access)>, u32) {
     let Some(stores) = stores else { return (Vec::new(), Vec::new(), 0) };
-    let flags = SideCache::flags(stores);
+    let flags = EvictionStore::flags(stores);
     let binding = |(number, flag): (u32, &str)| flags.contains(&flag).then_some((number, Access::Read));
     let bindings = [(8, "SIDE"), (9, "SKETCH"), (10, "MEAN")].into_iter().filter_map(binding).collect();
     (flags, bindings, stores.vague_columns() as u32)
 }
 
-pub(super) fn variant(config: &Config, coded: Kind, aligned: Aligned, stores: Option<&Stores>, rows: u32) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, coded: Kind, aligned: Aligned, stores: Option<&Stores>, rows: u32) -> Spec {
     let (mut flags, side, vague) = side_bindings(stores);
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    if config.sliding_window.is_some() && stores.is_none() {
+    if attention.window.is_some() && stores.is_none() {
         flags.push("WINDOW");
     }
     if coded.is_some() || stores.is_some() {
@@ -206,14 +207,14 @@ pub(super) fn variant(config: &Config, coded: Kind, aligned: Aligned, stores: Op
         ("CHUNK", Selection::CHUNK as u32),
         ("MOST", most as u32),
         ("VAGUE_COLUMNS", vague),
-        ("PAIRS", (config.head_dim / 2) as u32),
+        ("PAIRS", (attention.head_dim / 2) as u32),
         ("NEAR", NEAR),
         ("BOOKS", BOOKS),
-        ("TILE", tile(config.head_dim)),
+        ("TILE", tile(attention.head_dim)),
         ("ROWS", rows),
-        ("VECTORS_AT_ONCE", vectors_at_once(config.head_dim, rows)),
-        ("KV_HEADS", config.num_key_value_heads as u32),
-        ("GROUP", config.group_size() as u32),
+        ("VECTORS_AT_ONCE", vectors_at_once(attention.head_dim, rows)),
+        ("KV_HEADS", attention.kv_heads as u32),
+        ("GROUP", attention.group_size() as u32),
     ];
     flags.extend(aligned.striped.flags);
     constants.extend(aligned.striped.constants);
@@ -224,68 +225,37 @@ pub(super) fn variant(config: &Config, coded: Kind, aligned: Aligned, stores: Op
     spec("score.wgsl", &flags, &constants, &bindings)
 }
 
-/// A model's geometry, as far as attention knows it.
-pub(crate) fn config(qk_norm: bool, sliding_window: Option<usize>, heads: usize, kv_heads: usize, head_dim: usize) -> Config {
-    Config {
-        architecture: Architecture::Llama,
-        hidden_size: heads * head_dim,
-        intermediate_size: 1536,
-        num_hidden_layers: 1,
-        num_attention_heads: heads,
-        num_key_value_heads: kv_heads,
-        head_dim,
-        vocab_size: 1000,
-        max_position_embeddings: 8192,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: true,
-        attention_bias: true,
-        qk_norm,
-        sliding_window,
-        bos_token_id: None,
-        eos_token_ids: Vec::new(),
-    }
-}
-
-/// Geometries as they occur.
-pub(super) fn configs() -> Vec<Config> {
-    vec![
-        config(false, None, 9, 3, 64),
-        config(true, Some(100), 6, 3, 12),
-        config(true, None, 32, 8, 128),
-        config(false, Some(4096), 32, 32, 128),
-        config(true, None, 8, 2, 512),
-    ]
-}
-
 pub(super) fn variants() -> Vec<Spec> {
     let chosen = Some(Selection { tokens: 256 });
     let kinds = [None, Some((false, None)), Some((true, None)), Some((false, chosen)), Some((true, chosen))];
-    let plain = configs().into_iter().flat_map(|config| kinds.map(|kind| variant(&config, kind, Aligned::default(), None, 4)));
-    let blocks = configs().into_iter().flat_map(|config| {
-        super::blocks::formats(&config).map(|format| {
+    let plain = AttentionShape::examples().into_iter().flat_map(|attention| kinds.map(|kind| variant(&attention, kind, Aligned::default(), None, 4)));
+    let blocks = AttentionShape::examples().into_iter().flat_map(|attention| {
+        super::blocks::formats(&attention).map(|format| {
             let aligned = Aligned { striped: Striped::of(&format), block: format.block() };
-            variant(&config, Some((true, None)), aligned, None, 4)
+            variant(&attention, Some((true, None)), aligned, None, 4)
         })
     });
     plain
         .chain(blocks)
-        .chain(configs().iter().flat_map(|config| beside(config).map(|(kind, stores)| variant(config, kind, Aligned::default(), Some(&stores), 4))))
+        .chain(
+            AttentionShape::examples()
+                .iter()
+                .flat_map(|attention| beside(attention).map(|(kind, stores)| variant(attention, kind, Aligned::default(), Some(&stores), 4))),
+        )
         .collect()
 }
 
 /// All that can stand beside exact rows, and how coded keys are scored meanwhile.
-fn beside(config: &Config) -> [(Kind, Stores); 6] {
-    let dense = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].map(|vague| (None, stores(config, vague)));
-    let coded = [true, false].map(|taken| (Some((taken, None)), stores(config, Vague::Rows)));
+fn beside(attention: &AttentionShape) -> [(Kind, Stores); 6] {
+    let dense = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].map(|vague| (None, stores(attention, vague)));
+    let coded = [true, false].map(|taken| (Some((taken, None)), stores(attention, Vague::Rows)));
     let ([a, b, c, d], [e, f]) = (dense, coded);
     [a, b, c, d, e, f]
 }
 
 /// Some of everything.
-pub(super) fn stores(config: &Config, vague: Vague) -> Stores {
-    Stores::some(config, vague, 24, 5, 400)
+pub(super) fn stores(attention: &AttentionShape, vague: Vague) -> Stores {
+    Stores::some(2 * attention.kv_row(), vague, 24, 5, 400)
 }
 
 impl Score {
@@ -293,9 +263,9 @@ impl Score {
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         queries: &wgpu::Buffer,
-        cache: &LayerCache,
+        cache: &ExactRows,
         slots: Slots,
         scores: &wgpu::Buffer,
         stride: usize,
@@ -303,20 +273,20 @@ impl Score {
         coded: Option<CodedKeys>,
         many: bool,
     ) -> Result<Score> {
-        let tile = tile(config.head_dim);
-        let (teams, group, rows) = (WORKGROUP / tile, config.group_size() as u32, rows(config, many));
+        let tile = tile(attention.head_dim);
+        let (teams, group, rows) = (WORKGROUP / tile, attention.group_size() as u32, rows(attention, many));
         let mut buffers = vec![queries, &cache.keys, scores];
         let kind = coded.map(|coded| (coded.taken, coded.chosen.map(|(selection, _)| selection)));
-        let mut query_stride = config.num_attention_heads * pad(config.head_dim);
+        let mut query_stride = attention.heads * pad(attention.head_dim);
         if let Some(coded) = coded {
             buffers.extend([coded.rows, coded.table, turns]);
             if !coded.taken {
                 buffers.push(coded.up);
             }
             buffers.extend(coded.chosen.map(|(_, chosen)| chosen));
-            query_stride = coded.coded.query_stride(config, coded.taken);
+            query_stride = coded.coded.query_stride(attention, coded.taken);
         }
-        let (heads, dim, kv_heads) = (config.num_attention_heads, config.head_dim, config.num_key_value_heads);
+        let (heads, dim, kv_heads) = (attention.heads, attention.head_dim, attention.kv_heads);
         let ranks = coded.map_or(0, |coded| (0..kv_heads).map(|kv| coded.coded.rank(kv)).sum::<usize>());
         let taken = coded.is_some_and(|coded| coded.taken);
         let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
@@ -324,26 +294,26 @@ impl Score {
         let row = coded.map_or(0, |coded| coded.coded.row_words());
         let each = [
             work(4 * heads, 2 * heads * dim),
-            work(4 * heads, if taken { 2 * config.group_size() * ranks } else { 2 * heads * dim }),
+            work(4 * heads, if taken { 2 * attention.group_size() * ranks } else { 2 * heads * dim }),
             work(4 * row, if taken { 0 } else { 2 * ranks * dim }),
         ];
         let aligned = coded.map_or(Aligned::default(), |coded| Aligned { striped: coded.coded.striped(), block: coded.coded.block });
         let side = cache.side.as_ref();
-        buffers.extend(side.into_iter().flat_map(SideCache::buffers));
+        buffers.extend(side.into_iter().flat_map(EvictionStore::buffers));
         Ok(Score {
-            kernel: device.kernel(variant(config, kind, aligned, side.map(|side| &side.stores), rows), &buffers)?,
+            kernel: device.kernel(variant(attention, kind, aligned, side.map(|side| &side.stores), rows), &buffers)?,
             side: side.is_some(),
             tile,
             // A rebuilt tile serves all rows of the block; a stored one is cheap to load again.
             span: coded.is_none_or(|coded| coded.taken).then_some(teams * rows * 2),
-            kv_heads: config.num_key_value_heads as u32,
+            kv_heads: attention.kv_heads as u32,
             group,
             each,
             row: (2 * kv_heads * pad(dim)) as u32,
             step: Step {
                 stride: stride as u32,
                 queries: query_stride as u32,
-                window: config.sliding_window.unwrap_or(0) as u32,
+                window: attention.window.unwrap_or(0) as u32,
                 sinks: slots.sinks,
                 ring: slots.ring,
                 words: coded.map_or(0, |coded| coded.coded.words as u32),
@@ -385,19 +355,19 @@ impl Score {
 mod tests {
     use super::*;
     use crate::kernels::coded::{by_coordinates, by_dimensions};
-    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run, turned};
+    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, frequencies, halves, numbers, run, turned};
     use crate::kernels::turns;
     use crate::rows::{Exact, Format};
 
     /// Blocks of one token and of several, from the beginning and from within, of keys that are all exact.
     #[test]
     fn every_key_answers_every_query() {
-        let c = config(false, Some(40), 10, 5, 14);
-        let (head, query, heads, capacity) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, 110);
+        let c = AttentionShape::of(false, Some(40), 10, 5, 14);
+        let (head, query, heads, capacity) = (c.head_dim, pad(c.head_dim), c.heads, 110);
         let queries: Vec<f32> = numbers(1, 40 * heads * query).into_iter().enumerate().map(|(i, x)| if i % query < head { x } else { 0.0 }).collect();
         let rows = halves(2, capacity * 5 * query);
         for device in devices(None) {
-            let cache = LayerCache { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
+            let cache = ExactRows { keys: device.upload("keys", &rows).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
             let from = device.upload("queries", &queries).unwrap();
             for b in [Block::new(101, 1, 0, Some(40), None), Block::new(90, 5, 2, Some(40), None), Block::new(0, 37, 0, Some(40), None)] {
                 let (tokens, count) = (b.tokens as usize, b.exact() as usize);
@@ -430,7 +400,7 @@ mod tests {
     /// After exact keys come candidates and what is vague, as many times as they are tokens; nobody looks past a token's window for its exact key.
     #[test]
     fn what_stands_beside_answers_as_often_as_it_is_tokens() {
-        let c = config(false, None, 6, 2, 14);
+        let c = AttentionShape::of(false, None, 6, 2, 14);
         let (heads, padded, columns) = (6, pad(14), 150);
         let (exact, slots) = (Exact { sinks: 3, recent: 5 }, Slots { sinks: 3, ring: 90 });
         let queries: Vec<f32> = numbers(1, 40 * heads * padded).into_iter().enumerate().map(|(i, x)| if i % padded < 14 { x } else { 0.0 }).collect();
@@ -481,12 +451,12 @@ mod tests {
         let exact = Exact { sinks: 3, recent: 5 };
         let capacity = 110;
         let formats = crate::kernels::pack::tests::formats();
-        let cases: Vec<(Config, Vec<(usize, &Format)>)> = vec![
-            (config(true, Some(60), 10, 5, 14), vec![(2, &formats[1]), (1, &formats[0]), (1, &formats[5]), (1, &formats[6])]),
-            (config(false, None, 3, 1, 512), vec![(1, &formats[2])]),
+        let cases: Vec<(AttentionShape, Vec<(usize, &Format)>)> = vec![
+            (AttentionShape::of(true, Some(60), 10, 5, 14), vec![(2, &formats[1]), (1, &formats[0]), (1, &formats[5]), (1, &formats[6])]),
+            (AttentionShape::of(false, None, 3, 1, 512), vec![(1, &formats[2])]),
         ];
         for (c, slices) in &cases {
-            let (head, query, heads, kv_heads, group) = (c.head_dim, pad(c.head_dim), c.num_attention_heads, c.num_key_value_heads, c.group_size());
+            let (head, query, heads, kv_heads, group) = (c.head_dim, pad(c.head_dim), c.heads, c.kv_heads, c.group_size());
             let slots = Slots::new(&exact.blocks(1), 40, capacity);
             let ring = halves(2, slots.count() * kv_heads * query);
             for taken in [false, true] {
@@ -545,15 +515,15 @@ mod tests {
                     (99, 3, 1, false, 97),
                 ];
                 for device in devices(None) {
-                    let cache = LayerCache { keys: device.upload("keys", &ring).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
+                    let cache = ExactRows { keys: device.upload("keys", &ring).unwrap(), values: device.buffer("values", 4).unwrap(), side: None };
                     let [from, turns] =
-                        [&queries, turns(&c.rope_frequencies(), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                        [&queries, turns(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                     let (rows, table, up) =
                         (device.upload("rows", &side.rows).unwrap(), device.upload("table", &table).unwrap(), device.upload("up", &up).unwrap());
                     let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, taken, chosen: None };
                     for (first, tokens, at, strict, exact_from) in blocks {
                         let reach = exact.reach(first, tokens, strict, exact_from);
-                        let b = Block::new(first as u32, tokens as u32, at, c.sliding_window, Some(reach));
+                        let b = Block::new(first as u32, tokens as u32, at, c.window, Some(reach));
                         let (many, columns) = (tokens > 1, 200);
                         let out = device.buffer("scores", (tokens * heads * columns * 4) as u64).unwrap();
                         let score = Score::plan(&device, c, &from, &cache, slots, &out, columns, &turns, Some(keys), many).unwrap();
@@ -572,7 +542,7 @@ mod tests {
                                 }
                                 let coded = column >= b.exact();
                                 let key = if coded { b.start + column - b.exact() } else { b.exact_key(column) } as usize;
-                                let unseen = key > position || c.sliding_window.is_some_and(|w| key + w <= position);
+                                let unseen = key > position || c.window.is_some_and(|w| key + w <= position);
                                 if unseen || reach.coded(position, key) != coded {
                                     assert!(*got < -3e38, "{what}: token {t} may not see key {key}, coded: {coded}: {got}");
                                     continue;
@@ -586,7 +556,7 @@ mod tests {
                                 seen.push(f64::from(*got));
                                 expected.push(k.iter().enumerate().map(|(d, k)| q(d) * k).sum::<f64>() / (head as f64).sqrt());
                             }
-                            let from = c.sliding_window.map_or(0, |w| (position + 1).saturating_sub(w));
+                            let from = c.window.map_or(0, |w| (position + 1).saturating_sub(w));
                             assert!(read[from..].iter().all(|n| *n == 1), "{what}: token {t} reads {read:?}");
                         }
                         assert_close(seen, &expected, 1e-9, &what);

@@ -60,14 +60,14 @@ impl Stripe {
 mod tests {
     use super::super::blocks::{Blocks as Numbers, formats};
     use super::*;
+    use crate::kernels::AttentionShape;
     use crate::kernels::oracle::{devices, numbers, run};
-    use crate::kernels::score::config;
     use crate::rows::Scale;
 
     /// What [`Format::encode`] makes of two or eight blocks, but for numbers that rounding leaves between two codes; and nothing beside.
     #[test]
     fn blocks_are_packed_as_their_format_says() {
-        for c in [config(false, None, 3, 3, 14), config(false, None, 9, 3, 64)] {
+        for c in [AttentionShape::of(false, None, 3, 3, 14), AttentionShape::of(false, None, 9, 3, 64)] {
             for format in formats(&c) {
                 let Scale::Blocks(shape) = format.scale else { unreachable!() };
                 let (first, tokens, at, rank, own) = (4, 256, 2, format.rank(), format.words());

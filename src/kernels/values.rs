@@ -1,12 +1,14 @@
 //! `values.wgsl`: the weighted sum of value rows, split by split, exact ones and coded ones apart.
 
 use super::coded::{BOOKS, Coded, Striped};
+use super::eviction::EvictionStore;
+use super::exact::ExactRows;
 use super::score::{Block, side_bindings, stores};
-use super::{Tuning, WORKGROUP, spec};
+use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::cache::{LayerCache, SideCache, Slots};
-use crate::checkpoint::Config;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::gpu::{SHARING, Tuning};
+use crate::rows::Slots;
 use crate::rows::{Selection, Stores, Vague};
 
 #[repr(C)]
@@ -32,9 +34,6 @@ struct Step {
 
 /// The most query heads that a workgroup sums for: each costs four registers a lane.
 const MOST_ROWS: usize = 8;
-/// The most lanes that share a vector's keys.
-pub(crate) const SHARING: u32 = 16;
-
 /// Coded values: their rows, and what they are read with.
 #[derive(Clone, Copy)]
 pub(crate) struct CodedValues<'a> {
@@ -60,14 +59,14 @@ pub struct Values {
 }
 
 /// The most query heads of a group, and how many of them a workgroup sums for. Where keys are chosen the heads of a group read the same ones: those of one key/value head.
-pub(super) fn shape(config: &Config, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
+pub(super) fn shape(attention: &AttentionShape, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
     let widest = coded.filter(|_| !chosen).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
-    let heads = widest * config.group_size();
+    let heads = widest * attention.group_size();
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
 pub(super) fn variant(
-    config: &Config,
+    attention: &AttentionShape,
     coded: Option<Striped>,
     chosen: Option<Selection>,
     stores: Option<&Stores>,
@@ -80,14 +79,14 @@ pub(super) fn variant(
         ("CHUNK", Selection::CHUNK as u32),
         ("MOST", chosen.map_or(0, |selection| selection.chunks()) as u32),
         ("VAGUE_COLUMNS", vague),
-        ("GROUP", config.group_size() as u32),
+        ("GROUP", attention.group_size() as u32),
         ("KEYS", tuning.keys),
         ("IN_FLIGHT", tuning.in_flight),
         ("ENDS", tuning.ends),
         ("BOOKS", BOOKS),
         ("ROWS", rows),
-        ("HEADS", config.num_attention_heads as u32),
-        ("EXACT_ROW", (config.num_key_value_heads * pad(config.head_dim)) as u32),
+        ("HEADS", attention.heads as u32),
+        ("EXACT_ROW", (attention.kv_heads * pad(attention.head_dim)) as u32),
     ];
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
     if coded.is_some() || stores.is_some() {
@@ -108,17 +107,17 @@ pub(super) fn variant(
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    let kinds = |(config, tuning): (&Config, Tuning)| {
-        let (rows, chosen) = (shape(config, None, false).1, Some(Selection { tokens: 256 }));
+    let kinds = |(attention, tuning): (&AttentionShape, Tuning)| {
+        let (rows, chosen) = (shape(attention, None, false).1, Some(Selection { tokens: 256 }));
         let each = || Some(Striped::default());
-        let coded = [variant(config, each(), None, None, MOST_ROWS as u32, &tuning), variant(config, each(), chosen, None, rows, &tuning)];
-        let blocks = super::blocks::formats(config).map(|format| variant(config, Some(Striped::of(&format)), None, None, rows, &tuning));
-        let beside = |vague| variant(config, each().filter(|_| vague == Vague::Rows), None, Some(&stores(config, vague)), rows, &tuning);
+        let coded = [variant(attention, each(), None, None, MOST_ROWS as u32, &tuning), variant(attention, each(), chosen, None, rows, &tuning)];
+        let blocks = super::blocks::formats(attention).map(|format| variant(attention, Some(Striped::of(&format)), None, None, rows, &tuning));
+        let beside = |vague| variant(attention, each().filter(|_| vague == Vague::Rows), None, Some(&stores(attention, vague)), rows, &tuning);
         let beside = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(beside);
-        [vec![variant(config, None, None, None, rows, &tuning)], coded.into(), blocks.into(), beside.into()].concat()
+        [vec![variant(attention, None, None, None, rows, &tuning)], coded.into(), blocks.into(), beside.into()].concat()
     };
-    let configs = super::score::configs();
-    [true, false].into_iter().flat_map(|software| configs.iter().map(move |config| (config, Tuning::of(software)))).flat_map(kinds).collect()
+    let attentions = AttentionShape::examples();
+    [true, false].into_iter().flat_map(|software| attentions.iter().map(move |attention| (attention, Tuning::of(software)))).flat_map(kinds).collect()
 }
 
 /// A block's splits, of columns that are not coded and of those that are: their numbers and lengths. Many tokens fill the device by themselves.
@@ -133,18 +132,18 @@ pub(crate) fn splits(block: &Block, tuning: &Tuning) -> [(u32, u32); 2] {
 }
 
 /// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are. Where keys are `chosen`, coded ones are by key/value head.
-pub(crate) fn groups(config: &Config, coded: Option<&Coded>, chosen: bool) -> (Vec<u32>, [u32; 2]) {
-    let g = config.group_size();
+pub(crate) fn groups(attention: &AttentionShape, coded: Option<&Coded>, chosen: bool) -> (Vec<u32>, [u32; 2]) {
+    let g = attention.group_size();
     // (where its rows begin, vectors, first query head, query heads, where its sums begin, first run)
     let entries = |[at, width, first, heads, sums, runs]: [usize; 6]| {
         let dims = width.next_power_of_two().clamp((WORKGROUP / SHARING) as usize, WORKGROUP as usize);
         (0..width).step_by(dims).map(move |begin| [at, width, first, heads, sums, begin, dims, runs].map(|n| n as u32)).collect::<Vec<_>>()
     };
-    let vectors = pad(config.head_dim) / 4;
-    let mut table: Vec<_> = (0..config.num_key_value_heads).flat_map(|kv| entries([kv * vectors, vectors, kv * g, g, kv * g * vectors, 0])).collect();
+    let vectors = pad(attention.head_dim) / 4;
+    let mut table: Vec<_> = (0..attention.kv_heads).flat_map(|kv| entries([kv * vectors, vectors, kv * g, g, kv * g * vectors, 0])).collect();
     let exact = table.len();
     if let Some(coded) = coded {
-        let (sums, runs) = (coded.sums(config), coded.value_runs());
+        let (sums, runs) = (coded.sums(attention), coded.value_runs());
         for (slice, runs) in coded.slices.iter().zip(runs) {
             let heads = if chosen { 1 } else { slice.kv_heads };
             for kv in (slice.first_head..slice.first_head + slice.kv_heads).step_by(heads) {
@@ -157,9 +156,9 @@ pub(crate) fn groups(config: &Config, coded: Option<&Coded>, chosen: bool) -> (V
 }
 
 /// Numbers that a token's sums of one split take: whole heads, or coordinates.
-pub(crate) fn sums(config: &Config, coded: Option<&Coded>) -> usize {
-    let exact = config.num_attention_heads * pad(config.head_dim);
-    exact.max(coded.map_or(0, |coded| 4 * coded.sums(config)[config.num_attention_heads]))
+pub(crate) fn sums(attention: &AttentionShape, coded: Option<&Coded>) -> usize {
+    let exact = attention.heads * pad(attention.head_dim);
+    exact.max(coded.map_or(0, |coded| 4 * coded.sums(attention)[attention.heads]))
 }
 
 impl Values {
@@ -167,10 +166,10 @@ impl Values {
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
         device: &Device,
-        config: &Config,
+        attention: &AttentionShape,
         scores: &wgpu::Buffer,
         stride: usize,
-        cache: &LayerCache,
+        cache: &ExactRows,
         slots: Slots,
         coded: Option<CodedValues>,
         table: &wgpu::Buffer,
@@ -178,29 +177,30 @@ impl Values {
         weights: &wgpu::Buffer,
     ) -> Result<Values> {
         let (side, chosen) = (coded.map(|coded| coded.coded), coded.and_then(|coded| coded.chosen));
-        let (heads, rows) = shape(config, side, chosen.is_some());
+        let (heads, rows) = shape(attention, side, chosen.is_some());
         let mut buffers = vec![scores, &cache.values, table, out, weights];
         buffers.extend(coded.iter().flat_map(|coded| [coded.rows, coded.table]));
         buffers.extend(chosen.map(|(_, chosen)| chosen));
         let beside = cache.side.as_ref();
-        buffers.extend(beside.into_iter().flat_map(SideCache::buffers));
-        let (all, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        buffers.extend(beside.into_iter().flat_map(EvictionStore::buffers));
+        let (all, kv_heads) = (attention.heads, attention.kv_heads);
         let ranks = side.map_or(0, |coded| (0..kv_heads).map(|kv| coded.rank(kv)).sum::<usize>());
         let row = side.map_or(0, Coded::row_words);
         let work = |numbers: usize| Work { bytes: 4 * all as u64, flops: 2 * numbers as u64 };
-        let [entries, more] = groups(config, side, chosen.is_some()).1;
+        let [entries, more] = groups(attention, side, chosen.is_some()).1;
         let tuning = device.tuning();
         let selection = chosen.map(|(selection, _)| selection);
         Ok(Values {
-            kernel: device.kernel(variant(config, side.map(Coded::striped), selection, beside.map(|side| &side.stores), rows, &tuning), &buffers)?,
+            kernel: device
+                .kernel(variant(attention, side.map(Coded::striped), selection, beside.map(|side| &side.stores), rows, &tuning), &buffers)?,
             rows,
             heads,
-            each: [work(all * config.head_dim), work(config.group_size() * ranks)],
-            once: [2 * kv_heads * pad(config.head_dim), 4 * row].map(|bytes| bytes as u64),
+            each: [work(all * attention.head_dim), work(attention.group_size() * ranks)],
+            once: [2 * kv_heads * pad(attention.head_dim), 4 * row].map(|bytes| bytes as u64),
             tuning,
             step: Step {
                 stride: stride as u32,
-                sums: sums(config, side) as u32 / 4,
+                sums: sums(attention, side) as u32 / 4,
                 entries,
                 all: entries + more,
                 words: side.map_or(0, |coded| coded.words as u32),
@@ -243,14 +243,13 @@ mod tests {
     use super::*;
     use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
-    use crate::kernels::score::config;
     use crate::rows::{Exact, Format, Vague};
 
     /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several splits, five in one, and two tokens in one, the last keys of the first masked.
     #[test]
     fn every_split_is_the_sum_of_its_keys() {
-        let c = config(false, None, 9, 3, 14);
-        let (heads, width, capacity) = (c.num_attention_heads, 16, 310);
+        let c = AttentionShape::of(false, None, 9, 3, 14);
+        let (heads, width, capacity) = (c.heads, 16, 310);
         let row = 3 * width;
         let rows = halves(2, capacity * row);
         for (tokens, start, keys) in [(1, 9, 300), (1, 30, 5), (2, 0, 131)] {
@@ -278,7 +277,7 @@ mod tests {
                     }
                 }
                 let from = device.upload("scores", &scores).unwrap();
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap(), side: None };
+                let cache = ExactRows { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let values = Values::plan(&device, &c, &from, capacity, &cache, Slots::ALL, None, &table, &out, &shares).unwrap();
@@ -294,7 +293,7 @@ mod tests {
     /// Candidates and what is vague are summed with exact rows.
     #[test]
     fn what_stands_beside_is_summed_with_exact_rows() {
-        let c = config(false, None, 6, 2, 14);
+        let c = AttentionShape::of(false, None, 6, 2, 14);
         let (heads, padded, stride) = (6, pad(14), 150);
         let (exact, slots) = (Exact { sinks: 3, recent: 5 }, Slots { sinks: 3, ring: 90 });
         for (vague, device) in
@@ -341,7 +340,7 @@ mod tests {
     fn coded_values_are_summed_as_coordinates_beside_exact_ones() {
         let formats = formats();
         let wide = Format { bands: vec![crate::rows::Band { bits: 2, runs: 17 }], scale: crate::rows::Scale::Band };
-        let c = config(false, None, 12, 6, 10);
+        let c = AttentionShape::of(false, None, 12, 6, 10);
         let exact = Exact { sinks: 3, recent: 5 };
         let (heads, padded, capacity, stride) = (12, pad(10), 400, 700);
         let side = coded_side(&c, &[(2, &wide), (1, &formats[0]), (2, &formats[1]), (1, &formats[6])], capacity);
@@ -379,7 +378,7 @@ mod tests {
                     }
                 }
                 let from = device.upload("scores", &scores).unwrap();
-                let cache = LayerCache { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
+                let cache = ExactRows { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
                 let table = device.upload("groups", &groups(&c, Some(&side.coded), false).0).unwrap();
                 let [out, shares] = [expected.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());

@@ -131,7 +131,7 @@ mod tests {
 
     /// A symmetric matrix without a pattern.
     fn numbers(n: usize) -> DMatrix<f64> {
-        let mut random = crate::random::Random::new(n as u64);
+        let mut random = crate::linalg::Random::new(n as u64);
         let x = DMatrix::from_fn(n, n, |_, j| random.gaussian() / (1.0 + j as f64).sqrt());
         (&x + x.transpose()) / 2.0
     }

@@ -7,11 +7,15 @@
 //! outputs: `y = Wᵀx`.
 
 mod eigen;
+mod moments;
 mod product;
+mod random;
 mod rotation;
 
 pub use eigen::Eigen;
+pub use moments::Moments;
 pub use product::{gram, outer_products, product, tr_product, tr_product_into};
+pub use random::Random;
 pub use rotation::rotation;
 
 use crate::{Error, Result};
@@ -29,4 +33,15 @@ pub fn check_finite<T: RealField + Copy>(what: &str, matrix: &DMatrix<T>) -> Res
             message: format!("the entry in row {}, column {} is {}, not a finite number", at % matrix.nrows(), at / matrix.nrows(), matrix[at]),
         }),
     }
+}
+
+/// `parts`, all of as many columns, one under the other.
+pub(crate) fn stack(parts: &[DMatrix<f32>]) -> DMatrix<f32> {
+    let mut whole = DMatrix::zeros(parts.iter().map(DMatrix::nrows).sum(), parts[0].ncols());
+    let mut first = 0;
+    for part in parts {
+        whole.rows_mut(first, part.nrows()).copy_from(part);
+        first += part.nrows();
+    }
+    whole
 }

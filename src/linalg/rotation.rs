@@ -5,7 +5,7 @@
 //! (mod 4)` from the squares modulo `q`. Together they reach all multiples of 16 up to 672, and most beyond. Random signs in front make it a rotation
 //! that no pattern in the data is aligned with.
 
-use crate::random::Random;
+use crate::linalg::Random;
 use nalgebra::DMatrix;
 
 /// An orthogonal matrix `O: [n, n]` to turn row vectors by, `y·O`: a Hadamard matrix over `√n` with random signs of its rows where one of this order

@@ -2,7 +2,7 @@
 //! that say what to do.
 
 use super::{Store, failed, plain, sha256};
-use crate::progress::{OnProgress, report};
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};

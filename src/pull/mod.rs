@@ -16,7 +16,7 @@ mod package;
 
 pub use known::{KNOWN, Known};
 
-use crate::progress::{OnProgress, report};
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};

@@ -4,7 +4,7 @@
 
 use super::known::{Client, Form, Known, Member};
 use super::{failed, fresh, llama2c, sha256};
-use crate::progress::{OnProgress, report};
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::{Read, Write};

@@ -76,7 +76,7 @@ fn spread(deviations: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::linalg::Random;
 
     /// A matrix of even noise whose rows and columns were scaled is given back its scales, but for a factor common to either side and what the noise itself has.
     #[test]

@@ -12,7 +12,7 @@
 //! Blocks begin after the sinks, which are exact, and are coded when they are whole ([`Schedule`](super::Schedule)).
 
 use super::balance::balance;
-use super::format::{Run, step_code};
+use super::run::{Run, step_code};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
@@ -172,7 +172,7 @@ fn half(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::linalg::Random;
     use crate::rows::{Band, Format, RUN, Scale};
 
     fn format(steps: Steps, tokens: usize, heads: usize, width: usize, bits: u8) -> Format {

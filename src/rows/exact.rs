@@ -10,9 +10,6 @@
 //!
 //! Where the rows of several tokens share numbers ([`Blocks`](super::Blocks)) they are coded in blocks, the first of which begins after the sinks ([`Schedule`]): a query then has up to a block less
 //! one more tokens exact, strictly or not.
-//!
-//! Where the rows of several tokens share numbers ([`Blocks`](super::Blocks)) they are coded in blocks, the first of which begins after the sinks ([`Schedule`]): a query then has up to a block less one
-//! more tokens exact, strictly or not.
 
 /// How many tokens stay exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -56,6 +53,11 @@ pub struct Schedule {
 impl Exact {
     /// Tokens that are coded together while they come one at a time.
     pub const BLOCK: usize = 32;
+
+    /// At most `capacity` tokens of either: more than there are tokens is all of them.
+    pub fn within(self, capacity: usize) -> Exact {
+        Exact { sinks: self.sinks.min(capacity), recent: self.recent.min(capacity) }
+    }
 
     /// The schedule of rows that are coded in blocks of `block` tokens.
     pub fn blocks(self, block: usize) -> Schedule {
@@ -118,6 +120,9 @@ fn whole(position: usize, sinks: usize, block: usize) -> usize {
 }
 
 impl Reach {
+    /// Every row is read exactly.
+    pub const ALL_EXACT: Reach = Reach { sinks: 0, low: 0, high: 0, recent: 0, block: 1 };
+
     /// The query at `position` reads coded rows `sinks..of(position)`, and exactly those below and from there up to itself.
     pub fn of(&self, position: usize) -> usize {
         whole((position + 1).saturating_sub(self.recent), self.sinks, self.block).clamp(self.low, self.high)

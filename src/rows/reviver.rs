@@ -16,9 +16,7 @@
 //! takes two.
 
 use super::sketch::Sketch;
-use super::{Exact, RowSet, RowSpec};
-use crate::checkpoint::Config;
-use crate::compress::Budget;
+use super::{Budget, Exact, Geometry, RowSet, RowSpec};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -109,15 +107,9 @@ impl Reviver {
     ///
     /// # Errors
     /// [`Error::Argument`] where this model cannot be read so, or the budget holds nothing.
-    pub fn stores(&self, config: &Config, rows: &[RowSpec], exact: Exact, capacity: usize) -> Result<Stores> {
+    pub fn stores(&self, geometry: &Geometry, rows: &[RowSpec], exact: Exact, capacity: usize) -> Result<Stores> {
         let refuse = |name: &str, message: &str| Err(Error::Argument { name: name.into(), message: message.into() });
         let vague = self.vague(!rows.is_empty());
-        if config.sliding_window.is_some_and(|window| window < capacity) {
-            return refuse(
-                "method",
-                "this model sees no further back than its window and forgets the rest by itself; kvreviver has nothing to keep there",
-            );
-        }
         match (vague, rows.is_empty()) {
             (Vague::Rows, true) => {
                 return refuse("vague", "a dense model has no coded rows; compress it first, or choose none, mean, sketch or shrunk");
@@ -125,9 +117,9 @@ impl Reviver {
             (Vague::Rows, false) | (_, true) => {}
             (_, false) => return refuse("vague", "this model leaves a coded row of every token; choose rows, or give the dense model"),
         }
-        let layers = config.num_hidden_layers as u128;
-        let width = width(config);
-        let bytes = u128::from(self.budget.bytes(config.dense_kv_bytes_per_token())?) * capacity as u128 / layers;
+        let layers = geometry.layers as u128;
+        let width = width(geometry);
+        let bytes = u128::from(self.budget.bytes(geometry.dense_bytes_per_token())?) * capacity as u128 / layers;
         let kept = (exact.sinks as u128 + exact.recent as u128) * 2 * width as u128;
         let rows = u128::from(RowSet::bytes_per_token(rows)) * capacity as u128 / layers;
         let mean = if vague.has_mean() { Sketch::mean_bytes(width) } else { 0 };
@@ -159,8 +151,8 @@ impl Reviver {
 }
 
 /// Numbers of a token's key and value in one layer, as a device pads them.
-fn width(config: &Config) -> usize {
-    2 * config.num_key_value_heads * config.head_dim.next_multiple_of(4)
+fn width(geometry: &Geometry) -> usize {
+    2 * geometry.kv_heads * geometry.head_dim.next_multiple_of(4)
 }
 
 impl Stores {
@@ -190,9 +182,9 @@ impl Stores {
         }
     }
 
-    /// For a model of this geometry, whatever the budget for it is.
-    pub(crate) fn some(config: &Config, vague: Vague, candidates: usize, buckets: usize, capacity: usize) -> Stores {
-        Stores { vague, candidates, buckets: if vague.is_sketched() { buckets } else { 0 }, width: width(config), capacity }
+    /// Of keys and values that are `width` numbers together, as a device pads them, whatever the budget for it is.
+    pub(crate) fn some(width: usize, vague: Vague, candidates: usize, buckets: usize, capacity: usize) -> Stores {
+        Stores { vague, candidates, buckets: if vague.is_sketched() { buckets } else { 0 }, width, capacity }
     }
 
     /// Bytes of that table; `None` where that is beyond counting.

@@ -10,6 +10,7 @@
 //! tokens that are generated; and several tokens at once (a prompt) read everything, as rebuilding is shared by their queries.
 
 use super::{Band, Format, RUN, Scale};
+use crate::{Error, Result};
 use half::f16;
 
 /// How many coded tokens a token reads.
@@ -24,6 +25,19 @@ impl Selection {
     pub const CHUNK: usize = 2;
     /// More tokens than any model reads.
     pub const MOST: usize = 1 << 20;
+
+    /// Whether so many can be chosen.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub fn check(&self) -> Result<()> {
+        let tokens = self.tokens;
+        if tokens == 0 || !tokens.is_multiple_of(Self::CHUNK) || tokens > Self::MOST {
+            let message = format!("{tokens} tokens; choose a multiple of {}, up to {}", Self::CHUNK, Self::MOST);
+            return Err(Error::Argument { name: "select".into(), message });
+        }
+        Ok(())
+    }
 
     /// Chunks that are read.
     pub fn chunks(&self) -> usize {

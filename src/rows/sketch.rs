@@ -11,7 +11,7 @@
 //!
 //! Sums are whole numbers of 1/65536: to take out what was put in leaves the very bits that were there before.
 
-use crate::random::Random;
+use crate::linalg::Random;
 use std::sync::Arc;
 
 /// `1/UNIT` is what sums count in.

@@ -1,7 +1,6 @@
 //! Which vectors share a row, and how all rows of a model cover its keys and values.
 
-use super::{Blocks, Coder, Exact, Format, Scale};
-use crate::checkpoint::Config;
+use super::{Blocks, Coder, Exact, Format, Geometry, Scale};
 use serde::{Deserialize, Serialize};
 
 /// What a row is made from.
@@ -130,8 +129,8 @@ impl RowSet {
     ///
     /// # Errors
     /// What is wrong, as a sentence.
-    pub fn check(specs: &[RowSpec], config: &Config) -> Result<(), String> {
-        let (layers, heads) = (config.num_hidden_layers, config.num_key_value_heads);
+    pub fn check(specs: &[RowSpec], geometry: &Geometry) -> Result<(), String> {
+        let (layers, heads) = (geometry.layers, geometry.kv_heads);
         for (index, spec) in specs.iter().enumerate() {
             spec.format.check().map_err(|message| format!("row {index} {message}"))?;
             let ends = [(spec.first_layer, spec.layers, layers, "layers"), (spec.first_head, spec.kv_heads, heads, "heads")];
@@ -151,12 +150,12 @@ impl RowSet {
             }
             if spec.format.by_head() {
                 let runs = spec.format.rank() / super::RUN;
-                if runs != spec.kv_heads * config.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.holds == Holds::Both {
+                if runs != spec.kv_heads * geometry.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.holds == Holds::Both {
                     return Err(format!("row {index} keeps heads apart, but has {runs} runs of {} heads in {} layers", spec.kv_heads, spec.layers));
                 }
                 continue;
             }
-            let width = spec.width(config.head_dim);
+            let width = spec.width(geometry.head_dim);
             if spec.format.rank() >= width + super::RUN {
                 return Err(format!("row {index} has {} coordinates of a vector of {width}", spec.format.rank()));
             }
@@ -164,7 +163,7 @@ impl RowSet {
         for layer in 0..layers {
             for (side, what) in [(Side::Keys, "keys"), (Side::Values, "values")] {
                 let mut next = 0;
-                for source in RowSet::sources(specs, layer, side, config.head_dim) {
+                for source in RowSet::sources(specs, layer, side, geometry.head_dim) {
                     if source.first_head != next {
                         return Err(format!("the {what} of layer {layer}, head {} are in no row or in two", next.min(source.first_head)));
                     }

@@ -89,7 +89,7 @@ pub(super) fn decode(bits: u8, codes: &[u32; RUN]) -> [f32; RUN] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::linalg::Random;
     use crate::rows::distortion;
 
     fn error(x: &[f32], decoded: &[f32]) -> f64 {

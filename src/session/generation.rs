@@ -1,7 +1,9 @@
 //! An answer, token by token.
 
-use super::{Cancel, Context, Sampler, Session, StopStrings};
+use super::{Cancel, Session, StopStrings};
 use crate::checkpoint::TextStream;
+use crate::logits::Sampler;
+use crate::sequence::{Context, Logits, Sequence};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -82,7 +84,7 @@ impl<'a> Generation<'a> {
         if prompt.is_empty() {
             return Err(Error::Argument { name: "prompt".into(), message: "it has no tokens".into() });
         }
-        let capacity = session.context.sequence().capacity();
+        let capacity = session.context.capacity();
         if prompt.len() > capacity {
             return Err(Error::Context { needed: prompt.len(), capacity });
         }
@@ -104,7 +106,7 @@ impl<'a> Generation<'a> {
     /// The answer in numbers, as far as it has come.
     pub fn summary(&self) -> Summary {
         let rate = |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        let memory = self.context.sequence().memory();
+        let memory = self.context.memory();
         Summary {
             prefill_tps: rate(self.summary.prompt_tokens - self.summary.reused_tokens, self.prefill_seconds),
             decode_tps: rate(self.summary.tokens.saturating_sub(1), self.decode_seconds),
@@ -118,7 +120,7 @@ impl<'a> Generation<'a> {
         let start = Instant::now();
         match work {
             Work::Read(prompt) => {
-                let mut read = self.context.read(&prompt, self.cancel)?;
+                let mut read = self.context.read(&prompt)?;
                 let id = self.sampler.sample(&mut read.logits, self.context.tokens())?;
                 self.summary.reused_tokens = read.reused;
                 self.prefill_seconds = start.elapsed().as_secs_f64();
@@ -128,7 +130,7 @@ impl<'a> Generation<'a> {
                 let id = if self.sampler.is_greedy() {
                     self.context.step(last)?
                 } else {
-                    let mut logits = self.context.push(last)?;
+                    let mut logits = self.context.forward(&[last], Logits::Last)?;
                     self.sampler.sample(&mut logits, self.context.tokens())?
                 };
                 self.decode_seconds += start.elapsed().as_secs_f64();

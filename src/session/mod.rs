@@ -4,23 +4,19 @@
 //! conversation, render all of it anew for each turn, and only the last message costs anything. [`Session::generate`] gives an iterator that does one
 //! step of the model for each item; whoever stops iterating stops the model.
 
-mod context;
 mod generation;
-mod sampler;
 mod stop;
 
-pub use crate::cancel::Cancel;
-pub use crate::random::Random;
-pub use context::{Context, Read};
+pub use crate::logits::Sampling;
+pub use crate::task::Cancel;
 pub use generation::{Finish, Generation, Summary, Token};
-pub use sampler::{Candidate, Sampler, Sampling, argmax};
 pub use stop::{Released, StopStrings};
 
 use crate::Result;
 use crate::checkpoint::Tokenizer;
-use crate::compress::Xkv;
-use crate::rows::{Reviver, Selection};
-use crate::sequence::{KvMemory, Sequence};
+use crate::logits::Sampler;
+use crate::rows::{CacheMethod, KvMemory};
+use crate::sequence::{Context, Sequence};
 use std::sync::Arc;
 
 /// What a session is made for.
@@ -36,12 +32,8 @@ pub struct SessionOptions {
     pub max_tokens: Option<usize>,
     /// Whether the model's end tokens are taken as any other.
     pub ignore_eos: bool,
-    /// How many coded tokens each new one reads; `None` for all.
-    pub select: Option<Selection>,
-    /// How the prompt of a dense model is compressed in bases of its own, if at all.
-    pub xkv: Option<Xkv>,
-    /// How tokens are forgotten, if they are.
-    pub reviver: Option<Reviver>,
+    /// How keys and values are kept.
+    pub method: CacheMethod,
 }
 
 /// What to continue.
@@ -80,15 +72,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session on any sequence, which it empties. `options.context`, `select`, `xkv` and `reviver` are of no effect here: the sequence has its own.
+    /// A session on any sequence. `options.context` and `method` are of no effect here: the sequence has its own.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for an option out of its range.
-    pub fn new(sequence: Box<dyn Sequence>, tokenizer: Arc<Tokenizer>, options: SessionOptions) -> Result<Session> {
+    pub fn new(mut context: Context, tokenizer: Arc<Tokenizer>, options: SessionOptions) -> Result<Session> {
         let mut ends = if options.ignore_eos { Vec::new() } else { tokenizer.eos_ids().to_vec() };
         ends.sort_unstable();
         let cancel = Cancel::default();
-        let mut context = Context::new(sequence);
         context.set_cancel(cancel.clone());
         Ok(Session {
             context,
@@ -128,7 +119,7 @@ impl Session {
 
     /// Forgets everything that was said.
     pub fn reset(&mut self) {
-        self.context.clear();
+        self.context.truncate(0);
     }
 
     /// Tokens in the cache.
@@ -138,16 +129,16 @@ impl Session {
 
     /// Tokens that the cache has room for.
     pub fn capacity(&self) -> usize {
-        self.context.sequence().capacity()
+        self.context.capacity()
     }
 
     /// What the user should know of how the text is kept: [`Sequence::remark`].
     pub fn remark(&self) -> Option<String> {
-        self.context.sequence().remark()
+        self.context.remark()
     }
 
     /// What the cache costs.
     pub fn memory(&self) -> KvMemory {
-        self.context.sequence().memory()
+        self.context.memory()
     }
 }

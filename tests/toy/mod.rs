@@ -40,7 +40,7 @@ impl Toy {
     pub fn continuation(&self, prompt: &[u32], count: usize) -> Vec<u32> {
         let mut tokens = prompt.to_vec();
         for _ in 0..count {
-            tokens.push(lowkey::session::argmax(&self.logits(&tokens)).unwrap());
+            tokens.push(lowkey::logits::argmax(&self.logits(&tokens)).unwrap());
         }
         tokens.split_off(prompt.len())
     }
@@ -91,7 +91,7 @@ impl Sequence for Toy {
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
-        lowkey::session::argmax(&self.forward(&[token], Logits::Last)?)
+        lowkey::logits::argmax(&self.forward(&[token], Logits::Last)?)
     }
 
     fn truncate(&mut self, position: usize) {

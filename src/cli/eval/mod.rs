@@ -93,7 +93,7 @@ fn kinds() -> impl TypedValueParser<Value = Kind> {
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
-        let online = self.cache.apply(SequenceOptions::default())?.method().is_some();
+        let online = self.cache.method()?.name().is_some();
         let names: Vec<&String> = self.against.iter().chain(&self.models).collect();
         let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
         // Before any weight is read: whether these can be compared.
@@ -147,13 +147,13 @@ impl Args {
             let (name, model): (&String, &Model) = (names[index], &models[index]);
             // What is compared with is kept as it is.
             let reference = index == 0 && self.against.is_some();
-            let mut options = if reference { plain } else { self.cache.apply(plain)? };
+            let mut options = if reference { plain } else { SequenceOptions { method: self.cache.method()?, ..plain } };
             if exact.is_some() {
                 // Strictly, or the tokens that go through the model together would read each other exactly.
                 options = SequenceOptions { exact, strict: true, ..options };
             }
-            let (method, layout) = (options.method().unwrap_or(model.method()).into(), options.layout(&model.layout()));
-            Ok(Subject { model: name.clone(), method, layout, exact: model.exact(&options), sequence: model.sequence(options)? })
+            let (method, layout) = (options.method.name().unwrap_or(model.method()).into(), options.method.layout(&model.layout()));
+            Ok(Subject { model: name.clone(), method, layout, exact: model.exact(&options), sequence: Box::new(model.sequence(options)?) })
         };
         let mut lines = Vec::new();
         for (index, checkpoint) in checkpoints.iter().enumerate() {

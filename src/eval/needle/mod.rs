@@ -7,6 +7,7 @@
 //!
 //! There are four [`Kind`]s of question. What is hidden is drawn once per trial and the same for all lengths, depths and models, so that these can be compared.
 
+mod draw;
 mod haystack;
 mod riddle;
 mod score;
@@ -16,10 +17,9 @@ mod tracking;
 pub use score::run;
 
 use crate::checkpoint::{ChatTemplate, Tokenizer};
-use crate::session::Random;
+use crate::linalg::Random;
 use crate::{Error, Result};
 use haystack::{Haystack, Reading};
-use riddle::Riddle;
 use std::str::FromStr;
 
 /// A kind of question.
@@ -177,7 +177,7 @@ impl Task {
                 // From the beginning: each length has the same trials, and in a trial the same is drawn for each depth.
                 let mut random = Random::new(self.seed);
                 for _ in 0..self.trials {
-                    let texts = Riddle::draw(kind, &self.depth_percents, &mut random);
+                    let texts = draw::draw(kind, &self.depth_percents, &mut random);
                     let start = random.below(haystack.sentences());
                     let readings = texts.iter().map(|riddles| haystack.hide(riddles, start, length)).collect::<Result<Vec<_>>>()?;
                     let asked = texts.iter().flatten().zip(readings.into_iter().flatten());

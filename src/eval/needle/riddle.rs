@@ -1,8 +1,6 @@
 //! What one trial hides in its text, and what it asks.
 
-use super::{Kind, things, tracking};
 use crate::checkpoint::{ChatTemplate, Message};
-use crate::session::Random;
 use crate::{Error, Result};
 use std::iter::repeat;
 
@@ -29,25 +27,6 @@ pub struct Riddle {
 }
 
 impl Riddle {
-    /// A riddle for each depth at which what is asked for stands; all else is the same. Those that hide the same are together.
-    pub fn draw(kind: Kind, depth_percents: &[u32], random: &mut Random) -> Vec<Vec<Riddle>> {
-        let depths: Vec<f64> = depth_percents.iter().map(|&percent| f64::from(percent)).collect();
-        let before = random.clone();
-        let mut each = |draw: fn(f64, &mut Random) -> Riddle| {
-            let again = |&depth: &f64| {
-                *random = before.clone();
-                vec![draw(depth, random)]
-            };
-            depths.iter().map(again).collect()
-        };
-        match kind {
-            Kind::Single => each(things::single),
-            Kind::MultiKey => vec![things::multi_key(&depths, random)],
-            Kind::Tracking => each(tracking::tracking),
-            Kind::MultiTurn => each(things::multi_turn),
-        }
-    }
-
     /// The right answer to the question that counts.
     pub fn number(&self) -> &str {
         self.turns.last().map_or("", |turn| &turn.number)

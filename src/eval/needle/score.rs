@@ -2,10 +2,10 @@
 
 use super::{Question, ROOM, Row};
 use crate::checkpoint::Tokenizer;
-use crate::eval::{Predictions, Subject};
-use crate::progress::{OnProgress, report};
+use crate::eval::Subject;
+use crate::logits::{Predictions, argmax};
 use crate::sequence::{Logits, Sequence};
-use crate::session::argmax;
+use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 
 /// Asks `subject` all `questions`: a row for each kind, length and depth, in the questions' order. `on_progress` hears of the tokens that are read.

@@ -1,7 +1,7 @@
 //! Facts about things: one to be found alone, among others, or after another.
 
 use super::riddle::{Hidden, Riddle, Turn};
-use crate::session::Random;
+use crate::linalg::Random;
 
 const FACTS: [&str; 4] = [
     "The secret number of the THING is NUMBER.",

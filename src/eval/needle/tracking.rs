@@ -6,7 +6,7 @@
 
 use super::riddle::{Hidden, Riddle};
 use super::things::{Fact, ask, facts};
-use crate::session::Random;
+use crate::linalg::Random;
 
 /// Things in a chain: one that has a number, and those that it is handed on to.
 const LINKS: usize = 2;

@@ -6,7 +6,7 @@ mod needle_map;
 mod page;
 
 use super::Report;
-use crate::{Error, Result, output};
+use crate::{Error, Result, task};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -26,7 +26,7 @@ impl Directory {
     /// # Errors
     /// [`Error::Exists`] where there is something else, [`Error::Io`] where nothing can be created there.
     pub fn reserve(path: &Path) -> Result<Directory> {
-        Ok(Directory { directory: output::directory(path)?, path: path.into() })
+        Ok(Directory { directory: task::directory(path)?, path: path.into() })
     }
 
     /// Writes the files and gives the directory its name.
@@ -46,7 +46,7 @@ impl Directory {
             write("needle.csv", &csv(&report.needle)?)?;
         }
         write("index.html", &page::page(report)?)?;
-        output::publish_directory(self.directory, &self.path)
+        task::publish_directory(self.directory, &self.path)
     }
 }
 

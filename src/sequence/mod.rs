@@ -1,9 +1,17 @@
 //! What a decoder offers to everything above it: a sequence of tokens with its cache. Implemented by [`crate::cpu`] and by the GPU decoder.
 
-use crate::cancel::Cancel;
-use crate::compress::Xkv;
-use crate::rows::{Exact, Reviver, RowSet, RowSpec, Selection};
-use crate::{Error, Result};
+mod chunks;
+mod context;
+mod prompted;
+
+pub(crate) use chunks::ChunkPolicy;
+pub use context::{Context, Read};
+pub(crate) use prompted::{Prompted, Reader};
+
+use crate::Result;
+pub use crate::rows::KvMemory;
+use crate::rows::{CacheMethod, Exact, PromptBases, RowSpec};
+use crate::task::Cancel;
 
 /// Which logits [`Sequence::forward`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +29,8 @@ pub enum Logits {
 pub struct SequenceOptions {
     /// Tokens that it has room for.
     pub capacity: usize,
+    /// How it keeps keys and values.
+    pub method: CacheMethod,
     /// What stays exact beside coded rows; `None` for what the checkpoint says. A dense cache is exact throughout.
     pub exact: Option<Exact>,
     /// Whether tokens that go through the model together read each other as if they had come one by one ([`Exact::reach`]): what an evaluation measures. Otherwise they read each other exactly,
@@ -28,56 +38,6 @@ pub struct SequenceOptions {
     pub strict: bool,
     /// The most tokens that go through the model together; `None` for what suits the device.
     pub chunk: Option<usize>,
-    /// How many coded tokens one that goes through the model alone reads; `None` for all.
-    pub select: Option<Selection>,
-    /// How the prompt of a dense model is compressed in bases of its own, if at all.
-    pub xkv: Option<Xkv>,
-    /// How tokens are forgotten, if they are.
-    pub reviver: Option<Reviver>,
-}
-
-impl SequenceOptions {
-    /// The method that compresses the cache while it exists, where there is one.
-    pub fn method(&self) -> Option<&'static str> {
-        self.xkv.map(|_| "xkv").or(self.reviver.map(|_| "kvreviver"))
-    }
-
-    /// How rows are stored, in words, where those of the checkpoint are stored as `layout` says.
-    pub fn layout(&self, layout: &str) -> String {
-        let online = self.xkv.map(|xkv| xkv.options()).or(self.reviver.map(|reviver| reviver.options(layout != "f16")));
-        let select = self.select.map(|selection| format!("{} selected", selection.tokens));
-        online.iter().map(String::as_str).chain(self.xkv.is_none().then_some(layout)).chain(select.as_deref()).collect::<Vec<_>>().join(", ")
-    }
-
-    /// Whether they are possible ones, for a model that has coded `rows` or none.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] with what is possible.
-    pub fn check(&self, rows: Option<&[RowSpec]>) -> Result<()> {
-        let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
-        let block = RowSet::block(rows.unwrap_or_default());
-        if block > 1 && (self.select.is_some() || self.reviver.is_some()) {
-            let message =
-                format!("this model's rows are coded in blocks of {block} tokens, and are read whole; leave it out, or take another --method");
-            return refuse(if self.select.is_some() { "select" } else { "method" }, message);
-        }
-        match self.select {
-            Some(Selection { tokens }) if tokens == 0 || tokens % Selection::CHUNK != 0 || tokens > Selection::MOST => {
-                refuse("select", format!("{tokens} tokens; choose a multiple of {}, up to {}", Selection::CHUNK, Selection::MOST))
-            }
-            Some(_) if rows.is_none() => {
-                refuse("select", "a dense cache has no rows to be rebuilt, so there is nothing to choose from; compress the model first".into())
-            }
-            Some(_) if self.reviver.is_some() => refuse(
-                "select",
-                "kvreviver keeps what its candidates are, and every token reads all of it; leave out --select, or take another method".into(),
-            ),
-            _ if self.xkv.is_some() && self.reviver.is_some() => {
-                refuse("method", "xkv codes all tokens and kvreviver forgets some of them; choose one of the two".into())
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 impl From<usize> for SequenceOptions {
@@ -87,15 +47,16 @@ impl From<usize> for SequenceOptions {
     }
 }
 
-/// What one sequence's cache holds, counted from what is allocated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct KvMemory {
-    /// Bytes the cache grows by per token, over the whole model: allocated bytes of the rows divided by the capacity.
-    pub kv_bytes_per_token: u64,
-    /// Bytes that do not grow with the context.
-    pub kv_fixed_bytes: u64,
-    /// Bytes allocated for `capacity` tokens, fixed ones included.
-    pub allocated_bytes: u64,
+/// A prompt that is read to make bases of it.
+pub struct Prompt<'a> {
+    /// Its tokens.
+    pub tokens: &'a [u32],
+    /// What makes the bases.
+    pub bases: &'a dyn PromptBases,
+    /// Which logits are wanted.
+    pub logits: Logits,
+    /// Stops the reading.
+    pub cancel: &'a Cancel,
 }
 
 /// What the last forward call or step cost in traffic with the device. All zero on the CPU.

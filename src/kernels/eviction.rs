@@ -1,14 +1,13 @@
 //! What stands beside the exact rows of a sequence that forgets ([`crate::rows::Reviver`]), as `shaders/lib/side.wgsl` reads it.
 
-use super::row_bytes;
-use crate::checkpoint::Config;
+use super::AttentionShape;
 use crate::gpu::Device;
 use crate::rows::Stores;
 use crate::{Error, Result};
 
 /// One layer's candidates, rows apart, and what is vague.
 #[derive(Clone)]
-pub struct SideCache {
+pub struct EvictionStore {
     /// What there is room for.
     pub(crate) stores: Stores,
     /// Words, in three parts: what has to be known of the vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
@@ -25,10 +24,10 @@ pub struct SideCache {
     slots: usize,
 }
 
-impl SideCache {
+impl EvictionStore {
     /// Beside exact rows in `slots` slots. `what`: whose, for errors.
-    pub(super) fn new(device: &Device, config: &Config, what: &str, slots: usize, stores: Stores) -> Result<SideCache> {
-        let row = 2 * row_bytes(config) as u64;
+    pub(crate) fn new(device: &Device, attention: &AttentionShape, what: &str, slots: usize, stores: Stores) -> Result<EvictionStore> {
+        let row = (4 * attention.kv_row()) as u64;
         let buffer = |name: &str, words: u64, each: u64| {
             let what = format!("{what}'s {name}");
             let bytes = words.checked_mul(each).ok_or_else(|| Error::OutOfMemory { what: what.clone(), bytes: u64::MAX })?;
@@ -36,7 +35,7 @@ impl SideCache {
         };
         let (places, received) = (stores.mark_words(), stores.mark_words() + 2 * stores.candidates);
         let is = |there: bool, name: &str, words: u64, each: u64| if there { buffer(name, words, each).map(Some) } else { Ok(None) };
-        Ok(SideCache {
+        Ok(EvictionStore {
             marks: buffer("candidates", (received + slots) as u64, 4)?,
             sums: is(stores.vague.is_sketched(), "sketch", stores.buckets as u64, 2 * row)?,
             totals: is(stores.vague.has_mean(), "mean of the evicted", 3, 2 * row)?,
@@ -60,12 +59,12 @@ impl SideCache {
     }
 
     /// All bytes, candidates' rows apart.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.buffers().map(|buffer| buffer.size()).sum()
     }
 
     /// Those that do not grow with the capacity.
-    pub(super) fn received_bytes(&self) -> u64 {
+    pub(crate) fn received_bytes(&self) -> u64 {
         4 * self.slots as u64
     }
 }

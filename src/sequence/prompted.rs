@@ -2,22 +2,22 @@
 //!
 //! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any coded rows. A sequence that is cut within its
 //! prompt is empty, and so is one whose text has gone elsewhere, where the bases lose much more of what came after the prompt than of the prompt itself: with the next token the whole text is
-//! read anew as a prompt ([`crate::reread`]), with bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
+//! read anew as a prompt ([`super::Context`]), with bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
 //! [`Sequence::remark`] says so.
 
-use crate::cancel::Cancel;
-use crate::compress::Xkv;
-use crate::rows::RowSpec;
-use crate::sequence::{KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
+use super::{Logits, Prompt, Sequence, SequenceOptions, StepCounters};
+use crate::logits::argmax;
+use crate::rows::{CacheMethod, Geometry, KvMemory, PromptBases, RowSpec};
+use crate::task::Cancel;
 use crate::{Error, Result};
 
 /// What reads prompts: a model on one device.
 pub(crate) trait Reader: Send {
-    /// An exact sequence.
-    fn plain(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>>;
+    /// One that is empty.
+    fn sequence(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>>;
 
-    /// One that has read `tokens`, coded as `xkv` says, and the logits asked for.
-    fn read(&self, tokens: &[u32], xkv: &Xkv, options: SequenceOptions, logits: Logits, cancel: &Cancel) -> Result<(Box<dyn Sequence>, Vec<f32>)>;
+    /// One that has read `prompt`, coded in bases of its own, and the logits asked for.
+    fn prompt(&self, prompt: &Prompt, options: SequenceOptions) -> Result<(Box<dyn Sequence>, Vec<f32>)>;
 }
 
 /// After so many tokens it is looked whether the bases still hold what comes.
@@ -29,7 +29,7 @@ const LEAST: f64 = 0.01;
 /// A sequence before and after its prompt.
 pub(crate) struct Prompted<R> {
     reader: R,
-    xkv: Xkv,
+    bases: Box<dyn PromptBases>,
     options: SequenceOptions,
     /// The length from which bases pay.
     pays_from: usize,
@@ -42,12 +42,13 @@ pub(crate) struct Prompted<R> {
 }
 
 impl<R: Reader> Prompted<R> {
-    /// For prompts that pay from `pays_from` tokens on.
-    pub(crate) fn new(reader: R, xkv: Xkv, options: SequenceOptions, pays_from: usize) -> Result<Prompted<R>> {
+    /// For a model of this geometry, whose prompts' bases `bases` makes.
+    pub(crate) fn new(reader: R, bases: Box<dyn PromptBases>, options: SequenceOptions, geometry: &Geometry) -> Result<Prompted<R>> {
         if options.capacity == 0 {
             return Err(Error::Argument { name: "context".into(), message: "no room for any token; ask for at least one".into() });
         }
-        Ok(Prompted { reader, xkv, options, pays_from, cancel: Cancel::default(), prompt: 0, check_at: 0, inner: None })
+        let pays_from = bases.options().pays_from(geometry)?;
+        Ok(Prompted { reader, bases, options, pays_from, cancel: Cancel::default(), prompt: 0, check_at: 0, inner: None })
     }
 
     /// Reads `tokens`, the prompt.
@@ -56,11 +57,12 @@ impl<R: Reader> Prompted<R> {
             return Err(Error::Context { needed: tokens.len(), capacity: self.options.capacity });
         }
         let (inner, found) = if tokens.len() < self.pays_from.max(1) {
-            let mut inner = self.reader.plain(SequenceOptions { select: None, ..self.options })?;
+            let mut inner = self.reader.sequence(SequenceOptions { method: CacheMethod::Full, ..self.options })?;
             let found = inner.forward(tokens, logits)?;
             (inner, found)
         } else {
-            self.reader.read(tokens, &self.xkv, self.options, logits, &self.cancel)?
+            let prompt = Prompt { tokens, bases: self.bases.as_ref(), logits, cancel: &self.cancel };
+            self.reader.prompt(&prompt, self.options)?
         };
         (self.inner, self.prompt, self.check_at) = (Some(inner), tokens.len(), tokens.len() + REFIT);
         Ok(found)
@@ -110,7 +112,7 @@ impl<R: Reader> Sequence for Prompted<R> {
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
-        let Some(inner) = &mut self.inner else { return crate::session::argmax(&self.begin(&[token], Logits::Last)?) };
+        let Some(inner) = &mut self.inner else { return argmax(&self.begin(&[token], Logits::Last)?) };
         let next = inner.step(token)?;
         self.look()?;
         Ok(next)

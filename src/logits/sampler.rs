@@ -6,7 +6,7 @@
 //!
 //! At temperature 0 and without a penalty the choice is the device's own argmax, and no logits need leave it: see [`Sampler::is_greedy`].
 
-use super::Random;
+use crate::linalg::Random;
 use crate::{Error, Result};
 
 /// How the next token is chosen. The default takes the likeliest, always.

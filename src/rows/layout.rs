@@ -1,6 +1,6 @@
 //! Where coded rows stand: those that are read together stand together, so that a kernel reads all of a side from one buffer.
 
-use crate::rows::{RowSet, RowSpec, Side, Source};
+use super::{RowSet, RowSpec, Side, Source};
 
 /// Where one row's words begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,106 @@
+//! How kernels divide their work where devices want it differently.
+
+/// Vectors of values that the lanes of a workgroup share keys in: see `shaders/values.wgsl`.
+pub(crate) const SHARING: u32 = 16;
+
+/// What a workgroup computes, and what a lane does of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    /// Tokens, and rows of weights.
+    pub tokens: u32,
+    /// See [`tokens`](Self::tokens).
+    pub rows: u32,
+    /// Numbers along k that are staged at a time.
+    pub depth: u32,
+    /// Tokens and rows whose sums a lane keeps.
+    pub lane_tokens: u32,
+    /// See [`lane_tokens`](Self::lane_tokens).
+    pub lane_rows: u32,
+}
+
+impl Tile {
+    /// Whether the kernel can be made of it: whole lanes, 256 at the most, pairs of rows in one lane, and both operands in 16 KiB.
+    fn fits(&self) -> bool {
+        let whole = self.tokens.is_multiple_of(self.lane_tokens) && self.rows.is_multiple_of(self.lane_rows) && self.depth.is_multiple_of(4);
+        let lanes = (self.tokens / self.lane_tokens) * (self.rows / self.lane_rows);
+        whole && self.lane_rows.is_multiple_of(2) && (1..=256).contains(&lanes) && (self.tokens + self.rows) * self.depth <= 4096
+    }
+}
+
+/// How kernels divide their work where devices want it differently. A kernel reads it as it is planned: what is planned keeps what it was planned with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// The most splits of one token's exact keys.
+    pub splits: u32,
+    /// And of its coded ones: their sums are longer, and all of them are read again to be joined.
+    pub coded_splits: u32,
+    /// Keys weighed at a time; a split is a multiple of them, and they are a multiple of 16 · `in_flight`.
+    pub keys: u32,
+    /// What a lane loads before it adds up the first: keys' values, splits' sums.
+    pub in_flight: u32,
+    /// Rows of sums that a workgroup adds up over its lanes at a time: each takes a KiB of its memory, and each time two barriers.
+    pub ends: u32,
+    /// The most coordinates to which a workgroup takes a query.
+    pub take: u32,
+    /// Rows of weights that a team of lanes multiplies at once: an even number, since gate and up are neighbours.
+    pub team_rows: u32,
+    /// Loads from each of its rows of weights that a lane has under way.
+    pub ahead: u32,
+    /// Whether such a load is two vectors, where rows have an even number of them.
+    pub paired: bool,
+    /// Logits that a workgroup looks at, of which another then chooses.
+    pub logits: u32,
+    /// Lanes of a workgroup that joins the splits of one token.
+    pub merge_lanes: u32,
+    /// How products of many tokens are divided.
+    pub tile: Tile,
+}
+
+impl Tuning {
+    /// For a GPU, which hides how long memory takes behind many workgroups with several loads each; or for a software renderer, where either only costs. As measured: docs/results/2026-11-27-h200.md, and
+    /// on lavapipe.
+    pub fn of(software: bool) -> Tuning {
+        let tile = Tile { tokens: 64, rows: 64, depth: 32, lane_tokens: 8, lane_rows: 4 };
+        match software {
+            true => Tuning {
+                tile: Tile { depth: 16, lane_rows: 8, ..tile },
+                splits: 32,
+                coded_splits: 32,
+                keys: 128,
+                in_flight: 1,
+                ends: 8,
+                take: 4096,
+                team_rows: 8,
+                ahead: 1,
+                paired: false,
+                logits: 1 << 16,
+                merge_lanes: 64,
+            },
+            false => Tuning {
+                tile,
+                splits: 256,
+                coded_splits: 128,
+                keys: 64,
+                in_flight: 4,
+                ends: 2,
+                take: 64,
+                team_rows: 2,
+                ahead: 2,
+                paired: true,
+                logits: 1024,
+                merge_lanes: 256,
+            },
+        }
+    }
+}
+
+impl Tuning {
+    pub(crate) fn check(&self) {
+        assert!(self.keys > 0 && self.keys.is_multiple_of(SHARING * self.in_flight), "{self:?}: keys");
+        assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
+        assert!(self.team_rows.is_multiple_of(2), "{self:?}: rows");
+        assert!(self.tile.fits(), "{self:?}: tile");
+        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.take, self.team_rows, self.ahead, self.logits];
+        assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
+    }
+}
