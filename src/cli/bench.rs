@@ -3,11 +3,12 @@
 use super::cache::CacheArgs;
 use super::console::Console;
 use super::device::untrained;
-use super::locate::locate;
 use super::progress::Bar;
+use super::several;
 use super::table::{bytes, markdown, number, table};
 use clap::builder::PossibleValuesParser;
 use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels};
+use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::Budget;
 use lowkey::decoder;
 use lowkey::gpu::Device;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 /// Several models are measured in turns, so that a machine that warms up or is used by others treats them alike; with options of the cache each is also measured without them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory, .gguf file, or fetched name; any number of them.
+    /// Directory, .gguf file, fetched name, or .lowkey file; any number of them.
     #[arg(required_unless_present = "shape", value_name = "MODEL")]
     models: Vec<String>,
     /// Instead of models, shapes of models with random weights, and caches full of random rows: 15m, 135m, 1b, 3b, 8b.
@@ -96,14 +97,14 @@ impl Args {
         let options = self.cache.apply(SequenceOptions::default())?;
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
-        let paths = self.models.iter().map(|model| locate(model)).collect::<Result<Vec<_>>>()?;
+        let checkpoints = several::open(&self.models.iter().collect::<Vec<_>>())?;
         let engine = console.engine()?;
         let time = self.time.map(Duration::from_secs);
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time, roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
         match (self.shape.is_empty(), self.kernels) {
-            (true, _) => run.models(&task, &self.models, &paths, options, capacity),
+            (true, _) => run.models(&task, self.models.into_iter().zip(checkpoints).collect(), options, capacity),
             (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
             (false, true) => run.kernels(&task, &self.shape, &rows, sweep),
         }
@@ -136,12 +137,12 @@ impl Run<'_> {
         self.time.map(|time| time.saturating_sub(self.started.elapsed()))
     }
 
-    fn models(mut self, task: &Task, models: &[String], paths: &[PathBuf], options: SequenceOptions, capacity: usize) -> Result<()> {
+    fn models(mut self, task: &Task, models: Vec<(String, Checkpoint)>, options: SequenceOptions, capacity: usize) -> Result<()> {
         let mut subjects = Vec::new();
-        for (model, path) in models.iter().zip(paths) {
+        for (model, checkpoint) in models {
             self.bar.show("load", 0, None)?;
-            let loaded = self.engine.load(path)?;
-            if let Some(remark) = untrained(model, loaded.checkpoint(), capacity) {
+            let loaded = self.engine.load_checkpoint(checkpoint)?;
+            if let Some(remark) = untrained(&model, loaded.checkpoint(), capacity) {
                 self.console.remark(&format!("{remark}, though the speed is true"));
             }
             let mut settings = vec![SequenceOptions::default(), SequenceOptions { select: None, ..options }, options];
