@@ -322,3 +322,27 @@ fn it_goes_with_its_own_dense_model_alone() {
     let error = run(&opened, &plans()[5], None, &again, &mut quietly).unwrap_err().to_string();
     assert!(error.contains("factored already"), "{error}");
 }
+
+/// Thousands of damaged files, cut or with bits flipped: most are refused, none panics.
+#[test]
+fn no_damage_makes_it_panic() {
+    let made = make(&SyntheticModel { layers: 1, ..SyntheticModel::default() }, &plans()[0]);
+    let sound = std::fs::read(&made.adapter).unwrap();
+    let header = 8 + u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize;
+    let (mut random, mut refused) = (Random(7), 0);
+    for round in 0..1500 {
+        let mut bytes = sound.clone();
+        for _ in 0..1 + random.below(3) {
+            let end = if random.below(8) == 0 { bytes.len() } else { header };
+            let at = random.below(end);
+            bytes[at] = if random.below(2) == 0 { random.next() as u8 } else { b"0129{}[]\",:"[random.below(11)] };
+        }
+        if random.below(5) == 0 {
+            bytes.truncate(random.below(bytes.len()));
+        }
+        std::fs::write(&made.adapter, &bytes).unwrap();
+        let outcome = std::panic::catch_unwind(|| Checkpoint::open_with(&made.model, &made.adapter).and_then(|checkpoint| checkpoint.rows()));
+        refused += outcome.unwrap_or_else(|_| panic!("round {round} panicked")).is_err() as usize;
+    }
+    assert!(refused > 500, "{refused} of 1500 refused");
+}

@@ -97,10 +97,9 @@ impl Args {
         let options = self.cache.apply(SequenceOptions::default())?;
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
-        let checkpoints = several::open(&self.models.iter().collect::<Vec<_>>())?;
+        let checkpoints = several::open(&self.models)?;
         let engine = console.engine()?;
-        let time = self.time.map(Duration::from_secs);
-        let run = Run { console, engine: &engine, report, bar: console.bar(), started, time, roofline: None };
+        let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
         match (self.shape.is_empty(), self.kernels) {

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 ///
 /// # Errors
 /// Those of [`locate`] and of opening.
-pub fn open(names: &[&String]) -> Result<Vec<Checkpoint>> {
-    let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
+pub fn open(names: &[impl AsRef<str>]) -> Result<Vec<Checkpoint>> {
+    let paths = names.iter().map(|name| locate(name.as_ref())).collect::<Result<Vec<_>>>()?;
     let models: Vec<&PathBuf> = paths.iter().filter(|path| !is_adapter(path)).collect();
     let beside_another = |path: &PathBuf| models.iter().find_map(|model| Checkpoint::open_with(model, path).ok());
     // What is wrong with the file itself is said where it is opened alone.

@@ -43,3 +43,36 @@ fn collect(directory: &Path, depth: usize, models: &mut Vec<PathBuf>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_listed_and_known_by_what_they_were_fetched_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        for file in [
+            "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "some--model/config.json",
+            "some--model/adapter.gguf.part",
+            "some--files--parts--q4.gguf/parts/q4.gguf",
+            ".half--fetched.partial/model/config.json",
+        ] {
+            std::fs::create_dir_all(at(file).parent().unwrap()).unwrap();
+            std::fs::write(at(file), "").unwrap();
+        }
+        std::fs::create_dir_all(at("some--empty")).unwrap();
+        let store = Store::at(directory.path()).unwrap();
+        let named = store.models().iter().map(|path| (path.clone(), store.name_of(path).unwrap())).collect::<Vec<_>>();
+        let expected = [
+            ("smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
+            ("some--files--parts--q4.gguf/parts/q4.gguf", "some/files:parts/q4.gguf"),
+            ("some--model", "some/model"),
+        ];
+        assert_eq!(named, expected.map(|(path, name)| (at(path), name.to_string())));
+        for stranger in [at("some--model/config.json"), at("nothing--here"), at("other"), PathBuf::from("/elsewhere/some--model")] {
+            assert_eq!(store.name_of(&stranger), None, "{}", stranger.display());
+        }
+    }
+}

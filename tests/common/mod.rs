@@ -5,6 +5,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod gguf;
 pub mod rows;
 
