@@ -30,7 +30,11 @@ help:
 setup:
 	@sh assets/setup.sh $(driver)
 
-# The model, and its compressed twin: beside it in the cache directory where it was fetched, else below the build's. It is made again where it no longer opens,
+# Methods whose size is that of their numbers take no budget, and all but one of them no text.
+budget := $(if $(filter dense kivi kvarn oscar,$(METHOD)),,--times $(TIMES))
+calibration := $(if $(filter dense kivi kvarn,$(METHOD)),,--calibration-tokens 8192)
+
+# The model, and an adapter file for it: beside it in the cache directory where it was fetched, else below the build's. It is made again where it no longer opens,
 # or where the model's path or the program is another one.
 prepare = \
 	set -eu; \
@@ -42,18 +46,18 @@ prepare = \
 	else \
 		model=$$($(lowkey) pull "$$model"); small=$${model%.gguf}; \
 	fi; \
-	small="$$small-$(METHOD)-$(TIMES)-$$({ echo "$$model"; cat "$(lowkey)"; } | cksum | cut -d ' ' -f 1)"; \
-	if [ -e "$$small" ] && ! $(lowkey) inspect "$$small" >/dev/null 2>&1; then rm -r "$$small"; fi; \
-	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) --times $(TIMES) --calibration-tokens 8192
+	small="$$small-$(METHOD)-$(TIMES)-$$({ echo "$$model"; cat "$(lowkey)"; } | cksum | cut -d ' ' -f 1).lowkey"; \
+	if [ -e "$$small" ] && ! $(lowkey) inspect "$$model" --adapter "$$small" >/dev/null 2>&1; then rm "$$small"; fi; \
+	[ -e "$$small" ] || $(lowkey) compress "$$model" -o "$$small" --method $(METHOD) $(budget) $(calibration)
 
 demo: setup
 	@$(prepare); \
 	$(lowkey) eval "$$small" --against "$(MODEL)" --text assets/evaluation.txt $(on); \
 	$(lowkey) bench "$(MODEL)" "$$small" --depth 0 --prefill 64 --rounds 2 $(on); \
 	if [ -t 0 ] && [ -t 1 ]; then \
-		exec $(target)/release/examples/chat "$$small" $(on); \
+		exec $(target)/release/examples/chat "$(MODEL)" --adapter "$$small" $(on); \
 	else \
-		$(lowkey) generate "$$small" -p 'What is the capital of France?' --max-tokens 64 $(on); \
+		$(lowkey) generate "$(MODEL)" --adapter "$$small" -p 'What is the capital of France?' --max-tokens 64 $(on); \
 	fi
 
 bench: setup

@@ -16,8 +16,8 @@
 
 use clap::Parser;
 use lowkey::calibrate::{self, SensitivityKind, Statistics};
-use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{self, Budget, Float, Layout, Method, Plan};
+use lowkey::checkpoint::{Checkpoint, is_adapter};
+use lowkey::compress::{self, Budget, Layout, Method, Output, Plan};
 use lowkey::eval::{self, Depths, Report, Row, Subject, Task, Text, Windowing, report};
 use lowkey::rows::Exact;
 use lowkey::sequence::SequenceOptions;
@@ -39,7 +39,7 @@ struct Options {
     /// The dense model: a directory or a .gguf file.
     #[arg(required_unless_present = "with", requires = "text")]
     model: Option<PathBuf>,
-    /// What has been made of it already.
+    /// What has been made of it already: adapter files, or checkpoints that stand alone.
     #[arg(required_unless_present_any = ["make", "with"])]
     small: Vec<PathBuf>,
     /// What to make of it, evaluate, and forget: `small` or `fast` (lowkey's layouts), or a published method, each with how many times smaller the caches are to be,
@@ -166,16 +166,17 @@ fn evaluate(dense: &Path, options: &Options, on_progress: &mut dyn FnMut(Progres
     let engine = Engine::open(&LoadOptions { device: options.device.clone(), ..LoadOptions::default() })?;
     let mut bench = Bench::open(options, name(dense), engine.load(dense)?)?;
     for path in &options.small {
-        bench.add(&engine.load(path)?, name(path), None, on_progress)?;
+        let small = if is_adapter(path) { Checkpoint::open_with(dense, path)? } else { Checkpoint::open(path)? };
+        bench.add(&engine.load_checkpoint(small)?, name(path), None, on_progress)?;
     }
     let statistics = statistics(options, &checkpoint, &makes, on_progress)?;
     for Make { layout, plans } in &makes {
         for (point, plan) in plans {
             // One after another, so that there is never more than one on the disk or in memory.
             let place = tempfile::tempdir().map_err(|source| Error::Io { action: "create", path: std::env::temp_dir(), source })?;
-            let path = place.path().join("model");
-            compress::run(&checkpoint, plan, statistics.as_ref(), Float::F16, &path, on_progress)?;
-            bench.add(&engine.load(&path)?, point.clone(), Some(layout), on_progress)?;
+            let path = place.path().join("adapter");
+            compress::run(&checkpoint, plan, statistics.as_ref(), &Output::adapter(&path), on_progress)?;
+            bench.add(&engine.load_checkpoint(Checkpoint::open_with(dense, &path)?)?, point.clone(), Some(layout), on_progress)?;
         }
     }
     Ok(bench.rows())

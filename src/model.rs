@@ -124,12 +124,19 @@ impl Engine {
         }
     }
 
-    /// Loads the checkpoint at `path`: a directory or a `.gguf` file.
+    /// Loads the checkpoint at `path`, as [`Checkpoint::open`] opens it.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`], of reading its weights, and the device's.
+    /// Those of [`Checkpoint::open`] and [`load_checkpoint`](Self::load_checkpoint).
     pub fn load(&self, path: &Path) -> Result<Model> {
-        let checkpoint = Checkpoint::open(path)?;
+        self.load_checkpoint(Checkpoint::open(path)?)
+    }
+
+    /// Loads an open checkpoint.
+    ///
+    /// # Errors
+    /// Those of reading its weights, and the device's.
+    pub fn load_checkpoint(&self, checkpoint: Checkpoint) -> Result<Model> {
         let weights = match &self.0 {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load(&checkpoint)?)),
             Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load(&checkpoint, device.clone())?)),

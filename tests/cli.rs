@@ -3,83 +3,15 @@
 mod common;
 
 use common::SyntheticModel;
+use common::cli::{Bench, done, failed, json, keys, lowkey, number, run, stderr};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use tempfile::TempDir;
-
-fn lowkey() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lowkey"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    lowkey().args(arguments).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> Value {
-    let text = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text:?}; stderr: {}", stderr(output)))
-}
-
-/// The object that a command prints, which must have succeeded.
-fn done(arguments: &[&str]) -> Value {
-    let output = run(&[arguments, &["--json", "--device", "cpu"]].concat());
-    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
-    json(&output)
-}
-
-/// The kind and message of the error that a command prints as JSON, and its exit code.
-fn failed(arguments: &[&str]) -> (String, String, i32) {
-    let output = run(&[arguments, &["--json"]].concat());
-    let error = &json(&output)["error"];
-    let word = |key: &str| error[key].as_str().unwrap_or_else(|| panic!("no {key} in {error}")).to_string();
-    (word("kind"), word("message"), output.status.code().unwrap())
-}
-
-fn keys(object: &Value) -> Vec<&str> {
-    object.as_object().unwrap().keys().map(String::as_str).collect()
-}
-
-fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
-}
-
-/// A small model and a text to run through it.
-struct Bench {
-    directory: TempDir,
-}
-
-impl Bench {
-    fn new() -> Bench {
-        let directory = tempfile::tempdir().unwrap();
-        SyntheticModel::default().write(&directory.path().join("model"));
-        let text: String = (0..400).map(|i| format!("the {} and {} in a ring. ", i * 7 % 31, (i * i) % 17)).collect();
-        std::fs::write(directory.path().join("text"), text).unwrap();
-        Bench { directory }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.directory.path().join(name).to_str().unwrap().into()
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.directory.path()).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
+use std::process::{Command, Stdio};
 
 #[test]
 fn inspect_compress_eval_bench_and_generate_work_together() {
     let bench = Bench::new();
-    let [model, small, text, statistics] = ["model", "small", "text", "statistics"].map(|name| bench.path(name));
+    let [model, small, text, statistics] = ["model", "small.lowkey", "text", "statistics"].map(|name| bench.path(name));
 
     let found = done(&["inspect", &model, "--context", "100"]);
     // Two sides, three layers, three heads of 12, two bytes.
@@ -223,10 +155,9 @@ fn inspect_compress_eval_bench_and_generate_work_together() {
     assert_eq!(said["text"], done(&["generate", &small, "-p", "the ring", "-n", "5", "--temperature", "0.7", "--seed", "3"])["text"]);
 
     // Statistics are read where they exist: no text is needed, and the result is the same.
-    let again = bench.path("again");
+    let again = bench.path("again.lowkey");
     done(&["compress", &model, "-o", &again, "--keep", "0.5", "--statistics", &statistics]);
-    let weights = |directory: &str| std::fs::read(Path::new(directory).join("model.safetensors")).unwrap();
-    assert!(weights(&small) == weights(&again));
+    assert!(std::fs::read(&small).unwrap() == std::fs::read(&again).unwrap());
 
     // But never in place of another text that is given.
     let other = bench.path("other");
@@ -257,7 +188,7 @@ fn a_model_calibrates_itself_and_statistics_serve_no_more_than_they_hold() {
     let made = words(compress("small", &[&own, &["--statistics", &statistics, "--sensitivity", "scalar", "--span", "2", "--method", "ksvd"]]));
     assert!(number(&made["seconds"]["disturb"]) > 0.0 && number(&made["seconds"]["backward"]) == 0.0, "{made}");
     words(compress("again", &[&own, &["--sensitivity", "none", "--method", "ksvd"]]));
-    let weights = |name: &str| std::fs::read(Path::new(&bench.path(name)).join("model.safetensors")).unwrap();
+    let weights = |name: &str| std::fs::read(bench.path(&format!("{name}.lowkey"))).unwrap();
     assert!(weights("small") == weights("again"), "the same seed wrote another text");
     words(compress("third", &[&own, &["--statistics", &statistics, "--span", "1", "--method", "ksvd"]]));
     assert!(weights("small") == weights("third"));
@@ -334,10 +265,10 @@ fn options_that_a_method_does_not_take_are_refused() {
         // What the one before has kept.
         (&["--span", "4", "--statistics", &statistics], "small, span 4"),
     ] {
-        let small = bench.path("small");
+        let small = bench.path("small.lowkey");
         let made = done(&[&["compress", &*model, "-o", &small], &calibration[..], arguments].concat());
         assert_eq!(made["options"], options);
-        std::fs::remove_dir_all(&small).unwrap();
+        std::fs::remove_file(&small).unwrap();
     }
     assert_eq!(done(&["compress", &model, "-o", &bench.path("small"), "--method", "dense", "--bits", "8"])["options"], "q8");
 }
@@ -356,7 +287,7 @@ fn quantised_baselines_are_made_inspected_and_evaluated() {
     .into_iter()
     .enumerate()
     {
-        let small = bench.path(&format!("small{index}"));
+        let small = bench.path(&format!("small{index}.lowkey"));
         let made = done(&[&["compress", &*model, "-o", &small], arguments].concat());
         assert_eq!((&made["method"], &made["options"]), (&arguments[1].into(), &options.into()));
         let found = done(&["inspect", &small]);
@@ -437,7 +368,7 @@ fn a_context_beyond_the_trained_one_is_remarked_on() {
     let generate = ["generate", &*bench.path("model"), "-p", "the", "-n", "1", "--device", "cpu", "--context"];
     assert!(stderr(&run(&[&generate[..], &[&context]].concat())).contains(&format!("{context} tokens are beyond")));
     assert!(!stderr(&run(&[&generate[..], &["64"]].concat())).contains("beyond"));
-    let [model, small] = ["model", "small"].map(|name| bench.path(name));
+    let [model, small] = ["model", "small.lowkey"].map(|name| bench.path(name));
     let own = ["--calibration", "self", "--calibration-tokens", "512"];
     done(&[&["compress", &*model, "-o", &*small][..], &own, &["--layout", "fast", "--times", "2", "--context", "40"]].concat());
     let beyond = stderr(&run(&["generate", &small, "--prompt", "a", "--max-tokens", "1", "--device", "cpu", "--context", "64"]));
@@ -463,7 +394,7 @@ fn the_calibration_text_that_ships_is_used_where_none_is_given() {
         "compress",
         &bench.path("model"),
         "-o",
-        &bench.path("small"),
+        &bench.path("small.lowkey"),
         "--kv-bytes",
         "2000",
         "--calibration-tokens",
@@ -473,8 +404,18 @@ fn the_calibration_text_that_ships_is_used_where_none_is_given() {
     ]);
     assert!(number(&made["kv_bytes_per_token"]) <= 2000.0);
     // At full rank nothing is lost but rounding.
-    let evaluated =
-        done(&["eval", &bench.path("small"), "--against", &bench.path("model"), "--text", &bench.path("text"), "--window", "100", "--tokens", "300"]);
+    let evaluated = done(&[
+        "eval",
+        &bench.path("small.lowkey"),
+        "--against",
+        &bench.path("model"),
+        "--text",
+        &bench.path("text"),
+        "--window",
+        "100",
+        "--tokens",
+        "300",
+    ]);
     assert!(number(&evaluated["rows"][1]["kl_mean"]) < 1e-4, "{evaluated}");
 }
 
@@ -550,7 +491,7 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn evaluation_goes_to_depths_with_and_without_exact_tokens() {
     let bench = Bench::new();
-    let [model, small, bare, text, report] = ["model", "small", "bare", "text", "report"].map(|name| bench.path(name));
+    let [model, small, bare, text, report] = ["model", "small.lowkey", "bare.lowkey", "text", "report"].map(|name| bench.path(name));
     let compress = ["compress", &*model, "--method", "dense", "--bits", "4", "-o"];
     done(&[&compress[..], &[&small]].concat());
     done(&[&compress[..], &[&bare, "--sinks", "0", "--recent", "0"]].concat());
@@ -616,7 +557,10 @@ fn evaluation_goes_to_depths_with_and_without_exact_tokens() {
         assert_eq!((kind.as_str(), code), ("argument", 2), "{arguments:?}: {message}");
         assert!(words.iter().all(|word| message.contains(word)), "{words:?} in {message}");
     }
-    let (_, message, _) = failed(&["eval", &small, "--text", &text, "--generate", "10", "--device", "cpu"]);
+    // What is made for a model is compared with it unless it stands alone.
+    let whole = bench.path("whole");
+    done(&["compress", &model, "--method", "dense", "--standalone", "-o", &whole]);
+    let (_, message, _) = failed(&["eval", &whole, "--text", &text, "--generate", "10", "--device", "cpu"]);
     assert!(message.contains("--against"), "{message}");
 }
 
@@ -651,10 +595,15 @@ fn what_fails_says_on_what_and_exits_with_1() {
     let unfetched = lowkey().env("LOWKEY_CACHE", empty.path()).args(["inspect", "stories15M", "--json"]).output().unwrap();
     assert!(json(&unfetched)["error"]["message"].as_str().unwrap().contains("`lowkey pull stories15M`"));
 
-    let (kind, message, code) = failed(&["compress", &model, "-o", &text]);
-    assert_eq!((kind.as_str(), code), ("exists", 1));
-    assert!(message.contains(&text), "{message}");
-    assert!(std::fs::read_to_string(&text).unwrap().starts_with("the 0"));
+    for (name, form) in [("taken.lowkey", &[][..]), ("text", &["--standalone"])] {
+        std::fs::copy(&text, bench.path("taken.lowkey")).unwrap();
+        let output = bench.path(name);
+        let (kind, message, code) = failed(&[&["compress", &*model, "-o", output.strip_suffix(".lowkey").unwrap_or(&output)], form].concat());
+        assert_eq!((kind.as_str(), code), ("exists", 1));
+        assert!(message.contains(&output), "{message}");
+        assert!(std::fs::read_to_string(&output).unwrap().starts_with("the 0"));
+    }
+    std::fs::remove_file(bench.path("taken.lowkey")).unwrap();
 
     // Before an hour's work rather than after it.
     let nowhere = bench.path("nowhere/file");
@@ -666,7 +615,8 @@ fn what_fails_says_on_what_and_exits_with_1() {
         }
         let output = run(&compress);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).starts_with(&format!("error: cannot create {nowhere}")), "{}", stderr(&output));
+        let path = if option == "-o" { format!("{nowhere}.lowkey") } else { nowhere.clone() };
+        assert!(stderr(&output).starts_with(&format!("error: cannot create {path}:")), "{}", stderr(&output));
     }
 
     let (kind, message, code) = failed(&["eval", &model, "--text", &bench.path("missing"), "--device", "cpu"]);
@@ -735,7 +685,7 @@ fn the_gpu_says_what_the_processor_says_in_every_tier() {
     assert!(message.contains("no such adapter"), "{message}");
 
     // With no token exact, where a query reads its own row from its code.
-    let (small, text) = (bench.path("small"), bench.path("text"));
+    let (small, text) = (bench.path("small.lowkey"), bench.path("text"));
     done(&["compress", &model, "-o", &small, "--method", "dense", "--bits", "4"]);
     let eval = ["eval", &*small, "--against", &*model, "--text", &*text, "--window", "150", "--tokens", "300", "--exact", "4+0,0+0"];
     let found = [done(&eval), json(&run(&[&eval[..], &["--json"]].concat()))].map(|found| {

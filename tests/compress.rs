@@ -5,7 +5,7 @@ mod common;
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{Budget, Float, Method, Plan, Ranks, Report, run};
+use lowkey::compress::{Budget, Float, Form, Method, Output, Plan, Ranks, Report, run};
 use lowkey::cpu::{Model, RowType};
 use lowkey::rows::Exact;
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
@@ -34,7 +34,7 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_heads: usize, float: Float, output: &Path) -> Result<Report> {
     let plan = Plan { group_heads, ranks: Some(Ranks::Uniform), ..Plan::new(Method::ReCalKv, Budget::Keep(keep)) };
-    run(checkpoint, &plan, Some(statistics), float, output, &mut quietly)
+    run(checkpoint, &plan, Some(statistics), &Output { float, ..Output::standalone(output) }, &mut quietly)
 }
 
 /// A sequence whose queries read all but eight keys and the first four from coded rows, however they are asked.
@@ -234,13 +234,24 @@ fn outputs_are_complete_or_absent() {
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let statistics = calibrate(&checkpoint);
     let plan = Plan::new(Method::LowKey, Budget::Times(2.0));
+    for form in [Form::Adapter, Form::Standalone] {
+        complete_or_absent(&checkpoint, &plan, &statistics, form);
+    }
+    let model = load(&checkpoint);
+    let stopped = gather(&model, &[vec![1; 50]], "s".into(), "t".into(), Options::default(), &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+}
+
+fn complete_or_absent(checkpoint: &Checkpoint, plan: &Plan, statistics: &Statistics, form: Form) {
     let outputs = tempfile::tempdir().unwrap();
     let output = outputs.path().join("out");
+    let to = |path: &Path| Output { form, ..Output::adapter(path) };
+    let named = |name: &str| to(&outputs.path().join(name));
     let left = || std::fs::read_dir(outputs.path()).unwrap().count();
 
     // Stopped at each report there is.
     let mut reports = Vec::new();
-    run(&checkpoint, &plan, Some(&statistics), Float::F16, &outputs.path().join("whole"), &mut |progress| {
+    run(checkpoint, plan, Some(statistics), &named("whole.lowkey"), &mut |progress| {
         reports.push(progress);
         ControlFlow::Continue(())
     })
@@ -249,41 +260,39 @@ fn outputs_are_complete_or_absent() {
     assert!(reports.last().is_some_and(|progress| progress.stage == "write" && progress.done == progress.total));
     for stop in 0..reports.len() {
         let mut seen = 0;
-        let stopped = run(&checkpoint, &plan, Some(&statistics), Float::F16, &output, &mut |_| {
+        let stopped = run(checkpoint, plan, Some(statistics), &to(&output), &mut |_| {
             seen += 1;
             if seen > stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         assert!(matches!(stopped, Err(Error::Interrupted)));
         assert_eq!(left(), 1, "stopped at report {stop}");
     }
-    let model = load(&checkpoint);
-    let stopped = gather(&model, &[vec![1; 50]], "s".into(), "t".into(), Options::default(), &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(Error::Interrupted)));
 
     // Where something is, nothing is touched.
     std::fs::create_dir(&output).unwrap();
-    assert!(matches!(run(&checkpoint, &plan, Some(&statistics), Float::F16, &output, &mut quietly), Err(Error::Exists { .. })));
+    assert!(matches!(run(checkpoint, plan, Some(statistics), &to(&output), &mut quietly), Err(Error::Exists { .. })));
     assert_eq!(std::fs::read_dir(&output).unwrap().count(), 0);
-    assert!(matches!(
-        run(&checkpoint, &plan, Some(&statistics), Float::F16, &outputs.path().join("no/such/place"), &mut quietly),
-        Err(Error::Io { .. })
-    ));
+    assert!(matches!(run(checkpoint, plan, Some(statistics), &named("no/such/place"), &mut quietly), Err(Error::Io { .. })));
 
     // Factors that f16 cannot hold.
     let mut vast = statistics.clone();
     vast.moments[1].mean.fill(1e30);
-    let message = run(&checkpoint, &plan, Some(&vast), Float::F16, &outputs.path().join("vast"), &mut quietly).unwrap_err().to_string();
+    let message = run(checkpoint, plan, Some(&vast), &named("vast"), &mut quietly).unwrap_err().to_string();
     assert!(message.contains("rows.1") || message.contains("layers 1 to 1"), "{message}");
     assert_eq!(left(), 2);
 
     // What was written is no source for compressing again, and statistics of another model are of no use.
-    let factored = Checkpoint::open(&outputs.path().join("whole")).unwrap();
-    let message = run(&factored, &plan, Some(&statistics), Float::F16, &outputs.path().join("again"), &mut quietly).unwrap_err().to_string();
+    let whole = outputs.path().join("whole.lowkey");
+    let factored = match form {
+        Form::Adapter => Checkpoint::open_with(checkpoint.path(), &whole).unwrap(),
+        Form::Standalone => Checkpoint::open(&whole).unwrap(),
+    };
+    let message = run(&factored, plan, Some(statistics), &named("again"), &mut quietly).unwrap_err().to_string();
     assert!(message.contains("factored already"), "{message}");
     let (_, other) = families().remove(2);
     let directory = other.write_temporary();
     let other = Checkpoint::open(directory.path()).unwrap();
-    let message = run(&other, &plan, Some(&statistics), Float::F16, &outputs.path().join("other"), &mut quietly).unwrap_err().to_string();
+    let message = run(&other, plan, Some(statistics), &named("other"), &mut quietly).unwrap_err().to_string();
     assert!(message.starts_with("statistics: "), "{message}");
 }
 

@@ -6,7 +6,7 @@ use common::{Random, SyntheticModel, families, nmse};
 use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::recalkv::Grouping;
-use lowkey::compress::{Budget, Float, Method, Plan, Ranks, Report, run};
+use lowkey::compress::{Budget, Float, Method, Output, Plan, Ranks, Report, run};
 use lowkey::cpu::{Model, RowType};
 use lowkey::rows::{Exact, Holds, RUN};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
@@ -37,8 +37,8 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
 }
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, plan: &Plan, output: &Path) -> Result<(Report, Checkpoint)> {
-    let report = run(checkpoint, plan, Some(statistics), Float::F32, output, &mut quietly)?;
-    Ok((report, Checkpoint::open(output)?))
+    let report = run(checkpoint, plan, Some(statistics), &Output { float: Float::F32, ..Output::adapter(output) }, &mut quietly)?;
+    Ok((report, Checkpoint::open_with(checkpoint.path(), output)?))
 }
 
 /// Every query reads all but eight keys and the first four from coded rows.
@@ -318,9 +318,10 @@ fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
     let (tokens, other) = (Random(80).tokens(320, checkpoint.config().vocab_size), Random(81).tokens(90, checkpoint.config().vocab_size));
     for method in [Method::Kivi, Method::KVarN] {
         let output = outputs.path().join(method.name());
-        run(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, Float::F32, &output, &mut quietly).unwrap();
+        run(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, &Output { float: Float::F32, ..Output::adapter(&output) }, &mut quietly)
+            .unwrap();
         let engine = lowkey::Engine::open(&lowkey::LoadOptions { device: lowkey::Device::Cpu, ..Default::default() }).unwrap();
-        let model = engine.load(&output).unwrap();
+        let model = engine.load_checkpoint(Checkpoint::open_with(checkpoint.path(), &output).unwrap()).unwrap();
         let exact = Some(Exact { sinks: 4, recent: 8 });
         let options = SequenceOptions { capacity: 448, strict: true, exact, ..SequenceOptions::default() };
         for cut in [2, 70, 150, 300] {

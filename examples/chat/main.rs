@@ -27,8 +27,8 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "chat", max_term_width = 120)]
 struct Args {
-    /// Directory, .gguf file, or a name that `lowkey pull` has fetched.
-    model: String,
+    #[command(flatten)]
+    model: locate::ModelArgs,
     /// What the model is told before everything else.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -56,12 +56,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let path = locate::locate(&args.model)?;
-    eprintln!("loading {} …", path.display());
+    let name = args.model.name();
+    eprintln!("loading {name} …");
+    let checkpoint = args.model.open()?;
     let engine = args.device.open()?;
-    let model = engine.load(&path)?;
+    let model = engine.load_checkpoint(checkpoint)?;
     let options = args.sampling.resolve(&args.cache)?;
-    let beyond = options.context.and_then(|context| untrained(&args.model, model.checkpoint(), context));
+    let beyond = options.context.and_then(|context| untrained(&name, model.checkpoint(), context));
     args.device.remark(&engine).iter().chain(&beyond).for_each(|remark| eprintln!("{remark}"));
     let cancel = Cancel::default();
     // While a question is being typed, Ctrl-C is the line editor's; while an answer runs, it stops that, and a second one ends the program.
@@ -82,7 +83,7 @@ fn run(args: Args) -> Result<()> {
     }
     let mut questions = Questions::new();
     if questions.interactive() {
-        chat::say(&format!("{} on {}. {}\n", args.model, engine.name(), chat::HELP))?;
+        chat::say(&format!("{name} on {}. {}\n", engine.name(), chat::HELP))?;
     }
     loop {
         // Without a line editor nothing runs that Ctrl-C could stop but the program.

@@ -1,15 +1,16 @@
-//! What a factored checkpoint adds: to `config.json` the object `"lowkey"`, and to the tensors a basis for every coded row.
+//! What compression adds to a model: the object `"lowkey"`, and to the tensors a basis for every coded row.
 //!
-//! All of the source's tensors are kept, in its names, some of them with their heads in another order. Beside them, for row `i` of `"rows"` ([`RowSpec`]), which codes a vector `y` of width `w` in
+//! It stands in an [adapter file](super::adapter) beside the model, or in a checkpoint that stands alone, whose `config.json` has the object. There all of the model's tensors are kept, in its names,
+//! some of them with their heads in another order. Beside them, for row `i` of `"rows"` ([`RowSpec`]), which codes a vector `y` of width `w` in
 //! `r` coordinates, `z = (y − μ)·A` and `ŷ = ẑ·B + μ`:
 //!
 //! | tensor | shape | what |
 //! |---|---|---|
 //! | `rows.{i}.mean` | `[w]` | `μ`; of keys after RoPE the mean before it, which turns with the token's position |
-//! | `rows.{i}.down.weight` | `[r, w]` | `Aᵀ` |
+//! | `rows.{i}.down.weight` | `[r, w]` | `Aᵀ`; left out where it is `B` |
 //! | `rows.{i}.up.weight` | `[w, r]` | `Bᵀ` |
 
-use super::{Checkpoint, Config};
+use super::{Checkpoint, Config, Source};
 use crate::rows::{Coder, Exact, RowSet, RowSpec};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// The object `"lowkey"` of a factored checkpoint's `config.json`.
+/// The object `"lowkey"`: what was made, and of what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Factored {
     /// Version of this format: [`Factored::FORMAT`].
@@ -38,17 +39,17 @@ pub struct Factored {
     pub context: Option<usize>,
     /// The rows that a token leaves in the cache.
     pub rows: Vec<RowSpec>,
+    /// The model that it was made for; in an adapter file always there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
 }
 
 impl Factored {
     /// The version written and read by this release.
     pub const FORMAT: u32 = 4;
 
-    /// Reads the object `"lowkey"` of a `config.json`; `path` names the file in errors.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for another version of the format, [`Error::Checkpoint`] where the object is incomplete or does not fit the model.
-    pub fn from_json(value: &Value, config: &Config, path: &Path) -> Result<Factored> {
+    /// Reads the object `"lowkey"` of the file at `path`.
+    pub(super) fn parse(value: &Value, path: &Path) -> Result<Factored> {
         let bad = |message: String| Error::Checkpoint { path: path.into(), message };
         // The version comes first: a later format may well differ in everything else.
         match value["format"].as_u64() {
@@ -60,12 +61,27 @@ impl Factored {
             }
             None => return Err(bad("\"lowkey\" has no format version".into())),
         }
-        let factored = Factored::deserialize(value).map_err(|e| bad(format!("\"lowkey\" cannot be read: {e}")))?;
-        RowSet::check(&factored.rows, &config.geometry()).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
-        if factored.kv_bytes_per_token != RowSet::bytes_per_token(&factored.rows) {
-            let rows = RowSet::bytes_per_token(&factored.rows);
-            return Err(bad(format!("\"lowkey\" promises {} bytes per token of rows that take {rows}", factored.kv_bytes_per_token)));
+        Factored::deserialize(value).map_err(|e| bad(format!("\"lowkey\" cannot be read: {e}")))
+    }
+
+    /// Whether it fits the model.
+    pub(super) fn check(&self, config: &Config, path: &Path) -> Result<()> {
+        let bad = |message: String| Error::Checkpoint { path: path.into(), message };
+        RowSet::check(&self.rows, &config.geometry()).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
+        let rows = RowSet::bytes_per_token(&self.rows);
+        if self.kv_bytes_per_token != rows {
+            return Err(bad(format!("\"lowkey\" promises {} bytes per token of rows that take {rows}", self.kv_bytes_per_token)));
         }
+        Ok(())
+    }
+
+    /// Reads the object `"lowkey"` of a model with this `config`; `path` names the file in errors.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another version of the format, [`Error::Checkpoint`] where the object is incomplete or does not fit the model.
+    pub fn from_json(value: &Value, config: &Config, path: &Path) -> Result<Factored> {
+        let factored = Factored::parse(value, path)?;
+        factored.check(config, path)?;
         Ok(factored)
     }
 }
@@ -81,7 +97,7 @@ pub(crate) fn row_tensors(index: usize, spec: &RowSpec, head_dim: usize) -> [(St
 }
 
 impl Checkpoint {
-    /// The coded rows with their bases, where this is a factored checkpoint.
+    /// The coded rows with their bases, where the model has been compressed.
     ///
     /// # Errors
     /// [`Error::Tensor`] where a basis is not finite.
@@ -90,13 +106,13 @@ impl Checkpoint {
         let coder = |(index, spec): (usize, &RowSpec)| -> Result<Coder> {
             let [mean, down, up] = row_tensors(index, spec, self.config().head_dim);
             let (width, rank) = (mean.1[0], down.1[0]);
-            Ok(Coder {
-                format: spec.format.clone(),
-                mean: DVector::from_vec(self.f32(&mean.0, &mean.1)?),
-                // Row by row `[out, in]` is column by column `[in, out]`.
-                down: Some(DMatrix::from_vec(width, rank, self.f32(&down.0, &down.1)?)),
-                up: DMatrix::from_vec(rank, width, self.f32(&up.0, &up.1)?),
-            })
+            // Row by row `[out, in]` is column by column `[in, out]`.
+            let up = DMatrix::from_vec(rank, width, self.f32(&up.0, &up.1)?);
+            let down = match self.has(&down.0) {
+                true => DMatrix::from_vec(width, rank, self.f32(&down.0, &down.1)?),
+                false => up.transpose(),
+            };
+            Ok(Coder { format: spec.format.clone(), mean: DVector::from_vec(self.f32(&mean.0, &mean.1)?), down: Some(down), up })
         };
         let coders = factored.rows.iter().enumerate().map(coder).collect::<Result<_>>()?;
         Ok(Some(RowSet { specs: factored.rows.clone(), coders, exact: factored.exact }))

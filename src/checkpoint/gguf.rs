@@ -56,7 +56,7 @@ pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     if reader.take(4)? != MAGIC {
         return Err(Error::Unsupported {
             path: path.into(),
-            message: "is neither a checkpoint directory nor a GGUF file (it does not begin with \"GGUF\")".into(),
+            message: "is neither a checkpoint directory nor a GGUF file (it does not begin with \"GGUF\") nor an adapter file (its name does not end with .lowkey)".into(),
         });
     }
     match reader.u32()? {

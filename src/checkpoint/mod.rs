@@ -3,25 +3,31 @@
 //! A checkpoint is checked when it is opened, before any weight is read: that its architecture and every setting are supported, that every tensor the model needs is
 //! there, in the right shape and an encoding that can be decoded. Numbers are checked when they are asked for.
 
+mod adapter;
 mod config;
 mod encoding;
 mod factored;
+mod find;
 mod gguf;
 mod gguf_model;
 mod gguf_tokenizer;
 mod safetensors;
+mod source;
 mod template;
 mod tensors;
 mod tokenizer;
 mod weights;
 
+pub use adapter::{ADAPTER, is_adapter};
 pub use config::{Architecture, Config, RopeScaling};
 pub use factored::Factored;
 pub(crate) use factored::row_tensors;
+pub use source::Source;
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{TextStream, Tokenizer};
 
 use crate::{Error, Result};
+use adapter::Adapter;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,15 +43,41 @@ pub struct Checkpoint {
     weights: Weights,
     /// Where this is a GGUF file.
     gguf: Option<gguf::Metadata>,
+    /// Where rows and some of the tensors are from an adapter file.
+    adapter: Option<PathBuf>,
 }
 
 impl Checkpoint {
-    /// Opens a directory (`config.json` and safetensors) or a `.gguf` file.
+    /// Opens a directory (`config.json` and safetensors), a `.gguf` file, or a `.lowkey` adapter file with the model that it was made for.
+    ///
+    /// That model is looked for beside the adapter file and, with the feature `pull`, among the models that have been fetched: first by its name, then by its fingerprint.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a model that lowkey does not run, before its weights are looked at; [`Error::Checkpoint`] and [`Error::Tensor`] for files that are
-    /// damaged, or tensors that are missing or do not fit.
+    /// [`Error::Unsupported`] for a model that lowkey does not run, before its weights are looked at, and for an adapter file of another version; [`Error::Checkpoint`] and [`Error::Tensor`] for
+    /// files that are damaged, or tensors that are missing or do not fit; [`Error::Checkpoint`] where an adapter file's model is not found.
     pub fn open(path: &Path) -> Result<Checkpoint> {
+        if !is_adapter(path) {
+            return Self::open_model(path);
+        }
+        let adapter = Adapter::open(path)?;
+        let model = find::model_of(&adapter)?;
+        adapter.attach(model)
+    }
+
+    /// Opens the directory or `.gguf` file `model` with an adapter file that was made for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Error::Checkpoint`] where the adapter file was made for another model, or `model` has been compressed already.
+    pub fn open_with(model: &Path, adapter: &Path) -> Result<Checkpoint> {
+        if is_adapter(model) {
+            let message = format!("is an adapter file itself, and {} goes with the model that it was made for; name that", adapter.display());
+            return Err(Error::Checkpoint { path: model.into(), message });
+        }
+        Adapter::open(adapter)?.attach(Self::open_model(model)?)
+    }
+
+    /// Opens what is no adapter file.
+    fn open_model(path: &Path) -> Result<Checkpoint> {
         let checkpoint = if path.is_dir() { Self::open_directory(path)? } else { Self::open_gguf(path)? };
         checkpoint.check_tensors()?;
         Ok(checkpoint)
@@ -64,7 +96,7 @@ impl Checkpoint {
             None => None,
         };
         let weights = safetensors::open(path)?;
-        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None })
+        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None, adapter: None })
     }
 
     fn open_gguf(path: &Path) -> Result<Checkpoint> {
@@ -73,15 +105,17 @@ impl Checkpoint {
         let config = gguf_model::config(path, &header, &file.bytes)?;
         let mut weights = Weights::default();
         weights.add(file, gguf_model::tensors(path, header.tensors, &config)?)?;
-        Ok(Checkpoint { path: path.into(), config_json: config.to_json(), config, factored: None, weights, gguf: Some(header.metadata) })
+        let (config_json, gguf) = (config.to_json(), Some(header.metadata));
+        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf, adapter: None })
     }
 
     fn check_tensors(&self) -> Result<()> {
         let required = tensors::required(&self.config, self.factored.as_ref());
-        let present = tensors::optional(&self.config).into_iter().filter(|(name, _)| self.has(name));
+        let present = tensors::optional(&self.config, self.factored.as_ref()).into_iter().filter(|(name, _)| self.has(name));
         let known: BTreeMap<String, Vec<usize>> = required.into_iter().chain(present).collect();
         for (name, shape) in &known {
-            self.weights.expect(&self.path, name, shape)?;
+            let path = self.adapter.as_deref().filter(|_| name.starts_with("rows.")).unwrap_or(&self.path);
+            self.weights.expect(path, name, shape)?;
         }
         // A bias that nobody asks for would silently be missing from every result.
         match self.tensor_names().find(|name| name.starts_with("model.") && name.ends_with(".bias") && !known.contains_key(*name)) {
@@ -93,9 +127,14 @@ impl Checkpoint {
         }
     }
 
-    /// What was opened.
+    /// The model that was opened: a directory or a `.gguf` file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The adapter file that was opened with it.
+    pub fn adapter(&self) -> Option<&Path> {
+        self.adapter.as_deref()
     }
 
     /// The model's geometry.
@@ -108,7 +147,7 @@ impl Checkpoint {
         &self.config_json
     }
 
-    /// The factors' layout, where this is a factored checkpoint.
+    /// The rows' layout, where the model has been compressed: by an adapter file, or in a checkpoint that stands alone.
     pub fn factored(&self) -> Option<&Factored> {
         self.factored.as_ref()
     }

@@ -7,6 +7,7 @@ use super::encoding::Encoding;
 use super::weights::{MappedFile, Stored, Weights};
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ pub(super) fn open(directory: &Path) -> Result<Weights> {
     }
     let damaged = |message: String| Error::Checkpoint { path: index.clone(), message };
     let text = std::fs::read(&index).map_err(Error::io("read", &index))?;
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| damaged(format!("not valid JSON: {e}")))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|e| damaged(format!("not valid JSON: {e}")))?;
     let map = value["weight_map"].as_object().ok_or_else(|| damaged("has no object \"weight_map\"".into()))?;
     let mut shards = BTreeSet::new();
     for (tensor, shard) in map {
@@ -55,12 +56,20 @@ pub(super) fn open(directory: &Path) -> Result<Weights> {
 
 fn add(weights: &mut Weights, path: &Path) -> Result<()> {
     let file = MappedFile::open(path)?;
-    let tensors = read_header(path, &file.bytes)?;
-    weights.add(file, tensors)
+    let header = read_header(path, &file.bytes)?;
+    weights.add(file, header.tensors)
+}
+
+/// What the header of one file says.
+pub(super) struct Header {
+    /// `__metadata__`; null where there is none.
+    pub metadata: Value,
+    /// In the order of their bytes.
+    pub tensors: Vec<(String, Stored)>,
 }
 
 /// The header of one file, every byte range checked against the file's length and against each other.
-pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Stored)>> {
+pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     let damaged = |message: String| Error::Checkpoint { path: path.into(), message };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(damaged(format!("truncated: {} bytes are no safetensors file", bytes.len())));
@@ -71,11 +80,13 @@ pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Stor
         return Err(damaged(message));
     }
     let (header, data) = rest.split_at(length as usize);
-    let Header(entries) = serde_json::from_slice(header).map_err(|e| damaged(format!("the header is not valid: {e}")))?;
+    let Entries(entries) = serde_json::from_slice(header).map_err(|e| damaged(format!("the header is not valid: {e}")))?;
 
-    let mut tensors = Vec::with_capacity(entries.len());
+    let (mut metadata, mut tensors) = (Value::Null, Vec::with_capacity(entries.len()));
     for (name, entry) in entries {
-        if name != "__metadata__" {
+        if name == "__metadata__" {
+            metadata = entry;
+        } else {
             let stored = read_entry(&entry, 8 + length as usize, data.len()).map_err(|message| Error::Tensor {
                 path: path.into(),
                 name: name.clone(),
@@ -91,10 +102,10 @@ pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Stor
             return Err(Error::Tensor { path: path.into(), name: name.clone(), message: format!("its bytes overlap those of {before}") });
         }
     }
-    Ok(tensors)
+    Ok(Header { metadata, tensors })
 }
 
-fn read_entry(entry: &serde_json::Value, data_start: usize, data_length: usize) -> Result<Stored, String> {
+fn read_entry(entry: &Value, data_start: usize, data_length: usize) -> Result<Stored, String> {
     let integers = |key: &str| -> Result<Vec<usize>, String> {
         let list = entry[key].as_array().ok_or_else(|| format!("has no list {key:?} in the header"))?;
         list.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| format!("{key:?} holds {n}, which is no size"))).collect()
@@ -121,27 +132,27 @@ fn read_entry(entry: &serde_json::Value, data_start: usize, data_length: usize) 
 }
 
 /// A JSON object whose keys occur once.
-struct Header(Vec<(String, serde_json::Value)>);
+struct Entries(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Header, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Header;
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Entries, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Entries;
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
                 f.write_str("an object from tensor names to their places")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
                 let (mut entries, mut seen) = (Vec::new(), BTreeSet::new());
-                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
                     if !seen.insert(name.clone()) {
                         return Err(serde::de::Error::custom(format!("tensor {name} occurs twice")));
                     }
                     entries.push((name, value));
                 }
-                Ok(Header(entries))
+                Ok(Entries(entries))
             }
         }
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_map(Once)
     }
 }

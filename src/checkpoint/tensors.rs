@@ -39,13 +39,19 @@ pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expe
             add("self_attn.v_proj.bias", &[kv_width]);
         }
     }
-    for (index, spec) in factored.iter().flat_map(|factored| factored.rows.iter().enumerate()) {
-        list.extend(row_tensors(index, spec, head));
+    for [mean, _, up] in rows(config, factored) {
+        list.extend([mean, up]);
     }
     list
 }
 
 /// What may be there, and is used if it is.
-pub(super) fn optional(config: &Config) -> Vec<Expected> {
-    (0..config.num_hidden_layers).map(|layer| (format!("model.layers.{layer}.self_attn.o_proj.bias"), vec![config.hidden_size])).collect()
+pub(super) fn optional(config: &Config, factored: Option<&Factored>) -> Vec<Expected> {
+    let biases = (0..config.num_hidden_layers).map(|layer| (format!("model.layers.{layer}.self_attn.o_proj.bias"), vec![config.hidden_size]));
+    biases.chain(rows(config, factored).map(|[_, down, _]| down)).collect()
+}
+
+/// Mean, down and up of every coded row.
+fn rows(config: &Config, factored: Option<&Factored>) -> impl Iterator<Item = [Expected; 3]> {
+    factored.into_iter().flat_map(|factored| factored.rows.iter().enumerate()).map(|(index, spec)| row_tensors(index, spec, config.head_dim))
 }

@@ -71,8 +71,25 @@ impl Weights {
         Ok(())
     }
 
+    /// Adds a file whose tensors take the place of others of their names.
+    pub fn replace(&mut self, file: MappedFile, tensors: Vec<(String, Stored)>) {
+        let index = self.files.len();
+        self.tensors.extend(tensors.into_iter().map(|(name, stored)| (name, Stored { file: index, ..stored })));
+        self.files.push(file);
+    }
+
     pub fn get(&self, name: &str) -> Option<&Stored> {
         self.tensors.get(name)
+    }
+
+    /// All tensors, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Stored)> {
+        self.tensors.iter().map(|(name, stored)| (name.as_str(), stored))
+    }
+
+    /// A tensor as it is stored.
+    pub fn stored_bytes(&self, stored: &Stored) -> &[u8] {
+        &self.files[stored.file].bytes[stored.range.clone()]
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -140,7 +157,7 @@ impl Weights {
         encoding: Encoding,
         finish: impl Fn(&[f32], &mut [T]) + Sync,
     ) -> Result<Vec<T>> {
-        let bytes = &self.files[stored.file].bytes[stored.range.clone()];
+        let bytes = self.stored_bytes(stored);
         let mut numbers = vec![T::default(); encoding.numbers(bytes.len())];
         let bad = numbers
             .par_chunks_mut(CHUNK)

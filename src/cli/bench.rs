@@ -3,11 +3,12 @@
 use super::cache::CacheArgs;
 use super::console::Console;
 use super::device::untrained;
-use super::locate::locate;
 use super::progress::Bar;
+use super::several;
 use super::table::{bytes, markdown, number, table};
 use clap::builder::PossibleValuesParser;
 use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels, step_cost};
+use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
 use lowkey::gpu::Device;
 use lowkey::rows::{Budget, CacheMethod, Reviver, Vague};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 /// Several models are measured in turns, so that a machine that warms up or is used by others treats them alike; with options of the cache each is also measured without them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory, .gguf file, or fetched name; any number of them.
+    /// Directory, .gguf file, fetched name, or .lowkey file; any number of them.
     #[arg(required_unless_present = "shape", value_name = "MODEL")]
     models: Vec<String>,
     /// Instead of models, shapes of models with random weights, and caches full of random rows: 15m, 135m, 1b, 3b, 8b.
@@ -95,14 +96,13 @@ impl Args {
         let method = self.cache.method()?;
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
-        let paths = self.models.iter().map(|model| locate(model)).collect::<Result<Vec<_>>>()?;
+        let checkpoints = several::open(&self.models)?;
         let engine = console.engine()?;
-        let time = self.time.map(Duration::from_secs);
-        let run = Run { console, engine: &engine, report, bar: console.bar(), started, time, roofline: None };
+        let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
         match (self.shape.is_empty(), self.kernels) {
-            (true, _) => run.models(&task, &self.models, &paths, method, capacity),
+            (true, _) => run.models(&task, self.models.into_iter().zip(checkpoints).collect(), method, capacity),
             (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
             (false, true) => run.kernels(&task, &self.shape, &rows, sweep),
         }
@@ -135,12 +135,12 @@ impl Run<'_> {
         self.time.map(|time| time.saturating_sub(self.started.elapsed()))
     }
 
-    fn models(mut self, task: &Task, models: &[String], paths: &[PathBuf], method: CacheMethod, capacity: usize) -> Result<()> {
+    fn models(mut self, task: &Task, models: Vec<(String, Checkpoint)>, method: CacheMethod, capacity: usize) -> Result<()> {
         let mut subjects = Vec::new();
-        for (model, path) in models.iter().zip(paths) {
+        for (model, checkpoint) in models {
             self.bar.show("load", 0, None)?;
-            let loaded = self.engine.load(path)?;
-            if let Some(remark) = untrained(model, loaded.checkpoint(), capacity) {
+            let loaded = self.engine.load_checkpoint(checkpoint)?;
+            if let Some(remark) = untrained(&model, loaded.checkpoint(), capacity) {
                 self.console.remark(&format!("{remark}, though the speed is true"));
             }
             let mut methods = vec![CacheMethod::default(), method.reading_all(), method];

@@ -3,7 +3,7 @@
 use super::cache::CacheArgs;
 use super::console::{Console, read_text};
 use super::device::untrained;
-use super::locate::locate;
+use super::locate::ModelArgs;
 use super::sampling::SamplingArgs;
 use super::table::{bytes, number};
 use lowkey::checkpoint::{ChatTemplate, Message};
@@ -17,8 +17,8 @@ use std::path::PathBuf;
 /// A model that has a chat template is asked as a chat partner, others continue the text.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory, .gguf file, or fetched name.
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The prompt.
     #[arg(long, short, required_unless_present = "prompt_file")]
     prompt: Option<String>,
@@ -50,7 +50,7 @@ struct Report {
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
-        let path = locate(&self.model)?;
+        let checkpoint = self.model.open()?;
         let text = match (self.prompt, self.prompt_file) {
             (Some(prompt), _) => prompt,
             (None, Some(file)) => read_text(&file)?,
@@ -58,9 +58,9 @@ impl Args {
         };
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
-        let model = console.engine()?.load(&path)?;
+        let model = console.engine()?.load_checkpoint(checkpoint)?;
         let options = self.sampling.resolve(&self.cache)?;
-        if let Some(remark) = options.context.and_then(|context| untrained(&self.model, model.checkpoint(), context)) {
+        if let Some(remark) = options.context.and_then(|context| untrained(&self.model.name(), model.checkpoint(), context)) {
             console.remark(&remark);
         }
         let mut session = model.session(options)?;
@@ -74,7 +74,7 @@ impl Args {
                 Some(template.render(&messages, true)?)
             }
             (None, Some(_)) => {
-                let message = format!("{} has no chat template, and so no place for it", path.display());
+                let message = format!("{} has no chat template, and so no place for it", model.checkpoint().path().display());
                 return Err(Error::Argument { name: "system".into(), message });
             }
             (None, None) => None,

@@ -1,21 +1,22 @@
 //! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it. Reads headers only and needs no device.
 
 use super::console::Console;
-use super::locate::locate;
+use super::locate::ModelArgs;
 use super::table::{bytes, table};
 use clap::builder::RangedU64ValueParser;
-use lowkey::Result;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
 use lowkey::compress::{Budget, rotated};
 use lowkey::rows::{Exact, RowSet};
+use lowkey::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Show a model's architecture, tensors and cache.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory, .gguf file, or fetched name.
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Show what this many tokens of context take in memory.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
     context: Option<usize>,
@@ -24,6 +25,8 @@ pub struct Args {
 #[derive(Serialize)]
 struct Report {
     model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<Adapter>,
     method: String,
     config: Config,
     parameters: u64,
@@ -37,6 +40,14 @@ struct Report {
     factored: Option<Factored>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
+}
+
+/// The adapter file, and the model that it goes with.
+#[derive(Serialize)]
+struct Adapter {
+    path: PathBuf,
+    bytes: u64,
+    model: PathBuf,
 }
 
 /// All tensors of one encoding.
@@ -68,7 +79,7 @@ struct Memory {
 
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
-        let checkpoint = Checkpoint::open(&locate(&self.model)?)?;
+        let checkpoint = self.model.open()?;
         let config = checkpoint.config().clone();
         let dense = config.dense_kv_bytes_per_token();
         let kv_bytes_per_token = checkpoint.factored().map_or(dense, |factored| factored.kv_bytes_per_token);
@@ -81,7 +92,8 @@ impl Args {
             Memory { context, weight_bytes, kv_bytes: of(kv_bytes_per_token), kv_bytes_dense: of(dense), total_bytes }
         });
         let report = Report {
-            model: self.model,
+            model: self.model.name(),
+            adapter: checkpoint.adapter().map(|path| adapter(path, checkpoint.path())).transpose()?,
             method: checkpoint.factored().map_or("dense".into(), |factored| factored.method.clone()),
             parameters,
             bytes: checkpoint.bytes(),
@@ -95,6 +107,11 @@ impl Args {
         };
         console.result(&report, text)
     }
+}
+
+fn adapter(path: &Path, model: &Path) -> Result<Adapter> {
+    let file = path.metadata().map_err(|source| Error::Io { action: "read", path: path.into(), source })?;
+    Ok(Adapter { path: path.into(), bytes: file.len(), model: model.into() })
 }
 
 fn kinds(checkpoint: &Checkpoint) -> Vec<Kind> {
@@ -133,6 +150,9 @@ fn text(report: &Report) -> String {
         ("context", format!("{} tokens, RoPE base {}", config.max_position_embeddings, config.rope_theta)),
         ("cache", format!("{} bytes per token, dense {}", report.kv_bytes_per_token, report.kv_bytes_per_token_dense)),
     ];
+    if let Some(adapter) = &report.adapter {
+        lines.insert(1, ("adapter", format!("{}, {}, for {}", adapter.path.display(), bytes(adapter.bytes), adapter.model.display())));
+    }
     if let Some(memory) = &report.memory {
         lines
             .push(("memory", format!("for {} tokens: {} of cache (dense {})", memory.context, bytes(memory.kv_bytes), bytes(memory.kv_bytes_dense))));

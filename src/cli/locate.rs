@@ -1,8 +1,41 @@
-//! From what the user calls a model to its place on disk.
+//! From what the user calls a model to an open one.
 
+use lowkey::checkpoint::Checkpoint;
 use lowkey::{Error, Result, pull};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+/// A model, and an adapter file for it.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Directory, .gguf file, fetched name, or .lowkey file (whose model is found beside it or among the fetched ones).
+    model: String,
+    /// What `lowkey compress` has made of the model: a .lowkey file.
+    #[arg(long, value_name = "FILE")]
+    adapter: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Opens the one with the other.
+    ///
+    /// # Errors
+    /// Those of [`locate`] and of opening.
+    pub fn open(&self) -> Result<Checkpoint> {
+        let path = locate(&self.model)?;
+        match &self.adapter {
+            Some(adapter) => Checkpoint::open_with(&path, adapter),
+            None => Checkpoint::open(&path),
+        }
+    }
+
+    /// What the user called it.
+    pub fn name(&self) -> String {
+        match &self.adapter {
+            Some(adapter) => format!("{} with {}", self.model, adapter.display()),
+            None => self.model.clone(),
+        }
+    }
+}
 
 /// A path as it is; else the place of a fetched model of that name.
 ///

@@ -16,6 +16,7 @@ mod locate;
 mod progress;
 mod pull;
 mod sampling;
+mod several;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 
 /// Run large language models with a compressed key/value cache on any GPU.
 ///
-/// MODEL is a directory with config.json and safetensors, a .gguf file, or a name that `lowkey pull` knows.
+/// MODEL is a directory with config.json and safetensors, a .gguf file, a name that `lowkey pull` knows, or a .lowkey file that `lowkey compress` has made for one of these.
 #[derive(Parser)]
 #[command(name = "lowkey", version, max_term_width = 120, disable_help_subcommand = true)]
 struct Cli {

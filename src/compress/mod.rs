@@ -1,15 +1,16 @@
 //! Makes the bases in which a checkpoint's keys and values are cached. One file for each method.
 //!
-//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget, options), and answers with the coded rows and their bases; [`run`] writes them with the checkpoint.
+//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget, options), and answers with the coded rows and their bases; [`run`] writes them, as an adapter file or
+//! with the whole model.
 //! A method answers with [`Basis`]es, whose coordinates are sorted by what they cost to leave out; the bits that they get are the plan's. Everything is solved in f64,
 //! all cores at once. Nothing here knows a GPU.
 
+mod adapter;
 mod bands;
 mod basis;
 mod coder;
 mod dense;
 pub mod eigen;
-mod factored;
 pub mod kivi;
 pub mod kqsvd;
 pub mod ksvd;
@@ -21,6 +22,8 @@ mod plan;
 mod ranks;
 pub mod recalkv;
 mod scales;
+mod standalone;
+mod tensors;
 mod turned;
 mod unit;
 pub mod xkv;
@@ -28,29 +31,62 @@ pub mod xkv;
 pub use crate::rows::Budget;
 pub use basis::{Basis, Roots, about};
 pub use dense::rotated;
-pub use factored::Float;
 pub use plan::{Layout, Method, Plan, Sensing};
 pub use ranks::{Part, Ranks};
 pub use recalkv::Grouping;
+pub use tensors::Float;
 pub use xkv::Solver;
 
 use crate::calibrate::{Statistics, source_digest};
-use crate::checkpoint::{Checkpoint, Factored};
+use crate::checkpoint::{Checkpoint, Factored, Source};
 use crate::rows::{Band, Format, Holds, RUN, RowSet, Scale};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
-use factored::MadeTensors;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
+use tensors::MadeTensors;
 use turned::Positions;
 use unit::{Context, Unit};
+
+/// What [`run`] is to write, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The new file or directory.
+    pub path: PathBuf,
+    /// Which of them.
+    pub form: Form,
+    /// How its numbers are stored.
+    pub float: Float,
+}
+
+/// The forms in which what was made is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// An adapter file, opened beside the model; by its name, which must end with `.lowkey` to be opened alone.
+    #[default]
+    Adapter,
+    /// A directory that stands alone: the whole model, its tokenizer too.
+    Standalone,
+}
+
+impl Output {
+    /// An adapter file with numbers in f16.
+    pub fn adapter(path: impl Into<PathBuf>) -> Output {
+        Output { path: path.into(), form: Form::Adapter, float: Float::F16 }
+    }
+
+    /// A directory that stands alone, with numbers in f16.
+    pub fn standalone(path: impl Into<PathBuf>) -> Output {
+        Output { form: Form::Standalone, ..Output::adapter(path) }
+    }
+}
 
 /// What [`run`] did.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Report {
-    /// The directory written.
+    /// The adapter file or directory written.
     pub output: PathBuf,
     /// The method's name.
     pub method: &'static str,
@@ -73,7 +109,7 @@ pub struct Seconds {
     pub check: f64,
     /// Solving for the factors.
     pub factor: f64,
-    /// Writing the checkpoint.
+    /// Writing it.
     pub write: f64,
 }
 
@@ -172,32 +208,27 @@ fn dealt(context: &Context, units: &[Unit]) -> Result<Vec<Format>> {
     Ok(ranks.into_iter().map(|rank| Format { bands: vec![Band { bits, runs: rank / RUN }], scale }).collect())
 }
 
-/// Makes the rows of `checkpoint` as `plan` says and writes them with it, its weights as `float`, to the new directory `output`.
+/// Makes the rows of `checkpoint` as `plan` says and writes them.
 ///
 /// # Errors
-/// [`Error::Exists`] where `output` is taken, [`Error::Argument`] where the statistics or the plan are another model's or the checkpoint is factored already, and those of [`factor`], of reading and of
+/// [`Error::Exists`] where `output.path` is taken, [`Error::Argument`] where the statistics or the plan are another model's or the checkpoint is factored already, and those of [`factor`], of reading and of
 /// writing. Nothing is left behind then.
-pub fn run(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    statistics: Option<&Statistics>,
-    float: Float,
-    output: &Path,
-    on_progress: OnProgress<'_>,
-) -> Result<Report> {
+pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>, output: &Output, on_progress: OnProgress<'_>) -> Result<Report> {
     let mut seconds = Seconds::default();
     let mut clock = Instant::now();
     let mut lap = || std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64();
 
-    if output.symlink_metadata().is_ok() {
-        return Err(Error::Exists { path: output.into() });
+    if output.path.symlink_metadata().is_ok() {
+        return Err(Error::Exists { path: output.path.clone() });
     }
     if checkpoint.factored().is_some() {
         let message = format!("{} is factored already; compress the checkpoint it was made from", checkpoint.path().display());
         return Err(Error::Argument { name: "model".into(), message });
     }
-    // What is written stands alone: it needs a tokenizer that works.
-    checkpoint.tokenizer()?;
+    if output.form == Form::Standalone {
+        // It needs a tokenizer that works.
+        checkpoint.tokenizer()?;
+    }
     let source = source_digest(checkpoint)?;
     if let Some(statistics) = statistics {
         statistics.check(checkpoint, &source)?;
@@ -217,12 +248,16 @@ pub fn run(
         exact: plan.exact,
         context: made.rows.specs.iter().any(|spec| spec.holds == Holds::TurnedKeys).then_some(plan.context).filter(|_| plan.method == Method::LowKey),
         rows: made.rows.specs.clone(),
+        source: Some(Source::of(checkpoint)),
     };
-    factored::write(checkpoint, &factored, &made, float, output, on_progress)?;
+    match output.form {
+        Form::Adapter => adapter::write(&factored, &made, checkpoint.config().head_dim, output, on_progress)?,
+        Form::Standalone => standalone::write(checkpoint, &factored, &made, output, on_progress)?,
+    }
     seconds.write = lap();
 
     Ok(Report {
-        output: output.into(),
+        output: output.path.clone(),
         method: plan.method.name(),
         options: factored.options,
         kv_bytes_per_token: factored.kv_bytes_per_token,

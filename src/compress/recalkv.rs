@@ -18,7 +18,7 @@
 //! loses less: [`Grouping::Loss`] looks at what it is to stand for, `Σ_{i>r} λ_i(G_g)`, summed over the groups. The calibrated inputs are the dense model's.
 
 use super::basis::{Basis, about};
-use super::factored::MadeTensors;
+use super::tensors::MadeTensors;
 use super::unit::{Context, Unit};
 use crate::Result;
 use crate::linalg::Eigen;

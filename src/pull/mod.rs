@@ -8,6 +8,7 @@
 //! the process dies. So whatever interrupts a fetch, nothing that loads is left behind, two that run at once do not disturb each other, and what a client
 //! can resume is still there for the next one.
 
+mod fetched;
 #[cfg(feature = "hub")]
 mod hub;
 mod known;

@@ -5,6 +5,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod gguf;
 pub mod rows;
 
@@ -351,7 +353,7 @@ pub fn device(options: lowkey::gpu::Options) -> std::sync::Arc<lowkey::gpu::Devi
     lowkey::gpu::Device::open(&options).unwrap()
 }
 
-/// `checkpoint` compressed with ReCalKV in groups of `heads`, calibrated on a few hundred random tokens, written to `output` in f16.
+/// `checkpoint` compressed with ReCalKV in groups of `heads`, calibrated on a few hundred random tokens, by an adapter file at `output`.
 pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Path) -> Checkpoint {
     let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
     let tokens = Random(7).tokens(320, model.config().vocab_size);
@@ -363,6 +365,6 @@ pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Pat
         ranks: Some(compress::Ranks::Uniform),
         ..compress::Plan::new(compress::Method::ReCalKv, compress::Budget::Keep(keep))
     };
-    compress::run(checkpoint, &plan, Some(&statistics), compress::Float::F16, output, &mut |_| ControlFlow::Continue(())).unwrap();
-    Checkpoint::open(output).unwrap()
+    compress::run(checkpoint, &plan, Some(&statistics), &compress::Output::adapter(output), &mut |_| ControlFlow::Continue(())).unwrap();
+    Checkpoint::open_with(checkpoint.path(), output).unwrap()
 }

@@ -5,7 +5,7 @@ mod tables;
 use super::cache::CacheArgs;
 use super::console::{Console, read_text};
 use super::device::untrained;
-use super::locate::locate;
+use super::several;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
 use lowkey::eval::needle::{self, Kind};
@@ -25,10 +25,10 @@ use tables::Columns;
 /// With --depths, windows are as long as that, and their last 512 tokens are scored: the same tokens of the text at every depth.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory, .gguf file, or fetched name; any number of them, with the same tokenizer.
+    /// Directory, .gguf file, fetched name, or .lowkey file; any number of them, with the same tokenizer.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
-    /// The model to compare with, which is evaluated first [default: the first MODEL, if it is dense].
+    /// The model to compare with, which is evaluated first [default: the first MODEL, if it is dense, or the one that it was made for, if it is a .lowkey file].
     #[arg(long, value_name = "DENSE")]
     against: Option<String>,
     /// A text; `-` is stdin. May be given several times: each text has a row per model.
@@ -94,11 +94,16 @@ fn kinds() -> impl TypedValueParser<Value = Kind> {
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let online = self.cache.method()?.name().is_some();
-        let names: Vec<&String> = self.against.iter().chain(&self.models).collect();
-        let paths = names.iter().map(|name| locate(name)).collect::<Result<Vec<_>>>()?;
+        let mut names: Vec<&String> = self.against.iter().chain(&self.models).collect();
         // Before any weight is read: whether these can be compared.
-        let checkpoints = paths.iter().map(|path| Checkpoint::open(path)).collect::<Result<Vec<_>>>()?;
-        if self.against.is_some() && checkpoints[0].factored().is_some() {
+        let mut checkpoints = several::open(&names)?;
+        let own = if self.against.is_none() { own_model(&checkpoints[0]) } else { None };
+        if let Some((name, model)) = &own {
+            names.insert(0, name);
+            checkpoints.insert(0, Checkpoint::open(model)?);
+        }
+        let against = self.against.is_some() || own.is_some();
+        if against && checkpoints[0].factored().is_some() {
             let message = format!("{} has been compressed itself; give the dense model that it was made from", names[0]);
             return Err(Error::Argument { name: "against".into(), message });
         }
@@ -117,7 +122,7 @@ impl Args {
         }
         let windowings = self.windowings(&depths, &texts, trained)?;
         let windows = windowings.iter().map(|windowing| longest(windowing, &texts)).collect::<Result<Vec<_>>>()?;
-        let first_is_reference = self.against.is_some() || (checkpoints[0].factored().is_none() && !online);
+        let first_is_reference = against || (checkpoints[0].factored().is_none() && !online);
         let writing = self.continuation(&names, &checkpoints, &texts, first_is_reference)?;
         let questions = match self.needle_task(trained) {
             Some(task) => {
@@ -131,14 +136,14 @@ impl Args {
         let engine = console.engine()?;
         let mut bar = console.bar();
         let mut models = Vec::new();
-        for path in &paths {
+        for checkpoint in checkpoints {
             bar.show("load", 0, None)?;
-            models.push(engine.load(path)?);
+            models.push(engine.load_checkpoint(checkpoint)?);
         }
         let farthest = questions.iter().map(|question| question.length).max().unwrap_or(0);
         let asked = windowings.iter().map(|windowing| windowing.window).max().unwrap_or(0);
-        for (name, checkpoint) in names.iter().zip(&checkpoints) {
-            if let Some(remark) = untrained(name, checkpoint, asked.max(farthest)) {
+        for (name, model) in names.iter().zip(&models) {
+            if let Some(remark) = untrained(name, model.checkpoint(), asked.max(farthest)) {
                 console.remark(&remark);
             }
         }
@@ -146,7 +151,7 @@ impl Args {
         let subject = |(index, exact): (usize, Option<Exact>), plain: SequenceOptions| -> Result<Subject> {
             let (name, model): (&String, &Model) = (names[index], &models[index]);
             // What is compared with is kept as it is.
-            let reference = index == 0 && self.against.is_some();
+            let reference = index == 0 && against;
             let mut options = if reference { plain } else { SequenceOptions { method: self.cache.method()?, ..plain } };
             if exact.is_some() {
                 // Strictly, or the tokens that go through the model together would read each other exactly.
@@ -156,9 +161,9 @@ impl Args {
             Ok(Subject { model: name.clone(), method, layout, exact: model.exact(&options), sequence: Box::new(model.sequence(options)?) })
         };
         let mut lines = Vec::new();
-        for (index, checkpoint) in checkpoints.iter().enumerate() {
+        for (index, model) in models.iter().enumerate() {
             lines.push((index, None));
-            if checkpoint.factored().is_some() || (online && !(index == 0 && self.against.is_some())) {
+            if model.checkpoint().factored().is_some() || (online && !(index == 0 && against)) {
                 lines.extend(self.exact.iter().map(|&exact| (index, Some(exact))));
             }
         }
@@ -253,6 +258,13 @@ impl Args {
             needle::Task { kinds: self.needle.clone(), lengths, trials: self.needle_trials, seed: self.needle_seed, ..needle::Task::default() };
         (!task.kinds.is_empty()).then_some(task)
     }
+}
+
+/// The model that an adapter file was made for, which it is compared with where nothing else is named: what to call it, and its path.
+fn own_model(checkpoint: &Checkpoint) -> Option<(String, PathBuf)> {
+    let source = checkpoint.factored().filter(|_| checkpoint.adapter().is_some())?.source.as_ref()?;
+    let path = checkpoint.path().to_path_buf();
+    Some((source.pull.clone().unwrap_or_else(|| path.display().to_string()), path))
 }
 
 /// Tokens of the longest window, which a sequence has to have room for.

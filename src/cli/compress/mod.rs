@@ -1,35 +1,34 @@
 //! `lowkey compress`: calibrate, factor, write.
 
-use super::console::{Console, read_text};
+mod calibration;
+
+use super::console::Console;
 use super::locate::locate;
 use super::table::bytes;
 use clap::ValueEnum;
-use lowkey::calibrate::{self, LayerStatistics, SensitivityKind, Statistics, source_digest, text_digest};
-use lowkey::checkpoint::{Checkpoint, Config};
-use lowkey::compress::{self, Budget, Method, Plan, Ranks, Sensing};
+use lowkey::calibrate;
+use lowkey::checkpoint::{ADAPTER, Checkpoint, Config};
+use lowkey::compress::{self, Budget, Method, Output, Plan, Ranks, Sensing};
 use lowkey::rows::Exact;
-use lowkey::{Error, Result, cpu};
+use lowkey::{Error, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-/// What calibrates where nothing else is given: a little of everything.
-const TEXT: &str = include_str!("../../assets/calibration.txt");
-
-/// Tokens that a model writes to calibrate itself with.
-const SAMPLED: usize = 16384;
-
-/// Write a checkpoint with a smaller cache.
+/// Make a model's cache smaller.
 ///
-/// Text runs through the model once, on the processor, to see what its keys and values need; then they are factored. What is written stands alone.
+/// Text runs through the model once, on the processor, to see what its keys and values need; then they are factored. What is written is an adapter file, to be given in the model's place: it has
+/// what was made, and goes with the model as it is.
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory, .gguf file, or fetched name of a dense model.
     model: String,
-    /// The directory to write. It must not exist.
-    #[arg(long, short, value_name = "DIR")]
+    /// The file to write, `.lowkey` being appended where its name does not end so; with --standalone, the directory. It must not exist.
+    #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
+    /// Write a directory with the whole model in it, tokenizer and all, which needs the original no more.
+    #[arg(long)]
+    standalone: bool,
     /// lowkey's own, a published system, or `dense`: keys and values themselves in 8 or 4 bits.
     #[arg(long, default_value = "lowkey", value_parser = Method::ALL.map(|(name, _)| name))]
     method: String,
@@ -88,7 +87,7 @@ pub struct Args {
     /// Where calibration's result is kept: read where the file exists, written where it does not.
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
-    /// How weights are written.
+    /// How numbers are written.
     #[arg(long, default_value = "f16")]
     weights: Float,
 }
@@ -151,10 +150,11 @@ impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let path = locate(&self.model)?;
         // Before calibration rather than after.
-        if self.output.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: self.output });
+        let output = self.output();
+        if output.path.symlink_metadata().is_ok() {
+            return Err(Error::Exists { path: output.path });
         }
-        parent_exists(&self.output)?;
+        parent_exists(&output.path)?;
         let known = self.statistics.as_ref().is_some_and(|file| file.exists());
         if let Some(file) = self.statistics.as_ref().filter(|_| !known) {
             parent_exists(file)?;
@@ -196,12 +196,12 @@ impl Args {
         };
         let calibrate = start.elapsed().as_secs_f64();
         let mut bar = console.bar();
-        let float = match self.weights {
-            Float::F16 => compress::Float::F16,
-            Float::F32 => compress::Float::F32,
-        };
-        let done = compress::run(&checkpoint, &plan, statistics.as_ref(), float, &self.output, &mut |progress| bar.report(progress))?;
+        let done = compress::run(&checkpoint, &plan, statistics.as_ref(), &output, &mut |progress| bar.report(progress))?;
         drop(bar);
+        if !self.standalone && Checkpoint::open(&output.path).is_err() {
+            let (file, model) = (output.path.display(), &self.model);
+            console.remark(&format!("{file} does not find its model, which is neither beside it nor fetched: name both, `{model} --adapter {file}`"));
+        }
         let report = Report {
             output: done.output,
             method: done.method,
@@ -212,6 +212,22 @@ impl Args {
             peak_rss_bytes: done.peak_rss_bytes,
         };
         console.result(&report, text)
+    }
+
+    /// What to write, and where.
+    fn output(&self) -> Output {
+        let float = match self.weights {
+            Float::F16 => compress::Float::F16,
+            Float::F32 => compress::Float::F32,
+        };
+        if self.standalone {
+            return Output { float, ..Output::standalone(&self.output) };
+        }
+        let mut path = self.output.clone().into_os_string();
+        if self.output.extension().is_none_or(|extension| extension != ADAPTER) {
+            path.push(format!(".{ADAPTER}"));
+        }
+        Output { float, ..Output::adapter(path) }
     }
 
     /// What the options ask for.
@@ -281,128 +297,6 @@ impl Args {
                 Err(Error::Argument { name: name.into(), message: format!("{why}; leave it out, or choose another --method than {}", self.method) })
             }
             None => Ok(()),
-        }
-    }
-
-    /// Reads statistics, which must have what is asked for.
-    fn reuse(&self, file: &Path, config: &Config, console: &Console) -> Result<Statistics> {
-        let statistics = Statistics::load(file)?;
-        let refuse = |message: &str| {
-            let message = format!("{} {message}; leave that out, or name a new file", file.display());
-            Err(Error::Argument { name: "statistics".into(), message })
-        };
-        if !self.calibration.is_empty() && self.text()?.digest() != statistics.text {
-            return refuse("was gathered from another text than --calibration gives");
-        }
-        let (shortest, longest) = self.windows(config);
-        // That many, in whole windows: of each length one may be begun, and together those are shorter than twice the longest, and than all tokens where there are several.
-        if self.calibration_tokens.is_some_and(|tokens| tokens.saturating_add(tokens.min(2 * longest).max(shortest)) <= statistics.tokens) {
-            return refuse("was gathered from more tokens than --calibration-tokens allows");
-        }
-        if self.calibration_window.is_some() && statistics.longest > longest.max(shortest) {
-            return refuse("was gathered in longer windows than --calibration-window allows");
-        }
-        if self.span.is_some_and(|span| span > statistics.span) {
-            return refuse("was gathered over a shorter span than --span gives");
-        }
-        let has = |part: fn(&LayerStatistics) -> bool| statistics.layers.iter().all(part);
-        match self.sensitivity {
-            Some(Sensitivity::Scalar) if !has(|layer| layer.scalar.is_some()) => {
-                return refuse("has no scalar sensitivity, as --sensitivity asks for");
-            }
-            Some(Sensitivity::Full) if !has(|layer| layer.sensitivity.is_some()) => {
-                return refuse("has no full sensitivity, as --sensitivity asks for");
-            }
-            _ => {}
-        }
-        console.remark(&format!("using statistics from {}", file.display()));
-        Ok(statistics)
-    }
-
-    /// Runs text through the model on the processor.
-    fn gather(&self, checkpoint: &Checkpoint, plan: &Plan, console: &Console) -> Result<(Statistics, calibrate::Seconds)> {
-        let text = self.text()?;
-        let (window, longest) = self.windows(checkpoint.config());
-        let options = calibrate::Options {
-            window,
-            longest,
-            tokens: self.calibration_tokens,
-            span: self.span.unwrap_or(1),
-            sensitivity: match self.sensitivity {
-                Some(Sensitivity::None) => SensitivityKind::None,
-                Some(Sensitivity::Scalar) => SensitivityKind::Scalar,
-                Some(Sensitivity::Full) => SensitivityKind::Full,
-                None if plan.weighs() => SensitivityKind::Full,
-                None => SensitivityKind::None,
-            },
-            sinks: plan.exact.sinks,
-            recent: plan.exact.recent,
-            ..calibrate::Options::default()
-        };
-        console.remark(&format!("calibrating on the processor with {}", text.name()));
-        let mut bar = console.bar();
-        bar.show("load", 0, None)?;
-        let model = Arc::new(cpu::Model::load(checkpoint)?);
-        let mut on_progress = |progress| bar.report(progress);
-        let tokens = match &text {
-            Text::BuiltIn => calibrate::encode(checkpoint, &[TEXT])?,
-            Text::Files(texts) => calibrate::encode(checkpoint, texts)?,
-            Text::Sampled { tokens } => {
-                // In whole windows.
-                let length = longest.min(tokens.next_multiple_of(window));
-                calibrate::sample(checkpoint, &model, tokens.div_ceil(length), length, options.seed, &mut on_progress)?
-            }
-        };
-        calibrate::gather(&model, &tokens, source_digest(checkpoint)?, text.digest(), options, &mut on_progress)
-    }
-
-    /// What to calibrate with.
-    fn text(&self) -> Result<Text> {
-        let itself = |path: &PathBuf| path.as_os_str() == "self";
-        Ok(match &self.calibration[..] {
-            [] => Text::BuiltIn,
-            [path] if itself(path) => Text::Sampled { tokens: self.calibration_tokens.unwrap_or(SAMPLED) },
-            files if files.iter().any(itself) => {
-                let message = "`self` goes alone; give a file of that name as ./self".into();
-                return Err(Error::Argument { name: "calibration".into(), message });
-            }
-            files => Text::Files(files.iter().map(|file| read_text(file)).collect::<Result<_>>()?),
-        })
-    }
-
-    /// Tokens that are run together: the fewest and the most.
-    fn windows(&self, config: &Config) -> (usize, usize) {
-        let (defaults, most) = (calibrate::Options::default(), config.max_position_embeddings);
-        let longest = self.calibration_window.unwrap_or(defaults.longest).min(most);
-        (defaults.window.min(longest), longest)
-    }
-}
-
-/// What a model is calibrated with.
-enum Text {
-    BuiltIn,
-    Files(Vec<String>),
-    /// The model's own.
-    Sampled {
-        tokens: usize,
-    },
-}
-
-impl Text {
-    fn name(&self) -> &'static str {
-        match self {
-            Text::BuiltIn => "the built-in text",
-            Text::Files(_) => "the given text",
-            Text::Sampled { .. } => "text of its own",
-        }
-    }
-
-    /// What is recorded. A model's own text follows from the model, which has a digest of its own, and how much of it there is.
-    fn digest(&self) -> String {
-        match self {
-            Text::BuiltIn => text_digest(&[TEXT]),
-            Text::Files(texts) => text_digest(texts),
-            Text::Sampled { tokens } => text_digest(&[format!("self {tokens}")]),
         }
     }
 }
