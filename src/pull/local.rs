@@ -1,4 +1,4 @@
-//! What is in the cache directory: fetched models, what was compressed beside them, and what a fetch has left unfinished.
+//! What is in the cache directory: fetched and compressed models, and unfinished downloads.
 
 use super::{Store, Target};
 use crate::checkpoint::Checkpoint;
@@ -73,7 +73,11 @@ impl Store {
                     home: entry,
                 }),
                 Some(None) => {}
-                None => self.gather(&entry, DEPTH, &mut found),
+                None => {
+                    let mut paths = Vec::new();
+                    collect(&entry, DEPTH, &mut paths);
+                    found.extend(paths.into_iter().map(|path| self.local(path)));
+                }
             }
         }
         let homes: Vec<PathBuf> = found.iter().map(|local| local.home.clone()).collect();
@@ -93,22 +97,15 @@ impl Store {
         }
     }
 
-    /// The model at `path` and those below it.
-    fn gather(&self, path: &Path, depth: usize, found: &mut Vec<Local>) {
-        if is_model(path) {
-            let (name, home) = self.called(path);
-            found.push(Local { name, kind: kind(path), bytes: 0, modified: modified(path), path: path.into(), home });
-        }
-        if depth > 0 && path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-            // A directory that may not be read has nothing to show.
-            let Ok(entries) = fs::read_dir(path) else { return };
-            for entry in entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
-                self.gather(&entry.path(), depth - 1, found);
-            }
-        }
+    /// The model at `path`, not measured yet.
+    fn local(&self, path: PathBuf) -> Local {
+        let (name, home) = self.called(&path);
+        Local { name, kind: kind(&path), bytes: 0, modified: modified(&path), path, home }
     }
 
-    /// The name of what lies at `path`, and what belongs to it alone: of a fetched model all of its directory.
+    /// The name of the model at `path`, and what belongs to it alone.
+    ///
+    /// Of a fetched model that is all of its directory.
     fn called(&self, path: &Path) -> (String, PathBuf) {
         let parts: Vec<_> = path.strip_prefix(&self.directory).unwrap_or(path).iter().map(|part| part.to_string_lossy()).collect();
         let (top, rest) = (&*parts[0], parts[1..].join("/"));
@@ -130,6 +127,18 @@ impl Store {
     }
 }
 
+/// Appends the model at `path`, and those below it. A link is followed to its end, and no further.
+fn collect(path: &Path, depth: usize, models: &mut Vec<PathBuf>) {
+    if is_model(path) {
+        models.push(path.into());
+    }
+    if depth > 0 && path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        // A directory that may not be read has nothing to show.
+        let entries = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|entry| !is_hidden(entry)).for_each(|entry| collect(&entry, depth - 1, models));
+    }
+}
+
 /// What an unfinished download in this directory is called.
 fn spoken(target: &str) -> String {
     match target.splitn(3, "--").collect::<Vec<_>>()[..] {
@@ -142,9 +151,13 @@ fn spoken(target: &str) -> String {
 /// Whether there is something that looks like a model.
 fn is_model(path: &Path) -> bool {
     let has = |name: &str| path.join(name).is_file();
-    let gguf = || path.extension().is_some_and(|ending| ending == "gguf") && path.is_file();
-    // Beside a GGUF file there may be a config.json too.
-    has("config.json") && (has("model.safetensors") || has("model.safetensors.index.json")) || gguf()
+    let file = || path.extension().is_some_and(|ending| ending == "gguf") && path.is_file();
+    // Beside a file there may be a config.json too.
+    has("config.json") && (has("model.safetensors") || has("model.safetensors.index.json")) || file()
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 fn kind(path: &Path) -> Kind {
@@ -166,7 +179,7 @@ fn modified(path: &Path) -> Option<u64> {
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// Bytes of all files at and below `path`, without what is below one of `others`. A link counts as itself.
+/// Bytes of all files at and below `path`, but not below `others`. A link counts as itself.
 pub(super) fn size(path: &Path, others: &[PathBuf]) -> u64 {
     match path.symlink_metadata() {
         Ok(metadata) if !metadata.is_dir() => metadata.len(),

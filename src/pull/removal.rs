@@ -19,7 +19,9 @@ pub struct Removal<'a> {
 }
 
 impl Store {
-    /// What would go with the models of these names, as [`Store::list`] or their paths have them: they, and what lies in their directories.
+    /// What would go with these models: they, and what lies in their directories.
+    ///
+    /// `names` are those of [`Store::list`], or paths.
     ///
     /// # Errors
     /// [`Error::Io`] where there is no such model, [`Error::Argument`] for a path outside of the cache directory.
@@ -64,7 +66,7 @@ impl Removal<'_> {
     /// Removes them, and what an interrupted removal has left.
     ///
     /// # Errors
-    /// [`Error::Io`] for what is being fetched at the moment, what links lead out of the cache directory for, and what may not be removed.
+    /// [`Error::Io`] for a model that is being fetched at this moment, that a link out of the cache directory leads to, or that may not be removed.
     pub fn run(self) -> Result<()> {
         for leftover in self.store.entries()?.iter().filter(|path| starts(path, HIDDEN)) {
             delete(leftover).unwrap_or_else(|error| log::warn!("{error}"));
