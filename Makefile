@@ -34,7 +34,7 @@ setup:
 # or where the model's path or the program is another one.
 prepare = \
 	set -eu; \
-	cargo build --release --features hub --bin lowkey --example chat; \
+	cargo build --release --features hub --bin lowkey; \
 	model="$(MODEL)"; \
 	if [ -e "$$model" ]; then \
 		model=$$(cd "$$(dirname "$$model")" && pwd)/$$(basename "$$model"); \
@@ -51,7 +51,7 @@ demo: setup
 	$(lowkey) eval "$$small" --against "$(MODEL)" --text assets/evaluation.txt $(on); \
 	$(lowkey) bench "$(MODEL)" "$$small" --depth 0 --prefill 64 --rounds 2 $(on); \
 	if [ -t 0 ] && [ -t 1 ]; then \
-		exec $(target)/release/examples/chat "$$small" $(on); \
+		exec $(lowkey) chat "$$small" $(on); \
 	else \
 		$(lowkey) generate "$$small" -p 'What is the capital of France?' --max-tokens 64 $(on); \
 	fi

@@ -6,6 +6,7 @@
 mod answer;
 mod bench;
 mod cache;
+mod chat;
 mod completions;
 mod compress;
 mod console;
@@ -62,6 +63,7 @@ enum Command {
     #[command(visible_alias = "show")]
     Inspect(inspect::Args),
     Compress(compress::Args),
+    Chat(chat::Args),
     Generate(generate::Args),
     Eval(eval::Args),
     Bench(bench::Args),
@@ -77,6 +79,7 @@ impl Command {
             Command::Rm(args) => args.run(console),
             Command::Inspect(args) => args.run(console),
             Command::Compress(args) => args.run(console),
+            Command::Chat(args) => args.run(console),
             Command::Generate(args) => args.run(console),
             Command::Eval(args) => args.run(console),
             Command::Bench(args) => args.run(console),
