@@ -69,7 +69,10 @@ fn a_conversation_has_turns_and_commands() {
     let (model, saved) = (bench.path("model"), bench.path("saved"));
     let start = || {
         Terminal::start(|command| {
-            command.args(["chat", &model, "-n", "5", "--device", "cpu", "--system", "Be brief."]).env("XDG_DATA_HOME", bench.path("data"))
+            command
+                .args(["chat", &model, "-n", "5", "--device", "cpu", "--system", "Be brief."])
+                .env("HOME", bench.path(""))
+                .env("XDG_DATA_HOME", bench.path("data"))
         })
     };
     let mut terminal = start();
@@ -134,7 +137,7 @@ fn an_answer_is_stopped_and_the_conversation_goes_on() {
         std::fs::write(&path, before.replace(from, to)).unwrap();
     }
     let arguments = ["chat", &*model, "--device", "cpu", "--context", "100000"];
-    let mut terminal = Terminal::start(|command| command.args(arguments).env("XDG_DATA_HOME", bench.path("data")));
+    let mut terminal = Terminal::start(|command| command.args(arguments).env("HOME", bench.path("")).env("XDG_DATA_HOME", bench.path("data")));
     terminal.expect(">>> ");
     terminal.press("the ring\r");
     terminal.expect("read ");
