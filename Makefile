@@ -38,7 +38,7 @@ calibration := $(if $(filter dense kivi kvarn,$(METHOD)),,--calibration-tokens 8
 # or where the model's path or the program is another one.
 prepare = \
 	set -eu; \
-	cargo build --release --features hub --bin lowkey --example chat; \
+	cargo build --release --features hub --bin lowkey; \
 	model="$(MODEL)"; \
 	if [ -e "$$model" ]; then \
 		model=$$(cd "$$(dirname "$$model")" && pwd)/$$(basename "$$model"); \
@@ -55,7 +55,7 @@ demo: setup
 	$(lowkey) eval "$$small" --against "$(MODEL)" --text assets/evaluation.txt $(on); \
 	$(lowkey) bench "$(MODEL)" "$$small" --depth 0 --prefill 64 --rounds 2 $(on); \
 	if [ -t 0 ] && [ -t 1 ]; then \
-		exec $(target)/release/examples/chat "$(MODEL)" --adapter "$$small" $(on); \
+		exec $(lowkey) chat "$(MODEL)" --adapter "$$small" $(on); \
 	else \
 		$(lowkey) generate "$(MODEL)" --adapter "$$small" -p 'What is the capital of France?' --max-tokens 64 $(on); \
 	fi

@@ -265,10 +265,10 @@ impl Bench {
             let rows = eval::run(&task, &mut subjects, on_progress)?;
             for row in rows.iter().filter(|row| row.kl_mean > Some(0.0)) {
                 let kl = row.kl_mean.unwrap_or(f64::NAN);
-                let exact = row.exact().map_or(String::new(), |exact| format!(", {exact} exact"));
+                let exact = row.label.exact().map_or(String::new(), |exact| format!(", {exact} exact"));
                 println!(
                     "{} {}, {name}{exact}, on {} at depth {}: {} bytes per token, KL divergence {kl:.5}",
-                    row.method, row.layout, row.text, row.window, row.kv_bytes_per_token
+                    row.label.method, row.label.layout, row.text, row.window, row.kv_bytes_per_token
                 );
             }
             self.rows.extend(rows.chunks(subjects.len()).flat_map(|some| some[skipped..].to_vec()));

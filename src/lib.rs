@@ -35,6 +35,8 @@ pub mod eval;
 pub mod gpu;
 pub mod kernels;
 pub mod linalg;
+#[cfg(feature = "pull")]
+pub mod local;
 pub mod logits;
 #[cfg(feature = "pull")]
 pub mod pull;

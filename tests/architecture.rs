@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// Rooms from the ground up, and the rooms that each may know: all of them stand before it.
-const ROOMS: [(&str, &str); 20] = [
+const ROOMS: [(&str, &str); 21] = [
     ("error", ""),
     ("task", ""),
     ("linalg", ""),
@@ -15,6 +15,7 @@ const ROOMS: [(&str, &str); 20] = [
     ("rows", "linalg"),
     ("pull", "task"),
     ("checkpoint", "rows pull"),
+    ("local", "pull checkpoint"),
     ("sequence", "task logits rows"),
     ("gpu", ""),
     ("kernels", "rows gpu"),

@@ -82,7 +82,7 @@ fn eval_equals_the_definition_for_every_windowing() {
         assert_eq!((rows[0].kl_mean, rows[0].kl_p99, rows[0].top1_agreement), (Some(0.0), Some(0.0), Some(1.0)));
         assert_eq!((rows[0].kv_bytes_per_token, rows[0].kv_fixed_bytes), (24, 8));
         assert_eq!((rows[1].windows, rows[1].window), (kl.len(), windowing.window.min(50)));
-        assert_eq!((&*rows[0].model, rows[1].reference.as_deref()), ("exact", Some("exact")));
+        assert_eq!((&*rows[0].label.model, rows[1].reference.as_deref()), ("exact", Some("exact")));
     }
 }
 
@@ -96,7 +96,7 @@ fn each_text_has_a_row_per_model_and_is_evaluated_on_its_own() {
         eval::run(&eval::Task { texts, bos: None, windowing, first_is_reference: true }, &mut subjects, &mut quiet).unwrap()
     };
     let rows = rows_of(&texts);
-    let labels: Vec<_> = rows.iter().map(|row| (&*row.text, &*row.model, row.tokens)).collect();
+    let labels: Vec<_> = rows.iter().map(|row| (&*row.text, &*row.label.model, row.tokens)).collect();
     assert_eq!(labels, [("short", "exact", 7), ("short", "tilted", 7), ("long", "exact", 35), ("long", "tilted", 35)]);
     assert_eq!(rows[2..], rows_of(&texts[1..]));
     assert_eq!((rows[1].kl_stderr, rows[3].kl_stderr.is_some()), (None, true));
@@ -123,7 +123,7 @@ fn every_depth_predicts_the_same_tokens_after_as_many_as_it_is_deep() {
         let rows = eval::run(&eval::Task { texts: &text, bos: None, windowing, first_is_reference: true }, &mut subjects, &mut quiet).unwrap();
         let row = &rows[1];
         assert_eq!((row.window, row.windows, row.tokens, row.first_position, row.last_position), (depth, 2, 1024, depth - 513, depth - 2));
-        assert_eq!((row.sinks, row.recent, rows[0].sinks), (Some(4), Some(9), None));
+        assert_eq!((row.label.sinks, row.label.recent, rows[0].label.sinks), (Some(4), Some(9), None));
         assert!((row.kl_mean.unwrap() - kl.iter().sum::<f64>() / 1024.0).abs() < 1e-6);
         assert!((row.perplexity - (surprise / 1024.0).exp()).abs() < 1e-5 * row.perplexity);
         kl.sort_by(f64::total_cmp);
@@ -145,7 +145,7 @@ fn continuations_are_greedy_and_read_by_the_reference() {
         let others = || [subject("tilted", tilted()), subject("same", exact(3))].into_iter().map(Ok);
         let mut reference = subject("exact", exact(chunk));
         let rows = continuation::run(&task, &texts, &mut reference, others, &mut quiet).unwrap();
-        let labels: Vec<_> = rows.iter().map(|row| (&*row.text, &*row.model)).collect();
+        let labels: Vec<_> = rows.iter().map(|row| (&*row.text, &*row.label.model)).collect();
         let expected = ["text", "other"].map(|text| ["exact", "tilted", "same"].map(|model| (text, model)));
         assert_eq!(labels, expected.concat());
         for (rows, text) in rows.chunks(3).zip(&texts) {

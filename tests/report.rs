@@ -4,19 +4,19 @@
 
 use lowkey::Error;
 use lowkey::eval::report::{Directory, frontier, needle_map};
-use lowkey::eval::{Report, Row, continuation, needle};
+use lowkey::eval::{Label, Report, Row, continuation, needle};
 use roxmltree::{Document, ParsingOptions};
 
 /// Names that break what does not escape them.
 const HOSTILE: [&str; 5] = ["</svg><script>alert(1)</script>", "a \"b\", 'c' & <d>", "line\nbreak\r\u{0}\u{7}", "=1+1", "größe ]]> <!-- %s"];
 
+fn label(model: &str, method: &str, layout: &str) -> Label {
+    Label { model: model.into(), method: method.into(), layout: layout.into(), sinks: None, recent: None }
+}
+
 fn row(model: &str, method: &str, bytes: u64, kl: Option<f64>) -> Row {
     Row {
-        model: model.into(),
-        method: method.into(),
-        layout: "f16".into(),
-        sinks: None,
-        recent: None,
+        label: label(model, method, "f16"),
         reference: Some("models/dense".into()),
         text: "text".into(),
         window: 512,
@@ -37,13 +37,8 @@ fn row(model: &str, method: &str, bytes: u64, kl: Option<f64>) -> Row {
 }
 
 fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle::Row {
-    let (method, layout) = ("dense".into(), "f16".into());
     needle::Row {
-        model: model.into(),
-        method,
-        layout,
-        sinks: None,
-        recent: None,
+        label: label(model, "dense", "f16"),
         kind: needle::Kind::Single,
         length,
         depth_percent,
@@ -56,11 +51,7 @@ fn told(model: &str, length: usize, depth_percent: u32, accuracy: f64) -> needle
 fn written(name: &str) -> continuation::Row {
     let named = || name.to_string();
     continuation::Row {
-        model: named(),
-        method: named(),
-        layout: named(),
-        sinks: Some(4),
-        recent: Some(32),
+        label: Label { sinks: Some(4), recent: Some(32), ..label(name, name, name) },
         reference: named(),
         text: named(),
         prompt_tokens: 512,
@@ -74,8 +65,11 @@ fn written(name: &str) -> continuation::Row {
 }
 
 fn hostile() -> Report {
-    let rows =
-        HOSTILE.iter().zip(1..).map(|(name, i)| Row { text: name.to_string(), layout: name.to_string(), ..row(name, name, 1000 * i, Some(0.01)) });
+    let rows = HOSTILE.iter().zip(1..).map(|(name, i)| Row {
+        text: name.to_string(),
+        label: label(name, name, name),
+        ..row(name, name, 1000 * i, Some(0.01))
+    });
     Report {
         rows: rows.collect(),
         continuations: HOSTILE.iter().map(|name| written(name)).collect(),
@@ -133,8 +127,7 @@ fn each_depth_and_reference_has_a_chart_on_one_scale() {
     let point = |reference: &str, window, model: &str, bytes, kl, exact: usize| Row {
         reference: Some(reference.into()),
         window,
-        sinks: Some(exact),
-        recent: Some(8 * exact),
+        label: Label { sinks: Some(exact), recent: Some(8 * exact), ..label(model, "lowkey", "f16") },
         ..row(model, "lowkey", bytes, Some(kl))
     };
     let of = |reference: &'static str, window, kl: f64| {

@@ -22,7 +22,7 @@ pub(super) fn model_of(adapter: &Adapter) -> Result<Checkpoint> {
     let (by_name, fetched) = fetched(source.pull.as_deref());
     let places = namesake.map(|name| beside.join(name)).into_iter().chain(by_name).chain(models_in(beside)).chain(fetched);
     let mut remark = String::new();
-    for path in places.filter(|path| path.exists()) {
+    for path in places.filter(|path| path.exists() && !super::is_adapter(path)) {
         let reason = match Checkpoint::open_model(&path) {
             Ok(model) if adapter.fits(&model) => return Ok(model),
             Ok(_) => "has that name, but is another model".into(),

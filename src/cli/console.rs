@@ -6,7 +6,7 @@ use super::progress::Bar;
 use lowkey::session::Cancel;
 use lowkey::{Engine, Error, Result};
 use serde::Serialize;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 /// What every command is given.
@@ -70,6 +70,32 @@ impl Console {
             // A remark that cannot be made is no reason to fail.
             let _ = writeln!(std::io::stderr(), "{text}");
         }
+    }
+
+    /// Whether there is somebody to ask: on a terminal, and not where the result is to be JSON.
+    pub fn converses(&self) -> bool {
+        !self.global.json && std::io::stdin().is_terminal()
+    }
+
+    /// Asks on stderr, and reads the answer from stdin: whether it was yes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where stdin cannot be read.
+    pub fn ask(&self, question: &str) -> Result<bool> {
+        let mut answer = String::new();
+        // Where the question cannot be shown, nobody says yes to it.
+        let _ = write!(std::io::stderr(), "{question} [y/N] ");
+        let read = self.wait(|| std::io::stdin().read_line(&mut answer));
+        read.map_err(|source| Error::Io { action: "read", path: "<stdin>".into(), source })?;
+        Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+    }
+
+    /// Waits for the user. Meanwhile nothing runs that Ctrl-C could stop but the program.
+    pub fn wait<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.cancel.set();
+        let heard = wait();
+        self.cancel.clear();
+        heard
     }
 
     /// What went wrong: JSON on stdout, or a line on stderr.

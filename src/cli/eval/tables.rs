@@ -1,8 +1,7 @@
 //! What an evaluation found, as text.
 
 use crate::cli::table::{number, table};
-use lowkey::eval::{ENOUGH, Row, continuation, needle};
-use lowkey::rows::Exact;
+use lowkey::eval::{ENOUGH, Label, Row, continuation, needle};
 
 /// Which columns are of use: those that tell lines apart.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +35,9 @@ pub fn rows(rows: &[Row], columns: Columns) -> String {
         ["model", "method", "exact", "text", "depth", "kv B/token", "fixed B", "tokens", "perplexity", "KL mean", "±", "KL p99", "KL p99.9", "top-1"];
     let line = |row: &Row| {
         vec![
-            row.model.clone(),
-            row.method.clone(),
-            exact(row.sinks, row.recent),
+            row.label.model.clone(),
+            row.label.method.clone(),
+            exact(&row.label),
             row.text.clone(),
             row.window.to_string(),
             row.kv_bytes_per_token.to_string(),
@@ -77,9 +76,9 @@ pub fn continuations(rows: &[continuation::Row], columns: Columns) -> String {
     let head = ["continuation", "method", "exact", "text", "kv B/token", "tokens", "perplexity", "same for", "distinct 4-grams"];
     let line = |row: &continuation::Row| {
         vec![
-            row.model.clone(),
-            row.method.clone(),
-            exact(row.sinks, row.recent),
+            row.label.model.clone(),
+            row.label.method.clone(),
+            exact(&row.label),
             row.text.clone(),
             row.kv_bytes_per_token.to_string(),
             row.tokens.to_string(),
@@ -105,15 +104,15 @@ pub fn needle(rows: &[needle::Row], columns: Columns) -> String {
     let head: Vec<&str> = ["needle", "method", "exact", "kind", "length"].into_iter().chain(names.iter().map(String::as_str)).collect();
     let lines = rows.chunks(depths).map(|line| {
         let told = line.iter().map(|row| format!("{:.0} % {}", 100.0 * row.accuracy, number(Some(row.log_probability))));
-        let needle::Row { model, method, sinks, recent, kind, length, .. } = &line[0];
-        [model.clone(), method.clone(), exact(*sinks, *recent), kind.name().into(), length.to_string()].into_iter().chain(told).collect()
+        let needle::Row { label, kind, length, .. } = &line[0];
+        [label.model.clone(), label.method.clone(), exact(label), kind.name().into(), length.to_string()].into_iter().chain(told).collect()
     });
     format!("\n{}", columns.table(&head, &lines.collect::<Vec<_>>()))
 }
 
 /// Sinks and recent tokens.
-fn exact(sinks: Option<usize>, recent: Option<usize>) -> String {
-    sinks.zip(recent).map_or("all".into(), |(sinks, recent)| Exact { sinks, recent }.to_string())
+fn exact(label: &Label) -> String {
+    label.exact().map_or("all".into(), |exact| exact.to_string())
 }
 
 fn share(share: Option<f64>) -> String {

@@ -16,6 +16,7 @@ mod tracking;
 
 pub use score::run;
 
+use super::Label;
 use crate::checkpoint::{ChatTemplate, Tokenizer};
 use crate::linalg::Random;
 use crate::{Error, Result};
@@ -119,16 +120,9 @@ impl Question {
 /// One model's answers for one kind, length and depth, and one object of `"needle"` in JSON.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Row {
-    /// The model.
-    pub model: String,
-    /// Its method.
-    pub method: String,
-    /// How its rows are stored.
-    pub layout: String,
-    /// Tokens at the start of the text that stay exact beside coded rows; absent for a cache that is exact throughout.
-    pub sinks: Option<usize>,
-    /// How many of the newest tokens do, at least.
-    pub recent: Option<usize>,
+    /// Which model, and how its cache was kept.
+    #[serde(flatten)]
+    pub label: Label,
     /// What kind of question.
     pub kind: Kind,
     /// Tokens of text, questions and answers, at most.

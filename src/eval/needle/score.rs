@@ -43,11 +43,7 @@ pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer,
                 row.log_probability += log_probability;
             }
             None => rows.push(Row {
-                model: subject.model.clone(),
-                method: subject.method.clone(),
-                layout: subject.layout.clone(),
-                sinks: subject.exact.map(|exact| exact.sinks),
-                recent: subject.exact.map(|exact| exact.recent),
+                label: subject.label(),
                 kind: question.kind,
                 length: question.length,
                 depth_percent: question.depth_percent,

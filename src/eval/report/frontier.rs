@@ -29,7 +29,7 @@ impl<'a> Point<'a> {
 
     /// What its line's colour stands for.
     fn kind(&self) -> Kind<'a> {
-        (&self.row.method, &self.row.layout)
+        (&self.row.label.method, &self.row.label.layout)
     }
 
     /// The model it is compared with, and how long windows are: each has a panel of its own.
@@ -59,7 +59,8 @@ pub fn frontier(rows: &[Row]) -> Result<Option<String>> {
     if points.is_empty() {
         return Ok(None);
     }
-    let legend = Legend { kinds: distinct(points.iter().map(Point::kind)), exact: distinct(points.iter().filter_map(|point| point.row.exact())) };
+    let legend =
+        Legend { kinds: distinct(points.iter().map(Point::kind)), exact: distinct(points.iter().filter_map(|point| point.row.label.exact())) };
     let references = distinct(points.iter().map(|point| point.panel().0));
     let mut depths = distinct(points.iter().map(|point| point.panel().1));
     depths.sort_unstable();
@@ -182,9 +183,9 @@ impl Panel {
             .draw()
             .map_err(failed)?;
         let mut lines = Vec::new();
-        for (kind, exact) in distinct(points.iter().map(|point| (point.kind(), point.row.exact()))) {
+        for (kind, exact) in distinct(points.iter().map(|point| (point.kind(), point.row.label.exact()))) {
             let (colour, dash) = (legend.colour(kind), legend.dash(exact));
-            let points: Vec<&&Point> = points.iter().filter(|point| (point.kind(), point.row.exact()) == (kind, exact)).collect();
+            let points: Vec<&&Point> = points.iter().filter(|point| (point.kind(), point.row.label.exact()) == (kind, exact)).collect();
             let places: Vec<(f64, f64)> = points.iter().map(|p| (p.x, p.y)).collect();
             let line = colour.stroke_width(2);
             match dash {
@@ -202,9 +203,9 @@ impl Panel {
             lines.push(places.iter().map(|place| chart.backend_coord(place)).collect());
         }
         // The same model with other tokens exact stands above or below itself, and needs no name of its own.
-        let solid = |point: &Point| legend.dash(point.row.exact()).is_none();
+        let solid = |point: &Point| legend.dash(point.row.label.exact()).is_none();
         let named = |point: &&&Point| solid(point) || !points.iter().any(|other| solid(other) && (other.kind(), other.x) == (point.kind(), point.x));
-        let placed = points.iter().filter(named).map(|p| (chart.backend_coord(&(p.x, p.y)), short(&p.row.model)));
+        let placed = points.iter().filter(named).map(|p| (chart.backend_coord(&(p.x, p.y)), short(&p.row.label.model)));
         let frame = [x + AXES[0], y + AXES[1] + titled, x + size.0 + self.beyond, y + size.1 - AXES[3]];
         label(area, &placed.collect::<Vec<_>>(), &lines, frame)
     }

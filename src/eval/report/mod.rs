@@ -8,6 +8,7 @@ mod page;
 use super::Report;
 use crate::{Error, Result, task};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -54,11 +55,28 @@ impl Directory {
 fn csv<T: Serialize>(rows: &[T]) -> Result<String> {
     let failed = |message: String| Error::Numeric { what: "a CSV table".into(), message };
     let mut writer = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        writer.serialize(row).map_err(|e| failed(e.to_string()))?;
+    let objects = objects(rows)?;
+    let head = objects.first().map(|first| first.keys().cloned().collect::<Vec<_>>());
+    let cell = |value: &Value| match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    for line in head.into_iter().chain(objects.iter().map(|object| object.values().map(cell).collect())) {
+        writer.write_record(line).map_err(|e| failed(e.to_string()))?;
     }
     let bytes = writer.into_inner().map_err(|e| failed(e.to_string()))?;
     String::from_utf8(bytes).map_err(|e| failed(e.to_string()))
+}
+
+/// Each row's fields by name, those of a struct within it among them, in their order.
+fn objects<T: Serialize>(rows: &[T]) -> Result<Vec<Map<String, Value>>> {
+    let failed = |message: String| Error::Numeric { what: "a table".into(), message };
+    let object = |row: &T| match serde_json::to_value(row).map_err(|e| failed(e.to_string()))? {
+        Value::Object(object) => Ok(object),
+        other => Err(failed(format!("a row is no object: {other}"))),
+    };
+    rows.iter().map(object).collect()
 }
 
 /// A name as it may stand in a page or a picture, neither of which has control characters.

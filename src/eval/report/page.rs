@@ -1,8 +1,8 @@
 //! The report's page: the pictures and the tables, in one file that is valid HTML and well-formed XML at once.
 
-use super::{distinct, frontier, needle_map, plain};
+use super::{distinct, frontier, needle_map, objects, plain};
+use crate::Result;
 use crate::eval::{Report, Row, needle};
-use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ th { border-bottom: 2px solid #888 } .number { text-align: right }";
 /// The whole page.
 ///
 /// # Errors
-/// [`Error::Numeric`] for numbers that cannot be drawn.
+/// [`crate::Error::Numeric`] for numbers that cannot be drawn.
 pub fn page(report: &Report) -> Result<String> {
     let mut body = String::from("<h1>How close the compressed models are</h1>\n");
     for text in distinct(report.rows.iter().map(|row| &row.text)) {
@@ -53,12 +53,11 @@ pub fn page(report: &Report) -> Result<String> {
 
 /// A map for each model that was asked questions of this kind.
 fn maps(kind: needle::Kind, rows: &[needle::Row]) -> Result<String> {
-    let key = |row: &needle::Row| (row.model.clone(), row.method.clone(), row.layout.clone(), row.sinks.zip(row.recent));
     let mut maps = format!("<h3>{}: {}</h3>\n<div class=\"maps\">\n", kind.name(), kind.about());
-    for its in distinct(rows.iter().map(key)) {
-        let rows: Vec<needle::Row> = rows.iter().filter(|row| key(row) == its).cloned().collect();
-        let exact = its.3.map_or(String::new(), |(sinks, recent)| format!(", {sinks} + {recent} exact"));
-        maps += &figure(&needle_map(&rows)?, &format!("{} ({}, {}{exact})", its.0, its.1, its.2));
+    for label in distinct(rows.iter().map(|row| &row.label)) {
+        let its: Vec<needle::Row> = rows.iter().filter(|row| row.label == *label).cloned().collect();
+        let exact = label.exact().map_or(String::new(), |exact| format!(", {exact} exact"));
+        maps += &figure(&needle_map(&its)?, &format!("{} ({}, {}{exact})", label.model, label.method, label.layout));
     }
     Ok(maps + "</div>\n")
 }
@@ -69,14 +68,12 @@ fn figure(svg: &str, caption: &str) -> String {
 
 /// A column for each of the rows' fields.
 fn table<T: Serialize>(rows: &[T]) -> Result<String> {
-    let values = rows.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>();
-    let values = values.map_err(|e| Error::Numeric { what: "a table".into(), message: e.to_string() })?;
     let cell = |tag: &str, value: &Value, text: &str| {
         let class = if value.is_string() { "" } else { " class=\"number\"" };
         format!("<{tag}{class}>{}</{tag}>", escape(text))
     };
     let line = |cells: String| format!("<tr>{cells}</tr>\n");
-    let objects: Vec<_> = values.iter().filter_map(Value::as_object).collect();
+    let objects = objects(rows)?;
     let head = objects.first().map(|first| line(first.iter().map(|(name, value)| cell("th", value, &name.replace('_', " "))).collect()));
     let lines = objects.iter().map(|object| line(object.values().map(|value| cell("td", value, &shown(value))).collect()));
     Ok(format!("<div class=\"table\"><table>\n{}{}</table></div>\n", head.unwrap_or_default(), lines.collect::<String>()))

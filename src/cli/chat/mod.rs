@@ -1,0 +1,81 @@
+//! `lowkey chat`: a conversation on a terminal, or one answer to what is piped in.
+
+mod conversation;
+mod editor;
+mod line;
+mod talk;
+
+use super::cache::CacheArgs;
+use super::console::{Console, read_text};
+use super::device::untrained;
+use super::locate::ModelArgs;
+use super::sampling::SamplingArgs;
+use conversation::Conversation;
+use lowkey::{Error, Result};
+use std::io::IsTerminal;
+use std::path::Path;
+use talk::Talk;
+
+/// Chat with a model.
+///
+/// On a terminal a conversation, until /quit or Ctrl-D; /help says what else can be typed. With PROMPT, or with text piped in, one answer; where there are
+/// both, the text goes after the prompt.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Ask this, and end.
+    prompt: Option<String>,
+    /// What the model is told before everything else.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+impl Args {
+    pub fn run(self, console: &Console) -> Result<()> {
+        let (name, checkpoint) = (self.model.name(), self.model.open()?);
+        let question = question(self.prompt, console)?;
+        if question.is_none() && console.json() {
+            let message = "a conversation on a terminal is no JSON object; leave it out, or give a PROMPT".into();
+            return Err(Error::Argument { name: "json".into(), message });
+        }
+        let mut bar = console.bar();
+        bar.show("load", 0, None)?;
+        let engine = console.engine()?;
+        let model = engine.load_checkpoint(checkpoint)?;
+        drop(bar);
+        let options = self.sampling.resolve(&self.cache)?;
+        if let Some(remark) = options.context.and_then(|context| untrained(&name, model.checkpoint(), context)) {
+            console.remark(&remark);
+        }
+        let mut conversation = Conversation::new(&model, self.system, options, console)?;
+        match question {
+            Some(question) => {
+                let answer = conversation.ask(&question, console)?;
+                answer.result(console, conversation.session().remark())
+            }
+            None => {
+                console.remark(&format!("{name} on {}. {}", engine.name(), line::HELP));
+                Talk::new(conversation, model.checkpoint().config().dense_kv_bytes_per_token(), console).run()
+            }
+        }
+    }
+}
+
+/// The one question: `prompt`, and what is piped in. `None` for a conversation.
+fn question(prompt: Option<String>, console: &Console) -> Result<Option<String>> {
+    let piped = if std::io::stdin().is_terminal() { None } else { Some(console.wait(|| read_text(Path::new("-")))?) };
+    let piped = match piped {
+        Some(text) if text.trim().is_empty() && prompt.is_none() => {
+            let message = "there is none, and nothing to read on stdin, which is no terminal".into();
+            return Err(Error::Argument { name: "PROMPT".into(), message });
+        }
+        piped => piped.filter(|text| !text.trim().is_empty()),
+    };
+    let parts: Vec<String> = prompt.into_iter().chain(piped).collect();
+    Ok((!parts.is_empty()).then(|| parts.join("\n\n").trim().to_string()))
+}

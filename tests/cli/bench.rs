@@ -1,0 +1,40 @@
+//! `lowkey bench`.
+
+use super::*;
+
+#[test]
+fn speed_is_measured_by_depth() {
+    let bench = Bench::new();
+    let (small, model) = (small(&bench), bench.path("model"));
+    let bytes = &done(&["inspect", &small])["kv_bytes_per_token"];
+
+    let measured = done(&["bench", &model, &small, "--depth", "0,40", "--prefill", "8", "--steps", "3", "--rounds", "2"]);
+    assert_eq!(keys(&measured), ["device", "driver", "tier", "roofline", "rows"]);
+    assert_eq!(keys(&measured["roofline"]), ["copy_gbps", "f32_gflops", "f16_gflops"]);
+    let rows = measured["rows"].as_array().unwrap();
+    assert_eq!(
+        keys(&rows[0]),
+        [
+            "model",
+            "method",
+            "layout",
+            "weights",
+            "depth",
+            "prefill_tps",
+            "decode_tps",
+            "decode_ms_p10",
+            "decode_ms_p50",
+            "decode_ms_p90",
+            "kv_bytes_per_token",
+            "bytes_per_step",
+            "flops_per_step",
+            "share_of_roofline",
+            "dispatches_per_step",
+            "submits_per_step",
+            "readback_bytes_per_step"
+        ]
+    );
+    assert_eq!(rows.iter().map(|row| row["depth"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 0, 40, 40]);
+    assert!(rows.iter().all(|row| number(&row["decode_tps"]) > 0.0 && number(&row["share_of_roofline"]) > 0.0));
+    assert!(rows.iter().all(|row| row["kv_bytes_per_token"] == if row["method"] == "dense" { 432.into() } else { bytes.clone() }));
+}
