@@ -144,6 +144,7 @@ mod tests {
         for file in [
             "smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf",
             "some--model/config.json",
+            "some--model/model.safetensors",
             "some--model/adapter.gguf.part",
             "some--files--parts--q4.gguf/parts/q4.gguf",
             ".half--fetched.partial/model/config.json",
