@@ -27,7 +27,7 @@ impl Store {
         let path = std::path::absolute(path).ok()?;
         path.strip_prefix(&self.directory).ok()?.iter().next()?;
         let (name, _) = self.called(&path);
-        Target::parse(&name).is_ok_and(|target| self.loadable(&target) == path).then_some(name)
+        Target::parse(&name).is_ok_and(|target| path.exists() && self.loadable(&target) == path).then_some(name)
     }
 
     /// What is directly in the cache directory; nothing where there is none.
