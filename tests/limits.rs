@@ -7,6 +7,7 @@ use lowkey::Error;
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder::{GpuSequence, Model};
 use lowkey::gpu::{Device, Options, Tier, adapters};
+use lowkey::rows::Exact;
 use lowkey::sequence::{Logits, Sequence};
 use std::sync::Arc;
 
@@ -151,4 +152,50 @@ fn adapters_and_tiers_that_are_not_there_are_refused() {
     let first = adapters().into_iter().find(|a| a.default).unwrap();
     let by_name = Options { adapter: Some(first.name.to_uppercase()), ..Default::default() };
     assert_eq!(Device::open(&by_name).unwrap().name(), first.name);
+}
+
+/// What one sequence takes beside its cache is scratch, which all sequences of a model share; whoever comes first or in between reads the same.
+#[test]
+fn eight_sequences_take_no_more_than_their_caches() {
+    let directory = SyntheticModel::default().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokens = Random(5).tokens(150, checkpoint.config().vocab_size);
+    let (_, specs) = common::rows::ways(checkpoint.config()).remove(0);
+    let rows = common::rows::coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 });
+    for rows in [None, Some(rows)] {
+        let device = common::device(Options::default());
+        let model = Arc::new(Model::with_rows(&checkpoint, rows, device.clone()).unwrap());
+        let mut first = model.sequence(400).unwrap();
+        let expected = first.forward(&tokens, Logits::Last).unwrap();
+        // What all logits of a chunk take is allocated when they are first asked for.
+        first.forward(&tokens[..3], Logits::All).unwrap();
+        let (scratch, begun) = (first.memory().scratch_bytes, device.allocated_bytes());
+        let mut others: Vec<GpuSequence> = (0..7).map(|_| model.sequence(400).unwrap()).collect();
+        assert_eq!(first.memory().scratch_bytes, scratch);
+        let cache = first.memory().allocated_bytes;
+        if let (Some(begun), Some(now)) = (begun, device.allocated_bytes()) {
+            let grown = (now - begun) / 7;
+            println!("{grown} bytes a sequence, of which {cache} are its cache; scratch {scratch}");
+            assert!(grown <= cache + 1024, "{grown} bytes for each of 7 sequences whose cache is {cache}; scratch is {scratch}");
+        }
+        // A longer one makes the scratch anew; the others follow with their next call, from as many threads.
+        let mut long = model.sequence(900).unwrap();
+        long.forward(&tokens, Logits::Last).unwrap();
+        let read = |mut sequence: GpuSequence| {
+            sequence.truncate(0);
+            let logits = sequence.forward(&tokens, Logits::Last).unwrap();
+            (logits, (0..5).map(|i| sequence.step(tokens[i]).unwrap()).collect::<Vec<_>>())
+        };
+        others.push(first);
+        let (alone, steps) = read(others.remove(0));
+        assert!(common::nmse(&alone, &expected) < 1e-9);
+        std::thread::scope(|scope| {
+            let read = &read;
+            let threads: Vec<_> = others.into_iter().map(|sequence| scope.spawn(move || read(sequence))).collect();
+            for thread in threads {
+                let (logits, found) = thread.join().unwrap();
+                assert!(common::nmse(&logits, &expected) < 1e-9 && found == steps);
+            }
+        });
+    }
 }

@@ -124,21 +124,20 @@ pub fn run(
     on_rows: &mut dyn FnMut(&[Row]) -> Result<()>,
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<Row>> {
-    let (started, mut rows, mut done) = (Instant::now(), Vec::new(), 0);
+    let (mut run, mut rows, mut done) = (Run { task, device, roofline, started: Instant::now(), random: Random::new(0) }, Vec::new(), 0);
     // A card that was idle raises its clocks first.
     if let Some(first) = subjects.first_mut() {
-        while started.elapsed() < WARM {
+        while run.started.elapsed() < WARM {
             first.text.go_to(0, first.vocab, &mut Random::new(0), &mut || Ok(()))?;
             first.text.sequence_mut().step(0)?;
         }
         first.text.go_to(0, first.vocab, &mut Random::new(0), &mut || Ok(()))?;
     }
     let total = task.depths.len() * subjects.len();
-    let mut random = Random::new(0);
     for &depth in &task.depths {
         for subject in subjects.iter_mut() {
             report(on_progress, "kernels", done, total)?;
-            if task.time.is_some_and(|time| started.elapsed() > time) {
+            if run.is_over() {
                 return Ok(rows);
             }
             done += 1;
@@ -147,7 +146,7 @@ pub fn run(
                 continue;
             }
             let mut pause = || report(on_progress, "kernels", done - 1, total);
-            for (phase, timed, times) in apart(task, device, subject, depth, BOTH, &mut random, &mut pause)? {
+            for (phase, timed, times) in run.apart(subject, depth, BOTH, &mut pause)? {
                 rows.extend(table(&timed, times, roofline).map(|row| Row {
                     model: subject.model.clone(),
                     rows: subject.rows.clone(),
@@ -162,7 +161,7 @@ pub fn run(
     let Some(&depth) = task.depths.iter().max().filter(|_| !task.sweep.is_empty()) else { return Ok(rows) };
     let own = device.tuning();
     // Whatever happens, what is planned next is planned as the device wants it.
-    let swept = sweep(task, device, subjects, depth, roofline, started, &mut rows, on_rows, on_progress);
+    let swept = run.sweep(subjects, depth, &mut rows, on_rows, on_progress);
     device.set_tuning(own);
     for subject in subjects.iter_mut() {
         subject.text.replan()?;
@@ -214,73 +213,85 @@ fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
     all
 }
 
-/// Rows of kernels with other constants.
-#[allow(clippy::too_many_arguments)]
-fn sweep(
-    task: &Task,
-    device: &Device,
-    subjects: &mut [Subject],
-    depth: usize,
-    roofline: &Roofline,
+/// What is measured with.
+struct Run<'a> {
+    task: &'a Task,
+    device: &'a Device,
+    roofline: &'a Roofline,
     started: Instant,
-    rows: &mut Vec<Row>,
-    on_rows: &mut dyn FnMut(&[Row]) -> Result<()>,
-    on_progress: OnProgress<'_>,
-) -> Result<()> {
-    let (mut others, mut random) = (others(&device.tuning()), Random::new(1));
-    others.retain(|(name, ..)| task.sweep.iter().any(|asked| name.starts_with(asked.as_str())));
-    // Exact rows, and coded ones that nothing is rebuilt of: what the constants are about.
-    let concerned = |subject: &Subject| matches!(subject.text, Text::Random(_)) && ["f16", "fast"].contains(&subject.rows.as_str());
-    for (done, (name, kernels, tuning)) in others.iter().enumerate() {
-        for subject in subjects.iter_mut().filter(|subject| concerned(subject)) {
-            report(on_progress, "sweep", done, others.len())?;
-            if task.time.is_some_and(|time| started.elapsed() > time) {
-                return Ok(());
-            }
-            device.set_tuning(*tuning);
-            subject.text.replan()?;
-            // Products of many tokens are the chunk's alone, and a step has all others.
-            let phases = if *kernels == ["matmul"] { CHUNK } else { STEP };
-            for (phase, timed, times) in apart(task, device, subject, depth, phases, &mut random, &mut || Ok(()))? {
-                let of = table(&timed, times, roofline).filter(|row| kernels.contains(&row.kernel.split(' ').next().unwrap_or_default()));
-                let row = |row| Row { model: subject.model.clone(), rows: subject.rows.clone(), depth, tuning: name.clone(), phase, ..row };
-                rows.extend(of.map(row));
-            }
-        }
-        on_rows(rows)?;
-    }
-    Ok(())
+    random: Random,
 }
 
-/// What was timed of one sequence at one depth: by phase, and how many of it.
-fn apart(
-    task: &Task,
-    device: &Device,
-    subject: &mut Subject,
-    depth: usize,
-    [step, chunk]: Phases,
-    random: &mut Random,
-    pause: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<(&'static str, Vec<Timed>, usize)>> {
-    let Subject { text, vocab, .. } = subject;
-    let mut found = Vec::new();
-    if step {
-        let steps = tokens(random, *vocab, STEPS);
-        text.go_to(depth, *vocab, random, pause)?;
-        // Once untimed: whatever is made on first use is made here.
-        text.sequence_mut().step(steps[0])?;
-        text.go_to(depth, *vocab, random, pause)?;
-        let (_, timed) = device.profile(|| steps.iter().try_for_each(|token| text.sequence_mut().step(*token).map(|_| ())))?;
-        found.push(("step", timed, STEPS));
+impl Run<'_> {
+    fn is_over(&self) -> bool {
+        self.task.time.is_some_and(|time| self.started.elapsed() > time)
     }
-    if chunk {
-        let prompt = tokens(random, *vocab, task.chunk);
-        pause()?;
-        text.go_to(depth, *vocab, random, pause)?;
-        let (_, timed) = device.profile(|| text.sequence_mut().forward(&prompt, Logits::None))?;
-        found.push(("chunk", timed, 1));
+
+    /// Rows of kernels with other constants.
+    fn sweep(
+        &mut self,
+        subjects: &mut [Subject],
+        depth: usize,
+        rows: &mut Vec<Row>,
+        on_rows: &mut dyn FnMut(&[Row]) -> Result<()>,
+        on_progress: OnProgress<'_>,
+    ) -> Result<()> {
+        let (task, device, roofline) = (self.task, self.device, self.roofline);
+        self.random = Random::new(1);
+        let mut others = others(&device.tuning());
+        others.retain(|(name, ..)| task.sweep.iter().any(|asked| name.starts_with(asked.as_str())));
+        // Exact rows, and coded ones that nothing is rebuilt of: what the constants are about.
+        let concerned = |subject: &Subject| matches!(subject.text, Text::Random(_)) && ["f16", "fast"].contains(&subject.rows.as_str());
+        for (done, (name, kernels, tuning)) in others.iter().enumerate() {
+            for subject in subjects.iter_mut().filter(|subject| concerned(subject)) {
+                report(on_progress, "sweep", done, others.len())?;
+                if self.is_over() {
+                    return Ok(());
+                }
+                device.set_tuning(*tuning);
+                subject.text.replan()?;
+                // Products of many tokens are the chunk's alone, and a step has all others.
+                let phases = if *kernels == ["matmul"] { CHUNK } else { STEP };
+                for (phase, timed, times) in self.apart(subject, depth, phases, &mut || Ok(()))? {
+                    let of = table(&timed, times, roofline).filter(|row| kernels.contains(&row.kernel.split(' ').next().unwrap_or_default()));
+                    let row = |row| Row { model: subject.model.clone(), rows: subject.rows.clone(), depth, tuning: name.clone(), phase, ..row };
+                    rows.extend(of.map(row));
+                }
+            }
+            on_rows(rows)?;
+        }
+        Ok(())
     }
-    Ok(found)
+
+    /// What was timed of one sequence at one depth: by phase, and how many of it.
+    fn apart(
+        &mut self,
+        subject: &mut Subject,
+        depth: usize,
+        [step, chunk]: Phases,
+        pause: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<(&'static str, Vec<Timed>, usize)>> {
+        let Run { task, device, random, .. } = self;
+        let Subject { text, vocab, .. } = subject;
+        let mut found = Vec::new();
+        if step {
+            let steps = tokens(random, *vocab, STEPS);
+            text.go_to(depth, *vocab, random, pause)?;
+            // Once untimed: whatever is made on first use is made here.
+            text.sequence_mut().step(steps[0])?;
+            text.go_to(depth, *vocab, random, pause)?;
+            let (_, timed) = device.profile(|| steps.iter().try_for_each(|token| text.sequence_mut().step(*token).map(|_| ())))?;
+            found.push(("step", timed, STEPS));
+        }
+        if chunk {
+            let prompt = tokens(random, *vocab, task.chunk);
+            pause()?;
+            text.go_to(depth, *vocab, random, pause)?;
+            let (_, timed) = device.profile(|| text.sequence_mut().forward(&prompt, Logits::None))?;
+            found.push(("chunk", timed, 1));
+        }
+        Ok(found)
+    }
 }
 
 /// Rows by kernel, in the order of the first dispatch of each, of what happened so many `times`.

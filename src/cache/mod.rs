@@ -118,7 +118,12 @@ impl Cache {
             coded += candidates + side.bytes() - side.received_bytes();
         }
         let (growing, kv_fixed_bytes) = if self.slots == Slots::ALL { (exact, 0) } else { (coded, exact) };
-        KvMemory { kv_bytes_per_token: growing / self.shape.capacity.max(1) as u64, kv_fixed_bytes, allocated_bytes: growing + kv_fixed_bytes }
+        KvMemory {
+            kv_bytes_per_token: growing / self.shape.capacity.max(1) as u64,
+            kv_fixed_bytes,
+            allocated_bytes: growing + kv_fixed_bytes,
+            scratch_bytes: 0,
+        }
     }
 }
 

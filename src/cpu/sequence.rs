@@ -166,7 +166,12 @@ impl Sequence for CpuSequence {
     fn memory(&self) -> KvMemory {
         let (rows, exact) = self.cache.bytes();
         let fixed = exact + self.bases;
-        KvMemory { kv_bytes_per_token: (rows / self.cursor.capacity()) as u64, kv_fixed_bytes: fixed as u64, allocated_bytes: (rows + fixed) as u64 }
+        KvMemory {
+            kv_bytes_per_token: (rows / self.cursor.capacity()) as u64,
+            kv_fixed_bytes: fixed as u64,
+            allocated_bytes: (rows + fixed) as u64,
+            scratch_bytes: 0,
+        }
     }
 
     fn counters(&self) -> StepCounters {

@@ -3,7 +3,7 @@
 
 use super::Model;
 use super::coded::CodedRows;
-use super::scratch::{Buffers, CHUNK};
+use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::{Pass, pad};
@@ -94,15 +94,14 @@ enum Down {
 }
 
 impl Row {
-    /// Codes `row` from the exact rows of all layers, `exact` in their `slots`. `buffers`: RoPE's tables, and to work in `[n][pad(w)]` and `[n][r]`.
+    /// Codes `row` from the exact rows of all layers, `exact` in their `slots`. `buffers`: RoPE's tables, and to work in `[n][pad(w)]`, `[n][r]`, and for the scales of blocks.
     pub fn plan(
         model: &Model,
         coded: &CodedRows,
         row: usize,
-        exact: &[ExactRows],
-        slots: Slots,
+        (exact, slots): (&[ExactRows], Slots),
         stores: &[wgpu::Buffer],
-        (turns, vectors, coordinates): (&wgpu::Buffer, &wgpu::Buffer, &wgpu::Buffer),
+        [turns, vectors, coordinates, scales]: [&wgpu::Buffer; 4],
     ) -> Result<Row> {
         let (device, config) = (&*model.device, &model.config);
         let attention = &super::attention(config);
@@ -137,10 +136,8 @@ impl Row {
                 let (format, store, words) = (&spec.format, &stores[place.store], coded.layout.stores[place.store]);
                 match format.scale {
                     Scale::Blocks(shape) => {
-                        let count = Blocks::numbers(format, shape, CHUNK);
-                        let numbers = device.buffer(&format!("numbers of row {row}"), 4 * count as u64)?;
-                        let blocks = Blocks::plan(device, format, shape, coordinates, &numbers)?;
-                        Codes::Blocks(blocks, Stripe::plan(device, format, shape, [coordinates, &numbers, store], place.word, words)?)
+                        let blocks = Blocks::plan(device, format, shape, coordinates, scales)?;
+                        Codes::Blocks(blocks, Stripe::plan(device, format, shape, [coordinates, scales, store], place.word, words)?)
                     }
                     _ => Codes::Rows(Pack::plan(device, format, coordinates, &basis.table, store, place.word, words)?),
                 }
@@ -181,10 +178,9 @@ impl Coding {
                 model,
                 coded,
                 row,
-                &cache.layers,
-                cache.slots,
+                (&cache.layers, cache.slots),
                 &cache.stores,
-                (&b.turns, &b.coded, &b.coordinates),
+                [&b.turns, &b.vectors, &b.coordinates, &b.scales],
             )?);
         }
         let landmark = |(exact, landmarks)| Landmark::plan(device, attention, exact, cache.slots, landmarks);

@@ -6,6 +6,7 @@
 mod chunk;
 mod coded;
 mod coding;
+mod executor;
 mod prompt;
 mod random;
 mod scratch;
@@ -23,6 +24,7 @@ use crate::kernels::AttentionShape;
 use crate::rows::RowSet;
 use crate::sequence::SequenceOptions;
 use coded::CodedRows;
+use executor::Executor;
 use std::sync::Arc;
 use weights::{Ends, Layer};
 
@@ -33,6 +35,7 @@ pub struct Model {
     layers: Vec<Layer>,
     ends: Ends,
     coded: Option<Arc<CodedRows>>,
+    executor: Executor,
 }
 
 impl Model {
@@ -58,7 +61,7 @@ impl Model {
         let ends = Ends::load(&device, checkpoint)?;
         let coded = rows.map(|rows| CodedRows::load(&device, &config, &rows)).transpose()?.map(Arc::new);
         device.wait(None)?;
-        Ok(Model { config, layers, ends, coded, device })
+        Ok(Model { config, layers, ends, coded, device, executor: Executor::new() })
     }
 
     /// The model's geometry.

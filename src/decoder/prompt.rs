@@ -7,6 +7,7 @@ use super::Model;
 use super::chunk::{AllLogits, Chunk};
 use super::coded::CodedRows;
 use super::coding::{Coding, Row};
+use super::executor::Shared;
 use super::scratch::{Buffers, CHUNK};
 use super::sequence::{GpuSequence, check_capacity, finite};
 use crate::Result;
@@ -42,7 +43,8 @@ impl Model {
         cursor.check(tokens, config.vocab_size)?;
         let mut cache = Cache::beside(device, self.cache_shape(capacity), slots, options.method.read().selection())?;
         let coded = exact.coded(tokens.len());
-        let reading = Reading::new(self, tokens, xkv)?;
+        let shared = &mut *self.executor.lock();
+        let reading = Reading::new(self, tokens, xkv, shared)?;
         let groups = xkv.groups(&geometry);
         let mut rows = CodedRows::none(device, exact, 2 * groups.len())?;
         let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
@@ -60,7 +62,7 @@ impl Model {
             reading.keep_exact(&cache, &group);
         }
         let energy = rows.energy(device)?;
-        let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, cursor, policy)?;
+        let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, (cursor, policy), shared)?;
         sequence.resume(tokens.len(), coded, energy);
         let found = match prompt.logits {
             Logits::None => Vec::new(),
@@ -88,7 +90,7 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(model: &'a Model, tokens: &'a [u32], xkv: &Xkv) -> Result<Reading<'a>> {
+    fn new(model: &'a Model, tokens: &'a [u32], xkv: &Xkv, shared: &mut Shared) -> Result<Reading<'a>> {
         let (device, config, count) = (&*model.device, &model.config, tokens.len());
         let together = xkv.layers.min(config.num_hidden_layers);
         let attention = &super::attention(config);
@@ -96,7 +98,7 @@ impl<'a> Reading<'a> {
             (0..together).map(|_| ExactRows::new(device, attention, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
         // The layers of a group have exact rows of their own; those of the next group the same again.
         let exact = Cache::of((0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect(), model.cache_shape(count));
-        let buffers = Buffers::new(model, None, &exact)?;
+        let buffers = shared.buffers(model, None, &exact)?;
         let width = together * config.num_key_value_heads * config.head_dim;
         let floats = |what: &str, width: usize| device.buffer(what, (4 * CHUNK * width) as u64);
         Ok(Reading {
@@ -178,8 +180,8 @@ impl<'a> Reading<'a> {
     fn code(&self, rows: &CodedRows, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
         let attention = &super::attention(config);
-        let buffers = (&self.buffers.turns, &self.vectors, &self.coordinates);
-        let plan = |row: usize| Row::plan(model, rows, row, &self.exact.layers, Slots::ALL, &cache.stores, buffers);
+        let buffers = [&self.buffers.turns, &self.vectors, &self.coordinates, &self.buffers.scales];
+        let plan = |row: usize| Row::plan(model, rows, row, (&self.exact.layers, Slots::ALL), &cache.stores, buffers);
         let count = rows.specs.len();
         for row in [plan(count - 2)?, plan(count - 1)?] {
             for start in (0..coded).step_by(CHUNK) {
@@ -217,9 +219,10 @@ impl<'a> Reading<'a> {
         self.copy(&self.stream[last / CHUNK], (last % CHUNK) as u64 * row, &sequence.buffers.x, row);
         let mut out = vec![0f32; self.model.config.vocab_size];
         let bytes = 4 * out.len() as u64;
-        let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&sequence.buffers.logits, 0, &sequence.logits_back, 0, bytes);
+        let copy =
+            |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&sequence.buffers.logits, 0, &sequence.buffers.logits_back, 0, bytes);
         let (commands, _) = device.encode("logits", |pass| sequence.step.end(pass), copy);
-        device.submit_and_read(commands, &sequence.logits_back, &mut out)?;
+        device.submit_and_read(commands, &sequence.buffers.logits_back, &mut out)?;
         Ok(out)
     }
 

@@ -5,6 +5,7 @@
 
 use super::Model;
 use super::coded::CodedRows;
+use super::executor::Executor;
 use super::sequence::GpuSequence;
 use super::weights::{ALIGN, Ends, Layer};
 use crate::Result;
@@ -104,7 +105,7 @@ impl Model {
             final_gain: weights.ones("final norm", config.hidden_size)?,
         };
         device.wait(None)?;
-        Ok(Model { config: config.clone(), layers, ends, coded: None, device })
+        Ok(Model { config: config.clone(), layers, ends, coded: None, device, executor: Executor::new() })
     }
 
     /// A sequence of this model that reads `rows`, or every token exactly, and whose cache is full of random ones: [`GpuSequence::go_to`] says how many of them it has.

@@ -1,20 +1,49 @@
-//! Buffers between the weights and the cache.
+//! Buffers between the weights and the cache: one set for a model, in turns for all of its sequences.
 
 use super::Model;
 use super::coded::CodedRows;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::pad;
+use crate::kernels::blocks::Blocks;
 use crate::kernels::{turns, values};
-use crate::rows::{RowSet, Selection};
+use crate::rows::{Format, RowSet, Scale, Selection};
 
 /// The most tokens that go through the layers together.
 pub(super) const CHUNK: usize = 128;
 /// Bytes that the scores of a block of tokens may take; longer contexts are attended to in smaller blocks.
 const SCORE_BYTES: u64 = 32 << 20;
 
-/// Everything between the weights and the cache, f32 unless said, allocated once.
-pub(super) struct Buffers {
+/// What a sequence needs room for, in numbers of four bytes unless said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Needs {
+    queries: usize,
+    scores: usize,
+    sums: usize,
+    weights: usize,
+    vectors: usize,
+    coordinates: usize,
+    scales: usize,
+    landmarks: usize,
+    chosen: usize,
+    /// Positions of RoPE's tables.
+    positions: usize,
+}
+
+/// How a sequence uses the scratch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    pub needs: Needs,
+    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are evicted, what can be left of
+    /// them, and the capacity for rows.
+    pub columns: usize,
+    /// Tokens attended to together.
+    pub block: usize,
+}
+
+/// Everything between the weights and the cache, f32 unless said. Clones are the same buffers.
+#[derive(Clone)]
+pub(super) struct Scratch {
     /// Token ids, u32 `[CHUNK]`.
     pub tokens: wgpu::Buffer,
     /// The residual stream `[CHUNK][pad(D)]`, and normalised.
@@ -30,39 +59,37 @@ pub(super) struct Buffers {
     pub weights: wgpu::Buffer,
     pub attended: wgpu::Buffer,
     pub gated: wgpu::Buffer,
-    /// After one token: `[vocab]`, and the largest's index, u32.
+    /// After one token: `[vocab]`, and the largest's index, u32; and where they are read back.
     pub logits: wgpu::Buffer,
     pub token: wgpu::Buffer,
-    /// What rows are coded from, `[CHUNK][pad(w)]`, and its coordinates, `[CHUNK][r]`.
-    pub coded: wgpu::Buffer,
+    pub logits_back: wgpu::Buffer,
+    pub token_back: wgpu::Buffer,
+    /// What rows are coded from, `[CHUNK][pad(w)]`, its coordinates, `[CHUNK][r]`, and the numbers that scale blocks of tokens.
+    pub vectors: wgpu::Buffer,
     pub coordinates: wgpu::Buffer,
+    pub scales: wgpu::Buffer,
+    /// Scores of landmarks, `[H][chunks]`, and chosen chunks, u32 `[H_kv][most]`.
+    pub landmarks: wgpu::Buffer,
+    pub chosen: wgpu::Buffer,
     /// RoPE's [`turns`].
     pub turns: wgpu::Buffer,
-    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are forgotten, what can be left of them, and the capacity for rows.
+}
+
+/// The scratch as one sequence uses it.
+#[derive(Clone)]
+pub(super) struct Buffers {
+    pub scratch: Scratch,
     pub columns: usize,
-    /// Tokens attended to together.
     pub block: usize,
-    /// Where a token chooses among coded rows.
-    pub choice: Option<Choice>,
+    /// Which coded rows a token reads that goes through the model alone; `None` for all.
+    pub select: Option<Selection>,
 }
 
-/// What a token chooses with.
-pub(super) struct Choice {
-    pub selection: Selection,
-    /// Scores of landmarks, `[H][chunks]`.
-    pub dots: wgpu::Buffer,
-    /// Chunks, u32 `[H_kv][most]`.
-    pub chosen: wgpu::Buffer,
-}
+impl std::ops::Deref for Buffers {
+    type Target = Scratch;
 
-impl Choice {
-    fn new(model: &Model, selection: Selection, capacity: usize) -> Result<Choice> {
-        let (device, c) = (&*model.device, &model.config);
-        Ok(Choice {
-            selection,
-            dots: device.buffer("scores of landmarks", (4 * c.num_attention_heads * capacity.div_ceil(Selection::CHUNK)) as u64)?,
-            chosen: device.buffer("chosen chunks", (4 * c.num_key_value_heads) as u64 * selection.chunks() as u64)?,
-        })
+    fn deref(&self) -> &Scratch {
+        &self.scratch
     }
 }
 
@@ -71,13 +98,12 @@ fn apart(columns: usize) -> usize {
     32 * (columns.div_ceil(32) | 1)
 }
 
-impl Buffers {
-    /// For a sequence with this cache, which reads `coded` rows or none.
-    pub(super) fn new(model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> Result<Buffers> {
+impl View {
+    /// Of a sequence with this cache, which reads `coded` rows or none.
+    pub(super) fn new(model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> View {
         let attention = &super::attention(&model.config);
         let (capacity, stores) = (cache.shape.capacity, cache.layers.first().and_then(|layer| layer.side.as_ref()).map(|side| side.stores));
         let (device, c) = (&*model.device, &model.config);
-        let floats = |what: &str, rows: usize, width: usize| device.buffer(what, rows as u64 * width as u64 * 4);
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
         let all = capacity + coded.map_or(0, |_| CHUNK + RowSet::block(specs) - 1);
@@ -91,7 +117,7 @@ impl Buffers {
         // Of a token in a block: exact and coded values are summed apart.
         let sides = if coded.is_some() { 2 } else { 1 };
         let sums = layers.iter().map(|layer| values::sums(attention, Some(&layer.values))).max().unwrap_or(values::sums(attention, None));
-        let queries = layers.iter().map(|layer| layer.keys.query_stride(attention, layer.taken)).max().unwrap_or(heads * pad(c.head_dim));
+        let queries = layers.iter().map(|layer| layer.keys.query_stride(attention, layer.taken)).max().unwrap_or(attention.query_row());
         // What a token of a block takes, in the larger of its two tables.
         let line = (heads * columns).max(sides * sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
@@ -99,25 +125,81 @@ impl Buffers {
         let tuning = device.tuning();
         let splits = tuning.splits + if coded.is_some() { tuning.coded_splits } else { 0 };
         let parts = (sides * block).max(splits as usize);
-        Ok(Buffers {
-            tokens: device.buffer("tokens", 4 * CHUNK as u64)?,
-            x: floats("residual stream", CHUNK, pad(c.hidden_size))?,
-            normed: floats("normalised input", CHUNK, pad(c.hidden_size))?,
-            projected: floats("projected input", CHUNK, attention.projection_row())?,
-            queries: floats("queries", CHUNK, queries)?,
-            scores: floats("attention scores", block, heads * columns)?,
-            sums: floats("value sums", parts, sums)?,
-            weights: floats("attention weights", parts, 2 * heads)?,
-            attended: floats("attention output", CHUNK, heads * pad(c.head_dim))?,
-            gated: floats("MLP activations", CHUNK, pad(c.intermediate_size))?,
-            logits: floats("logits", 1, c.vocab_size)?,
-            token: device.buffer("token", 4)?,
-            coded: floats("rows to be coded", CHUNK, specs.iter().map(|row| pad(row.width(c.head_dim))).max().unwrap_or(0))?,
-            coordinates: floats("coordinates of rows", CHUNK, specs.iter().map(|row| row.format.rank()).max().unwrap_or(0))?,
-            turns: device.upload("RoPE tables", &turns(&c.rope_frequencies(), capacity))?,
-            columns,
-            block,
-            choice: cache.select.map(|selection| Choice::new(model, selection, capacity)).transpose()?,
+        let scales = |format: &Format| match format.scale {
+            Scale::Blocks(shape) => Blocks::numbers(format, shape, CHUNK),
+            _ => 0,
+        };
+        let needs = Needs {
+            queries: CHUNK * queries,
+            scores: block * heads * columns,
+            sums: parts * sums,
+            weights: parts * 2 * heads,
+            vectors: CHUNK * specs.iter().map(|row| pad(row.width(c.head_dim))).max().unwrap_or(0),
+            coordinates: CHUNK * specs.iter().map(|row| row.format.rank()).max().unwrap_or(0),
+            scales: specs.iter().map(|row| scales(&row.format)).max().unwrap_or(0),
+            landmarks: cache.select.map_or(0, |_| heads * capacity.div_ceil(Selection::CHUNK)),
+            chosen: cache.select.map_or(0, |selection| c.num_key_value_heads * selection.chunks()),
+            positions: capacity,
+        };
+        View { needs, columns, block }
+    }
+}
+
+impl Needs {
+    /// Room for either.
+    pub(super) fn or(self, other: Needs) -> Needs {
+        Needs {
+            queries: self.queries.max(other.queries),
+            scores: self.scores.max(other.scores),
+            sums: self.sums.max(other.sums),
+            weights: self.weights.max(other.weights),
+            vectors: self.vectors.max(other.vectors),
+            coordinates: self.coordinates.max(other.coordinates),
+            scales: self.scales.max(other.scales),
+            landmarks: self.landmarks.max(other.landmarks),
+            chosen: self.chosen.max(other.chosen),
+            positions: self.positions.max(other.positions),
+        }
+    }
+}
+
+impl Scratch {
+    /// # Errors
+    /// [`OutOfMemory`](crate::Error::OutOfMemory).
+    pub(super) fn new(model: &Model, needs: &Needs) -> Result<Scratch> {
+        let (device, c, attention) = (&*model.device, &model.config, &super::attention(&model.config));
+        let numbers = |what: &str, count: usize| device.buffer(what, 4 * count as u64);
+        let each = |what: &str, width: usize| numbers(what, CHUNK * width);
+        Ok(Scratch {
+            tokens: each("tokens", 1)?,
+            x: each("residual stream", pad(c.hidden_size))?,
+            normed: each("normalised input", pad(c.hidden_size))?,
+            projected: each("projected input", attention.projection_row())?,
+            queries: numbers("queries", needs.queries)?,
+            scores: numbers("attention scores", needs.scores)?,
+            sums: numbers("value sums", needs.sums)?,
+            weights: numbers("attention weights", needs.weights)?,
+            attended: each("attention output", attention.query_row())?,
+            gated: each("MLP activations", pad(c.intermediate_size))?,
+            logits: numbers("logits", c.vocab_size)?,
+            token: numbers("token", 1)?,
+            logits_back: device.readback("logits", 4 * c.vocab_size as u64)?,
+            token_back: device.readback("token", 4)?,
+            vectors: numbers("rows to be coded", needs.vectors)?,
+            coordinates: numbers("coordinates of rows", needs.coordinates)?,
+            scales: numbers("scales of blocks", needs.scales)?,
+            landmarks: numbers("scores of landmarks", needs.landmarks)?,
+            chosen: numbers("chosen chunks", needs.chosen)?,
+            turns: device.upload("RoPE tables", &turns(&c.rope_frequencies(), needs.positions))?,
         })
+    }
+
+    /// Bytes in all, those of readback included.
+    pub(super) fn bytes(&self) -> u64 {
+        let Scratch { tokens, x, normed, projected, queries, scores, sums, weights, attended, gated, logits, token, .. } = self;
+        let Scratch { logits_back, token_back, vectors, coordinates, scales, landmarks, chosen, turns, .. } = self;
+        let first = [tokens, x, normed, projected, queries, scores, sums, weights, attended, gated, logits, token];
+        let second = [logits_back, token_back, vectors, coordinates, scales, landmarks, chosen, turns];
+        first.iter().chain(&second).map(|buffer| buffer.size()).sum()
     }
 }

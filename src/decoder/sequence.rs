@@ -1,9 +1,10 @@
 //! A sequence on the device: its cache, its buffers, and the two ways forward, one token or a chunk.
 
 use super::Model;
-use super::chunk::{AllLogits, Chunk};
+use super::chunk::Chunk;
 use super::coded::CodedRows;
 use super::coding::Coding;
+use super::executor::Shared;
 use super::scratch::{Buffers, CHUNK};
 use super::step::Step;
 use crate::cache::Cache;
@@ -14,14 +15,13 @@ use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// No submit should keep the device for longer: drivers stop those that take seconds, and the screen stands still meanwhile.
-const SUBMIT_SECONDS: f64 = 0.2;
-
 /// One sequence on the device.
 pub struct GpuSequence {
     pub(super) model: Arc<Model>,
     pub(super) cache: Cache,
     pub(super) buffers: Buffers,
+    /// The scratch that plans are bound to: [`Shared::generation`].
+    generation: u64,
     pub(super) step: Step,
     chunk: Chunk,
     coding: Coding,
@@ -31,13 +31,7 @@ pub struct GpuSequence {
     own: u64,
     /// What they hold of the prompt that they were made of.
     prompt: Energy,
-    all: Option<AllLogits>,
-    token_back: wgpu::Buffer,
-    pub(super) logits_back: wgpu::Buffer,
     counters: StepCounters,
-    /// Tokens per chunk and layers per submit, as the device turned out to be fast.
-    tokens_per_chunk: usize,
-    layers_per_submit: usize,
     policy: ChunkPolicy,
 }
 
@@ -80,29 +74,31 @@ impl GpuSequence {
         };
         let coding = rows::Coding { schedule, slots, strict: policy.strict, evicts: eviction.is_some() };
         let cursor = Cursor::new(capacity, (rows.is_some() || coding.evicts).then_some(coding));
-        GpuSequence::on(model, rows, cache, cursor, policy)
+        let shared = &mut *model.executor.lock();
+        GpuSequence::on(model.clone(), rows, cache, (cursor, policy), shared)
     }
 
     /// A sequence with this cache, which is empty.
-    pub(super) fn on(model: Arc<Model>, rows: Option<Arc<CodedRows>>, cache: Cache, cursor: Cursor, policy: ChunkPolicy) -> Result<GpuSequence> {
-        let device = model.device.clone();
+    pub(super) fn on(
+        model: Arc<Model>,
+        rows: Option<Arc<CodedRows>>,
+        cache: Cache,
+        (cursor, policy): (Cursor, ChunkPolicy),
+        shared: &mut Shared,
+    ) -> Result<GpuSequence> {
         let own = rows.as_ref().filter(|rows| !model.coded.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, rows))).map_or(0, |rows| rows.bytes());
         let read = rows.as_deref();
-        let buffers = Buffers::new(&model, read, &cache)?;
+        let buffers = shared.buffers(&model, read, &cache)?;
         Ok(GpuSequence {
             step: Step::plan(&model, read, &cache, &buffers)?,
             chunk: Chunk::plan(&model, read, &cache, &buffers)?,
             coding: Coding::plan(&model, read, &cache, &buffers, CHUNK)?,
+            generation: shared.generation,
             cursor,
             rows,
             own,
             prompt: Energy::default(),
-            all: None,
-            token_back: device.readback("token", 4)?,
-            logits_back: device.readback("logits", 4 * model.config.vocab_size as u64)?,
             counters: StepCounters::default(),
-            tokens_per_chunk: policy.max,
-            layers_per_submit: 2,
             policy,
             cache,
             buffers,
@@ -115,12 +111,18 @@ impl GpuSequence {
     /// # Errors
     /// As [`Model::sequence`].
     pub fn replan(&mut self) -> Result<()> {
+        let model = self.model.clone();
+        self.bind(&mut model.executor.lock())
+    }
+
+    /// Binds all plans to the scratch as it is.
+    fn bind(&mut self, shared: &mut Shared) -> Result<()> {
         let (model, rows, cache) = (&self.model, self.rows.as_deref(), &self.cache);
-        let buffers = Buffers::new(model, rows, cache)?;
+        let buffers = shared.buffers(model, rows, cache)?;
         self.step = Step::plan(model, rows, cache, &buffers)?;
         self.chunk = Chunk::plan(model, rows, cache, &buffers)?;
         self.coding = Coding::plan(model, rows, cache, &buffers, CHUNK)?;
-        (self.buffers, self.all) = (buffers, None);
+        (self.buffers, self.generation) = (buffers, shared.generation);
         Ok(())
     }
 
@@ -147,12 +149,12 @@ impl GpuSequence {
         &mut self,
         token: u32,
         reach: Option<Reach>,
-        from: fn(&GpuSequence) -> (&wgpu::Buffer, &wgpu::Buffer),
+        from: fn(&Buffers) -> (&wgpu::Buffer, &wgpu::Buffer),
         out: &mut [T],
     ) -> Result<()> {
         let device = self.model.device.clone();
         device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
-        let (result, back) = from(self);
+        let (result, back) = from(&self.buffers);
         let bytes = std::mem::size_of_val(out) as u64;
         let call = self.cursor.call_within(1, reach);
         let (commands, dispatches) = device.encode(
@@ -167,20 +169,21 @@ impl GpuSequence {
     }
 
     /// Tokens through the chunk's plan, and the logits after each of them where `logits` is given.
-    fn run_chunk(&mut self, tokens: &[u32], call: Call, logits: Option<&mut Vec<f32>>) -> Result<()> {
+    fn run_chunk(&mut self, tokens: &[u32], call: Call, logits: Option<&mut Vec<f32>>, shared: &mut Shared) -> Result<()> {
         let device = self.model.device.clone();
         device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(tokens));
         let (count, layers) = (tokens.len() as u32, self.model.layers.len());
         let started = Instant::now();
-        for start in (0..layers).step_by(self.layers_per_submit) {
-            let end = (start + self.layers_per_submit).min(layers);
+        for start in (0..layers).step_by(shared.layers_per_submit) {
+            let end = (start + shared.layers_per_submit).min(layers);
             let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), |_| ());
             device.queue.submit([commands]);
             self.count(dispatches, 0);
         }
         device.wait(None)?;
-        self.adapt(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64);
-        if let (Some(logits), Some(all)) = (logits, &self.all) {
+        shared.adapt(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64, layers);
+        if let Some(logits) = logits {
+            let all = shared.all_logits(&self.model, &self.buffers)?;
             let (at, vocab) = (logits.len(), self.model.config.vocab_size);
             logits.resize(at + tokens.len() * vocab, 0.0);
             let bytes = (tokens.len() * vocab * 4) as u64;
@@ -194,10 +197,14 @@ impl GpuSequence {
     }
 
     /// A call from its counters on; where it fails the position is what it was, so that the same tokens can be given again. A sequence that evicts is then empty.
-    fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence) -> Result<T>) -> Result<T> {
-        let position = self.cursor.position();
+    fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence, &mut Shared) -> Result<T>) -> Result<T> {
+        let (model, position) = (self.model.clone(), self.cursor.position());
+        let shared = &mut *model.executor.lock();
         self.counters = StepCounters::default();
-        call(self).inspect_err(|_| {
+        if shared.generation != self.generation {
+            self.bind(shared)?;
+        }
+        call(self, shared).inspect_err(|_| {
             if self.cursor.fail(position, self.policy.max) {
                 self.cache.forget(&self.model.device);
             }
@@ -205,21 +212,18 @@ impl GpuSequence {
     }
 
     /// Tokens chunk by chunk, and the logits that are asked for.
-    fn run(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+    fn run(&mut self, tokens: &[u32], logits: Logits, shared: &mut Shared) -> Result<Vec<f32>> {
         // One token is a step, whichever logits are asked for.
         let logits = if tokens.len() == 1 && logits == Logits::All { Logits::Last } else { logits };
         let mut out = Vec::new();
         let mut longest = self.policy.max;
         if logits == Logits::All {
-            if self.all.is_none() {
-                self.all = Some(AllLogits::plan(&self.model, &self.buffers, CHUNK)?);
-            }
-            longest = self.all.as_ref().map_or(1, |a| a.tokens);
+            longest = longest.min(shared.all_logits(&self.model, &self.buffers)?.tokens);
             out.reserve_exact(tokens.len() * self.model.config.vocab_size);
         }
         let mut rest = tokens;
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(self.tokens_per_chunk.min(longest).min(rest.len()));
+            let (now, later) = rest.split_at(self.tokens(shared).min(longest).min(rest.len()));
             let reach = self.cursor.reach(now.len());
             match now.split_last() {
                 // The last token is a step of its own, whose plan ends in logits; but it reads what its chunk does.
@@ -230,23 +234,21 @@ impl GpuSequence {
                             // Who is evicted is decided when all of the chunk have given their attention.
                             call.code.end = call.code.start;
                         }
-                        self.run_chunk(many, call, None)?;
+                        self.run_chunk(many, call, None, shared)?;
                     }
                     out = vec![0.0; self.model.config.vocab_size];
-                    self.run_step(*last, reach, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
+                    self.run_step(*last, reach, |b| (&b.logits, &b.logits_back), &mut out)?;
                 }
-                _ => self.run_chunk(now, self.cursor.call_within(now.len(), reach), (logits == Logits::All).then_some(&mut out))?,
+                _ => self.run_chunk(now, self.cursor.call_within(now.len(), reach), (logits == Logits::All).then_some(&mut out), shared)?,
             }
             rest = later;
         }
         finite(out)
     }
 
-    /// Sizes the next submits by how long a layer takes a whole chunk.
-    fn adapt(&mut self, layer_seconds: f64) {
-        self.layers_per_submit = ((SUBMIT_SECONDS / layer_seconds) as usize).clamp(1, self.model.layers.len().max(1));
-        let tokens = if layer_seconds > SUBMIT_SECONDS { (CHUNK as f64 * SUBMIT_SECONDS / layer_seconds) as usize } else { CHUNK };
-        self.tokens_per_chunk = tokens.clamp(self.policy.min, self.policy.max);
+    /// Tokens that one call is best given.
+    fn tokens(&self, shared: &Shared) -> usize {
+        shared.tokens_per_chunk.clamp(self.policy.min, self.policy.max)
     }
 }
 
@@ -271,20 +273,20 @@ impl Sequence for GpuSequence {
     }
 
     fn chunk(&self) -> usize {
-        self.tokens_per_chunk
+        self.tokens(&self.model.executor.lock())
     }
 
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
         self.cursor.check(tokens, self.model.config.vocab_size)?;
-        self.whole(|sequence| sequence.run(tokens, logits))
+        self.whole(|sequence, shared| sequence.run(tokens, logits, shared))
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
         self.cursor.check(&[token], self.model.config.vocab_size)?;
-        self.whole(|sequence| {
+        self.whole(|sequence, _| {
             let mut next = [0u32];
             let reach = sequence.cursor.reach(1);
-            sequence.run_step(token, reach, |s| (&s.buffers.token, &s.token_back), &mut next)?;
+            sequence.run_step(token, reach, |b| (&b.token, &b.token_back), &mut next)?;
             if (next[0] as usize) < sequence.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }
         })
     }
@@ -301,7 +303,12 @@ impl Sequence for GpuSequence {
 
     fn memory(&self) -> KvMemory {
         let memory = self.cache.memory();
-        KvMemory { kv_fixed_bytes: memory.kv_fixed_bytes + self.own, allocated_bytes: memory.allocated_bytes + self.own, ..memory }
+        KvMemory {
+            kv_fixed_bytes: memory.kv_fixed_bytes + self.own,
+            allocated_bytes: memory.allocated_bytes + self.own,
+            scratch_bytes: self.model.executor.lock().bytes(),
+            ..memory
+        }
     }
 
     fn counters(&self) -> StepCounters {

@@ -37,8 +37,8 @@ impl Attention {
         let (device, config, slots) = (&*model.device, &model.config, cache.slots);
         let attention = &super::attention(config);
         let (layer, exact) = (&model.layers[index], &cache.layers[index]);
-        let choice = b.choice.as_ref().filter(|_| !many);
-        let chosen = choice.map(|choice| (choice.selection, &choice.chosen));
+        let select = b.select.filter(|_| !many);
+        let chosen = select.map(|select| (select, &b.chosen));
         let taken = coded.filter(|c| c.taken).map(|c| Taken { coded: &c.keys, table: &c.key_table, up: &c.key_up });
         let keys = coded.map(|c| CodedKeys {
             coded: &c.keys,
@@ -51,9 +51,9 @@ impl Attention {
         let values = coded.map(|c| CodedValues { coded: &c.values, rows: &cache.stores[c.values.store], table: &c.value_table, chosen });
         let groups = coded.map_or(&layer.value_groups, |c| if chosen.is_some() { &c.chosen_groups } else { &c.value_groups });
         let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
-        let choose = choice.filter(|_| coded.is_some()).map(|choice| {
-            let choose = Choose::plan(device, attention, choice.selection, &b.queries, &cache.landmarks[index], &choice.dots, &choice.chosen)?;
-            Ok((choice.selection, choose))
+        let choose = select.filter(|_| coded.is_some()).map(|select| {
+            let choose = Choose::plan(device, attention, select, &b.queries, &cache.landmarks[index], &b.landmarks, &b.chosen)?;
+            Ok((select, choose))
         });
         let credit =
             exact.side.as_ref().map(|side| Ok((Credit::plan(device, attention, &b.scores, b.columns, &b.weights, side, slots)?, side.stores)));

@@ -101,24 +101,25 @@ where
         let own = write(reference.sequence.as_mut(), prompt, task.tokens, on_progress)?;
         let perplexity = perplexity(reference.sequence.as_mut(), prompt, &own, on_progress)?;
         let name = reference.model.clone();
-        rows.push(row(reference, &name, text, prompt, &own, &own, perplexity));
+        rows.push(row(reference, (&name, text), prompt.len(), [&own, &own], perplexity));
         for subject in others() {
             let mut subject = subject?;
             let written = write(subject.sequence.as_mut(), prompt, task.tokens, on_progress)?;
             let perplexity = self::perplexity(reference.sequence.as_mut(), prompt, &written, on_progress)?;
-            rows.push(row(&subject, &name, text, prompt, &own, &written, perplexity));
+            rows.push(row(&subject, (&name, text), prompt.len(), [&own, &written], perplexity));
         }
     }
     Ok(rows)
 }
 
-fn row(subject: &Subject, reference: &str, text: &Text, prompt: &[u32], own: &[u32], written: &[u32], perplexity: f64) -> Row {
+/// `own`: what the reference, which is called so, has written after the prompt of the text.
+fn row(subject: &Subject, (reference, text): (&str, &Text), prompt_tokens: usize, [own, written]: [&[u32]; 2], perplexity: f64) -> Row {
     let memory = subject.sequence.memory();
     Row {
         label: subject.label(),
         reference: reference.into(),
         text: text.name.clone(),
-        prompt_tokens: prompt.len(),
+        prompt_tokens,
         tokens: written.len(),
         perplexity,
         agreed_tokens: written.iter().zip(own).take_while(|(a, b)| a == b).count(),

@@ -263,6 +263,11 @@ impl Device {
         self.tier
     }
 
+    /// Bytes of everything that is allocated on it; `None` where the driver's allocator does not tell.
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        self.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    }
+
     /// Whether this is a software renderer on the processor.
     pub fn is_software(&self) -> bool {
         self.info.device_type == wgpu::DeviceType::Cpu

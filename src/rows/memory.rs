@@ -9,4 +9,6 @@ pub struct KvMemory {
     pub kv_fixed_bytes: u64,
     /// Bytes allocated for `capacity` tokens, fixed ones included.
     pub allocated_bytes: u64,
+    /// Bytes between weights and cache, which all sequences of a model share. Not in the others.
+    pub scratch_bytes: u64,
 }

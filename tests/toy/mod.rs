@@ -99,7 +99,7 @@ impl Sequence for Toy {
     }
 
     fn memory(&self) -> KvMemory {
-        KvMemory { kv_bytes_per_token: 24, kv_fixed_bytes: 8, allocated_bytes: 24 * self.capacity as u64 + 8 }
+        KvMemory { kv_bytes_per_token: 24, kv_fixed_bytes: 8, allocated_bytes: 24 * self.capacity as u64 + 8, scratch_bytes: 0 }
     }
 
     fn counters(&self) -> StepCounters {

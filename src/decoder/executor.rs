@@ -1,0 +1,89 @@
+//! What all sequences of a model use in turns: scratch, the way logits are read back, and how much work a submit is given.
+
+use super::Model;
+use super::chunk::AllLogits;
+use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
+use crate::Result;
+use crate::cache::Cache;
+use crate::decoder::coded::CodedRows;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// No submit should keep the device for longer: drivers stop those that take seconds, and the screen stands still meanwhile.
+const SUBMIT_SECONDS: f64 = 0.2;
+
+/// One for a model. A call of a sequence has it to itself ([`lock`](Self::lock)).
+pub(super) struct Executor(Mutex<Shared>);
+
+/// The executor's state.
+pub(super) struct Shared {
+    /// What the largest of its sequences need, and the scratch for that.
+    needs: Needs,
+    scratch: Option<Scratch>,
+    /// How many times the scratch was made: plans are bound to one.
+    pub generation: u64,
+    /// Logits after every token of a chunk, once they have been asked for.
+    pub all: Option<AllLogits>,
+    /// Tokens per chunk and layers per submit, as the device turned out to be fast.
+    pub tokens_per_chunk: usize,
+    pub layers_per_submit: usize,
+}
+
+impl Executor {
+    pub fn new() -> Executor {
+        let shared = Shared { needs: Needs::default(), scratch: None, generation: 0, all: None, tokens_per_chunk: CHUNK, layers_per_submit: 2 };
+        Executor(Mutex::new(shared))
+    }
+
+    /// Waits for its turn.
+    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+        // Whoever panicked has left numbers behind that nobody reads.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Scratch for a sequence with this cache, which reads `coded` rows or none; made anew where it is larger than any before.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn buffers(&mut self, model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> Result<Buffers> {
+        let View { needs, columns, block } = View::new(model, coded, cache);
+        let needs = needs.or(self.needs);
+        let scratch = match &self.scratch {
+            Some(scratch) if needs == self.needs => scratch.clone(),
+            _ => {
+                // The old one goes first: both may be too much. Sequences that are bound to it keep it until their next call.
+                (self.scratch, self.all) = (None, None);
+                let scratch = Scratch::new(model, &needs)?;
+                self.generation += 1;
+                self.needs = needs;
+                self.scratch.insert(scratch).clone()
+            }
+        };
+        Ok(Buffers { scratch, columns, block, select: cache.select })
+    }
+
+    /// Plans logits after every token of a chunk, where they have not been.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`](crate::Error::OutOfMemory), and [`Gpu`](crate::Error::Gpu) where the driver refuses a kernel.
+    pub fn all_logits(&mut self, model: &Model, buffers: &Buffers) -> Result<&AllLogits> {
+        let all = match self.all.take() {
+            Some(all) => all,
+            None => AllLogits::plan(model, buffers, CHUNK)?,
+        };
+        Ok(self.all.insert(all))
+    }
+
+    /// Sizes the next submits by how long a layer takes a whole chunk.
+    pub fn adapt(&mut self, layer_seconds: f64, layers: usize) {
+        self.layers_per_submit = ((SUBMIT_SECONDS / layer_seconds) as usize).clamp(1, layers.max(1));
+        self.tokens_per_chunk =
+            if layer_seconds > SUBMIT_SECONDS { ((CHUNK as f64 * SUBMIT_SECONDS / layer_seconds) as usize).max(1) } else { CHUNK };
+    }
+
+    /// Bytes of the scratch.
+    pub fn bytes(&self) -> u64 {
+        self.scratch.as_ref().map_or(0, Scratch::bytes) + self.all.as_ref().map_or(0, |all| all.logits.size() + all.readback.size())
+    }
+}
