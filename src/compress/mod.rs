@@ -40,7 +40,7 @@ pub use xkv::Solver;
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored, Source};
-use crate::rows::{Band, Exact, Format, RUN, RowSet, Scale};
+use crate::rows::{Band, Exact, Format, Price, RUN, RowSet, Scale};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -96,6 +96,10 @@ pub struct Report {
     pub kv_bytes_per_token: u64,
     /// The same for the dense model's f16 cache.
     pub kv_bytes_per_token_dense: u64,
+    /// Operations that reading a cached token costs a decode step, over all layers; a multiplication and an addition are two.
+    pub flops_per_cached_token: u64,
+    /// The same for the dense model.
+    pub flops_per_cached_token_dense: u64,
     /// Time spent.
     pub seconds: Seconds,
     /// The most memory that this process has held, in bytes; `None` where the system does not tell.
@@ -259,12 +263,16 @@ pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>
     }
     seconds.write = lap();
 
+    let geometry = checkpoint.config().geometry();
+
     Ok(Report {
         output: output.path.clone(),
         method: plan.method.name(),
         options: factored.options,
         kv_bytes_per_token: factored.kv_bytes_per_token,
         kv_bytes_per_token_dense: checkpoint.config().dense_kv_bytes_per_token(),
+        flops_per_cached_token: Price::of(&made.rows.specs, &made.rows.turning(geometry.head_dim), &geometry).flops_per_cached_token,
+        flops_per_cached_token_dense: Price::of(&[], &[], &geometry).flops_per_cached_token,
         seconds,
         peak_rss_bytes: peak_rss_bytes(),
     })

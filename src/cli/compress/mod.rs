@@ -5,7 +5,7 @@ mod method;
 
 use super::console::Console;
 use super::locate::locate;
-use super::table::bytes;
+use super::table::{bytes, multiply_adds};
 use clap::ValueEnum;
 use lowkey::calibrate;
 use lowkey::checkpoint::{ADAPTER, Checkpoint, Config};
@@ -85,6 +85,10 @@ struct Report {
     options: String,
     kv_bytes_per_token: u64,
     kv_bytes_per_token_dense: u64,
+    flops_per_cached_token: u64,
+    flops_per_cached_token_dense: u64,
+    #[serde(skip)]
+    layers: usize,
     seconds: Seconds,
     peak_rss_bytes: Option<u64>,
 }
@@ -160,6 +164,9 @@ impl Args {
             options: done.options,
             kv_bytes_per_token: done.kv_bytes_per_token,
             kv_bytes_per_token_dense: done.kv_bytes_per_token_dense,
+            flops_per_cached_token: done.flops_per_cached_token,
+            flops_per_cached_token_dense: done.flops_per_cached_token_dense,
+            layers: checkpoint.config().num_hidden_layers,
             seconds: Seconds { calibrate, stages, compress: done.seconds },
             peak_rss_bytes: done.peak_rss_bytes,
         };
@@ -234,12 +241,13 @@ fn text(report: &Report) -> String {
     let Seconds { calibrate, compress, .. } = &report.seconds;
     let memory = report.peak_rss_bytes.map_or(String::new(), |peak| format!(", {} of memory", bytes(peak)));
     format!(
-        "{}\n{} ({}): {} bytes of cache per token, {times:.2} times smaller than {}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
+        "{}\n{} ({}): {} bytes of cache per token, {times:.2} times smaller than {}\n{}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
         report.output.display(),
         report.method,
         report.options,
         report.kv_bytes_per_token,
         report.kv_bytes_per_token_dense,
+        multiply_adds(report.layers, report.flops_per_cached_token, report.flops_per_cached_token_dense),
         calibrate + compress.check + compress.factor + compress.write,
         compress.factor,
         compress.write,
