@@ -17,7 +17,7 @@
 use clap::Parser;
 use lowkey::calibrate::{self, SensitivityKind, Statistics};
 use lowkey::checkpoint::{Checkpoint, is_adapter};
-use lowkey::compress::{self, Budget, Layout, Method, Output, Plan};
+use lowkey::compress::{self, Budget, Layout, LowKey, Method, Output, Palu, Plan, ReCalKv};
 use lowkey::eval::{self, Depths, Report, Row, Subject, Task, Text, Windowing, report};
 use lowkey::rows::Exact;
 use lowkey::sequence::SequenceOptions;
@@ -96,23 +96,26 @@ impl FromStr for Make {
     fn from_str(text: &str) -> Result<Make> {
         let refuse = |message: String| Error::Argument { name: "make".into(), message };
         let (what, numbers) = text.split_once('=').ok_or_else(|| refuse(format!("`{text}` is not WHAT=N,N…, such as small=4,8,12 or dense=8,4")))?;
-        let (method, layout) = match what {
-            "small" => (Method::LowKey, Layout::Small),
-            "fast" => (Method::LowKey, Layout::Fast),
-            name => (Method::named(name)?, Layout::default()),
+        let lowkey = |layout| Method::LowKey(LowKey { layout, ..LowKey::default() });
+        let method = match what {
+            "small" => lowkey(Layout::default()),
+            "fast" => lowkey(Layout::FAST),
+            name => name.parse()?,
         };
         let plan = |number: &str| {
             let wrong = |what: &str| refuse(format!("`{number}` is not {what}"));
-            if method == Method::Dense {
-                let bits = number.parse().map_err(|_| wrong("a number of bits; choose 8 or 4"))?;
-                return Ok((format!("{bits} bits"), Plan { bits, ..Plan::new(method, Budget::Times(1.0)) }));
+            let mut method = method.clone();
+            if let Method::Dense { bits } | Method::Oscar { bits } | Method::Kivi { bits } = &mut method {
+                *bits = number.parse().map_err(|_| wrong("a number of bits; choose 8 or 4"))?;
+                return Ok((format!("{bits} bits"), Plan::new(method)));
             }
             let times: f64 = number.parse().map_err(|_| wrong("how many times smaller a cache can be"))?;
-            Ok((format!("{times}×"), Plan { layout, ..Plan::new(method, Budget::Times(times)) }))
+            *method.budget_mut().ok_or_else(|| refuse(format!("{what} has no size to choose")))? = Budget::Times(times);
+            Ok((format!("{times}×"), Plan::new(method)))
         };
         let layout = match method {
-            Method::LowKey => what,
-            Method::Dense => "rotated",
+            Method::LowKey(_) => what,
+            Method::Dense { .. } => "rotated",
             _ => "f16",
         };
         Ok(Make { layout: layout.into(), plans: numbers.split(',').map(plan).collect::<Result<_>>()? })
@@ -160,7 +163,9 @@ fn evaluate(dense: &Path, options: &Options, on_progress: &mut dyn FnMut(Progres
     let heads = checkpoint.config().num_key_value_heads;
     let mut makes = options.make.clone();
     for (_, plan) in makes.iter_mut().flat_map(|make| &mut make.plans) {
-        plan.group_heads = plan.group_heads.min(heads);
+        if let Method::Palu(Palu { group_heads, .. }) | Method::ReCalKv(ReCalKv { group_heads, .. }) = &mut plan.method {
+            *group_heads = (*group_heads).min(heads);
+        }
         plan.check(checkpoint.config())?;
     }
     let engine = Engine::open(&LoadOptions { device: options.device.clone(), ..LoadOptions::default() })?;
@@ -190,12 +195,12 @@ fn statistics(
     on_progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Option<Statistics>> {
     let plans = || makes.iter().flat_map(|make| &make.plans).map(|(_, plan)| plan);
-    if plans().all(|plan| plan.method == Method::Dense) {
+    if plans().all(|plan| !plan.method.calibrates()) {
         return Ok(None);
     }
     let defaults = calibrate::Options::default();
     let longest = defaults.longest.min(checkpoint.config().max_position_embeddings);
-    let sensitivity = if plans().any(Plan::weighs) { SensitivityKind::Full } else { SensitivityKind::None };
+    let sensitivity = if plans().any(|plan| plan.method.weighs()) { SensitivityKind::Full } else { SensitivityKind::None };
     let asked =
         calibrate::Options { window: defaults.window.min(longest), longest, tokens: Some(options.calibration_tokens), sensitivity, ..defaults };
     let texts = match &options.calibration[..] {
@@ -307,13 +312,16 @@ mod tests {
     #[test]
     fn what_is_to_be_made_is_a_kind_and_its_sizes() {
         let Make { layout, plans } = "fast=3.6,4".parse().unwrap();
-        let fast = |times| Plan { layout: Layout::Fast, ..Plan::new(Method::LowKey, Budget::Times(times)) };
+        let fast = |times| Plan::new(Method::LowKey(LowKey { budget: Budget::Times(times), layout: Layout::FAST, ..LowKey::default() }));
         assert_eq!((&*layout, plans), ("fast", vec![("3.6×".into(), fast(3.6)), ("4×".into(), fast(4.0))]));
         let palu: Make = "palu=2".parse().unwrap();
-        assert_eq!((palu.plans[0].1.method, palu.plans[0].1.budget), (Method::Palu, Budget::Times(2.0)));
+        assert_eq!((palu.plans[0].1.method.name(), palu.plans[0].1.method.budget()), ("palu", Some(Budget::Times(2.0))));
         let dense: Make = "dense=8,4".parse().unwrap();
-        assert_eq!(dense.plans.iter().map(|(name, plan)| (&**name, plan.bits)).collect::<Vec<_>>(), [("8 bits", 8), ("4 bits", 4)]);
-        for (wrong, about) in [("small", "WHAT=N"), ("smaller=4", "smaller"), ("small=", "``"), ("small=4;8", "4;8"), ("dense=4.5", "4.5")] {
+        let plan = |bits| Plan::new(Method::Dense { bits });
+        assert_eq!(dense.plans, [("8 bits".into(), plan(8)), ("4 bits".into(), plan(4))]);
+        for (wrong, about) in
+            [("small", "WHAT=N"), ("smaller=4", "smaller"), ("small=", "``"), ("small=4;8", "4;8"), ("dense=4.5", "4.5"), ("kvarn=4", "no size")]
+        {
             let message = wrong.parse::<Make>().unwrap_err().to_string();
             assert!(message.contains(about), "{message}");
         }

@@ -7,7 +7,7 @@ use common::{Random, SyntheticModel, families};
 use half::f16;
 use lowkey::calibrate::{self, Statistics};
 use lowkey::checkpoint::{Checkpoint, Factored};
-use lowkey::compress::{Budget, Float, Form, Layout, Method, Output, Plan, Ranks, run};
+use lowkey::compress::{Budget, Float, Form, Layout, LowKey, LowRank, Method, Output, Plan, Ranks, ReCalKv, run};
 use lowkey::cpu::{self, RowType};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::task::Progress;
@@ -63,17 +63,25 @@ fn make(synthetic: &SyntheticModel, plan: &Plan) -> Made {
     Made { directory, model, adapter, standalone }
 }
 
+const HALF: LowRank = LowRank { budget: Budget::Keep(0.5), ranks: Some(Ranks::Uniform), bits: 16 };
+
+fn lowkey(layout: Layout) -> Plan {
+    Plan::new(Method::LowKey(LowKey { budget: Budget::Times(4.0), layout, ..LowKey::default() }))
+}
+
+fn recalkv() -> Plan {
+    Plan::new(Method::ReCalKv(ReCalKv { low_rank: HALF, group_heads: 2, ..ReCalKv::default() }))
+}
+
 fn plans() -> Vec<Plan> {
-    let published = |method| Plan { group_heads: 2, ranks: Some(Ranks::Uniform), ..Plan::new(method, Budget::Keep(0.5)) };
-    let own = Plan::new(Method::LowKey, Budget::Times(4.0));
     vec![
-        own.clone(),
-        Plan { span: 2, ..own.clone() },
-        Plan { layout: Layout::Fast, context: 256, ..own },
-        published(Method::ReCalKv),
-        published(Method::KqSvd),
-        Plan { bits: 4, ..Plan::new(Method::Dense, Budget::Times(1.0)) },
-        Plan { bits: 2, ..Plan::new(Method::Oscar, Budget::Times(1.0)) },
+        lowkey(Layout::default()),
+        lowkey(Layout::Small { span: 2 }),
+        lowkey(Layout::Fast { context: 256 }),
+        recalkv(),
+        Plan::new(Method::KqSvd(HALF)),
+        Plan::new(Method::Dense { bits: 4 }),
+        Plan::new(Method::Oscar { bits: 2 }),
     ]
 }
 
@@ -146,7 +154,7 @@ fn numbers_are_stored_as_they_are_asked_for() {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let path = directory.path().join("exact.lowkey");
-    let plan = Plan::new(Method::LowKey, Budget::Times(4.0));
+    let plan = lowkey(Layout::default());
     let statistics = statistics(&checkpoint);
     let made = lowkey::compress::factor(&checkpoint, &plan, Some(&statistics), &mut quietly).unwrap();
     // In the model's own directory, where it is found as well.
@@ -248,7 +256,7 @@ fn edited(made: &Made, edit: impl FnOnce(&mut Value, &mut Vec<(String, Vec<usize
 
 #[test]
 fn what_is_no_adapter_of_this_model_is_refused_by_name() {
-    let plan = Plan { group_heads: 2, ranks: Some(Ranks::Uniform), ..Plan::new(Method::ReCalKv, Budget::Keep(0.5)) };
+    let plan = recalkv();
     let made = make(&SyntheticModel::default(), &plan);
     type Tensors = Vec<(String, Vec<usize>, Vec<u8>)>;
     fn tensor<'a>(tensors: &'a mut Tensors, name: &str) -> &'a mut (String, Vec<usize>, Vec<u8>) {

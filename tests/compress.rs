@@ -5,7 +5,7 @@ mod common;
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{Budget, Float, Form, Method, Output, Plan, Ranks, Report, run};
+use lowkey::compress::{Budget, Float, Form, LowKey, LowRank, Method, Output, Plan, Ranks, ReCalKv, Report, run};
 use lowkey::cpu::{Model, RowType};
 use lowkey::rows::Exact;
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
@@ -33,7 +33,8 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
 }
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_heads: usize, float: Float, output: &Path) -> Result<Report> {
-    let plan = Plan { group_heads, ranks: Some(Ranks::Uniform), ..Plan::new(Method::ReCalKv, Budget::Keep(keep)) };
+    let low_rank = LowRank { budget: Budget::Keep(keep), ranks: Some(Ranks::Uniform), ..LowRank::default() };
+    let plan = Plan::new(Method::ReCalKv(ReCalKv { low_rank, group_heads, ..ReCalKv::default() }));
     run(checkpoint, &plan, Some(statistics), &Output { float, ..Output::standalone(output) }, &mut quietly)
 }
 
@@ -233,7 +234,7 @@ fn outputs_are_complete_or_absent() {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let statistics = calibrate(&checkpoint);
-    let plan = Plan::new(Method::LowKey, Budget::Times(2.0));
+    let plan = Plan::new(Method::LowKey(LowKey { budget: Budget::Times(2.0), ..LowKey::default() }));
     for form in [Form::Adapter, Form::Standalone] {
         complete_or_absent(&checkpoint, &plan, &statistics, form);
     }

@@ -5,7 +5,7 @@ mod common;
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::{Budget, Layout, Method, Plan, Sensing, factor};
+use lowkey::compress::{Budget, Layout, LowKey, Method, Plan, Scales, Sensing, factor};
 use lowkey::cpu::{Model, RowType};
 use lowkey::rows::{Exact, RowSet, Scale};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
@@ -34,8 +34,8 @@ fn logits(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Vec<f32> {
 }
 
 fn plans(budget: Budget) -> [Plan; 3] {
-    let plan = Plan::new(Method::LowKey, budget);
-    [plan.clone(), Plan { span: 2, ..plan.clone() }, Plan { layout: Layout::Fast, ..plan }]
+    [Layout::default(), Layout::Small { span: 2 }, Layout::FAST]
+        .map(|layout| Plan::new(Method::LowKey(LowKey { budget, layout, ..LowKey::default() })))
 }
 
 /// With bytes for everything, rows are whole, in f16; with fewer they take no more than was asked for and nearly all of it, and the error falls as the bytes rise.
@@ -50,7 +50,7 @@ fn budgets_are_kept_and_bought_well() {
         let rows = |plan: &Plan| factor(&checkpoint, plan, Some(&statistics), &mut quietly).unwrap().rows;
         for plan in plans(Budget::Bytes(4 * bytes)) {
             let error = nmse(&logits(&checkpoint, Some(rows(&plan))), &dense);
-            assert!(error < 1e-5, "{family}, {}: {error}", plan.options());
+            assert!(error < 1e-5, "{family}, {}: {error}", plan.method.options());
         }
         for layout in 0..3 {
             // One run of two bits for each row, without a scale, is the least there is.
@@ -60,16 +60,16 @@ fn budgets_are_kept_and_bought_well() {
                 let plan = &plans(Budget::Times(times))[layout];
                 if bytes as f64 / times < least {
                     let refused = factor(&checkpoint, plan, Some(&statistics), &mut quietly).err().unwrap().to_string();
-                    assert!(refused.starts_with("kv-bytes: "), "{family}, {}: {refused}", plan.options());
+                    assert!(refused.starts_with("budget: "), "{family}, {}: {refused}", plan.method.options());
                     continue;
                 }
                 let rows = rows(plan);
                 let (asked, taken) = (bytes as f64 / times, RowSet::bytes_per_token(&rows.specs) as f64);
-                assert!(taken <= asked, "{family}, {}: {taken} of {asked}", plan.options());
+                assert!(taken <= asked, "{family}, {}: {taken} of {asked}", plan.method.options());
                 let error = nmse(&logits(&checkpoint, Some(rows)), &dense);
                 // A row over two layers is coded 32 tokens at a time, and Mistral's window of 24 sees none of those.
-                let unseen = family == "mistral" && plan.span == 2 && error == 0.0;
-                assert!(error < before || unseen, "{family}, {} {times}: {error}, {before} with less", plan.options());
+                let unseen = family == "mistral" && layout == 1 && error == 0.0;
+                assert!(error < before || unseen, "{family}, {} {times}: {error}, {before} with less", plan.method.options());
                 before = error;
             }
         }
@@ -82,35 +82,35 @@ fn sensitivity_is_what_was_gathered() {
     let directory = SyntheticModel::default().write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let statistics = calibrate(&checkpoint, SensitivityKind::Scalar);
-    let scalar = Plan { sensing: Sensing::Scalar, ..Plan::new(Method::LowKey, Budget::Times(4.0)) };
-    let made = factor(&checkpoint, &scalar, Some(&statistics), &mut quietly).unwrap();
+    let scalar = LowKey { sensing: Sensing::Scalar, budget: Budget::Times(4.0), ..LowKey::default() };
+    let plan = |options: LowKey| Plan::new(Method::LowKey(options));
+    let made = factor(&checkpoint, &plan(scalar), Some(&statistics), &mut quietly).unwrap();
     let error = nmse(&logits(&checkpoint, Some(made.rows)), &logits(&checkpoint, None));
     assert!(error < 0.3, "{error}");
-    let message = |plan: &Plan, statistics: Option<&Statistics>| factor(&checkpoint, plan, statistics, &mut quietly).err().unwrap().to_string();
-    assert!(message(&Plan { sensing: Sensing::Full, ..scalar.clone() }, Some(&statistics)).contains("--sensitivity full"));
-    assert!(message(&Plan { span: 4, ..scalar.clone() }, Some(&statistics)).contains("gather them anew"));
-    assert!(message(&scalar, None).contains("calibrate first"));
-    let fast = Plan { layout: Layout::Fast, span: 2, ..scalar.clone() };
-    assert!(message(&fast, Some(&statistics)).starts_with("span: "));
-    let nothing = Plan { budget: Budget::Bytes(8), span: 1, ..fast };
-    assert!(message(&nothing, Some(&statistics)).starts_with("kv-bytes: 8 bytes per token are too few"));
+    let message =
+        |options: LowKey, statistics: Option<&Statistics>| factor(&checkpoint, &plan(options), statistics, &mut quietly).err().unwrap().to_string();
+    assert!(message(LowKey { sensing: Sensing::Full, ..scalar }, Some(&statistics)).contains("no full sensitivity"));
+    assert!(message(LowKey { layout: Layout::Small { span: 4 }, ..scalar }, Some(&statistics)).contains("gather them anew"));
+    assert!(message(scalar, None).contains("calibrate first"));
+    assert!(message(LowKey { layout: Layout::Small { span: 0 }, ..scalar }, Some(&statistics)).starts_with("span: "));
+    assert!(message(LowKey { layout: Layout::Fast { context: 0 }, ..scalar }, Some(&statistics)).starts_with("context: "));
+    let nothing = LowKey { budget: Budget::Bytes(8), layout: Layout::FAST, ..scalar };
+    assert!(message(nothing, Some(&statistics)).starts_with("budget: 8 bytes per token are too few"));
 }
 
-/// The plan chooses scales where it is not told, and only real ones can be told.
+/// The plan chooses scales where it is not told.
 #[test]
 fn scales_are_chosen_or_told() {
     let directory = SyntheticModel::default().write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let statistics = calibrate(&checkpoint, SensitivityKind::Full);
-    let plan = |scale| Plan { scale, ..Plan::new(Method::LowKey, Budget::Times(8.0)) };
-    let scales = |scale| -> Vec<Scale> {
-        let rows = factor(&checkpoint, &plan(scale), Some(&statistics), &mut quietly).unwrap().rows;
+    let scales = |scales| -> Vec<Scale> {
+        let plan = Plan::new(Method::LowKey(LowKey { scales, ..LowKey::default() }));
+        let rows = factor(&checkpoint, &plan, Some(&statistics), &mut quietly).unwrap().rows;
         rows.specs.iter().map(|spec| spec.format.scale).collect()
     };
-    for scale in [Scale::Fixed, Scale::Band] {
-        assert!(scales(Some(scale)).iter().all(|&found| found == scale));
+    for (asked, scale) in [(Scales::Fixed, Scale::Fixed), (Scales::Band, Scale::Band)] {
+        assert!(scales(asked).iter().all(|&found| found == scale));
     }
-    assert!(scales(None).iter().all(|scale| [Scale::Fixed, Scale::Band].contains(scale)));
-    let refused = factor(&checkpoint, &plan(Some(Scale::Affine)), Some(&statistics), &mut quietly).err().unwrap().to_string();
-    assert!(refused.starts_with("scale: "), "{refused}");
+    assert!(scales(Scales::Chosen).iter().all(|scale| [Scale::Fixed, Scale::Band].contains(scale)));
 }

@@ -5,8 +5,7 @@ mod common;
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::compress::recalkv::Grouping;
-use lowkey::compress::{Budget, Float, Method, Output, Plan, Ranks, Report, run};
+use lowkey::compress::{Budget, Float, Grouping, Layout, LowKey, LowRank, Method, Output, Palu, Plan, Ranks, ReCalKv, Report, run};
 use lowkey::cpu::{Model, RowType};
 use lowkey::rows::{Exact, Holds, RUN};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
@@ -17,7 +16,16 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-const PUBLISHED: [Method; 5] = [Method::Palu, Method::ReCalKv, Method::KqSvd, Method::KSvd, Method::Eigen];
+/// The low-rank methods, within what `low_rank` says; in groups of so many heads where they have groups.
+fn published(low_rank: LowRank, group_heads: usize) -> [Method; 5] {
+    let recalkv = Method::ReCalKv(ReCalKv { low_rank, group_heads, ..ReCalKv::default() });
+    [Method::Palu(Palu { low_rank, group_heads }), recalkv, Method::KqSvd(low_rank), Method::KSvd(low_rank), Method::Eigen(low_rank)]
+}
+
+fn keep(keep: f64, ranks: Option<Ranks>) -> LowRank {
+    LowRank { budget: Budget::Keep(keep), ranks, bits: 16 }
+}
+
 const RULES: [Option<Ranks>; 5] = [None, Some(Ranks::Uniform), Some(Ranks::Fisher), Some(Ranks::Spectrum), Some(Ranks::Energy)];
 
 fn quietly(_: Progress) -> ControlFlow<()> {
@@ -65,8 +73,9 @@ fn for_every_family(check: impl Fn(&str, &Checkpoint, &Statistics, &Path)) {
 fn full_rank_gives_the_dense_logits_by_every_method() {
     for_every_family(|family, checkpoint, statistics, outputs| {
         let dense = logits(&load(checkpoint));
-        for (method, ranks) in PUBLISHED.iter().zip(RULES) {
-            let plan = Plan { ranks, group_heads: 2, ..Plan::new(*method, Budget::Keep(1.0)) };
+        for (index, ranks) in RULES.into_iter().enumerate() {
+            let method = published(keep(1.0, ranks), 2)[index].clone();
+            let plan = Plan::new(method.clone());
             let (_, factored) = compress(checkpoint, statistics, &plan, &outputs.join(method.name())).unwrap();
             let error = nmse(&logits(&load(&factored)), &dense);
             assert!(error < 1e-5, "{family}, {}: {error}", method.name());
@@ -82,20 +91,21 @@ fn by_every_rule_error_falls_with_the_budget_and_the_budget_is_kept() {
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let (statistics, dense) = (calibrate(&checkpoint), logits(&load(&checkpoint)));
     let outputs = tempfile::tempdir().unwrap();
-    for method in PUBLISHED {
+    for which in 0..5 {
         for (index, ranks) in RULES.into_iter().enumerate() {
             let mut before = f64::INFINITY;
-            for keep in [0.5, 0.75, 1.0] {
-                let plan = Plan { ranks, ..Plan::new(method, Budget::Keep(keep)) };
+            for share in [0.5, 0.75, 1.0] {
+                let method = published(keep(share, ranks), 4)[which].clone();
+                let plan = Plan::new(method.clone());
                 let (report, factored) =
-                    compress(&checkpoint, &statistics, &plan, &outputs.path().join(format!("{}{index}{keep}", method.name()))).unwrap();
+                    compress(&checkpoint, &statistics, &plan, &outputs.path().join(format!("{}{index}{share}", method.name()))).unwrap();
                 let error = nmse(&logits(&load(&factored)), &dense);
-                assert!(error < before, "{}, {ranks:?}: {error} at {keep}, {before} with less", method.name());
+                assert!(error < before, "{}, {ranks:?}: {error} at {share}, {before} with less", method.name());
                 before = error;
                 // One run of all heads in one layer, in f16, is what a rule may be off by.
                 let slack = (2 * RUN * checkpoint.config().num_key_value_heads) as f64;
-                let most = keep * report.kv_bytes_per_token_dense as f64 + slack;
-                assert!(report.kv_bytes_per_token as f64 <= most, "{}, {ranks:?}: {} at {keep}", method.name(), report.kv_bytes_per_token);
+                let most = share * report.kv_bytes_per_token_dense as f64 + slack;
+                assert!(report.kv_bytes_per_token as f64 <= most, "{}, {ranks:?}: {} at {share}", method.name(), report.kv_bytes_per_token);
             }
         }
     }
@@ -106,17 +116,19 @@ fn by_every_rule_error_falls_with_the_budget_and_the_budget_is_kept() {
 fn rows_are_what_the_papers_say() {
     for_every_family(|family, checkpoint, statistics, outputs| {
         let heads = checkpoint.config().num_key_value_heads;
-        for (index, (method, group_heads, keys, holds)) in [
-            (Method::Palu, 1, heads, Holds::Keys),
-            (Method::Palu, heads, 1, Holds::Keys),
-            (Method::ReCalKv, heads, 1, Holds::Keys),
-            (Method::KqSvd, 4, heads, Holds::TurnedKeys),
-            (Method::Eigen, 4, heads, Holds::TurnedKeys),
+        let [_, recalkv, kqsvd, _, eigen] = published(keep(0.5, None), heads);
+        let palu = |group_heads| Method::Palu(Palu { low_rank: keep(0.5, None), group_heads });
+        for (index, (method, keys, holds)) in [
+            (palu(1), heads, Holds::Keys),
+            (palu(heads), 1, Holds::Keys),
+            (recalkv, 1, Holds::Keys),
+            (kqsvd, heads, Holds::TurnedKeys),
+            (eigen, heads, Holds::TurnedKeys),
         ]
         .into_iter()
         .enumerate()
         {
-            let plan = Plan { group_heads, ..Plan::new(method, Budget::Keep(0.5)) };
+            let plan = Plan::new(method.clone());
             let output = outputs.join(index.to_string());
             let (_, factored) = compress(checkpoint, statistics, &plan, &output).unwrap();
             let rows = factored.rows().unwrap().unwrap();
@@ -131,7 +143,8 @@ fn rows_are_what_the_papers_say() {
 #[test]
 fn grouping_by_loss_reorders_heads_and_changes_nothing_at_full_rank() {
     for_every_family(|family, checkpoint, statistics, outputs| {
-        let plan = Plan { group_heads: 2, grouping: Grouping::Loss, ranks: Some(Ranks::Uniform), ..Plan::new(Method::ReCalKv, Budget::Keep(1.0)) };
+        let low_rank = keep(1.0, Some(Ranks::Uniform));
+        let plan = Plan::new(Method::ReCalKv(ReCalKv { low_rank, group_heads: 2, grouping: Grouping::Loss }));
         let (_, factored) = compress(checkpoint, statistics, &plan, &outputs.join("full")).unwrap();
         let error = nmse(&logits(&load(&factored)), &logits(&load(checkpoint)));
         assert!(error < 1e-5, "{family}: {error}");
@@ -139,7 +152,7 @@ fn grouping_by_loss_reorders_heads_and_changes_nothing_at_full_rank() {
 }
 
 #[test]
-fn what_a_rule_needs_and_options_that_mean_nothing_are_named() {
+fn what_a_rule_needs_and_options_that_cannot_be_are_named() {
     let (_, synthetic) = families().remove(0);
     let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
@@ -147,20 +160,22 @@ fn what_a_rule_needs_and_options_that_mean_nothing_are_named() {
     statistics.layers.iter_mut().for_each(|layer| (layer.fisher, layer.sensitivity, layer.scalar) = (None, None, None));
     let outputs = tempfile::tempdir().unwrap();
     let output = outputs.path().join("none");
-    let keep = Budget::Keep(0.5);
-    for (plan, word) in [
-        (Plan::new(Method::Palu, keep), "Fisher"),
-        (Plan { ranks: Some(Ranks::Spectrum), ..Plan::new(Method::KqSvd, keep) }, "sensitivity"),
-        (Plan { grouping: Grouping::Loss, ..Plan::new(Method::Palu, keep) }, "recalkv"),
-        (Plan { ranks: Some(Ranks::Uniform), ..Plan::new(Method::LowKey, keep) }, "ranks"),
+    let half = keep(0.5, None);
+    let palu = |low_rank| Method::Palu(Palu { low_rank, group_heads: 4 });
+    for (method, word) in [
+        (palu(half), "Fisher"),
+        (Method::KqSvd(keep(0.5, Some(Ranks::Spectrum))), "sensitivity"),
+        (Method::Palu(Palu { group_heads: 0, ..Palu::default() }), "group_heads: "),
+        (Method::KSvd(LowRank { bits: 2, ..half }), "bits: "),
+        (Method::KVarN { key_bits: 4, value_bits: 16 }, "choose 2, 4 or 8"),
     ] {
-        let error = compress(&checkpoint, &statistics, &plan, &output).err().unwrap();
+        let error = compress(&checkpoint, &statistics, &Plan::new(method), &output).err().unwrap();
         assert!(matches!(error, Error::Argument { .. }) && error.to_string().contains(word), "{error}");
         assert!(!output.exists());
     }
     // These need neither.
-    for plan in [Plan { ranks: Some(Ranks::Uniform), ..Plan::new(Method::Palu, keep) }, Plan::new(Method::KqSvd, keep)] {
-        compress(&checkpoint, &statistics, &plan, &outputs.path().join(plan.method.name())).unwrap();
+    for method in [palu(keep(0.5, Some(Ranks::Uniform))), Method::KqSvd(half)] {
+        compress(&checkpoint, &statistics, &Plan::new(method.clone()), &outputs.path().join(method.name())).unwrap();
     }
 }
 
@@ -188,11 +203,11 @@ fn biased(norm: f32) -> tempfile::TempDir {
 /// Rows that are coded about a mean which turns lose no more of keys with large biases than of keys without, on the processor and on a GPU in every tier, up to the end of the context.
 #[test]
 fn key_biases_cost_nothing_where_means_turn() {
-    use lowkey::compress::{Layout, factor};
+    use lowkey::compress::factor;
     use lowkey::gpu::{Options as Device, Tier};
     let plans = [
-        Plan { bits: 4, ..Plan::new(Method::Dense, Budget::Keep(1.0)) },
-        Plan { layout: Layout::Fast, ..Plan::new(Method::LowKey, Budget::Times(4.0)) },
+        Plan::new(Method::Dense { bits: 4 }),
+        Plan::new(Method::LowKey(LowKey { budget: Budget::Times(4.0), layout: Layout::FAST, ..LowKey::default() })),
     ];
     let mut without = [0.0; 2];
     for norm in [0.0, 100.0, 600.0, 5000.0] {
@@ -207,7 +222,7 @@ fn key_biases_cost_nothing_where_means_turn() {
             if norm == 0.0 {
                 *without = error;
             }
-            assert!(error < 1.5 * *without, "{}, bias {norm}: {error}, {without} without one", plan.options());
+            assert!(error < 1.5 * *without, "{}, bias {norm}: {error}, {without} without one", plan.method.options());
             if norm != 600.0 {
                 continue;
             }
@@ -224,7 +239,7 @@ fn key_biases_cost_nothing_where_means_turn() {
                 let device = common::device(Device { tier: Some(tier), ..Device::default() });
                 let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
                 let error = nmse(&ends(&mut model.sequence(options).unwrap()), &expected);
-                assert!(error < 2e-3, "{}, {tier:?}: {error}", plan.options());
+                assert!(error < 2e-3, "{}, {tier:?}: {error}", plan.method.options());
             }
         }
     }
@@ -232,11 +247,9 @@ fn key_biases_cost_nothing_where_means_turn() {
 
 /// The methods whose size is that of their numbers, as they come and in eight bits.
 fn quantised() -> Vec<Plan> {
-    let plan = |method| Plan::new(method, Budget::Keep(1.0));
-    [Method::Oscar, Method::Kivi, Method::KVarN]
-        .into_iter()
-        .flat_map(|method| [plan(method), Plan { bits: 8, value_bits: None, ..plan(method) }])
-        .collect()
+    let eight = [Method::Oscar { bits: 8 }, Method::Kivi { bits: 8 }, Method::KVarN { key_bits: 8, value_bits: 8 }];
+    let as_they_come = eight.clone().map(|method| method.name().parse().unwrap());
+    as_they_come.into_iter().chain(eight).map(Plan::new).collect()
 }
 
 /// What a row takes is what the papers say: codes, and the f16 numbers that scale them.
@@ -249,19 +262,18 @@ fn quantised_rows_take_the_bytes_of_their_codes_and_scales() {
     let statistics = calibrate(&checkpoint);
     let outputs = tempfile::tempdir().unwrap();
     let numbers = 2 * 2 * 2 * 64;
-    let keep = Budget::Keep(1.0);
-    for (plan, bits_of_128, options) in [
+    for (method, bits_of_128, options) in [
         // A least value and a step for 128 numbers.
-        (Plan::new(Method::Oscar, keep), 2 * 128 + 32, "2 bits"),
-        (Plan { bits: 4, ..Plan::new(Method::Oscar, keep) }, 4 * 128 + 32, "4 bits"),
+        (Method::Oscar { bits: 2 }, 2 * 128 + 32, "2 bits"),
+        (Method::Oscar { bits: 4 }, 4 * 128 + 32, "4 bits"),
         // The same for 32 numbers.
-        (Plan::new(Method::Kivi, keep), 3 * 128, "2 bits"),
-        (Plan { bits: 4, ..Plan::new(Method::Kivi, keep) }, 5 * 128, "4 bits"),
+        (Method::Kivi { bits: 2 }, 3 * 128, "2 bits"),
+        (Method::Kivi { bits: 4 }, 5 * 128, "4 bits"),
         // Codes; for keys of two heads in 128 tokens 128 pairs and 2 factors of every token; for their values two pairs of every token and 128 factors, of which a header has room for two.
-        (Plan::new(Method::KVarN, keep), (6 * 128 + (32 + 32) + (64 + 32)) / 2, "4 bits, values 2"),
+        (Method::KVarN { key_bits: 4, value_bits: 2 }, (6 * 128 + (32 + 32) + (64 + 32)) / 2, "4 bits, values 2"),
     ] {
-        let name = format!("{}, {options}", plan.method.name());
-        let (report, factored) = compress(&checkpoint, &statistics, &plan, &outputs.path().join(&name)).unwrap();
+        let name = format!("{}, {options}", method.name());
+        let (report, factored) = compress(&checkpoint, &statistics, &Plan::new(method), &outputs.path().join(&name)).unwrap();
         assert_eq!(report.kv_bytes_per_token, numbers / 128 * bits_of_128 / 8, "{name}");
         assert_eq!(report.options, options);
         let sequence = load(&factored).sequence(256, RowType::F16).unwrap();
@@ -288,10 +300,10 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
             all
         };
         let dense = run(&mut load(&checkpoint).sequence(SequenceOptions::from(448), RowType::F16).unwrap());
-        for plan in quantised().into_iter().filter(|plan| index == 0 || plan.bits == 8) {
+        for plan in quantised().into_iter().filter(|plan| index == 0 || plan.method.options() == "8 bits") {
             let rows = factor(&checkpoint, &plan, Some(&statistics), &mut quietly).unwrap().rows;
             // As an evaluation reads, and as a conversation does.
-            let strict = plan.bits == 8;
+            let strict = plan.method.options() == "8 bits";
             let exact = Some(Exact { sinks: 4, recent: 8 });
             let options = SequenceOptions { capacity: 448, chunk: Some(100), strict, exact, ..SequenceOptions::default() };
             let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
@@ -300,7 +312,7 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
             for device in if index == 0 { &devices[..] } else { &devices[index % 3..][..1] } {
                 let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device.clone()).unwrap());
                 let error = nmse(&run(&mut model.sequence(options).unwrap()), &expected);
-                let what = format!("{family}, {} {}, {:?}", plan.method.name(), plan.options(), device.tier());
+                let what = format!("{family}, {} {}, {:?}", plan.method.name(), plan.method.options(), device.tier());
                 assert!(error < if strict { 1e-3 } else { 1e-3 + 0.2 * lost }, "{what}: {error} where coding loses {lost}");
             }
         }
@@ -316,10 +328,10 @@ fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let outputs = tempfile::tempdir().unwrap();
     let (tokens, other) = (Random(80).tokens(320, checkpoint.config().vocab_size), Random(81).tokens(90, checkpoint.config().vocab_size));
-    for method in [Method::Kivi, Method::KVarN] {
+    for method in [Method::Kivi { bits: 2 }, Method::KVarN { key_bits: 4, value_bits: 2 }] {
         let output = outputs.path().join(method.name());
-        run(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, &Output { float: Float::F32, ..Output::adapter(&output) }, &mut quietly)
-            .unwrap();
+        let plan = Plan::new(method.clone());
+        run(&checkpoint, &plan, None, &Output { float: Float::F32, ..Output::adapter(&output) }, &mut quietly).unwrap();
         let engine = lowkey::Engine::open(&lowkey::LoadOptions { device: lowkey::Device::Cpu, ..Default::default() }).unwrap();
         let model = engine.load_checkpoint(Checkpoint::open_with(checkpoint.path(), &output).unwrap()).unwrap();
         let exact = Some(Exact { sinks: 4, recent: 8 });

@@ -1,18 +1,15 @@
 //! What a decode step costs at the least: the bytes that must be moved and the multiplications that must be made, counted from shapes.
 //!
-//! A step reads every weight of the layers and the head once, one row of the embedding, and every cached row once. Per cached token it makes, in a layer
-//! with `H` query heads of width `d`:
+//! A step reads every weight of the layers and the head once, one row of the embedding, and every cached row once. Per cached token it makes what [`Price`] says, and in a layer with `H` query heads of
+//! width `d`:
 //!
-//! - dense: `2·H·d` operations for scores and as many for values;
-//! - rebuilt keys: first `2·Σ rank·s·d` to rebuild the keys of each group of `s` heads, then `2·H·d` for scores;
-//! - values summed as rows: `2·Σ rank` over query heads, each with its group's rank;
-//! - where tokens are chosen: `2·H·d` for every landmark, one for two tokens, and the above for those chosen;
-//! - where tokens are forgotten: as dense for those that are exact and for every column of what is vague, and as above for rows that the others leave.
+//! - where tokens are chosen: `2·H·d` for every landmark, one for two tokens, and the price for those chosen;
+//! - where tokens are forgotten: as dense for those that are exact and for every column of what is vague, and the price for rows that the others leave.
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
 use crate::checkpoint::Config;
-use crate::rows::{Exact, Holds, Read, RowSet, RowSpec, Selection, Side, Stores};
+use crate::rows::{Exact, Price, Read, RowSet, RowSpec, Selection, Stores};
 use crate::sequence::{Sequence, SequenceOptions};
 
 /// The least cost of a step, apart from how many tokens are cached.
@@ -47,13 +44,21 @@ pub struct Forgetting {
     pub row_bytes: u64,
 }
 
-/// What a decode step costs at the least, for a sequence with these options that has read its prompt. `made`: what stays exact beside the rows that its model comes with;
-/// `bytes_per_weight`: of the model's weights in memory.
-pub fn step_cost(config: &Config, options: SequenceOptions, made: Option<Exact>, bytes_per_weight: u64) -> impl Fn(&dyn Sequence) -> Cost + 'static {
-    let (config, exact) = (config.clone(), options.exact.or(made).unwrap_or_default());
+/// What is known of the rows that a model comes with, beside what its sequences say; nothing where it is dense.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowsMade {
+    /// What stays exact beside them.
+    pub exact: Option<Exact>,
+    /// By row, frequency pairs in which a mean turns, over all its heads ([`RowSet::turning`]).
+    pub turning: Vec<usize>,
+}
+
+/// What a decode step costs at the least, for a sequence with these options that has read its prompt, of a model that comes with the rows `made`, its weights taking `bytes_per_weight` in memory.
+pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, bytes_per_weight: u64) -> impl Fn(&dyn Sequence) -> Cost + 'static {
+    let (config, exact) = (config.clone(), options.exact.or(made.exact).unwrap_or_default());
     move |sequence| {
         let (rows, capacity) = (sequence.rows(), sequence.capacity());
-        let cost = Cost::of(&config, rows, options.method.read(), bytes_per_weight);
+        let cost = Cost::of(&config, (rows, &made.turning), options.method.read(), bytes_per_weight);
         let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
         // A sequence whose stores are refused was never made.
         match options.method.eviction().and_then(|eviction| eviction.stores(&config.geometry(), rows, exact, capacity).ok()) {
@@ -64,36 +69,22 @@ pub fn step_cost(config: &Config, options: SequenceOptions, made: Option<Exact>,
 }
 
 impl Cost {
-    /// Counts from a model's shapes, its coded `rows` (none where it is dense) and how many tokens of them are read, with `bytes_per_weight` bytes for each weight.
-    pub fn of(config: &Config, rows: &[RowSpec], read: Read, bytes_per_weight: u64) -> Cost {
+    /// Counts from a model's shapes, its coded rows (none where it is dense) with the frequency pairs in which their means turn, as [`Price::of`] takes both, and how many tokens are read, with
+    /// `bytes_per_weight` bytes for each weight.
+    pub fn of(config: &Config, (rows, turning): (&[RowSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
         let [d, i, heads, layers, vocab] =
             [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
         let q_width = heads * config.head_dim as u64;
         let kv_width = (config.num_key_value_heads * config.head_dim) as u64;
 
-        // Per layer: numbers in weights, operations with them, operations per cached token.
-        let common = d * q_width + 3 * d * i;
-        let mut weights = layers * common + vocab * d + d;
-        let mut linear = 2 * (layers * common + vocab * d);
-        let mut attention = 0;
-        for layer in 0..config.num_hidden_layers {
-            let projections = 2 * d * kv_width + q_width * d;
-            weights += projections;
-            linear += 2 * projections;
-            if rows.is_empty() {
-                attention += 4 * q_width;
-            } else {
-                let rows = rows_of(config, rows, layer);
-                weights += rows.weights;
-                linear += rows.linear;
-                attention += rows.per_token;
-            }
-        }
+        // Matrices of all layers and the head; the norm at the end has the width of one more row.
+        let matrices = layers * (2 * d * q_width + 2 * d * kv_width + 3 * d * i) + vocab * d;
+        let price = Price::of(rows, turning, &config.geometry());
         let (chunk, select) = (Selection::CHUNK as u64, read.selection());
         Cost {
-            weight_bytes: weights * bytes_per_weight,
-            linear_flops: linear,
-            flops_per_cached_token: attention,
+            weight_bytes: (matrices + d + price.basis_numbers) * bytes_per_weight,
+            linear_flops: 2 * matrices + price.flops_per_step,
+            flops_per_cached_token: price.flops_per_cached_token,
             landmarks: select.map_or([0, 0], |_| {
                 let words = config.num_key_value_heads * Selection::format(config.head_dim).words();
                 [layers * 4 * words as u64 / chunk, layers * 2 * q_width / chunk]
@@ -152,44 +143,10 @@ impl Cost {
     }
 }
 
-/// What one layer's coded rows add to a step.
-struct Rows {
-    /// Numbers read of the bases. (What makes rows is read once for many tokens, and not counted.)
-    weights: u64,
-    /// Operations.
-    linear: u64,
-    /// Operations for each cached token.
-    per_token: u64,
-}
-
-fn rows_of(config: &Config, specs: &[RowSpec], layer: usize) -> Rows {
-    let (head, group_size) = (config.head_dim as u64, config.group_size() as u64);
-    let mut rows = Rows { weights: 0, linear: 0, per_token: 0 };
-    for (side, source) in [Side::Keys, Side::Values]
-        .into_iter()
-        .flat_map(|side| RowSet::sources(specs, layer, side, config.head_dim).into_iter().map(move |source| (side, source)))
-    {
-        let spec = &specs[source.row];
-        let kv_heads = source.kv_heads as u64;
-        let rank = spec.format.rank() as u64 / if spec.format.by_head() { kv_heads } else { 1 };
-        let up = kv_heads * head * rank;
-        rows.weights += up;
-        if side == Side::Keys && spec.holds != Holds::TurnedKeys {
-            // Rebuilt for every cached token, once for all queries, then scored at full width.
-            rows.per_token += 2 * (up + kv_heads * group_size * head);
-        } else {
-            // Queries, or sums, go through the basis once; every row is used as it is stored.
-            rows.linear += 2 * up * group_size;
-            rows.per_token += 2 * kv_heads * group_size * rank;
-        }
-    }
-    rows
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::{Format, Vague};
+    use crate::rows::{Format, Holds, Vague};
 
     fn config() -> Config {
         Config { hidden_size: 10, intermediate_size: 20, head_dim: 8, ..Config::example() }
@@ -202,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_dense_model_is_counted_by_hand() {
-        let cost = Cost::of(&config(), &[], Read::All, 2);
+        let cost = Cost::of(&config(), (&[], &[]), Read::All, 2);
         // Query 10×32, key and value 10×16 each, output 32×10, MLP 3×10×20; twice. Head 100×10 and one embedding row.
         let matrices = 2 * (320 + 320 + 320 + 600) + 1000;
         assert_eq!(cost.weight_bytes, 2 * (matrices + 10));
@@ -213,23 +170,27 @@ mod tests {
 
     #[test]
     fn a_factored_model_is_counted_by_hand() {
-        let dense = Cost::of(&config(), &[], Read::All, 1);
+        let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
         // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
         let ups = [16 * 32, 16 * 16];
-        let rebuilt = Cost::of(&config(), &rows(Holds::Keys), Read::All, 1);
+        let rebuilt = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
         assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
         assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
         assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
-        let direct = Cost::of(&config(), &rows(Holds::TurnedKeys), Read::All, 1);
+        let direct = Cost::of(&config(), (&rows(Holds::TurnedKeys), &[]), Read::All, 1);
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
+        // A mean that turns in three pairs, scored by two query heads.
+        let turning = Cost::of(&config(), (&rows(Holds::TurnedKeys), &[3]), Read::All, 1);
+        assert_eq!(turning.flops_per_cached_token, direct.flops_per_cached_token + 2 * 2 * 2 * 3);
+        assert_eq!(turning.weight_bytes, direct.weight_bytes + 2 * 3);
     }
 
     #[test]
     fn what_is_forgotten_is_not_read() {
         let exact = Exact { sinks: 4, recent: 12 };
-        let dense = Cost::of(&config(), &[], Read::All, 1);
+        let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
         let stores = |vague| Stores::some(2 * config().geometry().kv_width(), vague, 20, 5, 400);
         // 4, 12 and half a block are exact, and 20 candidates.
         let none = dense.forgetting(&config(), &stores(Vague::None), exact, &[]);
@@ -240,7 +201,7 @@ mod tests {
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
-        let coded = Cost::of(&config(), &rows(Holds::Keys), Read::All, 1);
+        let coded = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
         let forgetting = coded.forgetting(&config(), &stores(Vague::Rows), exact, &rows(Holds::Keys));
         assert_eq!(forgetting.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
         assert_eq!(forgetting.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
@@ -248,8 +209,8 @@ mod tests {
 
     #[test]
     fn what_is_chosen_is_read_and_every_landmark() {
-        let all = Cost::of(&config(), &rows(Holds::Keys), Read::All, 1);
-        let some = Cost::of(&config(), &rows(Holds::Keys), Read::Top(Selection { tokens: 64 }), 1);
+        let all = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
+        let some = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::Top(Selection { tokens: 64 }), 1);
         // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
         assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);

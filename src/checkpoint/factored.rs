@@ -11,7 +11,7 @@
 //! | `rows.{i}.up.weight` | `[w, r]` | `Bᵀ` |
 
 use super::{Checkpoint, Config, Source};
-use crate::rows::{Coder, Exact, RowSet, RowSpec};
+use crate::rows::{Coder, Exact, Holds, RowSet, RowSpec};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,22 @@ pub(crate) fn row_tensors(index: usize, spec: &RowSpec, head_dim: usize) -> [(St
 }
 
 impl Checkpoint {
+    /// By coded row, the frequency pairs of RoPE in which a mean turns, over all its heads: reads no basis. None where the model is dense.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where a mean is not finite, and those of reading.
+    pub fn turning(&self) -> Result<Vec<usize>> {
+        let (d, rows) = (self.config().head_dim, self.factored().map_or(&[][..], |factored| &factored.rows));
+        let pairs = |(index, spec): (usize, &RowSpec)| {
+            if spec.holds != Holds::TurnedKeys {
+                return Ok(0);
+            }
+            let [(name, shape), ..] = row_tensors(index, spec, d);
+            Ok(spec.turning(&self.f32(&name, &shape)?, d))
+        };
+        rows.iter().enumerate().map(pairs).collect()
+    }
+
     /// The coded rows with their bases, where the model has been compressed.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use super::progress::Bar;
 use super::several;
 use super::table::{bytes, markdown, number, table};
 use clap::builder::PossibleValuesParser;
-use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, Shape, Subject, Task, Text, kernels, step_cost};
+use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, kernels, step_cost};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
 use lowkey::gpu::Device;
@@ -147,7 +147,7 @@ impl Run<'_> {
             methods.dedup();
             for method in methods {
                 let options = SequenceOptions { capacity, method, ..SequenceOptions::default() };
-                let made = loaded.checkpoint().factored().map(|factored| factored.exact);
+                let made = RowsMade { exact: loaded.checkpoint().factored().map(|factored| factored.exact), turning: loaded.checkpoint().turning()? };
                 subjects.push(Subject {
                     model: model.clone(),
                     method: method.name().unwrap_or(loaded.method()).into(),
@@ -237,13 +237,14 @@ impl Run<'_> {
         self.random(shapes, |run, shape, model| {
             let subject = |(rows, text): (RandomRows, Text)| {
                 let config = model.config().clone();
+                let turning = rows.rows(&config).map_or(Vec::new(), |set| set.turning(config.head_dim));
                 Subject {
                     model: shape.name().into(),
                     method: rows.method().into(),
                     layout: rows.name().into(),
                     weights: "f16".into(),
                     vocab: config.vocab_size,
-                    cost: Box::new(move |sequence| Cost::of(&config, sequence.rows(), rows.read(), 2)),
+                    cost: Box::new(move |sequence| Cost::of(&config, (sequence.rows(), &turning), rows.read(), 2)),
                     text,
                 }
             };

@@ -1,12 +1,12 @@
-//! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it. Reads headers only and needs no device.
+//! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it. Reads headers and means of rows only, and needs no device.
 
 use super::console::Console;
 use super::locate::ModelArgs;
-use super::table::{bytes, table};
+use super::table::{bytes, multiply_adds, table};
 use clap::builder::RangedU64ValueParser;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
 use lowkey::compress::{Budget, rotated};
-use lowkey::rows::{Exact, RowSet};
+use lowkey::rows::{Exact, Price, RowSet};
 use lowkey::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -35,6 +35,9 @@ struct Report {
     tensors: Vec<Kind>,
     kv_bytes_per_token: u64,
     kv_bytes_per_token_dense: u64,
+    /// Operations that reading a cached token costs a decode step; a multiplication and an addition are two.
+    flops_per_cached_token: u64,
+    flops_per_cached_token_dense: u64,
     compresses_to: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     factored: Option<Factored>,
@@ -83,6 +86,7 @@ impl Args {
         let config = checkpoint.config().clone();
         let dense = config.dense_kv_bytes_per_token();
         let kv_bytes_per_token = checkpoint.factored().map_or(dense, |factored| factored.kv_bytes_per_token);
+        let rows = checkpoint.factored().map_or(&[][..], |factored| &factored.rows);
         let tensors = kinds(&checkpoint);
         let parameters = tensors.iter().map(|kind| kind.parameters).sum::<u64>();
         let memory = self.context.map(|context| {
@@ -100,6 +104,8 @@ impl Args {
             tensors,
             kv_bytes_per_token,
             kv_bytes_per_token_dense: dense,
+            flops_per_cached_token: Price::of(rows, &checkpoint.turning()?, &config.geometry()).flops_per_cached_token,
+            flops_per_cached_token_dense: Price::of(&[], &[], &config.geometry()).flops_per_cached_token,
             compresses_to: if checkpoint.factored().is_none() { choices(&config)? } else { Vec::new() },
             factored: checkpoint.factored().cloned(),
             memory,
@@ -149,6 +155,7 @@ fn text(report: &Report) -> String {
         ("vocabulary", format!("{}{}", config.vocab_size, if config.tie_word_embeddings { ", tied" } else { "" })),
         ("context", format!("{} tokens, RoPE base {}", config.max_position_embeddings, config.rope_theta)),
         ("cache", format!("{} bytes per token, dense {}", report.kv_bytes_per_token, report.kv_bytes_per_token_dense)),
+        ("reading", multiply_adds(config.num_hidden_layers, report.flops_per_cached_token, report.flops_per_cached_token_dense)),
     ];
     if let Some(adapter) = &report.adapter {
         lines.insert(1, ("adapter", format!("{}, {}, for {}", adapter.path.display(), bytes(adapter.bytes), adapter.model.display())));

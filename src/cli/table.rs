@@ -30,6 +30,13 @@ pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// What reading a cached token costs, from operations over all of so many layers, and the same of exact rows; one multiply-add is two operations.
+pub fn multiply_adds(layers: usize, flops: u64, dense: u64) -> String {
+    let of_layer = |flops: u64| flops as f64 / 2.0 / layers.max(1) as f64;
+    let (one, one_dense) = (of_layer(flops), of_layer(dense));
+    format!("{one:.0} multiply-adds per cached token in a layer (dense {one_dense:.0}), {} in all {layers} (dense {})", flops / 2, dense / 2)
+}
+
 /// Bytes in binary units: `22.5 KiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

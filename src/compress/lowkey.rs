@@ -12,65 +12,116 @@
 //!
 //! With scalar sensitivity `M` is the identity times one number for each side and layer.
 
-use super::Sensing;
 use super::basis::{Basis, Roots, about};
+use super::method::{Layout, LowKey, Scales, Sensing};
+use super::turned::Positions;
 use super::unit::{Context, Unit};
+use super::{bands, scales};
 use crate::calibrate::LayerStatistics;
-use crate::rows::{Holds, Side};
+use crate::rows::{Format, Holds, Scale, Side};
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use std::ops::Range;
 
-/// The rows of the `small` layout for the layers of one span.
-pub(super) fn small(context: &Context, layers: Range<usize>) -> Result<Vec<Unit>> {
-    let what = format!("keys and values of layers {} to {}", layers.start, layers.end - 1);
-    let moments = context.statistics.rows(layers.clone())?;
-    let metrics: Vec<Roots> =
-        layers.clone().flat_map(|layer| [Side::Keys, Side::Values].map(|side| metric(context, layer, side, false))).collect::<Result<_>>()?;
-    let basis = Basis::principal(&what, &moments, moments.mean.map(f64::from), Some(&Roots::blocks(&metrics)))?;
-    Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), holds: Holds::Both, first_head: 0, kv_heads: context.heads, basis }])
+/// The work of one plan.
+pub(super) struct Solver<'a> {
+    context: &'a Context<'a>,
+    options: LowKey,
+    /// Where tokens stand.
+    positions: Positions,
 }
 
-/// The rows of the `fast` layout for one layer: keys and values, each over all heads.
-pub(super) fn fast(context: &Context, layer: usize) -> Result<Vec<Unit>> {
-    let n = context.heads * context.head_dim;
-    let unit = |holds, basis| Unit { first_layer: layer, layers: 1, holds, first_head: 0, kv_heads: context.heads, basis };
-    let before = context.statistics.rows(layer..layer + 1)?.part(0..n);
-    let mean = before.mean.map(f64::from);
-    let second = context.positions.second(&about(&before, &mean));
-    let keys = Basis::components(&format!("the turned keys of layer {layer}"), mean, second, Some(&metric(context, layer, Side::Keys, true)?))?;
-    let moments = context.statistics.rows(layer..layer + 1)?.part(n..2 * n);
-    let metric = metric(context, layer, Side::Values, false)?;
-    let values = Basis::principal(&format!("the values of layer {layer}"), &moments, moments.mean.map(f64::from), Some(&metric))?;
-    Ok(vec![unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)])
-}
+impl Solver<'_> {
+    pub(super) fn new<'a>(context: &'a Context<'a>, options: LowKey) -> Solver<'a> {
+        // Keys before RoPE stand nowhere.
+        let longest = if let Layout::Fast { context } = options.layout { context } else { 1 };
+        Solver { context, options, positions: Positions::up_to(longest, context.checkpoint.config().rope_frequencies()) }
+    }
 
-fn metric(context: &Context, layer: usize, side: Side, turned: bool) -> Result<Roots> {
-    Roots::of(&format!("the sensitivity of layer {layer}"), &gram(context, layer, side, turned)?)
-}
-
-/// `M` of one side of a layer, `[H_kv·d, H_kv·d]`.
-fn gram(context: &Context, layer: usize, side: Side, turned: bool) -> Result<DMatrix<f64>> {
-    let n = context.heads * context.head_dim;
-    let missing = |kind: &str| {
-        let message = format!("hold no {kind} sensitivity of layer {layer}; gather them with --sensitivity {kind}");
-        Error::Argument { name: "statistics".into(), message }
-    };
-    let LayerStatistics { sensitivity, scalar, .. } = &context.statistics.layers[layer];
-    match context.plan.sensing {
-        Sensing::Full => {
-            let full = sensitivity.as_ref().ok_or_else(|| missing("full"))?;
-            let gram = match (side, turned) {
-                (Side::Keys, false) => &full.keys,
-                (Side::Keys, true) => return Ok(context.positions.second(&full.keys.map(f64::from))),
-                (Side::Values, _) => &full.values,
-            };
-            Ok(gram.map(f64::from))
+    /// The rows of some layers: all that share a row.
+    pub(super) fn units(&self, layers: Range<usize>) -> Result<Vec<Unit>> {
+        match self.options.layout {
+            Layout::Small { .. } => self.small(layers),
+            Layout::Fast { .. } => self.fast(layers.start),
         }
-        Sensing::Scalar => {
-            let [keys, values] = scalar.ok_or_else(|| missing("scalar"))?;
-            let number = f64::from(if side == Side::Keys { keys } else { values });
-            Ok(DMatrix::from_diagonal_element(n, n, number))
+    }
+
+    /// What the budget buys for the rows of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where it is too small.
+    pub(super) fn formats(&self, units: &[Unit]) -> Result<Vec<Format>> {
+        let Context { checkpoint, statistics, head_dim, .. } = *self.context;
+        let budget = self.options.budget.bytes(checkpoint.config().dense_kv_bytes_per_token())?;
+        let bases: Vec<&Basis> = units.iter().map(|unit| &unit.basis).collect();
+        let alike = |scale| bands::water_fill(&bases, &vec![scale; bases.len()], budget).formats;
+        let formats = match self.options.scales {
+            Scales::Fixed => alike(Scale::Fixed),
+            Scales::Band => alike(Scale::Band),
+            Scales::Chosen => {
+                let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, head_dim, &self.positions)).collect();
+                scales::choose(&bases, &samples, budget)
+            }
+        };
+        let least = bands::bytes(&formats);
+        if least > budget {
+            let message = format!("{budget} bytes per token are too few for the rows of this layout, which take at least {least}; allow more");
+            return Err(Error::Argument { name: "budget".into(), message });
+        }
+        Ok(formats)
+    }
+
+    /// The rows of the `small` layout for the layers of one span.
+    fn small(&self, layers: Range<usize>) -> Result<Vec<Unit>> {
+        let what = format!("keys and values of layers {} to {}", layers.start, layers.end - 1);
+        let moments = self.context.statistics.rows(layers.clone())?;
+        let metrics: Vec<Roots> =
+            layers.clone().flat_map(|layer| [Side::Keys, Side::Values].map(move |side| self.metric(layer, side, false))).collect::<Result<_>>()?;
+        let basis = Basis::principal(&what, &moments, moments.mean.map(f64::from), Some(&Roots::blocks(&metrics)))?;
+        Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), holds: Holds::Both, first_head: 0, kv_heads: self.context.heads, basis }])
+    }
+
+    /// The rows of the `fast` layout for one layer: keys and values, each over all heads.
+    fn fast(&self, layer: usize) -> Result<Vec<Unit>> {
+        let n = self.context.heads * self.context.head_dim;
+        let unit = |holds, basis| Unit { first_layer: layer, layers: 1, holds, first_head: 0, kv_heads: self.context.heads, basis };
+        let before = self.context.statistics.rows(layer..layer + 1)?.part(0..n);
+        let mean = before.mean.map(f64::from);
+        let second = self.positions.second(&about(&before, &mean));
+        let keys = Basis::components(&format!("the turned keys of layer {layer}"), mean, second, Some(&self.metric(layer, Side::Keys, true)?))?;
+        let moments = self.context.statistics.rows(layer..layer + 1)?.part(n..2 * n);
+        let metric = self.metric(layer, Side::Values, false)?;
+        let values = Basis::principal(&format!("the values of layer {layer}"), &moments, moments.mean.map(f64::from), Some(&metric))?;
+        Ok(vec![unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)])
+    }
+
+    fn metric(&self, layer: usize, side: Side, turned: bool) -> Result<Roots> {
+        Roots::of(&format!("the sensitivity of layer {layer}"), &self.gram(layer, side, turned)?)
+    }
+
+    /// `M` of one side of a layer, `[H_kv·d, H_kv·d]`.
+    fn gram(&self, layer: usize, side: Side, turned: bool) -> Result<DMatrix<f64>> {
+        let n = self.context.heads * self.context.head_dim;
+        let missing = |kind: &str| {
+            let message = format!("hold no {kind} sensitivity of layer {layer}; gather them with that");
+            Error::Argument { name: "statistics".into(), message }
+        };
+        let LayerStatistics { sensitivity, scalar, .. } = &self.context.statistics.layers[layer];
+        match self.options.sensing {
+            Sensing::Full => {
+                let full = sensitivity.as_ref().ok_or_else(|| missing("full"))?;
+                let gram = match (side, turned) {
+                    (Side::Keys, false) => &full.keys,
+                    (Side::Keys, true) => return Ok(self.positions.second(&full.keys.map(f64::from))),
+                    (Side::Values, _) => &full.values,
+                };
+                Ok(gram.map(f64::from))
+            }
+            Sensing::Scalar => {
+                let [keys, values] = scalar.ok_or_else(|| missing("scalar"))?;
+                let number = f64::from(if side == Side::Keys { keys } else { values });
+                Ok(DMatrix::from_diagonal_element(n, n, number))
+            }
         }
     }
 }

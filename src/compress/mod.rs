@@ -16,6 +16,7 @@ pub mod kqsvd;
 pub mod ksvd;
 pub mod kvarn;
 pub mod lowkey;
+mod method;
 pub mod oscar;
 pub mod palu;
 mod plan;
@@ -31,15 +32,15 @@ pub mod xkv;
 pub use crate::rows::Budget;
 pub use basis::{Basis, Roots, about};
 pub use dense::rotated;
-pub use plan::{Layout, Method, Plan, Sensing};
+pub use method::{Grouping, Layout, LowKey, LowRank, Method, Palu, ReCalKv, Scales, Sensing};
+pub use plan::Plan;
 pub use ranks::{Part, Ranks};
-pub use recalkv::Grouping;
 pub use tensors::Float;
 pub use xkv::Solver;
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored, Source};
-use crate::rows::{Band, Format, Holds, RUN, RowSet, Scale};
+use crate::rows::{Band, Exact, Format, Price, RUN, RowSet, Scale};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -47,7 +48,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 use tensors::MadeTensors;
-use turned::Positions;
 use unit::{Context, Unit};
 
 /// What [`run`] is to write, and where.
@@ -96,6 +96,10 @@ pub struct Report {
     pub kv_bytes_per_token: u64,
     /// The same for the dense model's f16 cache.
     pub kv_bytes_per_token_dense: u64,
+    /// Operations that reading a cached token costs a decode step, over all layers; a multiplication and an addition are two.
+    pub flops_per_cached_token: u64,
+    /// The same for the dense model.
+    pub flops_per_cached_token_dense: u64,
     /// Time spent.
     pub seconds: Seconds,
     /// The most memory that this process has held, in bytes; `None` where the system does not tell.
@@ -127,83 +131,86 @@ pub struct Made {
 /// [`Error::Argument`] where the plan or the statistics do not fit the model, [`Error::Numeric`] where the numbers do not allow it, [`Error::Interrupted`] where `on_progress` says so,
 /// and those of reading.
 pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>, on_progress: OnProgress<'_>) -> Result<Made> {
-    let config = checkpoint.config();
+    let (config, exact) = (checkpoint.config(), plan.exact);
     plan.check(config)?;
     let as_it_is = |rows| Ok(Made { rows, tensors: MadeTensors::new() });
-    match plan.method {
-        Method::Dense => {
-            let mut rows = rotated(config, plan.bits, plan.exact);
-            dense::about_biases(&mut rows, checkpoint)?;
-            return as_it_is(rows);
-        }
-        Method::Kivi => return as_it_is(kivi::rows(config, plan.bits, plan.exact)),
-        Method::KVarN => return as_it_is(kvarn::rows(config, [plan.bits, plan.value_bits.unwrap_or(plan.bits)], plan.exact)),
-        _ => {}
-    }
-    let Some(statistics) = statistics else {
-        let message = format!("{} needs statistics of the model; calibrate first", plan.method.name());
-        return Err(Error::Argument { name: "statistics".into(), message });
+    let context = || {
+        let message = || format!("{} needs statistics of the model; calibrate first", plan.method.name());
+        let statistics = statistics.ok_or_else(|| Error::Argument { name: "statistics".into(), message: message() })?;
+        Ok::<_, Error>(Context { checkpoint, statistics, heads: config.num_key_value_heads, head_dim: config.head_dim })
     };
-    let positions = Positions::up_to(plan.context, config.rope_frequencies());
-    let context = Context { checkpoint, statistics, plan, positions, heads: config.num_key_value_heads, head_dim: config.head_dim };
-    if plan.method == Method::Oscar {
-        return as_it_is(oscar::rows(&context)?);
+    match &plan.method {
+        Method::Dense { bits } => {
+            let mut rows = rotated(config, *bits, exact);
+            dense::about_biases(&mut rows, checkpoint)?;
+            as_it_is(rows)
+        }
+        Method::Kivi { bits } => as_it_is(kivi::rows(config, *bits, exact)),
+        Method::KVarN { key_bits, value_bits } => as_it_is(kvarn::rows(config, [*key_bits, *value_bits], exact)),
+        Method::Oscar { bits } => as_it_is(oscar::rows(&context()?, *bits, exact)?),
+        Method::LowKey(options) => {
+            let context = context()?;
+            let solver = lowkey::Solver::new(&context, *options);
+            let span = if let Layout::Small { span } = options.layout { span } else { 1 };
+            let solved = solved(config.num_hidden_layers, span, &|layers| Ok((solver.units(layers)?, MadeTensors::new())), on_progress)?;
+            let formats = solver.formats(&solved.0)?;
+            Ok(made(solved, formats, exact))
+        }
+        Method::Palu(Palu { group_heads, .. }) => {
+            low_rank(plan, &context()?, &|context, layer| palu::units(context, *group_heads, layer).map(kept), on_progress)
+        }
+        Method::ReCalKv(options) => low_rank(plan, &context()?, &|context, layer| recalkv::units(context, options, layer), on_progress),
+        Method::KqSvd(_) => low_rank(plan, &context()?, &|context, layer| kqsvd::units(context, layer).map(kept), on_progress),
+        Method::KSvd(_) => low_rank(plan, &context()?, &|context, layer| ksvd::units(context, layer).map(kept), on_progress),
+        Method::Eigen(_) => low_rank(plan, &context()?, &|context, layer| eigen::units(context, layer).map(kept), on_progress),
     }
-    let budget = plan.budget.bytes(config.dense_kv_bytes_per_token())?;
+}
 
-    let spans: Vec<Range<usize>> =
-        (0..config.num_hidden_layers).step_by(plan.span).map(|first| first..(first + plan.span).min(config.num_hidden_layers)).collect();
-    let (mut units, mut tensors) = (Vec::new(), MadeTensors::new());
-    report(on_progress, "factor", 0, config.num_hidden_layers)?;
+/// Rows without formats, and tensors that replace the checkpoint's.
+type Solved = (Vec<Unit>, MadeTensors);
+
+/// What leaves the checkpoint's tensors as they are.
+fn kept(units: Vec<Unit>) -> Solved {
+    (units, MadeTensors::new())
+}
+
+/// Solves for the rows of all `layers`, `span` of them together, all cores at once.
+fn solved(layers: usize, span: usize, units: &(dyn Fn(Range<usize>) -> Result<Solved> + Sync), on_progress: OnProgress<'_>) -> Result<Solved> {
+    let spans: Vec<Range<usize>> = (0..layers).step_by(span).map(|first| first..(first + span).min(layers)).collect();
+    let (mut all, mut tensors) = kept(Vec::new());
+    report(on_progress, "factor", 0, layers)?;
     for some in spans.chunks(rayon::current_num_threads()) {
-        let made: Vec<(Vec<Unit>, MadeTensors)> = some.par_iter().map(|span| units_of(&context, span.clone())).collect::<Result<_>>()?;
+        let made: Vec<Solved> = some.par_iter().map(|span| units(span.clone())).collect::<Result<_>>()?;
         for (more, replaced) in made {
-            units.extend(more);
+            all.extend(more);
             tensors.extend(replaced);
         }
-        report(on_progress, "factor", some[some.len() - 1].end, config.num_hidden_layers)?;
+        report(on_progress, "factor", some[some.len() - 1].end, layers)?;
     }
-    let bases: Vec<&Basis> = units.iter().map(|unit| &unit.basis).collect();
-    let formats = match (plan.method, plan.scale) {
-        (Method::LowKey, Some(scale)) => bands::water_fill(&bases, &vec![scale; bases.len()], budget).formats,
-        (Method::LowKey, None) => {
-            let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, config.head_dim, &context.positions)).collect();
-            scales::choose(&bases, &samples, budget)
-        }
-        _ => dealt(&context, &units)?,
-    };
-    let least = bands::bytes(&formats);
-    if plan.method == Method::LowKey && least > budget {
-        let message = format!("{budget} bytes per token are too few for the rows of this layout, which take at least {least}; allow more");
-        return Err(Error::Argument { name: "kv-bytes".into(), message });
-    }
+    Ok((all, tensors))
+}
+
+/// Rows packed as `formats`.
+fn made((units, tensors): Solved, formats: Vec<Format>, exact: Exact) -> Made {
     let coders = units.par_iter().zip(&formats).map(|(unit, format)| coder::coder(&unit.basis, format)).collect();
     let specs = units.iter().zip(formats).map(|(unit, format)| unit.spec(format)).collect();
-    Ok(Made { rows: RowSet { specs, coders, exact: plan.exact }, tensors })
+    Made { rows: RowSet { specs, coders, exact }, tensors }
 }
 
-/// What the method makes of some layers.
-fn units_of(context: &Context, layers: Range<usize>) -> Result<(Vec<Unit>, MadeTensors)> {
-    match (context.plan.method, context.plan.layout) {
-        (Method::LowKey, Layout::Small) => Ok((lowkey::small(context, layers)?, MadeTensors::new())),
-        (Method::LowKey, Layout::Fast) => Ok((lowkey::fast(context, layers.start)?, MadeTensors::new())),
-        (Method::Palu, _) => Ok((palu::units(context, layers.start)?, MadeTensors::new())),
-        (Method::KqSvd, _) => Ok((kqsvd::units(context, layers.start)?, MadeTensors::new())),
-        (Method::KSvd, _) => Ok((ksvd::units(context, layers.start)?, MadeTensors::new())),
-        (Method::Eigen, _) => Ok((eigen::units(context, layers.start)?, MadeTensors::new())),
-        (Method::ReCalKv, _) => recalkv::units(context, layers.start),
-        (Method::Dense | Method::Oscar | Method::Kivi | Method::KVarN, _) => Ok((Vec::new(), MadeTensors::new())),
-    }
+/// What a published low-rank method makes, layer by layer.
+fn low_rank(plan: &Plan, context: &Context, units: &(dyn Fn(&Context, usize) -> Result<Solved> + Sync), on_progress: OnProgress<'_>) -> Result<Made> {
+    let solved = solved(context.checkpoint.config().num_hidden_layers, 1, &|layers| units(context, layers.start), on_progress)?;
+    let formats = dealt(&plan.method, context, &solved.0)?;
+    Ok(made(solved, formats, plan.exact))
 }
 
-/// Rows of one band: a rank for each by the plan's rule, so that together they keep the budget's share of all numbers, and the plan's bits for every coordinate.
-fn dealt(context: &Context, units: &[Unit]) -> Result<Vec<Format>> {
-    let rule = context.plan.rule();
+/// Rows of one band: a rank for each by the method's rule, so that together they keep the budget's share of all numbers, and as many bits for every coordinate.
+fn dealt(method: &Method, context: &Context, units: &[Unit]) -> Result<Vec<Format>> {
+    let (LowRank { budget, bits, .. }, rule) = (method.low_rank().unwrap_or_default(), method.ranks().unwrap_or_default());
     let parts: Vec<Part> = units.iter().map(|unit| unit.part(context, rule)).collect::<Result<_>>()?;
-    let (keep, numbers) = (context.keep()?, parts.iter().map(|part| part.width).sum::<usize>());
+    let (keep, numbers) = (context.keep(budget)?, parts.iter().map(|part| part.width).sum::<usize>());
     // All is all, also where the last run of a row is not full.
     let ranks = rule.deal(&parts, if keep >= 1.0 { usize::MAX } else { (keep * numbers as f64).round() as usize })?;
-    let bits = context.plan.bits;
     let scale = if bits < 16 { Scale::Affine } else { Scale::Fixed };
     Ok(ranks.into_iter().map(|rank| Format { bands: vec![Band { bits, runs: rank / RUN }], scale }).collect())
 }
@@ -241,12 +248,12 @@ pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>
     let factored = Factored {
         format: Factored::FORMAT,
         method: plan.method.name().into(),
-        options: plan.options(),
+        options: plan.method.options(),
         kv_bytes_per_token: RowSet::bytes_per_token(&made.rows.specs),
         calibration_digest: statistics.map_or(String::new(), |statistics| statistics.text.clone()),
         source_digest: source,
         exact: plan.exact,
-        context: made.rows.specs.iter().any(|spec| spec.holds == Holds::TurnedKeys).then_some(plan.context).filter(|_| plan.method == Method::LowKey),
+        context: plan.context(),
         rows: made.rows.specs.clone(),
         source: Some(Source::of(checkpoint)),
     };
@@ -256,12 +263,16 @@ pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>
     }
     seconds.write = lap();
 
+    let geometry = checkpoint.config().geometry();
+
     Ok(Report {
         output: output.path.clone(),
         method: plan.method.name(),
         options: factored.options,
         kv_bytes_per_token: factored.kv_bytes_per_token,
         kv_bytes_per_token_dense: checkpoint.config().dense_kv_bytes_per_token(),
+        flops_per_cached_token: Price::of(&made.rows.specs, &made.rows.turning(geometry.head_dim), &geometry).flops_per_cached_token,
+        flops_per_cached_token_dense: Price::of(&[], &[], &geometry).flops_per_cached_token,
         seconds,
         peak_rss_bytes: peak_rss_bytes(),
     })

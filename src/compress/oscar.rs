@@ -18,7 +18,7 @@ use super::unit::Context;
 use crate::Result;
 use crate::calibrate::LayerStatistics;
 use crate::linalg::{Eigen, rotation};
-use crate::rows::{Band, Coder, Format, Holds, RUN, RowSet, RowSpec, Scale};
+use crate::rows::{Band, Coder, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
@@ -68,15 +68,15 @@ pub fn basis(what: &str, moment: &DMatrix<f64>) -> Result<DMatrix<f64>> {
 /// Every program makes the same rotations.
 const ROTATION_SEED: u64 = 1;
 
-/// The rows of all layers.
-pub(super) fn rows(context: &Context) -> Result<RowSet> {
+/// The rows of all layers, in numbers of so many `bits`.
+pub(super) fn rows(context: &Context, bits: u8, exact: Exact) -> Result<RowSet> {
     let layers: Vec<Vec<(RowSpec, Coder)>> =
-        (0..context.statistics.layers.len()).into_par_iter().map(|layer| of_layer(context, layer)).collect::<Result<_>>()?;
+        (0..context.statistics.layers.len()).into_par_iter().map(|layer| of_layer(context, layer, bits)).collect::<Result<_>>()?;
     let (specs, coders) = layers.into_iter().flatten().unzip();
-    Ok(RowSet { specs, coders, exact: context.plan.exact })
+    Ok(RowSet { specs, coders, exact })
 }
 
-fn of_layer(context: &Context, layer: usize) -> Result<Vec<(RowSpec, Coder)>> {
+fn of_layer(context: &Context, layer: usize, bits: u8) -> Result<Vec<(RowSpec, Coder)>> {
     let (heads, d) = (context.heads, context.head_dim);
     let LayerStatistics { sample, queries, .. } = &context.statistics.layers[layer];
     let queries: Vec<DMatrix<f64>> = queries.iter().map(|moment| moment.map(f64::from)).collect();
@@ -87,13 +87,13 @@ fn of_layer(context: &Context, layer: usize) -> Result<Vec<(RowSpec, Coder)>> {
     ];
     let mut rows = Vec::new();
     for ((holds, side, moment), clip) in moments.into_iter().zip(CLIP) {
-        let clip = if context.plan.bits == 2 { clip } else { 100 };
+        let clip = if bits == 2 { clip } else { 100 };
         let basis = basis(&format!("OSCAR's moment of the {side} of layer {layer}"), &moment)?;
         let together = (GROUP / basis.ncols()).clamp(1, heads);
         for first_head in (0..heads).step_by(together) {
             let kv_heads = together.min(heads - first_head);
             let runs = kv_heads * basis.ncols() / RUN;
-            let format = Format { bands: vec![Band { bits: context.plan.bits, runs }], scale: Scale::Groups { runs: GROUP / RUN, clip } };
+            let format = Format { bands: vec![Band { bits, runs }], scale: Scale::Groups { runs: GROUP / RUN, clip } };
             let coder = by_head(&basis, kv_heads, format.clone());
             rows.push((RowSpec { first_layer: layer, layers: 1, holds, first_head, kv_heads, format }, coder));
         }

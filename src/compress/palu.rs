@@ -28,15 +28,15 @@ pub fn basis(what: &str, outputs: &Moments, bias: DVector<f64>) -> Result<Basis>
     Basis::principal(what, outputs, bias, None)
 }
 
-/// The rows of one layer: keys and values in groups of [`Plan::group_heads`](super::Plan::group_heads) heads.
-pub(super) fn units(context: &Context, layer: usize) -> Result<Vec<Unit>> {
+/// The rows of one layer: keys and values in groups of `group_heads` heads.
+pub(super) fn units(context: &Context, group_heads: usize, layer: usize) -> Result<Vec<Unit>> {
     let (heads, d) = (context.heads, context.head_dim);
     let moments = context.statistics.rows(layer..layer + 1)?;
     let mut units = Vec::new();
     for (side, holds, start) in [(Side::Keys, Holds::Keys, 0), (Side::Values, Holds::Values, heads * d)] {
         let bias = context.bias(layer, side)?;
-        for first_head in (0..heads).step_by(context.plan.group_heads) {
-            let kv_heads = context.plan.group_heads.min(heads - first_head);
+        for first_head in (0..heads).step_by(group_heads) {
+            let kv_heads = group_heads.min(heads - first_head);
             let (first, width) = (first_head * d, kv_heads * d);
             let what = format!("the {side:?} of layer {layer}, group at head {first_head}").to_lowercase();
             let basis = basis(&what, &moments.part(start + first..start + first + width), bias.rows(first, width).into_owned())?;

@@ -18,6 +18,7 @@
 //! loses less: [`Grouping::Loss`] looks at what it is to stand for, `Σ_{i>r} λ_i(G_g)`, summed over the groups. The calibrated inputs are the dense model's.
 
 use super::basis::{Basis, about};
+use super::method::{Grouping, ReCalKv};
 use super::tensors::MadeTensors;
 use super::unit::{Context, Unit};
 use crate::Result;
@@ -31,16 +32,17 @@ use std::collections::HashMap;
 ///
 /// # Errors
 /// Those of reading the weights, and [`crate::Error::Numeric`].
-pub(super) fn units(context: &Context, layer: usize) -> Result<(Vec<Unit>, MadeTensors)> {
+pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Result<(Vec<Unit>, MadeTensors)> {
+    let ReCalKv { low_rank, group_heads, grouping } = *options;
     let (heads, d) = (context.heads, context.head_dim);
     let n = heads * d;
     let moments = context.statistics.rows(layer..layer + 1)?;
-    let sizes: Vec<usize> = (0..heads).step_by(context.plan.group_heads).map(|first| context.plan.group_heads.min(heads - first)).collect();
+    let sizes: Vec<usize> = (0..heads).step_by(group_heads).map(|first| group_heads.min(heads - first)).collect();
     // Losses at the ranks that a uniform deal would give; the rule that deals them out sees the groups only when they stand.
-    let keep = context.keep()?;
+    let keep = context.keep(low_rank.budget)?;
     let ranks: Vec<usize> = sizes.iter().map(|size| (keep * (size * d) as f64).round() as usize).collect();
     let grams = about(&moments.part(0..n), &context.bias(layer, Side::Keys)?);
-    let order = group(&format!("the keys of layer {layer}"), context.plan.grouping, &grams, d, &sizes, &ranks)?;
+    let order = group(&format!("the keys of layer {layer}"), grouping, &grams, d, &sizes, &ranks)?;
     let columns: Vec<usize> = order.iter().flat_map(|&head| head * d..(head + 1) * d).collect();
     let side = |first: usize| {
         let part = moments.part(first..first + n);
@@ -133,16 +135,6 @@ fn group_heads(similarity: &DMatrix<f64>, sizes: &[usize]) -> Vec<usize> {
     }
     groups.iter_mut().for_each(|group| group.sort_unstable());
     groups.concat()
-}
-
-/// By what heads are put into groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Grouping {
-    /// By the similarity of heads, as in the paper.
-    #[default]
-    Cka,
-    /// By what the groups lose at their ranks: the best of all partitions where these are few; where they are many, from the partition by similarity on, heads are exchanged as long as that helps.
-    Loss,
 }
 
 /// Partitions that are all looked at: 8 heads in groups of 4 have 35, 9 in groups of 3 have 280.

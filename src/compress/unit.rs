@@ -2,10 +2,10 @@
 
 use super::basis::Basis;
 use super::turned::Positions;
-use super::{Part, Plan, Ranks};
+use super::{Part, Ranks};
 use crate::calibrate::{LayerStatistics, Sample, Sensitivity, Statistics};
 use crate::checkpoint::Checkpoint;
-use crate::rows::{Format, Holds, RowSpec, Side};
+use crate::rows::{Budget, Format, Holds, RowSpec, Side};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 
@@ -13,9 +13,6 @@ use nalgebra::{DMatrix, DVector};
 pub(super) struct Context<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) statistics: &'a Statistics,
-    pub(super) plan: &'a Plan,
-    /// Where tokens stand.
-    pub(super) positions: Positions,
     /// Key/value heads.
     pub(super) heads: usize,
     pub(super) head_dim: usize,
@@ -34,10 +31,10 @@ impl Context<'_> {
         Ok(DVector::from_vec(self.checkpoint.f32(&name, &[width])?).map(f64::from))
     }
 
-    /// The share of the dense cache that the budget keeps.
-    pub(super) fn keep(&self) -> Result<f64> {
+    /// The share of the dense cache that a budget keeps.
+    pub(super) fn keep(&self, budget: Budget) -> Result<f64> {
         let dense = self.checkpoint.config().dense_kv_bytes_per_token();
-        Ok(self.plan.budget.bytes(dense)? as f64 / dense as f64)
+        Ok(budget.bytes(dense)? as f64 / dense as f64)
     }
 
     /// What scales the losses of one side of a layer to those of another.
@@ -45,7 +42,7 @@ impl Context<'_> {
         let side = usize::from(side == Side::Values);
         let statistics = &self.statistics.layers[layer];
         let missing = |what: &str| {
-            let message = format!("hold no {what} of layer {layer}; gather them with --sensitivity full");
+            let message = format!("hold no {what} of layer {layer}; gather them with full sensitivity");
             Error::Argument { name: "statistics".into(), message }
         };
         match (rule, &statistics.sensitivity) {

@@ -13,6 +13,13 @@ pub enum Budget {
     Times(f64),
 }
 
+impl Default for Budget {
+    /// Eight times smaller than in f16.
+    fn default() -> Budget {
+        Budget::Times(8.0)
+    }
+}
+
 impl Budget {
     /// In bytes per token of a model whose f16 cache takes `dense`.
     ///

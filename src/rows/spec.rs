@@ -65,6 +65,13 @@ impl RowSpec {
         }
     }
 
+    /// Frequency pairs of RoPE in which `mean: [w]` turns with the position, over all heads.
+    pub fn turning(&self, mean: &[f32], head_dim: usize) -> usize {
+        let half = head_dim / 2;
+        let pairs = |head: &[f32]| (0..half).filter(|&p| head[p] != 0.0 || head[p + half] != 0.0).count();
+        if self.holds == Holds::TurnedKeys { mean.chunks_exact(head_dim).map(pairs).sum() } else { 0 }
+    }
+
     /// The last of its layers.
     pub fn last_layer(&self) -> usize {
         self.first_layer + self.layers - 1
@@ -104,6 +111,11 @@ impl RowSet {
     /// Tokens that are coded together.
     pub fn block(specs: &[RowSpec]) -> usize {
         specs.iter().map(|spec| spec.format.block()).max().unwrap_or(1)
+    }
+
+    /// By row, the frequency pairs of RoPE in which the mean of a key head is not zero, over all its heads. Only the mean of keys after RoPE turns.
+    pub fn turning(&self, head_dim: usize) -> Vec<usize> {
+        self.specs.iter().zip(&self.coders).map(|(spec, coder)| spec.turning(coder.mean.as_slice(), head_dim)).collect()
     }
 
     /// Whether any row belongs to several layers.

@@ -14,8 +14,8 @@ use std::sync::LazyLock;
 
 /// Values of the register: two codes' lower bits.
 const STATES: usize = 16;
-/// A code's lower bits with those of the two before.
-const EDGES: usize = 64;
+/// A code's lower bits with those of the two before: levels that each value of the upper bits has.
+pub const EDGES: usize = 64;
 
 /// The levels of 2, 3 or 4 bits, `[64·2^(bits − 2)]`, each a number that f16 has: shaders keep two to a word. Empty at any other width.
 pub fn levels(bits: u8) -> &'static [f32] {
@@ -27,9 +27,16 @@ pub fn levels(bits: u8) -> &'static [f32] {
     }
 }
 
-/// The codes of a run whose levels are nearest to `x: [16]` in the sum of squares: Viterbi's algorithm from every state that the register can begin in.
+/// The codes of a run of so many bits whose [`levels`] are nearest to `x: [16]` in the sum of squares.
 pub(super) fn encode(bits: u8, x: &[f32]) -> [u32; RUN] {
-    let levels = levels(bits);
+    encode_with(levels(bits), x)
+}
+
+/// The codes of a run whose `levels`, `[64·2^(bits − 2)]`, are nearest to `x: [16]` in the sum of squares: Viterbi's algorithm from every state that the register can begin in.
+///
+/// # Panics
+/// Where there are fewer than 64 levels, or more than 16 numbers.
+pub fn encode_with(levels: &[f32], x: &[f32]) -> [u32; RUN] {
     // cost[state][begin], and by coordinate and state what fell out of the register.
     let mut cost = [[f32::INFINITY; STATES]; STATES];
     (0..STATES).for_each(|state| cost[state][state] = 0.0);
@@ -79,11 +86,17 @@ fn nearest(levels: &[f32], edge: usize, x: f32) -> (f32, usize) {
     best
 }
 
-/// What each of a run's codes stands for.
-pub(super) fn decode(bits: u8, codes: &[u32; RUN]) -> [f32; RUN] {
+/// Which of the levels each of a run's codes stands for.
+pub fn indices(codes: &[u32; RUN]) -> [usize; RUN] {
     let low = |i: usize| (codes[i % RUN] & 3) as usize;
     let edge = |i: usize| low(i + RUN - 2) + 4 * low(i + RUN - 1) + 16 * low(i);
-    std::array::from_fn(|i| levels(bits)[edge(i) + EDGES * (codes[i] >> 2) as usize])
+    std::array::from_fn(|i| edge(i) + EDGES * (codes[i] >> 2) as usize)
+}
+
+/// What each of a run's codes stands for.
+pub(super) fn decode(bits: u8, codes: &[u32; RUN]) -> [f32; RUN] {
+    let levels = levels(bits);
+    indices(codes).map(|index| levels[index])
 }
 
 #[cfg(test)]

@@ -16,14 +16,21 @@ fn a_model_is_inspected_compressed_and_its_statistics_used_again() {
 
     let compress = ["compress", &*model, "-o", &*small, "--keep", "0.5", "--calibration", &*text, "--statistics", &*statistics];
     let made = done(&compress);
-    assert_eq!(keys(&made), ["output", "method", "options", "kv_bytes_per_token", "kv_bytes_per_token_dense", "seconds", "peak_rss_bytes"]);
+    let prices = ["kv_bytes_per_token", "kv_bytes_per_token_dense", "flops_per_cached_token", "flops_per_cached_token_dense"];
+    assert_eq!(keys(&made), [&["output", "method", "options"][..], &prices, &["seconds", "peak_rss_bytes"]].concat());
     assert_eq!(made["output"], small.as_str());
     assert_eq!(keys(&made["seconds"]), ["calibrate", "forward", "backward", "disturb", "moments", "check", "factor", "write"]);
     let kept = number(&made["kv_bytes_per_token"]) / number(&made["kv_bytes_per_token_dense"]);
     assert!(kept <= 0.5 && kept > 0.45, "{kept}");
     assert!(Path::new(&statistics).is_file());
     let found = done(&["inspect", &small]);
-    assert_eq!((found["method"].as_str(), &found["kv_bytes_per_token"]), (Some("lowkey"), &made["kv_bytes_per_token"]));
+    assert_eq!(found["method"], "lowkey");
+    prices.iter().for_each(|price| assert_eq!(found[price], made[price]));
+    // Two operations for scores and for values, three layers, six query heads of 12; keys are rebuilt.
+    assert_eq!(found["flops_per_cached_token_dense"], 2 * 2 * 3 * 6 * 12);
+    assert!(number(&found["flops_per_cached_token"]) > number(&found["flops_per_cached_token_dense"]));
+    let words = String::from_utf8(run(&["inspect", &small]).stdout).unwrap();
+    assert!(words.contains("multiply-adds per cached token") && words.contains("(dense "), "{words}");
 
     // Statistics are read where they exist: no text is needed, and the result is the same.
     let again = bench.path("again.lowkey");

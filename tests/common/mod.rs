@@ -360,11 +360,9 @@ pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Pat
     let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest(&["random"]));
     let options = calibrate::Options { window: 160, sensitivity: calibrate::SensitivityKind::None, ..Default::default() };
     let (statistics, _) = calibrate::gather(&model, &[tokens], source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
-    let plan = compress::Plan {
-        group_heads: heads,
-        ranks: Some(compress::Ranks::Uniform),
-        ..compress::Plan::new(compress::Method::ReCalKv, compress::Budget::Keep(keep))
-    };
+    let low_rank = compress::LowRank { budget: compress::Budget::Keep(keep), ranks: Some(compress::Ranks::Uniform), bits: 16 };
+    let recalkv = compress::ReCalKv { low_rank, group_heads: heads, ..Default::default() };
+    let plan = compress::Plan::new(compress::Method::ReCalKv(recalkv));
     compress::run(checkpoint, &plan, Some(&statistics), &compress::Output::adapter(output), &mut |_| ControlFlow::Continue(())).unwrap();
     Checkpoint::open_with(checkpoint.path(), output).unwrap()
 }

@@ -34,7 +34,7 @@ impl Args {
         if self.calibration_window.is_some() && statistics.longest > longest.max(shortest) {
             return refuse("was gathered in longer windows than --calibration-window allows");
         }
-        if self.span.is_some_and(|span| span > statistics.span) {
+        if self.method.span.is_some_and(|span| span > statistics.span) {
             return refuse("was gathered over a shorter span than --span gives");
         }
         let has = |part: fn(&LayerStatistics) -> bool| statistics.layers.iter().all(part);
@@ -59,12 +59,12 @@ impl Args {
             window,
             longest,
             tokens: self.calibration_tokens,
-            span: self.span.unwrap_or(1),
+            span: self.method.span.unwrap_or(1),
             sensitivity: match self.sensitivity {
                 Some(Sensitivity::None) => SensitivityKind::None,
                 Some(Sensitivity::Scalar) => SensitivityKind::Scalar,
                 Some(Sensitivity::Full) => SensitivityKind::Full,
-                None if plan.weighs() => SensitivityKind::Full,
+                None if plan.method.weighs() => SensitivityKind::Full,
                 None => SensitivityKind::None,
             },
             sinks: plan.exact.sinks,

@@ -1,16 +1,18 @@
 //! `lowkey compress`: calibrate, factor, write.
 
 mod calibration;
+mod method;
 
 use super::console::Console;
 use super::locate::locate;
-use super::table::bytes;
+use super::table::{bytes, multiply_adds};
 use clap::ValueEnum;
 use lowkey::calibrate;
 use lowkey::checkpoint::{ADAPTER, Checkpoint, Config};
-use lowkey::compress::{self, Budget, Method, Output, Plan, Ranks, Sensing};
+use lowkey::compress::{self, LowKey, Method, Output, Plan, Ranks, Sensing};
 use lowkey::rows::Exact;
 use lowkey::{Error, Result};
+use method::{MethodArgs, flag};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -29,41 +31,8 @@ pub struct Args {
     /// Write a directory with the whole model in it, tokenizer and all, which needs the original no more.
     #[arg(long)]
     standalone: bool,
-    /// lowkey's own, a published system, or `dense`: keys and values themselves in 8 or 4 bits.
-    #[arg(long, default_value = "lowkey", value_parser = Method::ALL.map(|(name, _)| name))]
-    method: String,
-    /// How many times smaller than in f16 the cache is to be [default: 8].
-    #[arg(long, value_name = "F", group = "budget")]
-    times: Option<f64>,
-    /// The share of the f16 cache to keep, above 0 and up to 1.
-    #[arg(long, value_name = "F", group = "budget")]
-    keep: Option<f64>,
-    /// Bytes that a token may take, over the whole model.
-    #[arg(long, value_name = "N", group = "budget")]
-    kv_bytes: Option<u64>,
-    /// lowkey: which rows [default: small].
-    #[arg(long)]
-    layout: Option<Layout>,
-    /// lowkey, small: consecutive layers that share a row, 1, 2 or 4 [default: 1]. With --statistics, for any method that calibrates: how many layers are
-    /// correlated with each other there.
-    #[arg(long, value_name = "N")]
-    span: Option<usize>,
-    /// lowkey, fast: the longest context that rows are made for; beyond it keys are coded worse [default: 8192, or the model's own where that is shorter].
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
-    /// palu, recalkv: key heads that share a row [default: 4, or all where there are fewer].
-    #[arg(long, value_name = "N")]
-    group_heads: Option<usize>,
-    /// recalkv: by what heads are put into groups [default: cka].
-    #[arg(long)]
-    grouping: Option<Grouping>,
-    /// Published methods: how ranks are dealt out [default: by the paper's rule].
-    #[arg(long, value_parser = Ranks::ALL.map(|(name, _)| name))]
-    ranks: Option<String>,
-    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4]; oscar, kivi: 8, 4 or 2 [default: 2]; kvarn: the same, of keys and values
-    /// [default: keys 4, values 2].
-    #[arg(long, value_name = "N")]
-    bits: Option<u8>,
+    #[command(flatten)]
+    method: MethodArgs,
     /// Tokens at the start of a text that stay exact (OSCAR's paper: 64).
     #[arg(long, value_name = "N", default_value_t = Exact::default().sinks)]
     sinks: usize,
@@ -103,22 +72,6 @@ enum Sensitivity {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Layout {
-    /// Keys before RoPE and values in one row: the smallest; keys are rebuilt when they are read.
-    Small,
-    /// Keys after RoPE, and values: nothing is rebuilt.
-    Fast,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Grouping {
-    /// By similarity, as in the paper.
-    Cka,
-    /// By what the groups lose.
-    Loss,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum Float {
     F16,
     F32,
@@ -132,6 +85,10 @@ struct Report {
     options: String,
     kv_bytes_per_token: u64,
     kv_bytes_per_token_dense: u64,
+    flops_per_cached_token: u64,
+    flops_per_cached_token_dense: u64,
+    #[serde(skip)]
+    layers: usize,
     seconds: Seconds,
     peak_rss_bytes: Option<u64>,
 }
@@ -168,17 +125,16 @@ impl Args {
             return Err(Error::Argument { name: "MODEL".into(), message });
         }
         let plan = self.plan(checkpoint.config())?;
-        self.check_heeded(&plan)?;
-        plan.check(checkpoint.config())?;
+        plan.check(checkpoint.config()).map_err(flag)?;
         let short = match self.sensitivity {
-            Some(Sensitivity::None) if plan.weighs() => Some("weighs what it leaves out; choose full or scalar"),
-            Some(Sensitivity::Scalar) if plan.rule() == Ranks::Fisher => {
+            Some(Sensitivity::None) if plan.method.weighs() => Some("weighs what it leaves out; choose full or scalar"),
+            Some(Sensitivity::Scalar) if plan.method.ranks() == Some(Ranks::Fisher) => {
                 Some("deals out ranks by Fisher information, which only full has; choose that")
             }
             _ => None,
         };
         if let Some(short) = short {
-            let message = format!("{} {short}, or other --ranks for a published method", self.method);
+            let message = format!("{} {short}, or other --ranks for a published method", plan.method.name());
             return Err(Error::Argument { name: "sensitivity".into(), message });
         }
 
@@ -196,7 +152,7 @@ impl Args {
         };
         let calibrate = start.elapsed().as_secs_f64();
         let mut bar = console.bar();
-        let done = compress::run(&checkpoint, &plan, statistics.as_ref(), &output, &mut |progress| bar.report(progress))?;
+        let done = compress::run(&checkpoint, &plan, statistics.as_ref(), &output, &mut |progress| bar.report(progress)).map_err(flag)?;
         drop(bar);
         if !self.standalone && Checkpoint::open(&output.path).is_err() {
             let (file, model) = (output.path.display(), &self.model);
@@ -208,6 +164,9 @@ impl Args {
             options: done.options,
             kv_bytes_per_token: done.kv_bytes_per_token,
             kv_bytes_per_token_dense: done.kv_bytes_per_token_dense,
+            flops_per_cached_token: done.flops_per_cached_token,
+            flops_per_cached_token_dense: done.flops_per_cached_token_dense,
+            layers: checkpoint.config().num_hidden_layers,
             seconds: Seconds { calibrate, stages, compress: done.seconds },
             peak_rss_bytes: done.peak_rss_bytes,
         };
@@ -230,76 +189,41 @@ impl Args {
         Output { float, ..Output::adapter(path) }
     }
 
-    /// What the options ask for.
+    /// What the options ask for. Refuses, by its name, an option that is given and would change nothing.
     fn plan(&self, config: &Config) -> Result<Plan> {
-        let method = Method::named(&self.method)?;
-        let budget = match (self.kv_bytes, self.keep) {
-            (Some(bytes), _) => Budget::Bytes(bytes),
-            (_, Some(keep)) => Budget::Keep(keep),
-            _ => Budget::Times(self.times.unwrap_or(8.0)),
-        };
-        let defaults = Plan::new(method, budget);
-        let spans = method == Method::LowKey && !matches!(self.layout, Some(Layout::Fast));
-        Ok(Plan {
-            layout: match self.layout {
-                Some(Layout::Small) => compress::Layout::Small,
-                Some(Layout::Fast) => compress::Layout::Fast,
-                None => defaults.layout,
-            },
-            span: self.span.filter(|_| spans).unwrap_or(defaults.span),
-            sensing: if self.sensitivity == Some(Sensitivity::Scalar) { Sensing::Scalar } else { defaults.sensing },
-            group_heads: self.group_heads.unwrap_or(config.num_key_value_heads.min(defaults.group_heads)),
-            grouping: match self.grouping {
-                Some(Grouping::Cka) => compress::Grouping::Cka,
-                Some(Grouping::Loss) => compress::Grouping::Loss,
-                None => defaults.grouping,
-            },
-            ranks: self.ranks.as_deref().map(Ranks::named).transpose()?,
-            bits: self.bits.unwrap_or(if method == Method::Dense { 4 } else { defaults.bits }),
-            value_bits: defaults.value_bits.filter(|_| self.bits.is_none()),
-            exact: Exact { sinks: self.sinks, recent: self.recent },
-            context: self.context.unwrap_or(defaults.context.min(config.max_position_embeddings)),
-            ..defaults
-        })
-    }
-
-    /// Refuses, by its name, an option that is given and would change nothing.
-    fn check_heeded(&self, plan: &Plan) -> Result<()> {
-        let (fixed, own, calibrates) = (plan.method.fixed(), plan.method == Method::LowKey, plan.method.calibrates());
-        let small = own && plan.layout == compress::Layout::Small;
-        let groups = matches!(plan.method, Method::Palu | Method::ReCalKv);
-        let weighs = plan.weighs() || self.sensitivity == Some(Sensitivity::None);
+        let (mut method, mut left) = self.method.method(config)?;
+        if let (Method::LowKey(LowKey { sensing, .. }), Some(Sensitivity::Scalar)) = (&mut method, self.sensitivity) {
+            *sensing = Sensing::Scalar;
+        }
         // Statistics that are kept serve other methods as well: there may be more in them than this one asks for.
-        let kept = self.statistics.is_some();
-        const BUDGET: &str = "this method has no budget to spend: its size is that of its numbers; choose --bits";
-        const SPAN: &str = "only `--method lowkey --layout small` has rows over several layers, and no --statistics are kept for that";
-        const CALIBRATION: &str = "this method needs no calibration";
-        let options = [
-            // The name, whether it is given, whether it is heeded, and why not.
-            ("times", self.times.is_some(), !fixed, BUDGET),
-            ("keep", self.keep.is_some(), !fixed, BUDGET),
-            ("kv-bytes", self.kv_bytes.is_some(), !fixed, BUDGET),
-            ("layout", self.layout.is_some(), own, "only `--method lowkey` has a choice of rows"),
-            ("context", self.context.is_some(), own && !small, "only `--method lowkey --layout fast` codes keys by their position"),
-            ("span", self.span.is_some(), small || kept && calibrates, SPAN),
-            ("group-heads", self.group_heads.is_some(), groups, "only palu and recalkv put heads into groups"),
-            ("grouping", self.grouping.is_some(), plan.method == Method::ReCalKv, "only `--method recalkv` reorders heads"),
-            ("ranks", self.ranks.is_some(), !fixed && !own, "only published low-rank methods have ranks to deal out"),
-            ("bits", self.bits.is_some(), !own, "lowkey deals out bits itself, as its budget allows"),
-            ("calibration", !self.calibration.is_empty(), calibrates, CALIBRATION),
-            ("calibration-tokens", self.calibration_tokens.is_some(), calibrates, CALIBRATION),
-            ("calibration-window", self.calibration_window.is_some(), calibrates, CALIBRATION),
-            ("statistics", kept, calibrates, CALIBRATION),
-            ("sensitivity", self.sensitivity.is_some(), calibrates && (weighs || kept), "by this method and these ranks nothing is weighed"),
-        ];
-        match options.into_iter().find(|(_, given, heeded, _)| *given && !heeded) {
-            Some((name, .., why)) => {
-                Err(Error::Argument { name: name.into(), message: format!("{why}; leave it out, or choose another --method than {}", self.method) })
+        let kept = self.statistics.is_some() && method.calibrates();
+        left.span = left.span.filter(|_| !kept);
+        let weighs = method.weighs() || self.sensitivity == Some(Sensitivity::None) && method.calibrates();
+        let unweighed = (self.sensitivity.is_some() && !weighs && !kept).then_some(UNWEIGHED);
+        match left.left_over().or(self.vain_calibration(&method)).or(unweighed) {
+            Some((option, why)) => {
+                let message = format!("{why}; leave it out, or choose another --method than {}", method.name());
+                Err(Error::Argument { name: option.into(), message })
             }
-            None => Ok(()),
+            None => Ok(Plan { method, exact: Exact { sinks: self.sinks, recent: self.recent } }),
         }
     }
+
+    /// An option of calibration that is given, where the method needs none.
+    fn vain_calibration(&self, method: &Method) -> Option<(&'static str, &'static str)> {
+        let options = [
+            ("calibration", !self.calibration.is_empty()),
+            ("calibration-tokens", self.calibration_tokens.is_some()),
+            ("calibration-window", self.calibration_window.is_some()),
+            ("statistics", self.statistics.is_some()),
+        ];
+        let (name, _) = options.into_iter().find(|(_, given)| *given && !method.calibrates())?;
+        Some((name, "this method needs no calibration"))
+    }
 }
+
+/// Why --sensitivity is refused.
+const UNWEIGHED: (&str, &str) = ("sensitivity", "by this method and these ranks nothing is weighed");
 
 /// Refuses a file that could not be made for want of its directory.
 fn parent_exists(path: &Path) -> Result<()> {
@@ -317,12 +241,13 @@ fn text(report: &Report) -> String {
     let Seconds { calibrate, compress, .. } = &report.seconds;
     let memory = report.peak_rss_bytes.map_or(String::new(), |peak| format!(", {} of memory", bytes(peak)));
     format!(
-        "{}\n{} ({}): {} bytes of cache per token, {times:.2} times smaller than {}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
+        "{}\n{} ({}): {} bytes of cache per token, {times:.2} times smaller than {}\n{}\n{:.1} s (calibrate {calibrate:.1}, factor {:.1}, write {:.1}){memory}\n",
         report.output.display(),
         report.method,
         report.options,
         report.kv_bytes_per_token,
         report.kv_bytes_per_token_dense,
+        multiply_adds(report.layers, report.flops_per_cached_token, report.flops_per_cached_token_dense),
         calibrate + compress.check + compress.factor + compress.write,
         compress.factor,
         compress.write,
