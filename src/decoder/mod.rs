@@ -57,7 +57,7 @@ impl Model {
         let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, l)).collect::<Result<_>>()?;
         let ends = Ends::load(&device, checkpoint)?;
         let coded = rows.map(|rows| CodedRows::load(&device, &config, &rows)).transpose()?.map(Arc::new);
-        device.wait(None)?;
+        device.wait()?;
         Ok(Model { config, layers, ends, coded, device })
     }
 

@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::kernels::score::most_keys;
 use crate::rows::{self, CacheMethod, Call, Cursor, Energy, Exact, Reach, RowSet, RowSpec, Slots};
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
+use crate::task::Cancel;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,6 +40,9 @@ pub struct GpuSequence {
     tokens_per_chunk: usize,
     layers_per_submit: usize,
     policy: ChunkPolicy,
+    /// Whether the cache is still to forget what it held of evicted tokens.
+    stale: bool,
+    cancel: Cancel,
 }
 
 /// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at all, and where tokens are evicted: what stands beside is up to three times as many columns.
@@ -104,6 +108,8 @@ impl GpuSequence {
             tokens_per_chunk: policy.max,
             layers_per_submit: 2,
             policy,
+            stale: false,
+            cancel: Cancel::default(),
             cache,
             buffers,
             model,
@@ -151,7 +157,7 @@ impl GpuSequence {
         out: &mut [T],
     ) -> Result<()> {
         let device = self.model.device.clone();
-        device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
+        device.write(&self.buffers.tokens, 0, &[token])?;
         let (result, back) = from(self);
         let bytes = std::mem::size_of_val(out) as u64;
         let call = self.cursor.call_within(1, reach);
@@ -159,8 +165,8 @@ impl GpuSequence {
             "step",
             |pass| self.step.record(pass, &self.coding, &call),
             |encoder| encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes),
-        );
-        device.submit_and_read(commands, back, out)?;
+        )?;
+        device.submit_and_read_unless(commands, back, out, &|| self.cancel.is_set())?;
         self.count(dispatches, bytes);
         self.cursor.advance(&call);
         Ok(())
@@ -169,24 +175,24 @@ impl GpuSequence {
     /// Tokens through the chunk's plan, and the logits after each of them where `logits` is given.
     fn run_chunk(&mut self, tokens: &[u32], call: Call, logits: Option<&mut Vec<f32>>) -> Result<()> {
         let device = self.model.device.clone();
-        device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(tokens));
+        device.write(&self.buffers.tokens, 0, tokens)?;
         let (count, layers) = (tokens.len() as u32, self.model.layers.len());
         let started = Instant::now();
         for start in (0..layers).step_by(self.layers_per_submit) {
             let end = (start + self.layers_per_submit).min(layers);
-            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), |_| ());
-            device.queue.submit([commands]);
+            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), |_| ())?;
+            device.submit(commands)?;
             self.count(dispatches, 0);
         }
-        device.wait(None)?;
+        device.wait_unless(&|| self.cancel.is_set())?;
         self.adapt(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64);
         if let (Some(logits), Some(all)) = (logits, &self.all) {
             let (at, vocab) = (logits.len(), self.model.config.vocab_size);
             logits.resize(at + tokens.len() * vocab, 0.0);
             let bytes = (tokens.len() * vocab * 4) as u64;
             let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&all.logits, 0, &all.readback, 0, bytes);
-            let (commands, dispatches) = device.encode("logits", |pass| all.record(pass, count), copy);
-            device.submit_and_read(commands, &all.readback, &mut logits[at..])?;
+            let (commands, dispatches) = device.encode("logits", |pass| all.record(pass, count), copy)?;
+            device.submit_and_read_unless(commands, &all.readback, &mut logits[at..], &|| self.cancel.is_set())?;
             self.count(dispatches, bytes);
         }
         self.cursor.advance(&call);
@@ -197,11 +203,11 @@ impl GpuSequence {
     fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence) -> Result<T>) -> Result<T> {
         let position = self.cursor.position();
         self.counters = StepCounters::default();
-        call(self).inspect_err(|_| {
-            if self.cursor.fail(position, self.policy.max) {
-                self.cache.forget(&self.model.device);
-            }
-        })
+        if self.stale {
+            self.cache.forget(&self.model.device)?;
+            self.stale = false;
+        }
+        call(self).inspect_err(|_| self.stale |= self.cursor.fail(position, self.policy.max))
     }
 
     /// Tokens chunk by chunk, and the logits that are asked for.
@@ -290,9 +296,7 @@ impl Sequence for GpuSequence {
     }
 
     fn truncate(&mut self, position: usize) {
-        if self.cursor.truncate(position) {
-            self.cache.forget(&self.model.device);
-        }
+        self.stale |= self.cursor.truncate(position);
     }
 
     fn kept_from(&self) -> usize {
@@ -306,6 +310,10 @@ impl Sequence for GpuSequence {
 
     fn counters(&self) -> StepCounters {
         self.counters
+    }
+
+    fn set_cancel(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {

@@ -3,17 +3,21 @@
 
 mod buffer;
 mod device;
+mod faults;
 mod matrix;
 mod pipeline;
 mod profile;
 mod roofline;
 mod shader;
 mod tuning;
+mod wait;
 
 pub use device::{AdapterReport, Device, Options, Tier, adapters};
 pub use matrix::{Matrix, Part, pad};
 pub use pipeline::{Access, Kernel, Pass, Spec, Work};
 pub use profile::Timed;
+#[cfg(test)]
+pub(crate) use roofline::spec as roofline_spec;
 pub use roofline::{Roofline, roofline};
 pub(crate) use roofline::{empty_dispatches, variants as roofline_variants};
 pub use shader::{SOURCES, preprocess};

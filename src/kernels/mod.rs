@@ -156,7 +156,7 @@ mod oracle {
         let mut out = vec![T::zeroed(); count];
         let bytes = std::mem::size_of_val(&out[..]) as u64;
         let back = device.readback("read back", bytes).unwrap();
-        let (commands, _) = device.encode("test", record, |encoder| encoder.copy_buffer_to_buffer(from, 0, &back, 0, bytes));
+        let (commands, _) = device.encode("test", record, |encoder| encoder.copy_buffer_to_buffer(from, 0, &back, 0, bytes)).unwrap();
         device.submit_and_read(commands, &back, &mut out).unwrap();
         out
     }
