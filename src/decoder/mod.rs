@@ -1,13 +1,14 @@
 //! The decoder on a GPU: a model's weights on the device ([`Model`]) and sequences of tokens being decoded with them ([`GpuSequence`]).
 //!
 //! What is computed is what [`crate::cpu`] computes, and in the order it stands there. A token's way through a layer is eight dispatches, listed in
-//! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back four bytes.
+//! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back eight bytes.
 
 mod chunk;
 mod coded;
 mod coding;
 mod prompt;
 mod random;
+mod reach;
 mod scratch;
 mod sequence;
 mod step;

@@ -59,6 +59,7 @@ impl Model {
             reading.code(&rows, &cache, &group, coded)?;
             reading.keep_exact(&cache, &group)?;
         }
+        reading.buffers.check_reach(self)?;
         let energy = rows.energy(device)?;
         let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, cursor, policy)?;
         sequence.resume(tokens.len(), coded, energy);

@@ -5,6 +5,7 @@ use super::coded::CodedRows;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::pad;
+use crate::kernels::prepare::record_len;
 use crate::kernels::{turns, values};
 use crate::rows::{RowSet, Selection};
 
@@ -22,8 +23,9 @@ pub(super) struct Buffers {
     pub normed: wgpu::Buffer,
     /// Query heads, key heads and value heads `[CHUNK][…]`.
     pub projected: wgpu::Buffer,
-    /// Turned `[CHUNK][H][pad(head_dim)]`, and behind those of a token what is taken to coded keys.
+    /// Turned `[CHUNK][H][pad(head_dim)]`, and behind those of a token what is taken to coded keys; from number `record` on what was too large for 16 bits.
     pub queries: wgpu::Buffer,
+    pub record: u32,
     /// `[block][H][columns]`.
     pub scores: wgpu::Buffer,
     pub sums: wgpu::Buffer,
@@ -104,7 +106,8 @@ impl Buffers {
             x: floats("residual stream", CHUNK, pad(c.hidden_size))?,
             normed: floats("normalised input", CHUNK, pad(c.hidden_size))?,
             projected: floats("projected input", CHUNK, attention.projection_row())?,
-            queries: floats("queries", CHUNK, queries)?,
+            queries: floats("queries", CHUNK * queries + record_len(c.num_hidden_layers), 1)?,
+            record: (CHUNK * queries) as u32,
             scores: floats("attention scores", block, heads * columns)?,
             sums: floats("value sums", parts, sums)?,
             weights: floats("attention weights", parts, 2 * heads)?,

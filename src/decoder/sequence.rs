@@ -33,8 +33,10 @@ pub struct GpuSequence {
     /// What they hold of the prompt that they were made of.
     prompt: Energy,
     all: Option<AllLogits>,
+    /// Where results are read back, and behind them whether something was too large for 16 bits; the latter alone after a chunk.
     token_back: wgpu::Buffer,
     pub(super) logits_back: wgpu::Buffer,
+    reach_back: wgpu::Buffer,
     counters: StepCounters,
     /// Tokens per chunk and layers per submit, as the device turned out to be fast.
     tokens_per_chunk: usize,
@@ -102,8 +104,9 @@ impl GpuSequence {
             own,
             prompt: Energy::default(),
             all: None,
-            token_back: device.readback("token", 4)?,
-            logits_back: device.readback("logits", 4 * model.config.vocab_size as u64)?,
+            token_back: device.readback("token", 8)?,
+            logits_back: device.readback("logits", 4 * model.config.vocab_size as u64 + 4)?,
+            reach_back: device.readback("reach", 4)?,
             counters: StepCounters::default(),
             tokens_per_chunk: policy.max,
             layers_per_submit: 2,
@@ -148,7 +151,7 @@ impl GpuSequence {
         self.counters.readback_bytes += readback_bytes;
     }
 
-    /// One token through the step's plan; copies `bytes` of a result to a readback buffer and reads them.
+    /// One token through the step's plan; reads back as much of a result as `out` has room for, but for its last number: that is whether something was too large.
     fn run_step<T: bytemuck::Pod>(
         &mut self,
         token: u32,
@@ -164,10 +167,16 @@ impl GpuSequence {
         let (commands, dispatches) = device.encode(
             "step",
             |pass| self.step.record(pass, &self.coding, &call),
-            |encoder| encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes),
+            |encoder| {
+                encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes - 4);
+                self.buffers.copy_reach(encoder, back, bytes - 4);
+            },
         )?;
         device.submit_and_read_unless(commands, back, out, &|| self.cancel.is_set())?;
         self.count(dispatches, bytes);
+        if bytemuck::cast_slice::<T, u32>(out).last().is_some_and(|reach| *reach != 0) {
+            return Err(self.buffers.too_large(&self.model)?);
+        }
         self.cursor.advance(&call);
         Ok(())
     }
@@ -176,15 +185,22 @@ impl GpuSequence {
     fn run_chunk(&mut self, tokens: &[u32], call: Call, logits: Option<&mut Vec<f32>>) -> Result<()> {
         let device = self.model.device.clone();
         device.write(&self.buffers.tokens, 0, tokens)?;
-        let (count, layers) = (tokens.len() as u32, self.model.layers.len());
+        let (count, layers, mut reach) = (tokens.len() as u32, self.model.layers.len(), [0f32]);
         let started = Instant::now();
         for start in (0..layers).step_by(self.layers_per_submit) {
             let end = (start + self.layers_per_submit).min(layers);
-            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), |_| ())?;
-            device.submit(commands)?;
-            self.count(dispatches, 0);
+            let copy = |encoder: &mut wgpu::CommandEncoder| self.buffers.copy_reach(encoder, &self.reach_back, 0);
+            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), copy)?;
+            if end < layers {
+                device.submit(commands)?;
+            } else {
+                device.submit_and_read_unless(commands, &self.reach_back, &mut reach, &|| self.cancel.is_set())?;
+            }
+            self.count(dispatches, if end < layers { 0 } else { 4 });
         }
-        device.wait_unless(&|| self.cancel.is_set())?;
+        if reach[0] > 0.0 {
+            return Err(self.buffers.too_large(&self.model)?);
+        }
         self.adapt(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64);
         if let (Some(logits), Some(all)) = (logits, &self.all) {
             let (at, vocab) = (logits.len(), self.model.config.vocab_size);
@@ -238,8 +254,9 @@ impl GpuSequence {
                         }
                         self.run_chunk(many, call, None)?;
                     }
-                    out = vec![0.0; self.model.config.vocab_size];
+                    out = vec![0.0; self.model.config.vocab_size + 1];
                     self.run_step(*last, reach, |s| (&s.buffers.logits, &s.logits_back), &mut out)?;
+                    out.pop();
                 }
                 _ => self.run_chunk(now, self.cursor.call_within(now.len(), reach), (logits == Logits::All).then_some(&mut out))?,
             }
@@ -263,7 +280,7 @@ pub(super) fn finite(logits: Vec<f32>) -> Result<Vec<f32>> {
 fn not_a_number() -> Error {
     Error::Numeric {
         what: "the model's output".into(),
-        message: "a logit is not a number; the checkpoint's weights overflow 16-bit arithmetic or are damaged".into(),
+        message: "a logit is not a number; the checkpoint's weights are damaged, or too large for this arithmetic".into(),
     }
 }
 
@@ -288,7 +305,7 @@ impl Sequence for GpuSequence {
     fn step(&mut self, token: u32) -> Result<u32> {
         self.cursor.check(&[token], self.model.config.vocab_size)?;
         self.whole(|sequence| {
-            let mut next = [0u32];
+            let mut next = [0u32; 2];
             let reach = sequence.cursor.reach(1);
             sequence.run_step(token, reach, |s| (&s.buffers.token, &s.token_back), &mut next)?;
             if (next[0] as usize) < sequence.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }

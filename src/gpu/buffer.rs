@@ -39,8 +39,10 @@ impl Device {
         if size > self.max_binding().max(16) {
             return Err(out_of_memory());
         }
-        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let guard = if usage.contains(wgpu::BufferUsages::STORAGE) { self.guard_bytes() } else { 0 };
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: size + guard, usage, mapped_at_creation: false };
         match self.catching(|| self.device.create_buffer(&descriptor)) {
+            (buffer, None) if guard > 0 => self.guard(label, &buffer, size).map(|()| buffer),
             (buffer, None) => Ok(buffer),
             (_, Some(wgpu::Error::OutOfMemory { .. })) => Err(out_of_memory()),
             (_, Some(e)) => Err(self.failed(&format!("making the buffer {label}"), e)),

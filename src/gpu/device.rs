@@ -1,5 +1,6 @@
 //! Choosing an adapter and a tier, and opening the device.
 
+use super::canary::Canaries;
 use super::faults::Faults;
 use super::pipeline::Pipelines;
 use super::profile::Profile;
@@ -76,6 +77,8 @@ pub struct Options {
     pub patience: Option<Duration>,
     /// Leaves the checks out of shaders that keep every index inside its buffer and every loop finite. Where a kernel then has a fault the driver decides what becomes of it.
     pub trusted_shaders: bool,
+    /// Puts known words behind every buffer, by which [`Device::overrun`] says where something was written that should not have been: for tests.
+    pub canaries: bool,
 }
 
 /// What `doctor` says of one adapter.
@@ -118,6 +121,7 @@ pub struct Device {
     tuning: RwLock<Tuning>,
     pub(super) faults: Arc<Faults>,
     pub(super) patience: Patience,
+    pub(super) canaries: Option<Canaries>,
 }
 
 fn instance() -> wgpu::Instance {
@@ -236,8 +240,8 @@ impl Device {
         let info = adapter.get_info();
         let software = info.device_type == wgpu::DeviceType::Cpu;
         let (pipelines, patience) = (Pipelines::new(tier, options.trusted_shaders), Patience::new(options.patience, software));
-        let tuning = RwLock::new(Tuning::of(software));
-        let opened = Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, faults, patience };
+        let (tuning, canaries) = (RwLock::new(Tuning::of(software)), options.canaries.then(Canaries::default));
+        let opened = Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, faults, patience, canaries };
         log::debug!("opened {}, {:?}, driver {}, tier {}", opened.name(), opened.info.backend, opened.driver(), tier.name());
         Ok(Arc::new(opened))
     }

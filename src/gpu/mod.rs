@@ -2,6 +2,7 @@
 //! adapters, error scopes and mapped ranges.
 
 mod buffer;
+mod canary;
 mod device;
 mod faults;
 mod matrix;

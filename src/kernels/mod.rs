@@ -109,7 +109,7 @@ mod oracle {
 
     /// One device of every tier.
     pub fn devices(max_binding: Option<u64>) -> [Arc<Device>; 3] {
-        Tier::ALL.map(|tier| Device::open(&Options { tier: Some(tier), max_binding, ..Default::default() }).unwrap())
+        Tier::ALL.map(|tier| Device::open(&Options { tier: Some(tier), max_binding, canaries: true, ..Default::default() }).unwrap())
     }
 
     /// One device of every tier for every tuning: a software renderer's, a GPU's, and small parts with more of everything than there are keys.
@@ -151,13 +151,14 @@ mod oracle {
         numbers(seed, count).into_iter().map(f16::from_f32).collect()
     }
 
-    /// Records, submits, and reads the first `count` elements of `from`.
+    /// Records, submits, and reads the first `count` elements of `from`. Nothing is to have been written behind any buffer.
     pub fn run<T: bytemuck::Pod>(device: &Device, from: &wgpu::Buffer, count: usize, record: impl FnOnce(&mut Pass)) -> Vec<T> {
         let mut out = vec![T::zeroed(); count];
         let bytes = std::mem::size_of_val(&out[..]) as u64;
         let back = device.readback("read back", bytes).unwrap();
         let (commands, _) = device.encode("test", record, |encoder| encoder.copy_buffer_to_buffer(from, 0, &back, 0, bytes)).unwrap();
         device.submit_and_read(commands, &back, &mut out).unwrap();
+        assert_eq!(device.overrun().unwrap(), None, "a buffer behind which something was written, {:?}", device.tier());
         out
     }
 

@@ -89,7 +89,7 @@ pub trait Sequence: Send {
     /// [`crate::Error::Context`] where they do not fit (nothing is appended), [`crate::Error::Argument`] for a token outside the vocabulary, and the device's.
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>>;
 
-    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU: one submit, four bytes read back.
+    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU: one submit, eight bytes read back.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
