@@ -17,10 +17,11 @@ pub use device::{AdapterReport, Device, Options, Tier, adapters};
 pub use matrix::{Matrix, Part, pad};
 pub use pipeline::{Access, Kernel, Pass, Spec, Work};
 pub use profile::Timed;
-#[cfg(test)]
-pub(crate) use roofline::spec as roofline_spec;
+pub(crate) use roofline::empty_dispatches;
 pub use roofline::{Roofline, roofline};
-pub(crate) use roofline::{empty_dispatches, variants as roofline_variants};
 pub use shader::{SOURCES, preprocess};
 pub(crate) use tuning::SHARING;
 pub use tuning::{Tile, Tuning};
+
+#[cfg(test)]
+use roofline::spec as roofline_spec;

@@ -26,7 +26,7 @@ struct Step {
 const WORKGROUP: u32 = 256;
 const LANES: u64 = 1024 * WORKGROUP as u64;
 
-pub(crate) fn spec(flags: &[&'static str]) -> Spec {
+pub(super) fn spec(flags: &[&'static str]) -> Spec {
     let constants = BTreeMap::from([("WORKGROUP", WORKGROUP)]);
     Spec { shader: "roofline.wgsl", flags: flags.to_vec(), constants, bindings: vec![(0, Access::Read), (1, Access::Write)] }
 }
@@ -41,11 +41,6 @@ pub(crate) fn empty_dispatches(device: &Device, count: usize) -> Result<()> {
     let record = |pass: &mut super::Pass| (0..count).for_each(|_| kernel.record(pass, &Step { rounds: 0, count: 0 }, [1, 1, 1], Work::default()));
     device.submit(device.encode("empty", record, |_| ())?.0)?;
     device.wait()
-}
-
-/// Every variant, for the offline translation test.
-pub(crate) fn variants() -> Vec<Spec> {
-    vec![spec(&["COPY"]), spec(&[]), spec(&["HALVES"])]
 }
 
 /// Bytes of either buffer of the copy: more than any cache holds.

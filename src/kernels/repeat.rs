@@ -23,10 +23,6 @@ fn variant() -> Spec {
     spec("repeat.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Repeat {
     /// All of `to` from all of `pattern`; both are whole vectors of 16 bytes, as every buffer is.
     pub(crate) fn plan(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<Repeat> {
