@@ -17,7 +17,9 @@ impl Buffers {
         encoder.copy_buffer_to_buffer(&self.queries, self.record(), to, at, 4);
     }
 
-    /// The error of a call that was told by [`copy_reach`](Self::copy_reach) that something did not fit. What the next call meets is its own again.
+    /// The error of a call that met something that did not fit, as [`copy_reach`](Self::copy_reach) says.
+    ///
+    /// What the next call meets is its own again.
     ///
     /// # Errors
     /// The device's, where it cannot say which layer it was.

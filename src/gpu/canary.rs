@@ -39,7 +39,9 @@ impl Device {
         Ok(())
     }
 
-    /// The first buffer behind which something was written, where [`Options::canaries`](super::Options::canaries) asked for words there.
+    /// The first buffer behind which something was written; `None` where nothing was.
+    ///
+    /// Only known of a device that was opened with [`Options::canaries`](super::Options::canaries).
     ///
     /// # Errors
     /// The device's.

@@ -73,11 +73,17 @@ pub struct Options {
     pub tier: Option<Tier>,
     /// Caps the size of one binding below the adapter's own limit, in bytes.
     pub max_binding: Option<u64>,
-    /// After how long without anything being done a wait ends in an error; `None` takes a minute on a GPU and ten on a software renderer.
+    /// After how long without anything being done a wait ends in an error.
+    ///
+    /// `None` takes a minute on a GPU and ten on a software renderer.
     pub patience: Option<Duration>,
-    /// Leaves the checks out of shaders that keep every index inside its buffer and every loop finite. Where a kernel then has a fault the driver decides what becomes of it.
+    /// Leaves out of shaders the checks that keep every index inside its buffer.
+    ///
+    /// And those that keep every loop finite. Where a kernel then has a fault, the driver decides what becomes of it.
     pub trusted_shaders: bool,
-    /// Puts known words behind every buffer, by which [`Device::overrun`] says where something was written that should not have been: for tests.
+    /// Puts known words behind every buffer, for tests.
+    ///
+    /// [`Device::overrun`] says by them where something was written that should not have been.
     pub canaries: bool,
 }
 

@@ -10,13 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// How long the driver is asked to wait at a time; between, it is looked whether the caller still wants it.
+/// How long the driver is asked to wait at a time, before it is looked whether the caller still wants it.
 const SLICE: Duration = Duration::from_millis(100);
-/// A call that its caller no longer wants is left to end by itself for so long: most do, and then nothing of it is lost.
+/// How long a call that its caller no longer wants is left to end by itself.
+///
+/// Most do, and then nothing of them is lost.
 const GRACE: Duration = Duration::from_secs(1);
-/// What a GPU may take without one submission being done. Submissions are sized for a fifth of a second, and drivers reset a card after 2 to 10 seconds: one that says nothing for longer never will.
+/// How long a GPU may take without one submission being done.
+///
+/// Submissions are sized for a fifth of a second, and drivers reset a card after 2 to 10 seconds: one that says nothing for much longer never will.
 const GPU_PATIENCE: Duration = Duration::from_secs(60);
-/// The same of a software renderer, where two layers of a large model take minutes on a busy machine.
+/// The same of a software renderer: two layers of a large model take minutes on a busy machine.
 const SOFTWARE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What comes of a submission, and who is to be told.
@@ -121,7 +125,7 @@ impl Device {
         self.block_on(self.done(), None, stop)
     }
 
-    /// Blocks until `arrival`, which the submission `index` brings, or else what was submitted last.
+    /// Blocks until `arrival`, which the submission `index` brings, or else the last one.
     ///
     /// # Errors
     /// As [`wait_unless`](Self::wait_unless).

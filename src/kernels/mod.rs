@@ -64,7 +64,9 @@ fn spec(shader: &'static str, flags: &[&'static str], constants: &[(&'static str
     Spec { shader, flags: flags.to_vec(), constants: BTreeMap::from_iter(constants.iter().copied()), bindings: bindings.to_vec() }
 }
 
-/// Variants that know the width of heads, in widths as they occur: what no test can run in a time that one would wait for, and the offline translation test translates beside what is asked for.
+/// Variants that know the width of heads, in widths as they occur.
+///
+/// No test can run these in a time that one would wait for: the offline translation test translates them beside what is asked for.
 pub fn wide_variants() -> Vec<Spec> {
     [
         blocks::variants(),
@@ -140,7 +142,9 @@ mod oracle {
         numbers(seed, count).into_iter().map(f16::from_f32).collect()
     }
 
-    /// Records, submits, and reads the first `count` elements of `from`. Nothing is to have been written behind any buffer.
+    /// Records, submits, and reads the first `count` elements of `from`.
+    ///
+    /// Nothing is to have been written behind any buffer.
     pub fn run<T: bytemuck::Pod>(device: &Device, from: &wgpu::Buffer, count: usize, record: impl FnOnce(&mut Pass)) -> Vec<T> {
         let mut out = vec![T::zeroed(); count];
         let bytes = std::mem::size_of_val(&out[..]) as u64;

@@ -110,7 +110,9 @@ pub trait Sequence: Send {
     /// What the last call cost.
     fn counters(&self) -> StepCounters;
 
-    /// Has calls stop, with [`crate::Error::Interrupted`], where `cancel` is set: those that read a whole text between two chunks, and on a GPU those that take longer than a second.
+    /// Has calls stop where `cancel` is set, with [`crate::Error::Interrupted`].
+    ///
+    /// Those that read a whole text do between two chunks, and on a GPU those that take longer than a second.
     fn set_cancel(&mut self, _cancel: Cancel) {}
 
     /// The coded rows that are read; none in an exact cache.

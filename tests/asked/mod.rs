@@ -63,7 +63,8 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let (all, some) = (CacheMethod::Calibrated(Read::All), CacheMethod::Calibrated(Read::top(Some(16))));
-    let evicting = |vague| CacheMethod::Evict(Reviver::new(lowkey::rows::Budget::Keep(0.5), Some(vague)));
+    let keep = |vague| Budget::Keep(if vague == Vague::Rows { 1.0 } else { 0.5 });
+    let evicting = |vague| CacheMethod::Evict(Reviver::new(keep(vague), Some(vague)));
     let dense = loaded(&checkpoint, None, device);
     read(&dense, CacheMethod::Full);
     [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().for_each(|vague| read(&dense, evicting(vague)));
@@ -76,7 +77,7 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
         read(&loaded(&checkpoint, Some(rows), device), all);
     }
     let (tokens, vocab) = (Random(3).tokens(TEXT, dense.config().vocab_size), dense.config().vocab_size);
-    let (bases, cancel) = (Solver(Xkv { layers: 2, budget: lowkey::rows::Budget::Bytes(1 << 20), bits: Some(4) }), Cancel::default());
+    let (bases, cancel) = (Solver(Xkv { layers: 2, budget: Budget::Bytes(1 << 20), bits: Some(4) }), Cancel::default());
     for method in [all, some] {
         let prompt = Prompt { tokens: &tokens, bases: &bases, logits: Logits::All, cancel: &cancel };
         go_on(&mut dense.read_prompt(&prompt, options(method)).unwrap().0, vocab);
