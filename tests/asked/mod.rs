@@ -24,7 +24,7 @@ pub fn specs() -> Vec<Spec> {
     // As a GPU has it, with more logits than one workgroup looks at; then as a software renderer has it.
     for tuning in [Tuning { logits: 100, ..Tuning::of(false) }, Tuning::of(true)] {
         device.set_tuning(tuning);
-        let wide = SyntheticModel { kv_heads: 2, heads: 4, head_dim: 16, hidden: 64, ..SyntheticModel::default() };
+        let wide = SyntheticModel { kv_heads: 2, heads: 4, head_dim: 48, hidden: 64, ..SyntheticModel::default() };
         every_way(&device, &wide);
     }
     for (_, synthetic) in families() {
