@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu-check gpu-pack lint setup
+.PHONY: help demo test test-release bench gpu-check gpu-pack lint setup
 
 # A name that `lowkey pull` knows, a directory, or a .gguf file.
 MODEL ?= smollm2-135m-instruct
@@ -20,6 +20,7 @@ driver := $(if $(filter cpu,$(DEVICE)),build,)
 help:
 	@echo 'make demo    fetch a small chat model, make its key/value cache eight times smaller, compare, chat'
 	@echo 'make test    lint, then every test, on the GPU or on a software Vulkan driver'
+	@echo 'make test-release  the tests of the device and of its kernels once more, as they are shipped: optimised, without Rust'"'"'s own checks'
 	@echo 'make bench   speed by depth, dense and compressed'
 	@echo 'make gpu-check  kernels tested and timed on this GPU, and whole models, in eight minutes; make gpu-pack only builds what it needs'
 	@echo 'make lint    formatting, clippy and documentation, warnings denied'
@@ -96,3 +97,7 @@ test: lint setup
 	LOWKEY_TEST_MODEL="$$model" cargo test --all-features --no-fail-fast 2>&1 | tee $(target)/test.log; \
 	awk '/^test result:/ { suites += 1; passed += $$4; failed += $$6; ignored += $$8 } \
 		END { print passed " passed, " failed + 0 " failed, " ignored + 0 " ignored, in " suites " suites" }' $(target)/test.log
+
+# The kernels and the device as they are shipped. It builds everything a second time.
+test-release: setup
+	@set -o pipefail; cargo test --release --all-features --lib -- gpu:: kernels:: 2>&1 | tee $(target)/test-release.log

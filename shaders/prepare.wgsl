@@ -20,6 +20,8 @@ struct Step {
     sinks: u32,
     ring: u32,
     epsilon: f32,  // (QK_NORM)
+    record: u32,   // number of queries from which it stands what was too large for 16 bits: the largest, and by layer the largest of keys and of values
+    layer: u32,
 }
 var<immediate> step: Step;
 
@@ -41,6 +43,7 @@ const PADDED = (HEAD + 3u) / 4u * 4u;
 const BLOCK = WORKGROUP * 4u;
 const QUERY_WIDTH = QUERY_HEADS * PADDED;
 const EXACT_ROW = KV_HEADS * PADDED;
+const BEYOND = 65520.0;                 // rounds to infinity in 16 bits, or where a driver rounds down, to what it is not
 #if QK_NORM
 const BIASES = 2u * HEAD;
 #else
@@ -129,6 +132,16 @@ fn mean_of(kv: u32, i: u32) -> f32 {
 }
 #endif
 
+// Which of several lanes that find something is the last to write is all the same: each is a reason to stop.
+fn note(v: vec4<f32>, side: u32) {
+    let most = max(max(abs(v.x), abs(v.y)), max(abs(v.z), abs(v.w)));
+    if most >= BEYOND {
+        let at = step.record + 1u + 2u * step.layer + side;
+        queries[step.record] = max(queries[step.record], most);
+        queries[at] = max(queries[at], most);
+    }
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.y;
@@ -151,6 +164,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if unit < KV_HEADS {
         load_head(token, QUERY_WIDTH + unit * PADDED, 1u, local);
         for (var i = local; i < PADDED / 4u; i += WORKGROUP) {
+            note(head4(i), 0u);
             keys[at / 4u + unit * (PADDED / 4u) + i] = narrow(head4(i));
         }
         return;
@@ -158,6 +172,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     unit -= KV_HEADS;
     let i = unit * BLOCK + local * 4u;
     if i < EXACT_ROW {
-        values[(at + i) / 4u] = narrow(input4(token, QUERY_WIDTH + EXACT_ROW + i));
+        let row = input4(token, QUERY_WIDTH + EXACT_ROW + i);
+        note(row, 1u);
+        values[(at + i) / 4u] = narrow(row);
     }
 }

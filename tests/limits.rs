@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, SyntheticModel, compressed};
 use lowkey::Error;
-use lowkey::checkpoint::Checkpoint;
+use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::decoder::{GpuSequence, Model};
 use lowkey::gpu::{Device, Options, Tier, adapters};
 use lowkey::rows::Exact;
@@ -20,13 +20,13 @@ fn sequence(checkpoint: &Checkpoint, options: Options, capacity: usize) -> Resul
     Arc::new(Model::load(checkpoint, common::device(options))?).sequence(capacity)
 }
 
-/// Greedy steps: one submit, four bytes back, at most eight dispatches a layer and those of embedding, head and argmax.
+/// Greedy steps: one submit, eight bytes back, at most eight dispatches a layer and those of embedding, head and argmax.
 fn assert_lean(sequence: &mut GpuSequence, layers: u32, ends: u32) {
     let mut token = 1;
     for _ in 0..3 {
         token = sequence.step(token).unwrap();
         let counters = sequence.counters();
-        assert_eq!((counters.submits, counters.readback_bytes), (1, 4));
+        assert_eq!((counters.submits, counters.readback_bytes), (1, 8));
         assert!(counters.dispatches <= 8 * layers + ends, "{counters:?}");
     }
 }
@@ -136,6 +136,33 @@ fn what_fails_on_the_way_leaves_a_position_as_it_was() {
         assert!(matches!(refused, Error::Numeric { .. }), "{refused}");
     }
     assert_eq!(sequence.position(), 2);
+}
+
+/// Wherever the first layer is that has them, in a chunk and in a step, and whether or not the driver rounds to infinity.
+#[test]
+fn keys_and_values_that_16_bits_do_not_hold_are_named() {
+    let model = SyntheticModel { architecture: Architecture::Qwen2, ..synthetic() };
+    for (side, short, layer) in [("keys", "k", 1), ("values", "v", 2)] {
+        let directory = model.write_temporary();
+        let mut tensors = model.tensors();
+        tensors.get_mut(&format!("model.layers.{layer}.self_attn.{short}_proj.bias")).unwrap().numbers[5] = 71_000.0;
+        common::write_tensors(&directory.path().join("model.safetensors"), &tensors, safetensors::Dtype::F32);
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        for tier in Tier::ALL {
+            let mut sequence = sequence(&checkpoint, Options { tier: Some(tier), ..Default::default() }, 10).unwrap();
+            for refused in [
+                sequence.step(3).unwrap_err(),
+                sequence.forward(&[3, 4, 5], Logits::None).unwrap_err(),
+                sequence.forward(&[3, 4, 5], Logits::Last).unwrap_err(),
+                sequence.forward(&[3, 4, 5], Logits::All).unwrap_err(),
+            ] {
+                let Error::Numeric { what, message } = &refused else { panic!("{refused}") };
+                assert_eq!(*what, format!("layer {layer}'s {side}"), "{refused}");
+                assert!(message.starts_with("they reach 7") && message.contains("65504"), "{refused}");
+            }
+            assert_eq!(sequence.position(), 0);
+        }
+    }
 }
 
 #[test]

@@ -334,8 +334,8 @@ pub fn moments(device: &Device, model: &str, width: usize, tokens: usize, roofli
     let sums = device.buffer("moments", 4 * (width as u64 + 1) * width as u64)?;
     let gram = Gram::plan(device, &x, width, &sums)?;
     let run = || {
-        let index = device.queue.submit([device.encode("moments", |pass| gram.record(pass, tokens as u32), |_| ()).0]);
-        device.wait(Some(index))
+        device.submit(device.encode("moments", |pass| gram.record(pass, tokens as u32), |_| ())?.0)?;
+        device.wait()
     };
     run()?;
     let (_, timed) = device.profile(run)?;

@@ -95,15 +95,18 @@ impl Cache {
     }
 
     /// Forgets who is a candidate and what is vague.
-    pub fn forget(&self, device: &Device) {
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn forget(&self, device: &Device) -> Result<()> {
         if self.layers.iter().all(|layer| layer.side.is_none()) {
-            return;
+            return Ok(());
         }
         let clear = |encoder: &mut wgpu::CommandEncoder| {
             let buffers = self.layers.iter().filter_map(|layer| layer.side.as_ref()).flat_map(EvictionStore::buffers);
             buffers.for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
         };
-        device.queue.submit([device.encode("forget", |_| (), clear).0]);
+        device.submit(device.encode("forget", |_| (), clear)?.0).map(|_| ())
     }
 
     /// Counted from the buffers themselves.

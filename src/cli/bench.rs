@@ -55,6 +55,9 @@ pub struct Args {
     /// Seed of the pseudo-random tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Run a GPU's kernels without the checks that keep them inside their buffers, to see what these cost.
+    #[arg(long)]
+    trusted_shaders: bool,
     /// Begin no measurement later than so many seconds after the start.
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
@@ -97,7 +100,7 @@ impl Args {
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
         let checkpoints = several::open(&self.models)?;
-        let engine = console.engine()?;
+        let engine = console.engine_with(self.trusted_shaders)?;
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };

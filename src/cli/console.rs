@@ -111,7 +111,12 @@ impl Console {
 
     /// Opens the device that the user asked for. A software renderer is not what most want: it says so.
     pub fn engine(&self) -> Result<Engine> {
-        let engine = self.device().open()?;
+        self.engine_with(false)
+    }
+
+    /// The same, with or without what keeps shaders inside their buffers.
+    pub fn engine_with(&self, trusted_shaders: bool) -> Result<Engine> {
+        let engine = self.device().open_with(trusted_shaders)?;
         if let Some(remark) = self.device().remark(&engine) {
             self.remark(&remark);
         }

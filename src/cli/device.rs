@@ -22,11 +22,19 @@ impl DeviceArgs {
     /// # Errors
     /// [`Error::Argument`] for a tier of the processor, and those of [`Engine::open`].
     pub fn open(&self) -> Result<Engine> {
+        self.open_with(false)
+    }
+
+    /// The same, with or without what keeps shaders inside their buffers.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(&self, trusted_shaders: bool) -> Result<Engine> {
         if let (Device::Cpu, Some(tier)) = (&self.device, self.tier) {
             let message = format!("{} is for a GPU; the processor (--device cpu) has no tiers", tier.name());
             return Err(Error::Argument { name: "tier".into(), message });
         }
-        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier })
+        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, trusted_shaders })
     }
 
     /// What to say where `engine` is a software renderer that nobody asked for.

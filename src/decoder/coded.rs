@@ -59,7 +59,7 @@ impl CodedRows {
         let count = LOTS * self.specs.len();
         let bytes = 8 * count as u64;
         let (mut sums, back) = (vec![[0f32; 2]; count], device.readback("energies of rows", bytes)?);
-        let (commands, _) = device.encode("energies", |_| (), |encoder| encoder.copy_buffer_to_buffer(&self.energies, 0, &back, 0, bytes));
+        let (commands, _) = device.encode("energies", |_| (), |encoder| encoder.copy_buffer_to_buffer(&self.energies, 0, &back, 0, bytes))?;
         device.submit_and_read(commands, &back, &mut sums)?;
         let mut energy = Energy::default();
         sums.iter().for_each(|[all, held]| energy += Energy { all: f64::from(*all), held: f64::from(*held) });

@@ -1,7 +1,7 @@
 //! The decoder on a GPU: a model's weights on the device ([`Model`]) and sequences of tokens being decoded with them ([`GpuSequence`]).
 //!
 //! What is computed is what [`crate::cpu`] computes, and in the order it stands there. A token's way through a layer is eight dispatches, listed in
-//! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back four bytes.
+//! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back eight bytes.
 
 mod chunk;
 mod coded;
@@ -9,6 +9,7 @@ mod coding;
 mod executor;
 mod prompt;
 mod random;
+mod reach;
 mod scratch;
 mod sequence;
 mod step;
@@ -60,7 +61,7 @@ impl Model {
         let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, l)).collect::<Result<_>>()?;
         let ends = Ends::load(&device, checkpoint)?;
         let coded = rows.map(|rows| CodedRows::load(&device, &config, &rows)).transpose()?.map(Arc::new);
-        device.wait(None)?;
+        device.wait()?;
         Ok(Model { config, layers, ends, coded, device, executor: Executor::new() })
     }
 

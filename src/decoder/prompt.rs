@@ -59,8 +59,9 @@ impl Model {
             }
             rows.append(device, config, &set, group.clone())?;
             reading.code(&rows, &cache, &group, coded)?;
-            reading.keep_exact(&cache, &group);
+            reading.keep_exact(&cache, &group)?;
         }
+        reading.buffers.check_reach(self)?;
         let energy = rows.energy(device)?;
         let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, (cursor, policy), shared)?;
         sequence.resume(tokens.len(), coded, energy);
@@ -119,17 +120,17 @@ impl<'a> Reading<'a> {
         let device = &*self.model.device;
         for ((index, tokens), stream) in self.tokens.chunks(CHUNK).enumerate().zip(&self.stream) {
             cancel.check()?;
-            device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(tokens));
+            device.write(&self.buffers.tokens, 0, tokens)?;
             if group.start > 0 {
-                self.copy(stream, 0, &self.buffers.x, stream.size());
+                self.copy(stream, 0, &self.buffers.x, stream.size())?;
             }
             let call = Call::exact(index * CHUNK..index * CHUNK + tokens.len());
             for layer in group.clone() {
                 // One submit for each: long prompts have long attention.
-                self.submit(|pass| self.chunk.record(pass, layer..layer + 1, &self.coding, &call));
+                self.submit(|pass| self.chunk.record(pass, layer..layer + 1, &self.coding, &call))?;
             }
-            self.copy(&self.buffers.x, 0, stream, stream.size());
-            device.wait(None)?;
+            self.copy(&self.buffers.x, 0, stream, stream.size())?;
+            device.wait_unless(&|| cancel.is_set())?;
         }
         Ok(())
     }
@@ -160,12 +161,12 @@ impl<'a> Reading<'a> {
             self.submit(|pass| {
                 gathers.iter().for_each(|gather| gather.record(pass, start as u32, count));
                 gram.record(pass, count);
-            });
-            device.wait(None)?;
+            })?;
+            device.wait()?;
         }
         let back = device.readback("second moments", bytes)?;
         let mut found = vec![0f32; width * (width + 1)];
-        let (commands, _) = device.encode("moments", |_| (), |encoder| encoder.copy_buffer_to_buffer(&sums, 0, &back, 0, bytes));
+        let (commands, _) = device.encode("moments", |_| (), |encoder| encoder.copy_buffer_to_buffer(&sums, 0, &back, 0, bytes))?;
         device.submit_and_read(commands, &back, &mut found)?;
         let count = (self.tokens.len() - from) as f32;
         found.iter_mut().for_each(|sum| *sum /= count);
@@ -185,20 +186,20 @@ impl<'a> Reading<'a> {
         let count = rows.specs.len();
         for row in [plan(count - 2)?, plan(count - 1)?] {
             for start in (0..coded).step_by(CHUNK) {
-                self.submit(|pass| row.record(pass, start as u32, CHUNK.min(coded - start) as u32));
-                device.wait(None)?;
+                self.submit(|pass| row.record(pass, start as u32, CHUNK.min(coded - start) as u32))?;
+                device.wait()?;
             }
         }
         let sinks = (cache.slots.sinks as usize).min(coded);
         for (layer, landmarks) in group.clone().zip(cache.landmarks.get(group.clone()).unwrap_or(&[])) {
             let landmark = Landmark::plan(device, attention, &self.exact.layers[layer], Slots::ALL, landmarks)?;
-            self.submit(|pass| landmark.record(pass, sinks..coded));
+            self.submit(|pass| landmark.record(pass, sinks..coded))?;
         }
-        device.wait(None)
+        device.wait()
     }
 
     /// Copies the exact rows that are kept of a group's layers: sinks and the newest.
-    fn keep_exact(&self, cache: &Cache, group: &Range<usize>) {
+    fn keep_exact(&self, cache: &Cache, group: &Range<usize>) -> Result<()> {
         let row = 2 * (self.model.config.num_key_value_heads * pad(self.model.config.head_dim)) as u64;
         for stretch in cache.slots.held(self.tokens.len()).into_iter().flat_map(|positions| cache.slots.stretches(positions)) {
             let [position, slot, count] = [stretch.position, stretch.slot, stretch.count].map(|n| n as u64 * row);
@@ -206,22 +207,23 @@ impl<'a> Reading<'a> {
                 let (from, to) = (&self.exact.layers[layer], &cache.layers[layer]);
                 for (from, to) in [(&from.keys, &to.keys), (&from.values, &to.values)] {
                     let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(from, position, to, slot, count);
-                    self.model.device.queue.submit([self.model.device.encode("keep", |_| (), copy).0]);
+                    self.model.device.submit(self.model.device.encode("keep", |_| (), copy)?.0)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// Logits after the last token.
     fn last(&self, sequence: &GpuSequence) -> Result<Vec<f32>> {
         let (device, row) = (&*self.model.device, 4 * pad(self.model.config.hidden_size) as u64);
         let last = self.tokens.len() - 1;
-        self.copy(&self.stream[last / CHUNK], (last % CHUNK) as u64 * row, &sequence.buffers.x, row);
+        self.copy(&self.stream[last / CHUNK], (last % CHUNK) as u64 * row, &sequence.buffers.x, row)?;
         let mut out = vec![0f32; self.model.config.vocab_size];
         let bytes = 4 * out.len() as u64;
         let copy =
             |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&sequence.buffers.logits, 0, &sequence.buffers.logits_back, 0, bytes);
-        let (commands, _) = device.encode("logits", |pass| sequence.step.end(pass), copy);
+        let (commands, _) = device.encode("logits", |pass| sequence.step.end(pass), copy)?;
         device.submit_and_read(commands, &sequence.buffers.logits_back, &mut out)?;
         Ok(out)
     }
@@ -234,22 +236,22 @@ impl<'a> Reading<'a> {
         let mut done = 0;
         while done < self.tokens.len() {
             let count = all.tokens.min(CHUNK - done % CHUNK).min(self.tokens.len() - done);
-            self.copy(&self.stream[done / CHUNK], (done % CHUNK) as u64 * row, &self.buffers.x, count as u64 * row);
+            self.copy(&self.stream[done / CHUNK], (done % CHUNK) as u64 * row, &self.buffers.x, count as u64 * row)?;
             let bytes = (4 * count * vocab) as u64;
             let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&all.logits, 0, &all.readback, 0, bytes);
-            let (commands, _) = device.encode("logits", |pass| all.record(pass, count as u32), copy);
+            let (commands, _) = device.encode("logits", |pass| all.record(pass, count as u32), copy)?;
             device.submit_and_read(commands, &all.readback, &mut out[done * vocab..(done + count) * vocab])?;
             done += count;
         }
         Ok(out)
     }
 
-    fn submit(&self, record: impl FnOnce(&mut Pass)) {
-        self.model.device.queue.submit([self.model.device.encode("prompt", record, |_| ()).0]);
+    fn submit(&self, record: impl FnOnce(&mut Pass)) -> Result<()> {
+        self.model.device.submit(self.model.device.encode("prompt", record, |_| ())?.0).map(|_| ())
     }
 
-    fn copy(&self, from: &wgpu::Buffer, at: u64, to: &wgpu::Buffer, bytes: u64) {
+    fn copy(&self, from: &wgpu::Buffer, at: u64, to: &wgpu::Buffer, bytes: u64) -> Result<()> {
         let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(from, at, to, 0, bytes);
-        self.model.device.queue.submit([self.model.device.encode("copy", |_| (), copy).0]);
+        self.model.device.submit(self.model.device.encode("copy", |_| (), copy)?.0).map(|_| ())
     }
 }

@@ -28,7 +28,7 @@ const TOKENS: usize = 64;
 /// Fills all of `to` with `pattern`.
 fn repeat(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<()> {
     let repeat = Repeat::plan(device, pattern, to)?;
-    device.queue.submit([device.encode("random numbers", |pass| repeat.record(pass), |_| ()).0]);
+    device.submit(device.encode("random numbers", |pass| repeat.record(pass), |_| ())?.0)?;
     Ok(())
 }
 
@@ -104,7 +104,7 @@ impl Model {
             head: if config.tie_word_embeddings { None } else { Some(table("head", config.hidden_size)?) },
             final_gain: weights.ones("final norm", config.hidden_size)?,
         };
-        device.wait(None)?;
+        device.wait()?;
         Ok(Model { config: config.clone(), layers, ends, coded: None, device, executor: Executor::new() })
     }
 
@@ -151,7 +151,7 @@ impl GpuSequence {
             words.chunks_exact_mut(each).for_each(|words| Selection::pack(&gaussians(c.head_dim), words));
             repeat(device, &device.upload("random landmarks", &words)?, &landmarks.words)?;
         }
-        device.wait(None)
+        device.wait()
     }
 
     /// Goes on as if the first `position` tokens, for which there is room, had gone through the model and left what the cache holds.

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::pad;
 use crate::kernels::blocks::Blocks;
+use crate::kernels::prepare::record_len;
 use crate::kernels::{turns, values};
 use crate::rows::{Format, RowSet, Scale, Selection};
 
@@ -51,8 +52,9 @@ pub(super) struct Scratch {
     pub normed: wgpu::Buffer,
     /// Query heads, key heads and value heads `[CHUNK][…]`.
     pub projected: wgpu::Buffer,
-    /// Turned `[CHUNK][H][pad(head_dim)]`, and behind those of a token what is taken to coded keys.
+    /// Turned `[CHUNK][H][pad(head_dim)]`, and behind those of a token what is taken to coded keys; from number `record` on what was too large for 16 bits.
     pub queries: wgpu::Buffer,
+    pub record: u32,
     /// `[block][H][columns]`.
     pub scores: wgpu::Buffer,
     pub sums: wgpu::Buffer,
@@ -62,8 +64,10 @@ pub(super) struct Scratch {
     /// After one token: `[vocab]`, and the largest's index, u32; and where they are read back.
     pub logits: wgpu::Buffer,
     pub token: wgpu::Buffer,
+    /// Behind both is read back whether something was too large for 16 bits; after a chunk that alone.
     pub logits_back: wgpu::Buffer,
     pub token_back: wgpu::Buffer,
+    pub reach_back: wgpu::Buffer,
     /// What rows are coded from, `[CHUNK][pad(w)]`, its coordinates, `[CHUNK][r]`, and the numbers that scale blocks of tokens.
     pub vectors: wgpu::Buffer,
     pub coordinates: wgpu::Buffer,
@@ -175,7 +179,8 @@ impl Scratch {
             x: each("residual stream", pad(c.hidden_size))?,
             normed: each("normalised input", pad(c.hidden_size))?,
             projected: each("projected input", attention.projection_row())?,
-            queries: numbers("queries", needs.queries)?,
+            queries: numbers("queries", needs.queries + record_len(c.num_hidden_layers))?,
+            record: needs.queries as u32,
             scores: numbers("attention scores", needs.scores)?,
             sums: numbers("value sums", needs.sums)?,
             weights: numbers("attention weights", needs.weights)?,
@@ -183,8 +188,9 @@ impl Scratch {
             gated: each("MLP activations", pad(c.intermediate_size))?,
             logits: numbers("logits", c.vocab_size)?,
             token: numbers("token", 1)?,
-            logits_back: device.readback("logits", 4 * c.vocab_size as u64)?,
-            token_back: device.readback("token", 4)?,
+            logits_back: device.readback("logits", 4 * c.vocab_size as u64 + 4)?,
+            token_back: device.readback("token", 8)?,
+            reach_back: device.readback("reach", 4)?,
             vectors: numbers("rows to be coded", needs.vectors)?,
             coordinates: numbers("coordinates of rows", needs.coordinates)?,
             scales: numbers("scales of blocks", needs.scales)?,

@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::kernels::score::most_keys;
 use crate::rows::{self, CacheMethod, Call, Cursor, Energy, Exact, Reach, RowSet, RowSpec, Slots};
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
+use crate::task::Cancel;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +34,9 @@ pub struct GpuSequence {
     prompt: Energy,
     counters: StepCounters,
     policy: ChunkPolicy,
+    /// Whether the cache is still to forget what it held of evicted tokens.
+    stale: bool,
+    cancel: Cancel,
 }
 
 /// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at all, and where tokens are evicted: what stands beside is up to three times as many columns.
@@ -100,6 +104,8 @@ impl GpuSequence {
             prompt: Energy::default(),
             counters: StepCounters::default(),
             policy,
+            stale: false,
+            cancel: Cancel::default(),
             cache,
             buffers,
             model,
@@ -144,7 +150,7 @@ impl GpuSequence {
         self.counters.readback_bytes += readback_bytes;
     }
 
-    /// One token through the step's plan; copies `bytes` of a result to a readback buffer and reads them.
+    /// One token through the step's plan; reads back as much of a result as `out` has room for, but for its last number: that is whether something was too large.
     fn run_step<T: bytemuck::Pod>(
         &mut self,
         token: u32,
@@ -153,17 +159,23 @@ impl GpuSequence {
         out: &mut [T],
     ) -> Result<()> {
         let device = self.model.device.clone();
-        device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::bytes_of(&token));
+        device.write(&self.buffers.tokens, 0, &[token])?;
         let (result, back) = from(&self.buffers);
         let bytes = std::mem::size_of_val(out) as u64;
         let call = self.cursor.call_within(1, reach);
         let (commands, dispatches) = device.encode(
             "step",
             |pass| self.step.record(pass, &self.coding, &call),
-            |encoder| encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes),
-        );
-        device.submit_and_read(commands, back, out)?;
+            |encoder| {
+                encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes - 4);
+                self.buffers.copy_reach(encoder, back, bytes - 4);
+            },
+        )?;
+        device.submit_and_read_unless(commands, back, out, &|| self.cancel.is_set())?;
         self.count(dispatches, bytes);
+        if bytemuck::cast_slice::<T, u32>(out).last().is_some_and(|reach| *reach != 0) {
+            return Err(self.buffers.too_large(&self.model)?);
+        }
         self.cursor.advance(&call);
         Ok(())
     }
@@ -171,16 +183,23 @@ impl GpuSequence {
     /// Tokens through the chunk's plan, and the logits after each of them where `logits` is given.
     fn run_chunk(&mut self, tokens: &[u32], call: Call, logits: Option<&mut Vec<f32>>, shared: &mut Shared) -> Result<()> {
         let device = self.model.device.clone();
-        device.queue.write_buffer(&self.buffers.tokens, 0, bytemuck::cast_slice(tokens));
-        let (count, layers) = (tokens.len() as u32, self.model.layers.len());
+        device.write(&self.buffers.tokens, 0, tokens)?;
+        let (count, layers, mut reach) = (tokens.len() as u32, self.model.layers.len(), [0f32]);
         let started = Instant::now();
         for start in (0..layers).step_by(shared.layers_per_submit) {
             let end = (start + shared.layers_per_submit).min(layers);
-            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), |_| ());
-            device.queue.submit([commands]);
-            self.count(dispatches, 0);
+            let copy = |encoder: &mut wgpu::CommandEncoder| self.buffers.copy_reach(encoder, &self.buffers.reach_back, 0);
+            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), copy)?;
+            if end < layers {
+                device.submit(commands)?;
+            } else {
+                device.submit_and_read_unless(commands, &self.buffers.reach_back, &mut reach, &|| self.cancel.is_set())?;
+            }
+            self.count(dispatches, if end < layers { 0 } else { 4 });
         }
-        device.wait(None)?;
+        if reach[0] > 0.0 {
+            return Err(self.buffers.too_large(&self.model)?);
+        }
         shared.adapt(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64, layers);
         if let Some(logits) = logits {
             let all = shared.all_logits(&self.model, &self.buffers)?;
@@ -188,8 +207,8 @@ impl GpuSequence {
             logits.resize(at + tokens.len() * vocab, 0.0);
             let bytes = (tokens.len() * vocab * 4) as u64;
             let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&all.logits, 0, &all.readback, 0, bytes);
-            let (commands, dispatches) = device.encode("logits", |pass| all.record(pass, count), copy);
-            device.submit_and_read(commands, &all.readback, &mut logits[at..])?;
+            let (commands, dispatches) = device.encode("logits", |pass| all.record(pass, count), copy)?;
+            device.submit_and_read_unless(commands, &all.readback, &mut logits[at..], &|| self.cancel.is_set())?;
             self.count(dispatches, bytes);
         }
         self.cursor.advance(&call);
@@ -204,11 +223,11 @@ impl GpuSequence {
         if shared.generation != self.generation {
             self.bind(shared)?;
         }
-        call(self, shared).inspect_err(|_| {
-            if self.cursor.fail(position, self.policy.max) {
-                self.cache.forget(&self.model.device);
-            }
-        })
+        if self.stale {
+            self.cache.forget(&self.model.device)?;
+            self.stale = false;
+        }
+        call(self, shared).inspect_err(|_| self.stale |= self.cursor.fail(position, self.policy.max))
     }
 
     /// Tokens chunk by chunk, and the logits that are asked for.
@@ -236,8 +255,9 @@ impl GpuSequence {
                         }
                         self.run_chunk(many, call, None, shared)?;
                     }
-                    out = vec![0.0; self.model.config.vocab_size];
+                    out = vec![0.0; self.model.config.vocab_size + 1];
                     self.run_step(*last, reach, |b| (&b.logits, &b.logits_back), &mut out)?;
+                    out.pop();
                 }
                 _ => self.run_chunk(now, self.cursor.call_within(now.len(), reach), (logits == Logits::All).then_some(&mut out), shared)?,
             }
@@ -259,7 +279,7 @@ pub(super) fn finite(logits: Vec<f32>) -> Result<Vec<f32>> {
 fn not_a_number() -> Error {
     Error::Numeric {
         what: "the model's output".into(),
-        message: "a logit is not a number; the checkpoint's weights overflow 16-bit arithmetic or are damaged".into(),
+        message: "a logit is not a number; the checkpoint's weights are damaged, or too large for this arithmetic".into(),
     }
 }
 
@@ -284,7 +304,7 @@ impl Sequence for GpuSequence {
     fn step(&mut self, token: u32) -> Result<u32> {
         self.cursor.check(&[token], self.model.config.vocab_size)?;
         self.whole(|sequence, _| {
-            let mut next = [0u32];
+            let mut next = [0u32; 2];
             let reach = sequence.cursor.reach(1);
             sequence.run_step(token, reach, |b| (&b.token, &b.token_back), &mut next)?;
             if (next[0] as usize) < sequence.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }
@@ -292,9 +312,7 @@ impl Sequence for GpuSequence {
     }
 
     fn truncate(&mut self, position: usize) {
-        if self.cursor.truncate(position) {
-            self.cache.forget(&self.model.device);
-        }
+        self.stale |= self.cursor.truncate(position);
     }
 
     fn kept_from(&self) -> usize {
@@ -313,6 +331,10 @@ impl Sequence for GpuSequence {
 
     fn counters(&self) -> StepCounters {
         self.counters
+    }
+
+    fn set_cancel(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {

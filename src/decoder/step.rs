@@ -13,7 +13,7 @@ use crate::kernels::credit::Credit;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::{Around, Matvec};
 use crate::kernels::merge::{self, Merge};
-use crate::kernels::prepare::{Prepare, Taken};
+use crate::kernels::prepare::{Prepare, Queries, Taken};
 use crate::kernels::score::{Block, CodedKeys, Score};
 use crate::kernels::values::{CodedValues, Values};
 use crate::rows::{Call, Selection, Stores};
@@ -39,6 +39,7 @@ impl Attention {
         let (layer, exact) = (&model.layers[index], &cache.layers[index]);
         let select = b.select.filter(|_| !many);
         let chosen = select.map(|select| (select, &b.chosen));
+        let queries = Queries { buffer: &b.queries, record: b.record, layer: index as u32 };
         let taken = coded.filter(|c| c.taken).map(|c| Taken { coded: &c.keys, table: &c.key_table, up: &c.key_up });
         let keys = coded.map(|c| CodedKeys {
             coded: &c.keys,
@@ -60,7 +61,7 @@ impl Attention {
         Ok(Attention {
             credit: credit.transpose()?,
             coded: coded.is_some(),
-            prepare: Prepare::plan(device, attention, &b.projected, &b.turns, &b.queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
+            prepare: Prepare::plan(device, attention, &b.projected, &b.turns, queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
             choose: choose.transpose()?,
             score: Score::plan(device, attention, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
             values: Values::plan(device, attention, &b.scores, b.columns, exact, slots, values, groups, &b.sums, &b.weights)?,

@@ -2,7 +2,6 @@
 
 use super::Device;
 use crate::{Error, Result};
-use std::sync::mpsc;
 
 impl Device {
     /// A zeroed storage buffer of `bytes` (rounded up to 16).
@@ -20,16 +19,16 @@ impl Device {
     pub(crate) fn upload<T: bytemuck::NoUninit>(&self, label: &str, data: &[T]) -> Result<wgpu::Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let buffer = self.buffer(label, bytes.len() as u64)?;
-        // `write_buffer` takes multiples of four.
+        // What is written is a multiple of four bytes.
         let whole = bytes.len() / 4 * 4;
-        self.queue.write_buffer(&buffer, 0, &bytes[..whole]);
+        self.write(&buffer, 0, &bytes[..whole])?;
         if whole < bytes.len() {
             let mut tail = [0u8; 4];
             tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            self.queue.write_buffer(&buffer, whole as u64, &tail);
+            self.write(&buffer, whole as u64, &tail)?;
         }
         // Hands the staging memory to the driver now, so that loading a model never holds all of it twice.
-        self.queue.submit([]);
+        self.owning("uploading", || self.queue.submit([]))?;
         Ok(buffer)
     }
 
@@ -40,16 +39,13 @@ impl Device {
         if size > self.max_binding().max(16) {
             return Err(out_of_memory());
         }
-        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false });
-        let validation = pollster::block_on(validation.pop());
-        if pollster::block_on(memory.pop()).is_some() {
-            return Err(out_of_memory());
-        }
-        match validation {
-            Some(e) => Err(Error::Gpu { what: format!("making the buffer {label}"), message: e.to_string() }),
-            None => Ok(buffer),
+        let guard = if usage.contains(wgpu::BufferUsages::STORAGE) { self.guard_bytes() } else { 0 };
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: size + guard, usage, mapped_at_creation: false };
+        match self.catching(|| self.device.create_buffer(&descriptor)) {
+            (buffer, None) if guard > 0 => self.guard(label, &buffer, size).map(|()| buffer),
+            (buffer, None) => Ok(buffer),
+            (_, Some(wgpu::Error::OutOfMemory { .. })) => Err(out_of_memory()),
+            (_, Some(e)) => Err(self.failed(&format!("making the buffer {label}"), e)),
         }
     }
 
@@ -58,79 +54,57 @@ impl Device {
         self.make(label, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
     }
 
+    /// Writes `data`, a multiple of four bytes, `offset` bytes into a buffer, before what is submitted next.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], or [`Error::Gpu`] where it does not fit.
+    pub(crate) fn write<T: bytemuck::NoUninit>(&self, buffer: &wgpu::Buffer, offset: u64, data: &[T]) -> Result<()> {
+        self.owning("writing to a buffer", || self.queue.write_buffer(buffer, offset, bytemuck::cast_slice(data)))
+    }
+
     /// Submits, waits, and returns the first `out.len()` elements of `from`, a buffer made by [`readback`](Self::readback).
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], or [`Error::Gpu`] where the driver fails.
+    /// Those of [`submit`](Self::submit) and of [`wait`](Self::wait).
     pub(crate) fn submit_and_read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
         &self,
         commands: wgpu::CommandBuffer,
         from: &wgpu::Buffer,
         out: &mut [T],
     ) -> Result<()> {
-        let index = self.queue.submit([commands]);
+        self.submit_and_read_unless(commands, from, out, &|| false)
+    }
+
+    /// The same, unless `stop` says that the caller no longer wants it.
+    ///
+    /// # Errors
+    /// Those of [`submit`](Self::submit) and of [`wait_unless`](Self::wait_unless).
+    pub(crate) fn submit_and_read_unless<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        commands: wgpu::CommandBuffer,
+        from: &wgpu::Buffer,
+        out: &mut [T],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let index = self.submit(commands)?;
         let bytes = std::mem::size_of_val(out) as u64;
-        let (send, receive) = mpsc::channel();
-        from.map_async(wgpu::MapMode::Read, 0..bytes, move |mapped| {
-            let _ = send.send(mapped);
-        });
-        let waited = self.wait(Some(index));
-        if let Ok(Err(e)) = receive.try_recv() {
-            return waited.and(Err(self.failed("reading back", e)));
-        }
-        let read = || {
-            waited?;
+        let arrival = self.owning("reading back", || self.mapped(from, bytes))?;
+        let read = |()| {
             let view = from.get_mapped_range(0..bytes).map_err(|e| self.failed("reading back", e))?;
             bytemuck::cast_slice_mut::<T, u8>(out).copy_from_slice(&view);
             Ok(())
         };
-        let done = read();
+        let done = self.block_on(arrival, Some(index), stop).and_then(read);
         // Also after a failure: a buffer that stays mapped cannot be copied to again.
         from.unmap();
         done
-    }
-
-    /// Waits until a submission, or everything submitted, is done.
-    ///
-    /// # Errors
-    /// As [`submit_and_read`](Self::submit_and_read).
-    pub(crate) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
-        let polled = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
-        self.check()?;
-        polled.map(|_| ()).map_err(|e| self.failed("waiting", e))
-    }
-
-    fn failed(&self, what: &str, e: impl std::fmt::Display) -> Error {
-        match self.check() {
-            Err(lost) => lost,
-            Ok(()) => Error::Gpu { what: what.to_owned(), message: e.to_string() },
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Options, Work, roofline_variants};
-
-    #[test]
-    fn a_refused_submission_is_an_error_and_the_next_one_works() {
-        let device = Device::open(&Options::default()).unwrap();
-        let numbers: Vec<f32> = (0..64).map(|n| n as f32).collect();
-        let from = device.upload("from", &numbers).unwrap();
-        let (to, back) = (device.buffer("to", 256).unwrap(), device.readback("back", 256).unwrap());
-        let copy = roofline_variants().into_iter().find(|v| v.flags == ["COPY"]).unwrap();
-        let kernel = device.kernel(copy, &[&from, &to]).unwrap();
-        let run = |workgroups: u32| {
-            let mut out = vec![0f32; 64];
-            let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&to, 0, &back, 0, 256);
-            let (commands, _) = device.encode("copy", |pass| kernel.record(pass, &[0u32, 16], [workgroups, 1, 1], Work::default()), copy);
-            device.submit_and_read(commands, &back, &mut out).map(|()| out)
-        };
-        let refused = run(u32::MAX).unwrap_err();
-        assert!(matches!(&refused, Error::Gpu { message, .. } if message.contains("4294967295")), "{refused}");
-        assert_eq!(run(1).unwrap(), numbers);
-    }
+    use crate::gpu::Options;
 
     #[test]
     fn a_buffer_larger_than_a_binding_is_refused_by_name() {

@@ -1,11 +1,15 @@
 //! Choosing an adapter and a tier, and opening the device.
 
+use super::canary::Canaries;
+use super::faults::Faults;
 use super::pipeline::Pipelines;
 use super::profile::Profile;
 use super::shader::IMMEDIATE_BYTES;
+use super::wait::Patience;
 use crate::gpu::Tuning;
 use crate::{Error, Result};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 /// What a device's kernels may use, best first. The best that the adapter offers is taken unless one is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -69,6 +73,18 @@ pub struct Options {
     pub tier: Option<Tier>,
     /// Caps the size of one binding below the adapter's own limit, in bytes.
     pub max_binding: Option<u64>,
+    /// After how long without anything being done a wait ends in an error.
+    ///
+    /// `None` takes a minute on a GPU and ten on a software renderer.
+    pub patience: Option<Duration>,
+    /// Leaves out of shaders the checks that keep every index inside its buffer.
+    ///
+    /// And those that keep every loop finite. Where a kernel then has a fault, the driver decides what becomes of it.
+    pub trusted_shaders: bool,
+    /// Puts known words behind every buffer, for tests.
+    ///
+    /// [`Device::overrun`] says by them where something was written that should not have been.
+    pub canaries: bool,
 }
 
 /// What `doctor` says of one adapter.
@@ -109,8 +125,9 @@ pub struct Device {
     tier: Tier,
     max_binding: u64,
     tuning: RwLock<Tuning>,
-    lost: Arc<Mutex<Option<String>>>,
-    refused: Arc<Mutex<Option<String>>>,
+    pub(super) faults: Arc<Faults>,
+    pub(super) patience: Patience,
+    pub(super) canaries: Option<Canaries>,
 }
 
 fn instance() -> wgpu::Instance {
@@ -222,30 +239,17 @@ impl Device {
         }))
         .map_err(|e| Error::Gpu { what: format!("opening {}", adapter.get_info().name), message: e.to_string() })?;
 
-        let lost = Arc::new(Mutex::new(None));
-        let note = lost.clone();
-        device.set_device_lost_callback(move |_, message| {
-            if let Ok(mut lost) = note.lock() {
-                lost.get_or_insert(message);
-            }
-        });
-        // Without this wgpu panics. What no scope caught, a refused submission say, is returned by the next check: the one that follows each wait.
-        let refused = Arc::new(Mutex::new(None));
-        let note = refused.clone();
-        device.on_uncaptured_error(Arc::new(move |error| {
-            log::error!("GPU: {error}");
-            if let Ok(mut refused) = note.lock() {
-                refused.get_or_insert(error.to_string());
-            }
-        }));
-
+        let faults = Faults::of(&device);
         // Kernels count in 32 bits, and so do bounds checks in MSL: below 4 GiB no index into a binding overflows.
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u32::MAX as u64);
         let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
-        let pipelines = Pipelines::new(tier);
-        let tuning = RwLock::new(Tuning::of(info.device_type == wgpu::DeviceType::Cpu));
-        Ok(Arc::new(Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, lost, refused }))
+        let software = info.device_type == wgpu::DeviceType::Cpu;
+        let (pipelines, patience) = (Pipelines::new(tier, options.trusted_shaders), Patience::new(options.patience, software));
+        let (tuning, canaries) = (RwLock::new(Tuning::of(software)), options.canaries.then(Canaries::default));
+        let opened = Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, faults, patience, canaries };
+        log::debug!("opened {}, {:?}, driver {}, tier {}", opened.name(), opened.info.backend, opened.driver(), tier.name());
+        Ok(Arc::new(opened))
     }
 
     /// The adapter's name.
@@ -295,16 +299,5 @@ impl Device {
     /// The smallest and the largest subgroup that the adapter says it forms.
     pub fn subgroups(&self) -> [u32; 2] {
         [self.info.subgroup_min_size, self.info.subgroup_max_size]
-    }
-
-    /// [`Error::DeviceLost`] once the driver has said so; [`Error::Gpu`], once, where it refused something since the last check.
-    pub(crate) fn check(&self) -> Result<()> {
-        if let Some(message) = &*self.lost.lock().unwrap_or_else(|e| e.into_inner()) {
-            return Err(Error::DeviceLost { message: message.clone() });
-        }
-        match self.refused.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            Some(message) => Err(Error::Gpu { what: "running commands".into(), message }),
-            None => Ok(()),
-        }
     }
 }

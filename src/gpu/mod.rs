@@ -2,20 +2,26 @@
 //! adapters, error scopes and mapped ranges.
 
 mod buffer;
+mod canary;
 mod device;
+mod faults;
 mod matrix;
 mod pipeline;
 mod profile;
 mod roofline;
 mod shader;
 mod tuning;
+mod wait;
 
 pub use device::{AdapterReport, Device, Options, Tier, adapters};
 pub use matrix::{Matrix, Part, pad};
 pub use pipeline::{Access, Kernel, Pass, Spec, Work};
 pub use profile::Timed;
+pub(crate) use roofline::empty_dispatches;
 pub use roofline::{Roofline, roofline};
-pub(crate) use roofline::{empty_dispatches, variants as roofline_variants};
 pub use shader::{SOURCES, preprocess};
 pub(crate) use tuning::SHARING;
 pub use tuning::{Tile, Tuning};
+
+#[cfg(test)]
+use roofline::spec as roofline_spec;

@@ -5,7 +5,9 @@ use super::shader::IMMEDIATE_BYTES;
 use super::{Device, Tier, shader};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What a kernel does with a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +39,12 @@ impl Spec {
     pub fn source(&self, tier: Tier) -> std::result::Result<String, String> {
         let flags: Vec<&str> = tier.flags().iter().copied().chain(self.flags.iter().copied()).collect();
         shader::preprocess(self.shader, &flags, &self.constants)
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {:?}", self.shader, self.flags, self.constants)
     }
 }
 
@@ -97,6 +105,7 @@ enum Recorder<'a> {
     Profile { device: &'a wgpu::Device, encoder: &'a mut wgpu::CommandEncoder, profile: &'a mut Profile },
 }
 
+#[derive(Clone)]
 struct Made {
     pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
@@ -104,12 +113,17 @@ struct Made {
 
 pub(crate) struct Pipelines {
     tier: Tier,
+    trusted: bool,
     made: Mutex<HashMap<Spec, Made>>,
 }
 
 impl Pipelines {
-    pub(super) fn new(tier: Tier) -> Pipelines {
-        Pipelines { tier, made: Mutex::new(HashMap::new()) }
+    pub(super) fn new(tier: Tier, trusted: bool) -> Pipelines {
+        Pipelines { tier, trusted, made: Mutex::default() }
+    }
+
+    fn made(&self) -> MutexGuard<'_, HashMap<Spec, Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,41 +134,48 @@ impl Device {
     /// [`Error::Gpu`] with the driver's words where it refuses the shader or a binding.
     pub(crate) fn kernel(&self, spec: Spec, buffers: &[&wgpu::Buffer]) -> Result<Kernel> {
         assert_eq!(spec.bindings.len(), buffers.len(), "{}: bindings", spec.shader);
-        let what = |verb: &str| format!("{verb} {} {:?} {:?}", spec.shader, spec.flags, spec.constants);
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let mut made = self.pipelines.made.lock().unwrap_or_else(|e| e.into_inner());
-        if !made.contains_key(&spec) {
-            let new = self.compile(&spec).map_err(|message| Error::Gpu { what: what("preparing"), message })?;
-            made.insert(spec.clone(), new);
-        }
-        let Made { pipeline, layout } = &made[&spec];
+        let found = self.pipelines.made().get(&spec).cloned();
+        let Made { pipeline, layout } = match found {
+            Some(made) => made,
+            // Nobody waits meanwhile for what is there already; two who want the same make it twice, and share what was there first.
+            None => {
+                let made = self.compile(&spec)?;
+                self.pipelines.made().entry(spec.clone()).or_insert(made).clone()
+            }
+        };
         let entries: Vec<_> = spec
             .bindings
             .iter()
             .zip(buffers)
             .map(|((binding, _), b)| wgpu::BindGroupEntry { binding: *binding, resource: b.as_entire_binding() })
             .collect();
-        let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(spec.shader), layout, entries: &entries });
+        let descriptor = wgpu::BindGroupDescriptor { label: Some(spec.shader), layout: &layout, entries: &entries };
+        let bind_group = self.owning(&format!("binding {spec}"), || self.device.create_bind_group(&descriptor))?;
         let name = spec.flags.iter().fold(spec.shader.trim_end_matches(".wgsl").to_owned(), |name, flag| name + " " + flag);
-        let kernel = Kernel { name: name.into(), pipeline: pipeline.clone(), bind_group };
-        match pollster::block_on(scope.pop()) {
-            Some(e) => {
-                made.remove(&spec);
-                Err(Error::Gpu { what: what("making"), message: e.to_string() })
-            }
-            // What is no fault of the shader's, a driver out of memory say, reaches the device's own handler.
-            None => self.check().map(|()| kernel).inspect_err(|_| drop(made.remove(&spec))),
-        }
+        Ok(Kernel { name: name.into(), pipeline, bind_group })
     }
 
-    fn compile(&self, spec: &Spec) -> std::result::Result<Made, String> {
-        let source = spec.source(self.pipelines.tier)?;
+    /// Every variant that was asked for so far and could be made, in no order.
+    pub fn specs(&self) -> Vec<Spec> {
+        self.pipelines.made().keys().cloned().collect()
+    }
+
+    fn compile(&self, spec: &Spec) -> Result<Made> {
+        let started = Instant::now();
+        let source = spec.source(self.pipelines.tier).map_err(|message| Error::Gpu { what: format!("preparing {spec}"), message })?;
+        let made = self.owning(&format!("making {spec}"), || self.pipeline(spec, source))?;
+        log::debug!("made {spec} in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
+        Ok(made)
+    }
+
+    fn pipeline(&self, spec: &Spec, source: String) -> Made {
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(spec.shader), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        let module = if cfg!(debug_assertions) {
-            self.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: these are our own shaders; the tests run every one of them with the checks on, on odd sizes, and their loops end.
+        let module = if self.pipelines.trusted {
+            // SAFETY: whoever opened the device asked for it. These are our own shaders; their tests hold what they write inside its buffers by words behind these, and their
+            // loops end.
             unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        } else {
+            self.device.create_shader_module(descriptor)
         };
         let entries: Vec<_> = spec
             .bindings
@@ -185,16 +206,23 @@ impl Device {
             compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() },
             cache: None,
         });
-        Ok(Made { pipeline, layout })
+        Made { pipeline, layout }
     }
 
     /// Records a compute pass and returns the commands with the number of dispatches.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], or [`Error::Gpu`] where what was recorded is refused.
     pub(crate) fn encode(
         &self,
         label: &str,
         record: impl FnOnce(&mut Pass),
         after: impl FnOnce(&mut wgpu::CommandEncoder),
-    ) -> (wgpu::CommandBuffer, u32) {
+    ) -> Result<(wgpu::CommandBuffer, u32)> {
+        self.owning(label, || self.recorded(label, record, after))
+    }
+
+    fn recorded(&self, label: &str, record: impl FnOnce(&mut Pass), after: impl FnOnce(&mut wgpu::CommandEncoder)) -> (wgpu::CommandBuffer, u32) {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
         let profiling = || self.profile.lock().unwrap_or_else(|e| e.into_inner());
         let mut profile = profiling().take();

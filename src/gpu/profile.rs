@@ -74,7 +74,7 @@ impl Device {
                 encoder.resolve_query_set(set, 0..2 * entries.len() as u32, &resolved, 0);
                 encoder.copy_buffer_to_buffer(&resolved, 0, &back, 0, bytes);
             };
-            self.submit_and_read(self.encode("timestamps", |_| (), copy).0, &back, &mut stamps)?;
+            self.submit_and_read(self.encode("timestamps", |_| (), copy)?.0, &back, &mut stamps)?;
             let seconds = |[begin, end]: [u64; 2]| end.wrapping_sub(begin) as f64 * period;
             timed.extend(entries.iter().zip(stamps).map(|((kernel, work), stamps)| Timed {
                 kernel: kernel.clone(),
@@ -89,21 +89,21 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Options, roofline_variants};
+    use crate::gpu::{Options, roofline_spec};
 
     #[test]
     fn every_dispatch_has_a_time_and_only_while_asked_for() {
         let device = Device::open(&Options::default()).unwrap();
-        let copy = roofline_variants().into_iter().find(|v| v.flags == ["COPY"]).unwrap();
+        let copy = roofline_spec(&["COPY"]);
         let (bytes, most) = (4 << 20, DISPATCHES as usize + 3);
         let (from, to) = (device.buffer("from", bytes).unwrap(), device.buffer("to", bytes).unwrap());
         let kernel = device.kernel(copy, &[&from, &to]).unwrap().called("all of it");
         let run = |count: u32, times: usize| {
             let work = Work { bytes: 32 * u64::from(count), flops: 0 };
             let record = |pass: &mut crate::gpu::Pass| (0..times).for_each(|_| kernel.record(pass, &[0u32, count], [64, 1, 1], work));
-            let (commands, dispatches) = device.encode("copy", record, |_| ());
-            let index = device.queue.submit([commands]);
-            device.wait(Some(index))?;
+            let (commands, dispatches) = device.encode("copy", record, |_| ())?;
+            device.submit(commands)?;
+            device.wait()?;
             Ok(dispatches)
         };
         // More than one query set holds.

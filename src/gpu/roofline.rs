@@ -26,7 +26,7 @@ struct Step {
 const WORKGROUP: u32 = 256;
 const LANES: u64 = 1024 * WORKGROUP as u64;
 
-fn spec(flags: &[&'static str]) -> Spec {
+pub(super) fn spec(flags: &[&'static str]) -> Spec {
     let constants = BTreeMap::from([("WORKGROUP", WORKGROUP)]);
     Spec { shader: "roofline.wgsl", flags: flags.to_vec(), constants, bindings: vec![(0, Access::Read), (1, Access::Write)] }
 }
@@ -39,13 +39,8 @@ pub(crate) fn empty_dispatches(device: &Device, count: usize) -> Result<()> {
     let [source, sink] = [device.buffer("empty/source", 16)?, device.buffer("empty/sink", 16)?];
     let kernel = device.kernel(spec(&["COPY"]), &[&source, &sink])?;
     let record = |pass: &mut super::Pass| (0..count).for_each(|_| kernel.record(pass, &Step { rounds: 0, count: 0 }, [1, 1, 1], Work::default()));
-    let index = device.queue.submit([device.encode("empty", record, |_| ()).0]);
-    device.wait(Some(index))
-}
-
-/// Every variant, for the offline translation test.
-pub(crate) fn variants() -> Vec<Spec> {
-    vec![spec(&["COPY"]), spec(&[]), spec(&["HALVES"])]
+    device.submit(device.encode("empty", record, |_| ())?.0)?;
+    device.wait()
 }
 
 /// Bytes of either buffer of the copy: more than any cache holds.
@@ -77,10 +72,10 @@ pub fn roofline(device: &Device) -> Result<Roofline> {
         let (mut best, started, mut runs) = (f64::INFINITY, Instant::now(), 0);
         while runs < 3 || started.elapsed() < Duration::from_millis(60) {
             let record = |pass: &mut super::Pass| (0..times).for_each(|_| kernel.record(pass, &step, [groups, 1, 1], Work::default()));
-            let (commands, _) = device.encode("roofline", record, |_| ());
+            let (commands, _) = device.encode("roofline", record, |_| ())?;
             let start = Instant::now();
-            let index = device.queue.submit([commands]);
-            device.wait(Some(index))?;
+            device.submit(commands)?;
+            device.wait()?;
             best = best.min(start.elapsed().as_secs_f64());
             runs += 1;
         }

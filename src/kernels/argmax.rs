@@ -21,10 +21,6 @@ pub(super) fn variant(flags: &[&'static str]) -> Spec {
     spec("argmax.wgsl", flags, &[("WORKGROUP", 256)], &[(0, Access::Read), (1, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    [&[][..], &["LEAVE"], &["CHOOSE"]].map(variant).into()
-}
-
 impl Argmax {
     /// `logits`: `[vocab]` f32; `token`: `[1]` u32.
     pub(crate) fn plan(device: &Device, logits: &wgpu::Buffer, token: &wgpu::Buffer, vocab: u32) -> Result<Argmax> {

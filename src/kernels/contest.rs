@@ -63,10 +63,6 @@ fn variant(vague: Vague) -> Spec {
     spec("contest.wgsl", &flags, &[("WORKGROUP", WORKGROUP)], &bindings[..if vague.is_sketched() { 3 } else { 2 }])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(variant).into()
-}
-
 impl Contest {
     /// `sketched`: where tokens stand in sketches, if there are any.
     pub(crate) fn plan(device: &Device, side: &EvictionStore, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Contest> {

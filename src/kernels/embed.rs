@@ -21,10 +21,6 @@ pub(super) fn variant() -> Spec {
     spec("embed.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Embed {
     /// `tokens`: `[n]` u32, each below the table's rows; `out`: `[n][stride]` f32.
     pub(crate) fn plan(device: &Device, table: &Matrix, tokens: &wgpu::Buffer, out: &wgpu::Buffer) -> Result<Embed> {

@@ -27,10 +27,6 @@ fn variant() -> Spec {
     spec("energy.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("LOTS", LOTS as u32)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Energy {
     /// `y`: `[n][pad(width)]`; `z`: `[n][rank]`; `sums`: `[rows][LOTS][2]`, of which this adds to those of `row`. f32.
     pub(crate) fn plan(

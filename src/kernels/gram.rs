@@ -22,10 +22,6 @@ fn variant() -> Spec {
     spec("gram.wgsl", &[], &[], &[(0, Access::Read), (1, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Gram {
     /// `x`: `[n][pad(width)]`; `sums`: `[width + 1][width]`, products and then the numbers themselves. f32.
     pub(crate) fn plan(device: &Device, x: &wgpu::Buffer, width: usize, sums: &wgpu::Buffer) -> Result<Gram> {

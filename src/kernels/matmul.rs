@@ -3,8 +3,8 @@
 use super::matvec::Around;
 use super::spec;
 use crate::Result;
+use crate::gpu::Tile;
 use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
-use crate::gpu::{Tile, Tuning};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -31,10 +31,6 @@ pub(super) fn variant(flags: &[&'static str], tile: &Tile) -> Spec {
     }
     let Tile { tokens, rows, depth, lane_tokens, lane_rows } = *tile;
     spec("matmul.wgsl", flags, &[("BM", tokens), ("BN", rows), ("BK", depth), ("TM", lane_tokens), ("TN", lane_rows)], &bindings)
-}
-
-pub(super) fn variants() -> Vec<Spec> {
-    [&[][..], &["FULL"], &["GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]].iter().map(|flags| variant(flags, &Tuning::of(false).tile)).collect()
 }
 
 impl Matmul {

@@ -60,12 +60,6 @@ pub(super) fn variant(flags: &[&'static str], rows: u32, tuning: &Tuning) -> Spe
     spec("matvec.wgsl", flags, &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let kinds = [&[][..], &["NORM"], &["NORM", "GATED"], &["RESIDUAL"], &["RESIDUAL", "BIAS"]];
-    let pairs = kinds.iter().flat_map(|flags| [flags.to_vec(), [&["PAIRED"], *flags].concat()]);
-    pairs.flat_map(|flags| [true, false].map(|software| variant(&flags, 32, &Tuning::of(software)))).collect()
-}
-
 /// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
 /// or 32, AMD 32 to 64 and forms either. The shader reads what they really are; a workgroup has as many rows as it then takes at once, or takes them in several goes.
 fn subgroup(min: u32, max: u32) -> u32 {

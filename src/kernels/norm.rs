@@ -22,10 +22,6 @@ pub(super) fn variant() -> Spec {
     spec("norm.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Norm {
     /// `x`, `out`: `[n][pad(width)]` f32, padding zero; `gain`: `[pad(width)]`.
     pub(crate) fn plan(device: &Device, x: &wgpu::Buffer, gain: &wgpu::Buffer, out: &wgpu::Buffer, width: usize, epsilon: f32) -> Result<Norm> {

@@ -34,10 +34,6 @@ pub(super) fn variant() -> Spec {
     spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS), ("BANDS", BANDS)], &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Pack {
     /// The table of a format.
     pub(crate) fn table(format: &Format) -> Vec<[u32; 4]> {

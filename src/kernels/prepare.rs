@@ -17,6 +17,24 @@ struct Step {
     sinks: u32,
     ring: u32,
     epsilon: f32,
+    record: u32,
+    layer: u32,
+}
+
+/// Where a layer's turned queries go, and what it notes besides.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries<'a> {
+    /// `[n][H][pad(head_dim)]` f32, and behind those of a token its taken ones; from number `record` on [`record_len`] numbers.
+    pub buffer: &'a wgpu::Buffer,
+    /// The largest number that 16 bits did not hold, of all layers, and by layer that of keys and that of values; zero where all fit.
+    pub record: u32,
+    /// The layer's place in it.
+    pub layer: u32,
+}
+
+/// Numbers of [`Queries::record`] for so many layers.
+pub(crate) fn record_len(layers: usize) -> usize {
+    1 + 2 * layers
 }
 
 /// What takes queries to the coordinates of coded keys.
@@ -82,7 +100,7 @@ pub(super) fn variants() -> Vec<Spec> {
 }
 
 impl Prepare {
-    /// `projected`: `[n][`[`AttentionShape::projection_row`]`]` f32; `turns`: RoPE's tables; `queries`: `[n][H][pad(head_dim)]`, and behind those of a token its taken ones; `added`: QK-norm's gains
+    /// `projected`: `[n][`[`AttentionShape::projection_row`]`]` f32; `turns`: RoPE's tables; `added`: QK-norm's gains
     /// `[2][head_dim]` where the model has them, then biases as a token in `projected` where `bias`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn plan(
@@ -90,14 +108,14 @@ impl Prepare {
         attention: &AttentionShape,
         projected: &wgpu::Buffer,
         turns: &wgpu::Buffer,
-        queries: &wgpu::Buffer,
+        queries: Queries,
         cache: &ExactRows,
         slots: Slots,
         added: Option<&wgpu::Buffer>,
         bias: bool,
         taken: Option<Taken>,
     ) -> Result<Prepare> {
-        let mut buffers = vec![projected, turns, queries, &cache.keys, &cache.values];
+        let mut buffers = vec![projected, turns, queries.buffer, &cache.keys, &cache.values];
         buffers.extend(added);
         buffers.extend(taken.iter().flat_map(|taken| [taken.table, taken.up]));
         let whole = attention.heads * pad(attention.head_dim);
@@ -108,6 +126,8 @@ impl Prepare {
             sinks: slots.sinks,
             ring: slots.ring,
             epsilon: attention.epsilon,
+            record: queries.record,
+            layer: queries.layer,
         };
         let kv_heads = attention.kv_heads;
         let takes = taken.map(|taken| {
@@ -137,7 +157,7 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, coded_side, frequencies, numbers, run, tuned_devices, turned};
+    use crate::kernels::oracle::{assert_close, coded_side, devices, frequencies, numbers, run, tuned_devices, turned};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::turns;
     use half::f16;
@@ -190,16 +210,18 @@ mod tests {
             for (device, tuning) in tuned_devices(None) {
                 let [projected, turns] =
                     [&projected, turns(&frequencies(c.head_dim), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
-                let out = device.buffer("queries", queries.len() as u64 * 4).unwrap();
+                let out = device.buffer("queries", (queries.len() + record_len(2)) as u64 * 4).unwrap();
+                let into = Queries { buffer: &out, record: queries.len() as u32, layer: 1 };
                 let count = if taken { slots.count() } else { 70 };
                 let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
                 let cache = ExactRows { keys: rows(), values: rows(), side: None };
                 let buffer = (!added.is_empty()).then(|| device.upload("added", &added).unwrap());
                 let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
                 let to = taken.then_some(Taken { coded: &side.coded, table: &table, up: &up });
-                let prepare = Prepare::plan(&device, &c, &projected, &turns, &out, &cache, slots, buffer.as_ref(), bias, to).unwrap();
+                let prepare = Prepare::plan(&device, &c, &projected, &turns, into, &cache, slots, buffer.as_ref(), bias, to).unwrap();
                 let what = |side: &str| format!("{side}, norm: {qk_norm}, taken: {taken}, {:?}, {tuning:?}", device.tier());
-                let got = run::<f32>(&device, &out, queries.len(), |pass| prepare.record(pass, first as u32, tokens as u32));
+                let mut got = run::<f32>(&device, &out, queries.len() + record_len(2), |pass| prepare.record(pass, first as u32, tokens as u32));
+                assert_eq!(got.split_off(queries.len()), [0.0; 5], "{}", what("nothing was too large"));
                 assert_close(got.into_iter().map(f64::from), &queries, 1e-10, &what("queries"));
                 for (side, buffer, expected) in [("keys", &cache.keys, &key_rows), ("values", &cache.values, &value_rows)] {
                     let mut got = run::<f16>(&device, buffer, count * row, |_| ());
@@ -209,6 +231,30 @@ mod tests {
                     assert_close(written.iter().map(|x| x.to_f64()), expected, 1e-6, &what(side));
                 }
             }
+        }
+    }
+
+    /// A key and a value that 16 bits do not hold, and one of each that they just do: the largest of each side is noted at its layer.
+    #[test]
+    fn what_16_bits_do_not_hold_is_noted() {
+        let attention = AttentionShape::of(false, None, 2, 1, 8);
+        let (stride, tokens) = (attention.projection_row(), 3);
+        let (key, value) = (16, 24);
+        for device in devices(None) {
+            let note = |large: &[(usize, f32)]| {
+                let mut projected = vec![0.5f32; tokens * stride];
+                large.iter().for_each(|&(at, x)| projected[at] = x);
+                let [projected, turns] = [&projected, turns(&frequencies(8), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                let count = tokens * attention.query_row();
+                let out = device.buffer("queries", 4 * (count + record_len(3)) as u64).unwrap();
+                let rows = || device.buffer("rows", 2 * (tokens * attention.kv_row()) as u64).unwrap();
+                let cache = ExactRows { keys: rows(), values: rows(), side: None };
+                let into = Queries { buffer: &out, record: count as u32, layer: 2 };
+                let prepare = Prepare::plan(&device, &attention, &projected, &turns, into, &cache, Slots::ALL, None, false, None).unwrap();
+                run::<f32>(&device, &out, count + record_len(3), |pass| prepare.record(pass, 0, tokens as u32)).split_off(count)
+            };
+            assert_eq!(note(&[(key + 1, 65504.0), (value + 2, -65519.0)]), [0.0; 7]);
+            assert_eq!(note(&[(key + 1, -71000.0), (stride + value + 2, 65520.0)]), [71000.0, 0.0, 0.0, 0.0, 0.0, 71000.0, 65520.0]);
         }
     }
 }

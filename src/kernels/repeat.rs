@@ -23,14 +23,10 @@ fn variant() -> Spec {
     spec("repeat.wgsl", &[], &[("WORKGROUP", WORKGROUP)], &[(0, Access::Read), (1, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    vec![variant()]
-}
-
 impl Repeat {
     /// All of `to` from all of `pattern`; both are whole vectors of 16 bytes, as every buffer is.
     pub(crate) fn plan(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<Repeat> {
-        let [period, count] = [pattern, to].map(|buffer| (buffer.size() / 16) as u32);
+        let [period, count] = [pattern, to].map(|buffer| (device.bytes_of(buffer) / 16) as u32);
         Ok(Repeat { kernel: device.kernel(variant(), &[pattern, to])?, step: Step { count, period } })
     }
 

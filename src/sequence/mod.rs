@@ -89,7 +89,7 @@ pub trait Sequence: Send {
     /// [`crate::Error::Context`] where they do not fit (nothing is appended), [`crate::Error::Argument`] for a token outside the vocabulary, and the device's.
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>>;
 
-    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU: one submit, four bytes read back.
+    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU: one submit, eight bytes read back.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -110,7 +110,9 @@ pub trait Sequence: Send {
     /// What the last call cost.
     fn counters(&self) -> StepCounters;
 
-    /// Has calls that read a whole text stop, with [`crate::Error::Interrupted`], where `cancel` is set. Others are short.
+    /// Has calls stop where `cancel` is set, with [`crate::Error::Interrupted`].
+    ///
+    /// Those that read a whole text do between two chunks, and on a GPU those that take longer than a second.
     fn set_cancel(&mut self, _cancel: Cancel) {}
 
     /// The coded rows that are read; none in an exact cache.

@@ -58,11 +58,14 @@ impl<R: Reader> Prompted<R> {
         }
         let (inner, found) = if tokens.len() < self.pays_from.max(1) {
             let mut inner = self.reader.sequence(SequenceOptions { method: CacheMethod::Full, ..self.options })?;
+            inner.set_cancel(self.cancel.clone());
             let found = inner.forward(tokens, logits)?;
             (inner, found)
         } else {
             let prompt = Prompt { tokens, bases: self.bases.as_ref(), logits, cancel: &self.cancel };
-            self.reader.prompt(&prompt, self.options)?
+            let (mut inner, found) = self.reader.prompt(&prompt, self.options)?;
+            inner.set_cancel(self.cancel.clone());
+            (inner, found)
         };
         (self.inner, self.prompt, self.check_at) = (Some(inner), tokens.len(), tokens.len() + REFIT);
         Ok(found)
@@ -138,6 +141,9 @@ impl<R: Reader> Sequence for Prompted<R> {
     }
 
     fn set_cancel(&mut self, cancel: Cancel) {
+        if let Some(inner) = &mut self.inner {
+            inner.set_cancel(cancel.clone());
+        }
         self.cancel = cancel;
     }
 

@@ -1,0 +1,97 @@
+//! What is asked for: every way to keep a text, on models of every family, run on one device that notes the variants it made.
+
+use super::common::rows::{coded, ways};
+use super::common::{Random, SyntheticModel, device, families};
+use lowkey::checkpoint::Checkpoint;
+use lowkey::compress::{Budget, Method, Plan, Solver, factor};
+use lowkey::decoder::Model;
+use lowkey::gpu::{Device, Options, Spec, Tuning, roofline};
+use lowkey::rows::{CacheMethod, Exact, Read, Reviver, RowSet, Vague, Xkv};
+use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
+use lowkey::task::Cancel;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Tokens that are read at once, and how many there is room for.
+const TEXT: usize = 150;
+const CAPACITY: usize = 200;
+const EXACT: Exact = Exact { sinks: 4, recent: 10 };
+
+/// All variants that were made. What stands behind buffers is as it was.
+pub fn specs() -> Vec<Spec> {
+    // The roofline's buffers need not be large.
+    let device = device(Options { max_binding: Some(16 << 20), canaries: true, ..Options::default() });
+    // As a GPU has it, with more logits than one workgroup looks at; then as a software renderer has it.
+    for tuning in [Tuning { logits: 100, ..Tuning::of(false) }, Tuning::of(true)] {
+        device.set_tuning(tuning);
+        let wide = SyntheticModel { kv_heads: 2, heads: 4, head_dim: 48, hidden: 64, ..SyntheticModel::default() };
+        every_way(&device, &wide);
+    }
+    for (_, synthetic) in families() {
+        of_family(&device, &synthetic);
+    }
+    roofline(&device).unwrap();
+    assert_eq!(device.overrun().unwrap(), None, "a buffer behind which something was written");
+    assert_eq!(device.unowned_error(), None);
+    device.specs()
+}
+
+fn options(method: CacheMethod) -> SequenceOptions {
+    SequenceOptions { capacity: CAPACITY, exact: Some(EXACT), method, ..SequenceOptions::default() }
+}
+
+/// A text, whose logits are all asked for, and a few tokens after it.
+fn read(model: &Arc<Model>, method: CacheMethod) {
+    let vocab = model.config().vocab_size;
+    let mut sequence = model.sequence(options(method)).unwrap();
+    sequence.forward(&Random(1).tokens(TEXT, vocab), Logits::All).unwrap();
+    go_on(&mut sequence, vocab);
+}
+
+fn go_on(sequence: &mut dyn Sequence, vocab: usize) {
+    for token in Random(2).tokens(40, vocab) {
+        sequence.step(token).unwrap();
+    }
+}
+
+fn loaded(checkpoint: &Checkpoint, rows: Option<RowSet>, device: &Arc<Device>) -> Arc<Model> {
+    Arc::new(Model::with_rows(checkpoint, rows, device.clone()).unwrap())
+}
+
+/// Every way to code rows and to read them, those of blocks, those of a prompt of its own, and whatever is left of evicted tokens.
+fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let (all, some) = (CacheMethod::Calibrated(Read::All), CacheMethod::Calibrated(Read::top(Some(16))));
+    let keep = |vague| Budget::Keep(if vague == Vague::Rows { 1.0 } else { 0.5 });
+    let evicting = |vague| CacheMethod::Evict(Reviver::new(keep(vague), Some(vague)));
+    let dense = loaded(&checkpoint, None, device);
+    read(&dense, CacheMethod::Full);
+    [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().for_each(|vague| read(&dense, evicting(vague)));
+    for (_, specs) in ways(checkpoint.config()) {
+        let model = loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device);
+        [all, some, evicting(Vague::Rows)].into_iter().for_each(|method| read(&model, method));
+    }
+    for method in [Method::Kivi, Method::KVarN] {
+        let rows = factor(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
+        read(&loaded(&checkpoint, Some(rows), device), all);
+    }
+    let (tokens, vocab) = (Random(3).tokens(TEXT, dense.config().vocab_size), dense.config().vocab_size);
+    let (bases, cancel) = (Solver(Xkv { layers: 2, budget: Budget::Bytes(1 << 20), bits: Some(4) }), Cancel::default());
+    for method in [all, some] {
+        let prompt = Prompt { tokens: &tokens, bases: &bases, logits: Logits::All, cancel: &cancel };
+        go_on(&mut dense.read_prompt(&prompt, options(method)).unwrap().0, vocab);
+    }
+}
+
+/// What a family adds: norms, biases, a window, heads of another width; dense and coded, with queries taken to coordinates and with keys rebuilt.
+fn of_family(device: &Arc<Device>, synthetic: &SyntheticModel) {
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    read(&loaded(&checkpoint, None, device), CacheMethod::Full);
+    for (_, specs) in ways(checkpoint.config()).into_iter().take(4).step_by(3) {
+        read(&loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device), CacheMethod::Calibrated(Read::All));
+    }
+    let random = Arc::new(Model::random(checkpoint.config(), device.clone(), 1).unwrap());
+    random.random_sequence(None, options(CacheMethod::Full), 1).unwrap().step(1).unwrap();
+}
