@@ -147,7 +147,7 @@ impl Run<'_> {
             methods.dedup();
             for method in methods {
                 let options = SequenceOptions { capacity, method, ..SequenceOptions::default() };
-                let made = RowsMade { exact: loaded.checkpoint().factored().map(|factored| factored.exact), turning: loaded.checkpoint().turning()? };
+                let made = RowsMade::of(loaded.checkpoint())?;
                 subjects.push(Subject {
                     model: model.clone(),
                     method: method.name().unwrap_or(loaded.method()).into(),
