@@ -8,7 +8,8 @@
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
-use crate::checkpoint::Config;
+use crate::Result;
+use crate::checkpoint::{Checkpoint, Config};
 use crate::rows::{Exact, Price, Read, RowSet, RowSpec, Selection, Stores};
 use crate::sequence::{Sequence, SequenceOptions};
 
@@ -51,6 +52,16 @@ pub struct RowsMade {
     pub exact: Option<Exact>,
     /// By row, frequency pairs in which a mean turns, over all its heads ([`RowSet::turning`]).
     pub turning: Vec<usize>,
+}
+
+impl RowsMade {
+    /// The rows of `checkpoint`.
+    ///
+    /// # Errors
+    /// Those of reading their means.
+    pub fn of(checkpoint: &Checkpoint) -> Result<RowsMade> {
+        Ok(RowsMade { exact: checkpoint.factored().map(|factored| factored.exact), turning: checkpoint.turning()? })
+    }
 }
 
 /// What a decode step costs at the least, for a sequence with these options that has read its prompt, of a model that comes with the rows `made`, its weights taking `bytes_per_weight` in memory.

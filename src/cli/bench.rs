@@ -123,6 +123,9 @@ struct Run<'a> {
     roofline: Option<Roofline>,
 }
 
+/// A kind of rows, how many frequency pairs turn in each, and a sequence of them.
+type Filled = (RandomRows, Vec<usize>, Text);
+
 impl Run<'_> {
     /// The device's ceilings: measured once.
     fn roofline(&mut self) -> Result<Roofline> {
@@ -150,7 +153,7 @@ impl Run<'_> {
             methods.dedup();
             for method in methods {
                 let options = SequenceOptions { capacity, method, ..SequenceOptions::default() };
-                let made = RowsMade { exact: loaded.checkpoint().factored().map(|factored| factored.exact), turning: loaded.checkpoint().turning()? };
+                let made = RowsMade::of(loaded.checkpoint())?;
                 subjects.push(Subject {
                     model: model.clone(),
                     method: method.name().unwrap_or(loaded.method()).into(),
@@ -220,14 +223,16 @@ impl Run<'_> {
         self.console.remark(&format!("{}, {what}: left out: {error}", shape.name()));
     }
 
-    /// A sequence of every kind of `rows` that fits.
-    fn sequences(&mut self, shape: Shape, model: &Arc<decoder::Model>, rows: &[RandomRows], capacity: usize) -> Result<Vec<(RandomRows, Text)>> {
+    /// A sequence of every kind of `rows` that fits, with the frequency pairs in which the means of its rows turn.
+    fn sequences(&mut self, shape: Shape, model: &Arc<decoder::Model>, rows: &[RandomRows], capacity: usize) -> Result<Vec<Filled>> {
         let mut sequences = Vec::new();
         for &rows in rows {
             self.bar.show("fill", 0, None)?;
             let options = SequenceOptions { capacity, method: CacheMethod::Calibrated(rows.read()), ..SequenceOptions::default() };
-            match model.random_sequence(rows.rows(model.config()).as_ref(), options, 2) {
-                Ok(sequence) => sequences.push((rows, Text::Random(Box::new(sequence)))),
+            let set = rows.rows(model.config());
+            let turning = set.as_ref().map_or(Vec::new(), |set| set.turning(model.config().head_dim));
+            match model.random_sequence(set.as_ref(), options, 2) {
+                Ok(sequence) => sequences.push((rows, turning, Text::Random(Box::new(sequence)))),
                 Err(error @ Error::OutOfMemory { .. }) => self.unfit(shape, rows.name(), &error),
                 Err(error) => return Err(name_depth(error)),
             }
@@ -238,9 +243,8 @@ impl Run<'_> {
     fn shapes(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], capacity: usize) -> Result<()> {
         let mut all: Vec<Row> = Vec::new();
         self.random(shapes, |run, shape, model| {
-            let subject = |(rows, text): (RandomRows, Text)| {
+            let subject = |(rows, turning, text): Filled| {
                 let config = model.config().clone();
-                let turning = rows.rows(&config).map_or(Vec::new(), |set| set.turning(config.head_dim));
                 Subject {
                     model: shape.name().into(),
                     method: rows.method().into(),
@@ -276,7 +280,7 @@ impl Run<'_> {
                 deepest,
             };
             let mut subjects: Vec<_> =
-                run.sequences(shape, &model, rows, capacity)?.into_iter().map(|(rows, text)| subject(rows.name(), text, deepest)).collect();
+                run.sequences(shape, &model, rows, capacity)?.into_iter().map(|(rows, _, text)| subject(rows.name(), text, deepest)).collect();
             // What a sequence that forgets has beside its rows has to be read: few tokens will do.
             let method = CacheMethod::Evict(Reviver::new(Budget::Keep(0.25), Some(Vague::None)));
             let read = deepest.min(EVICTING);

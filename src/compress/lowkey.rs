@@ -95,6 +95,7 @@ impl Solver<'_> {
         Ok(vec![unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)])
     }
 
+    /// A root of `M` of one side of a layer, of keys after RoPE where they are `turned`.
     fn metric(&self, layer: usize, side: Side, turned: bool) -> Result<Roots> {
         Roots::of(&format!("the sensitivity of layer {layer}"), &self.gram(layer, side, turned)?)
     }
@@ -103,7 +104,7 @@ impl Solver<'_> {
     fn gram(&self, layer: usize, side: Side, turned: bool) -> Result<DMatrix<f64>> {
         let n = self.context.heads * self.context.head_dim;
         let missing = |kind: &str| {
-            let message = format!("hold no {kind} sensitivity of layer {layer}; gather them with that");
+            let message = format!("hold no {kind} sensitivity of layer {layer}; gather them anew with it");
             Error::Argument { name: "statistics".into(), message }
         };
         let LayerStatistics { sensitivity, scalar, .. } = &self.context.statistics.layers[layer];

@@ -42,7 +42,7 @@ impl Context<'_> {
         let side = usize::from(side == Side::Values);
         let statistics = &self.statistics.layers[layer];
         let missing = |what: &str| {
-            let message = format!("hold no {what} of layer {layer}; gather them with full sensitivity");
+            let message = format!("hold no {what} of layer {layer}; gather them anew with full sensitivity");
             Error::Argument { name: "statistics".into(), message }
         };
         match (rule, &statistics.sensitivity) {
