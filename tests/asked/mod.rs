@@ -72,8 +72,8 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
         let model = loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device);
         [all, some, evicting(Vague::Rows)].into_iter().for_each(|method| read(&model, method));
     }
-    for method in [Method::Kivi, Method::KVarN] {
-        let rows = factor(&checkpoint, &Plan::new(method, Budget::Keep(1.0)), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
+    for method in [Method::Kivi { bits: 4 }, Method::KVarN { key_bits: 4, value_bits: 2 }] {
+        let rows = factor(&checkpoint, &Plan::new(method), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
         read(&loaded(&checkpoint, Some(rows), device), all);
     }
     let (tokens, vocab) = (Random(3).tokens(TEXT, dense.config().vocab_size), dense.config().vocab_size);
