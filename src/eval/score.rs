@@ -19,7 +19,7 @@ impl Scores {
     /// Scores consecutive predictions, one for each target.
     ///
     /// # Errors
-    /// [`Error::Argument`] for vocabularies that differ or a target outside of them, [`Error::Numeric`] where there is no divergence.
+    /// [`Error::Argument`](crate::Error::Argument) for vocabularies that differ or a target outside of them, [`Error::Numeric`](crate::Error::Numeric) where there is no divergence.
     pub fn add(&mut self, predictions: &Predictions, targets: &[u32], reference: Option<&Predictions>) -> Result<()> {
         self.surprise.extend(predictions.surprise(targets)?);
         if let Some(reference) = reference {

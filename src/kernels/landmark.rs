@@ -30,7 +30,7 @@ impl Landmarks {
     /// Those of `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`].
+    /// [`OutOfMemory`](crate::Error::OutOfMemory).
     pub fn new(device: &Device, attention: &AttentionShape, layer: usize, capacity: usize) -> Result<Landmarks> {
         let chunks = capacity.div_ceil(Selection::CHUNK);
         let bytes = 4 * attention.kv_heads * Selection::format(attention.head_dim).words();

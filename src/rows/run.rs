@@ -12,7 +12,7 @@ pub enum ScaleSource {
     Byte(usize),
     /// The two halves of that word of the header, step and least value; codes count steps.
     Affine(usize),
-    /// The numbers of [`Blocks`].
+    /// The numbers of [`Blocks`](super::Blocks).
     Block,
 }
 
