@@ -1,4 +1,4 @@
-//! What all sequences of a model use in turns: scratch, the way logits are read back, and how much work a submit is given.
+//! What all sequences of a model use in turns: scratch, and the way logits are read back.
 
 use super::Model;
 use super::chunk::AllLogits;
@@ -23,15 +23,21 @@ pub(super) struct Shared {
     pub generation: u64,
     /// Logits after every token of a chunk, once they have been asked for.
     pub all: Option<AllLogits>,
-    /// Tokens per chunk and layers per submit, as the device turned out to be fast.
+    /// The latest of any sequence, with which the next one begins.
+    pub pacing: Pacing,
+}
+
+/// How much a submit is given, as the device turned out to be fast. Layouts and depths differ, so each sequence has its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pacing {
     pub tokens_per_chunk: usize,
     pub layers_per_submit: usize,
 }
 
 impl Executor {
     pub fn new() -> Executor {
-        let shared = Shared { needs: Needs::default(), scratch: None, generation: 0, all: None, tokens_per_chunk: CHUNK, layers_per_submit: 2 };
-        Executor(Mutex::new(shared))
+        let pacing = Pacing { tokens_per_chunk: CHUNK, layers_per_submit: 2 };
+        Executor(Mutex::new(Shared { needs: Needs::default(), scratch: None, generation: 0, all: None, pacing }))
     }
 
     /// Waits for its turn.
@@ -75,15 +81,17 @@ impl Shared {
         Ok(self.all.insert(all))
     }
 
-    /// Sizes the next submits by how long a layer takes a whole chunk.
-    pub fn adapt(&mut self, layer_seconds: f64, layers: usize) {
-        self.layers_per_submit = ((SUBMIT_SECONDS / layer_seconds) as usize).clamp(1, layers.max(1));
-        self.tokens_per_chunk =
-            if layer_seconds > SUBMIT_SECONDS { ((CHUNK as f64 * SUBMIT_SECONDS / layer_seconds) as usize).max(1) } else { CHUNK };
-    }
-
     /// Bytes of the scratch.
     pub fn bytes(&self) -> u64 {
         self.scratch.as_ref().map_or(0, Scratch::bytes) + self.all.as_ref().map_or(0, |all| all.logits.size() + all.readback.size())
+    }
+}
+
+impl Pacing {
+    /// By how long a layer takes a whole chunk, of a model of so many layers.
+    pub fn new(layer_seconds: f64, layers: usize) -> Pacing {
+        let tokens = if layer_seconds > SUBMIT_SECONDS { (CHUNK as f64 * SUBMIT_SECONDS / layer_seconds) as usize } else { CHUNK };
+        let layers_per_submit = ((SUBMIT_SECONDS / layer_seconds) as usize).clamp(1, layers.max(1));
+        Pacing { tokens_per_chunk: tokens.max(1), layers_per_submit }
     }
 }

@@ -4,7 +4,7 @@ use super::Model;
 use super::chunk::Chunk;
 use super::coded::CodedRows;
 use super::coding::Coding;
-use super::executor::Shared;
+use super::executor::{Pacing, Shared};
 use super::scratch::{Buffers, CHUNK};
 use super::step::Step;
 use crate::cache::Cache;
@@ -34,6 +34,7 @@ pub struct GpuSequence {
     prompt: Energy,
     counters: StepCounters,
     policy: ChunkPolicy,
+    pacing: Pacing,
     /// Whether the cache is still to forget what it held of evicted tokens.
     stale: bool,
     cancel: Cancel,
@@ -104,6 +105,7 @@ impl GpuSequence {
             prompt: Energy::default(),
             counters: StepCounters::default(),
             policy,
+            pacing: shared.pacing,
             stale: false,
             cancel: Cancel::default(),
             cache,
@@ -186,8 +188,8 @@ impl GpuSequence {
         device.write(&self.buffers.tokens, 0, tokens)?;
         let (count, layers, mut reach) = (tokens.len() as u32, self.model.layers.len(), [0f32]);
         let started = Instant::now();
-        for start in (0..layers).step_by(shared.layers_per_submit) {
-            let end = (start + shared.layers_per_submit).min(layers);
+        for start in (0..layers).step_by(self.pacing.layers_per_submit) {
+            let end = (start + self.pacing.layers_per_submit).min(layers);
             let copy = |encoder: &mut wgpu::CommandEncoder| self.buffers.copy_reach(encoder, &self.buffers.reach_back, 0);
             let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), copy)?;
             if end < layers {
@@ -200,7 +202,8 @@ impl GpuSequence {
         if reach[0] > 0.0 {
             return Err(self.buffers.too_large(&self.model)?);
         }
-        shared.adapt(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64, layers);
+        self.pacing = Pacing::new(started.elapsed().as_secs_f64() / layers as f64 * CHUNK as f64 / tokens.len() as f64, layers);
+        shared.pacing = self.pacing;
         if let Some(logits) = logits {
             let all = shared.all_logits(&self.model, &self.buffers)?;
             let (at, vocab) = (logits.len(), self.model.config.vocab_size);
@@ -242,7 +245,7 @@ impl GpuSequence {
         }
         let mut rest = tokens;
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(self.tokens(shared).min(longest).min(rest.len()));
+            let (now, later) = rest.split_at(self.chunk().min(longest).min(rest.len()));
             let reach = self.cursor.reach(now.len());
             match now.split_last() {
                 // The last token is a step of its own, whose plan ends in logits; but it reads what its chunk does.
@@ -264,11 +267,6 @@ impl GpuSequence {
             rest = later;
         }
         finite(out)
-    }
-
-    /// Tokens that one call is best given.
-    fn tokens(&self, shared: &Shared) -> usize {
-        shared.tokens_per_chunk.clamp(self.policy.min, self.policy.max)
     }
 }
 
@@ -293,7 +291,7 @@ impl Sequence for GpuSequence {
     }
 
     fn chunk(&self) -> usize {
-        self.tokens(&self.model.executor.lock())
+        self.pacing.tokens_per_chunk.clamp(self.policy.min, self.policy.max)
     }
 
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
