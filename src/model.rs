@@ -45,8 +45,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// What a GPU's kernels may use; `None` for the best that it offers.
     pub tier: Option<Tier>,
-    /// Whether a GPU's kernels run without bounds checks, for measurements: [`gpu::Options::trusted_shaders`].
-    pub trusted_shaders: bool,
+    /// What a GPU's kernels are checked for while they run.
+    pub checks: gpu::ShaderChecks,
 }
 
 /// An opened device, on which any number of models can be loaded.
@@ -71,7 +71,7 @@ impl Engine {
             Device::Auto => None,
             Device::Gpu(name) => Some(name.clone()),
         };
-        let options = gpu::Options { adapter, tier: options.tier, trusted_shaders: options.trusted_shaders, ..gpu::Options::default() };
+        let options = gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() };
         Ok(Engine(Kind::Gpu(gpu::Device::open(&options)?)))
     }
 

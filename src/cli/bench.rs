@@ -6,11 +6,12 @@ use super::device::untrained;
 use super::progress::Bar;
 use super::several;
 use super::table::{bytes, markdown, number, table};
+use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, kernels, step_cost};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
-use lowkey::gpu::Device;
+use lowkey::gpu::{Device, ShaderChecks};
 use lowkey::rows::{Budget, CacheMethod, Reviver, Vague};
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Engine, Error, Result};
@@ -18,6 +19,17 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What shaders are checked for.
+#[derive(Clone, Copy, ValueEnum)]
+enum Checks {
+    /// Nothing.
+    None,
+    /// Every index stays inside its buffer.
+    Bounds,
+    /// Also that every loop ends and no divisor is zero.
+    All,
+}
 
 /// Measure prefill and decode speed at given depths.
 ///
@@ -55,9 +67,9 @@ pub struct Args {
     /// Seed of the pseudo-random tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Run a GPU's kernels without the checks that keep them inside their buffers, to see what these cost.
-    #[arg(long)]
-    trusted_shaders: bool,
+    /// What a GPU's kernels are checked for while they run, to see what it costs.
+    #[arg(long, value_enum, default_value_t = Checks::Bounds, value_name = "WHAT")]
+    shader_checks: Checks,
     /// Begin no measurement later than so many seconds after the start.
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
@@ -100,7 +112,11 @@ impl Args {
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
         let checkpoints = several::open(&self.models)?;
-        let engine = console.engine_with(self.trusted_shaders)?;
+        let engine = console.engine_with(match self.shader_checks {
+            Checks::None => ShaderChecks::None,
+            Checks::Bounds => ShaderChecks::Bounds,
+            Checks::All => ShaderChecks::All,
+        })?;
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };

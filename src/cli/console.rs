@@ -3,6 +3,7 @@
 use super::Global;
 use super::device::DeviceArgs;
 use super::progress::Bar;
+use lowkey::gpu::ShaderChecks;
 use lowkey::session::Cancel;
 use lowkey::{Engine, Error, Result};
 use serde::Serialize;
@@ -111,12 +112,12 @@ impl Console {
 
     /// Opens the device that the user asked for. A software renderer is not what most want: it says so.
     pub fn engine(&self) -> Result<Engine> {
-        self.engine_with(false)
+        self.engine_with(ShaderChecks::default())
     }
 
-    /// The same, with or without what keeps shaders inside their buffers.
-    pub fn engine_with(&self, trusted_shaders: bool) -> Result<Engine> {
-        let engine = self.device().open_with(trusted_shaders)?;
+    /// The same, with so many checks in its kernels.
+    pub fn engine_with(&self, checks: ShaderChecks) -> Result<Engine> {
+        let engine = self.device().open_with(checks)?;
         if let Some(remark) = self.device().remark(&engine) {
             self.remark(&remark);
         }

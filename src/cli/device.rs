@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::gpu::Tier;
+use lowkey::gpu::{ShaderChecks, Tier};
 use lowkey::{Device, Engine, Error, LoadOptions, Result};
 
 /// What to run on.
@@ -22,19 +22,19 @@ impl DeviceArgs {
     /// # Errors
     /// [`Error::Argument`] for a tier of the processor, and those of [`Engine::open`].
     pub fn open(&self) -> Result<Engine> {
-        self.open_with(false)
+        self.open_with(ShaderChecks::default())
     }
 
-    /// The same, with or without what keeps shaders inside their buffers.
+    /// The same, with so many checks in its kernels.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_with(&self, trusted_shaders: bool) -> Result<Engine> {
+    pub fn open_with(&self, checks: ShaderChecks) -> Result<Engine> {
         if let (Device::Cpu, Some(tier)) = (&self.device, self.tier) {
             let message = format!("{} is for a GPU; the processor (--device cpu) has no tiers", tier.name());
             return Err(Error::Argument { name: "tier".into(), message });
         }
-        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, trusted_shaders })
+        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, checks })
     }
 
     /// What to say where `engine` is a software renderer that nobody asked for.

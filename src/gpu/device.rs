@@ -64,6 +64,28 @@ impl std::str::FromStr for Tier {
     }
 }
 
+/// What shaders are checked for while they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ShaderChecks {
+    /// Nothing: what becomes of an index outside its buffer is the driver's business.
+    None,
+    /// Every index stays inside its buffer. Drivers with bounds of their own do it without a cost.
+    #[default]
+    Bounds,
+    /// Bounds, and every loop ends and no divisor is zero, as browsers have it: for shaders that nobody trusts.
+    All,
+}
+
+impl ShaderChecks {
+    pub(super) fn of_wgpu(self) -> wgpu::ShaderRuntimeChecks {
+        match self {
+            ShaderChecks::None => wgpu::ShaderRuntimeChecks::unchecked(),
+            ShaderChecks::Bounds => wgpu::ShaderRuntimeChecks { bounds_checks: true, ..wgpu::ShaderRuntimeChecks::unchecked() },
+            ShaderChecks::All => wgpu::ShaderRuntimeChecks::checked(),
+        }
+    }
+}
+
 /// Which device to open, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -77,10 +99,8 @@ pub struct Options {
     ///
     /// `None` takes a minute on a GPU and ten on a software renderer.
     pub patience: Option<Duration>,
-    /// Leaves out of shaders the checks that keep every index inside its buffer.
-    ///
-    /// And those that keep every loop finite. Where a kernel then has a fault, the driver decides what becomes of it.
-    pub trusted_shaders: bool,
+    /// What shaders are checked for while they run.
+    pub checks: ShaderChecks,
     /// Puts known words behind every buffer, for tests.
     ///
     /// [`Device::overrun`] says by them where something was written that should not have been.
@@ -245,7 +265,7 @@ impl Device {
         let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
         let software = info.device_type == wgpu::DeviceType::Cpu;
-        let (pipelines, patience) = (Pipelines::new(tier, options.trusted_shaders), Patience::new(options.patience, software));
+        let (pipelines, patience) = (Pipelines::new(tier, options.checks), Patience::new(options.patience, software));
         let (tuning, canaries) = (RwLock::new(Tuning::of(software)), options.canaries.then(Canaries::default));
         let opened = Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, faults, patience, canaries };
         log::debug!("opened {}, {:?}, driver {}, tier {}", opened.name(), opened.info.backend, opened.driver(), tier.name());

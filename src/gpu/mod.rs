@@ -13,7 +13,7 @@ mod shader;
 mod tuning;
 mod wait;
 
-pub use device::{AdapterReport, Device, Options, Tier, adapters};
+pub use device::{AdapterReport, Device, Options, ShaderChecks, Tier, adapters};
 pub use matrix::{Matrix, Part, pad};
 pub use pipeline::{Access, Kernel, Pass, Spec, Work};
 pub use profile::Timed;

@@ -2,7 +2,7 @@
 
 use super::profile::Profile;
 use super::shader::IMMEDIATE_BYTES;
-use super::{Device, Tier, shader};
+use super::{Device, ShaderChecks, Tier, shader};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -113,13 +113,13 @@ struct Made {
 
 pub(crate) struct Pipelines {
     tier: Tier,
-    trusted: bool,
+    checks: ShaderChecks,
     made: Mutex<HashMap<Spec, Made>>,
 }
 
 impl Pipelines {
-    pub(super) fn new(tier: Tier, trusted: bool) -> Pipelines {
-        Pipelines { tier, trusted, made: Mutex::default() }
+    pub(super) fn new(tier: Tier, checks: ShaderChecks) -> Pipelines {
+        Pipelines { tier, checks, made: Mutex::default() }
     }
 
     fn made(&self) -> MutexGuard<'_, HashMap<Spec, Made>> {
@@ -170,13 +170,9 @@ impl Device {
 
     fn pipeline(&self, spec: &Spec, source: String) -> Made {
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(spec.shader), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        let module = if self.pipelines.trusted {
-            // SAFETY: whoever opened the device asked for it. These are our own shaders; their tests hold what they write inside its buffers by words behind these, and their
-            // loops end.
-            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        } else {
-            self.device.create_shader_module(descriptor)
-        };
+        // SAFETY: these are our own shaders. Their loops end, and none of their divisors is zero; without checks of bounds, words behind the buffers of their tests say
+        // that they stay inside.
+        let module = unsafe { self.device.create_shader_module_trusted(descriptor, self.pipelines.checks.of_wgpu()) };
         let entries: Vec<_> = spec
             .bindings
             .iter()

@@ -108,6 +108,7 @@ mod tests {
         let (heads, stride) = (6, 400);
         let slots = Slots { sinks: 3, ring: 300 };
         let exact = Exact { sinks: 3, recent: 200 };
+        let devices = devices(None);
         for vague in [Vague::None, Vague::Mean, Vague::Shrunk] {
             let stores = stores(&c, vague);
             for (first, tokens) in [(290, 1), (150, 40)] {
@@ -122,7 +123,7 @@ mod tests {
                         (0..heads).for_each(|h| scores[(t * heads + h) * stride + column as usize] = -3.4028234e38);
                     }
                 }
-                let [(splits, length), _] = splits(&block, &Tuning::of(true));
+                let [(splits, length), _] = splits(&block, &devices[0].tuning());
                 let (mut weights, mut given) = (Vec::new(), vec![0.0; plain]);
                 for t in 0..tokens {
                     for s in 0..splits as usize {
@@ -139,15 +140,15 @@ mod tests {
                         given.iter_mut().zip(line).for_each(|(given, x)| *given += f64::from(*x).exp() / all * f64::from(fade(tokens - 1 - t)));
                     }
                 }
-                for device in devices(None) {
-                    let cache = ExactRows::beside(&device, &c, "test", slots.count(), stores).unwrap();
+                for device in &devices {
+                    let cache = ExactRows::beside(device, &c, "test", slots.count(), stores).unwrap();
                     let side = cache.side.as_ref().unwrap();
                     let words = (side.received + slots.count()).next_multiple_of(4);
                     let before: Vec<f32> = (0..words).map(|word| (word % 7) as f32).collect();
                     device.queue.write_buffer(&side.marks, 0, bytemuck::cast_slice(&before));
                     let [from, parts] = [&scores, &weights].map(|numbers| device.upload("numbers", numbers).unwrap());
-                    let credit = Credit::plan(&device, &c, &from, stride, &parts, side, slots).unwrap();
-                    let got = run::<f32>(&device, &side.marks, words, |pass| credit.record(pass, &block));
+                    let credit = Credit::plan(device, &c, &from, stride, &parts, side, slots).unwrap();
+                    let got = run::<f32>(device, &side.marks, words, |pass| credit.record(pass, &block));
                     let mut expected: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
                     for (column, given) in given.iter().enumerate() {
                         let own = block.exact() as usize;
