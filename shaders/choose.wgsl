@@ -1,4 +1,4 @@
-// Which chunks of coded keys a token reads (src/rows/selection.rs): the MOST with the highest scores, in their order.
+// Which coded tokens a token reads (src/rows/selection.rs): those of the MOST chunks with the highest scores, in their order. Writes the list that lib/columns.wgsl reads.
 //
 // Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks.
 #include "lib/lowest.wgsl"
@@ -13,7 +13,14 @@ struct Step {
 var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read_write> dots: array<f32>;    // [KV_HEADS · GROUP][stride]: scores of landmarks; the first line of a key/value head then holds its chunks' scores
-@group(0) @binding(1) var<storage, read_write> chosen: array<u32>;  // [KV_HEADS][MOST]
+@group(0) @binding(1) var<storage, read_write> list: array<u32>;    // [KV_HEADS][MOST · CHUNK]
+
+// The tokens of a chunk as the `at`-th of a key/value head's.
+fn take(kv: u32, at: u32, chunk: u32) {
+    for (var i = 0u; i < CHUNK; i++) {
+        list[(kv * MOST + at) * CHUNK + i] = chunk * CHUNK + i;
+    }
+}
 
 // Bits that are ordered as the numbers are.
 fn ordered(x: f32) -> u32 {
@@ -31,7 +38,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lines = kv * GROUP * step.stride;
     if step.count <= MOST {
         for (var c = local; c < step.count; c += WORKGROUP) {
-            chosen[kv * MOST + c] = step.first + c;
+            take(kv, c, step.first + c);
         }
         return;
     }
@@ -76,7 +83,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var c = begin; c < end; c++) {
         let k = key(kv, c, 0u);
         if k > last.x || (k == last.x && equal > 0u) {
-            chosen[kv * MOST + to] = step.first + c;
+            take(kv, to, step.first + c);
             to++;
             equal -= u32(k == last.x);
         }

@@ -3,7 +3,7 @@
 //
 // Grid: one workgroup.
 //
-// CODED     who leaves has a row: marks of who is a candidate
+// CODED     who loses its slot, or gets none, is read from its coded row: appends it to the list of those
 // SKETCH    buckets
 // MEAN      without buckets: the number of the vague
 #include "lib/nth.wgsl"
@@ -20,13 +20,17 @@ struct Step {
     places: u32,     // word of marks at which candidates begin
     received: u32,   // and what exact rows have received
     promoted: u32,   // word of moves at which those who take a slot begin
+    listed: u32,     // (CODED) tokens in list so far
 }
 var<immediate> step: Step;
 
-@group(0) @binding(0) var<storage, read_write> marks: array<u32>;  // as in lib/side.wgsl
+@group(0) @binding(0) var<storage, read_write> marks: array<u32>;  // as src/kernels/eviction.rs has them
 // How many become vague, and how many take a slot; at word 4, four each, of those who become vague: slot (a candidate's, or the ring's of one who leaves), place in the sketch, position, attention
 // received; and from `promoted` on, of those who take one: source (a slot, or ALONE and its place in the sketch), slot, position, attention received.
 @group(0) @binding(1) var<storage, read_write> moves: array<u32>;
+#if CODED
+@group(0) @binding(3) var<storage, read_write> list: array<u32>;   // as in lib/columns.wgsl
+#endif
 #if SKETCH
 @group(0) @binding(2) var<storage, read> sketched: array<u32>;     // [capacity]: twice the bucket, and one more for a minus
 #endif
@@ -162,13 +166,8 @@ fn main(@builtin(local_invocation_index) local: u32) {
 #endif
 #endif
 #if CODED
-    for (var j = 0u; j < freed; j++) {
-        let position = moves[4u + 4u * j + 2u];
-        marks[position / 32u] &= ~(1u << (position % 32u));
-    }
-    for (var j = 0u; j < promoted; j++) {
-        let position = moves[step.promoted + 4u * j + 2u];
-        marks[position / 32u] |= 1u << (position % 32u);
+    for (var j = 0u; j < demoted; j++) {
+        list[step.listed + j] = moves[4u + 4u * j + 2u];
     }
 #endif
 }

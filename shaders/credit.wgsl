@@ -24,7 +24,7 @@ var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read> scores: array<f32>;         // [tokens][HEADS][stride]
 @group(0) @binding(1) var<storage, read> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]: m, Σ p
-@group(0) @binding(2) var<storage, read_write> marks: array<u32>;    // as in lib/side.wgsl
+@group(0) @binding(2) var<storage, read_write> marks: array<u32>;    // as src/kernels/eviction.rs has them
 
 var<workgroup> norms: array<vec2<f32>, WORKGROUP>; // of a line: its largest score, and what a weight is to be multiplied by
 

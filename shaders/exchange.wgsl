@@ -17,7 +17,7 @@ var<immediate> step: Step;
 @group(0) @binding(1) var<storage, read_write> values: array<half4>;
 @group(0) @binding(2) var<storage, read_write> moves: array<u32>;
 #if SKETCH
-@group(0) @binding(3) var<storage, read_write> bucket_sums: array<vec4<i32>>;  // this and the next as in lib/side.wgsl
+@group(0) @binding(3) var<storage, read_write> bucket_sums: array<vec4<i32>>;  // as in sketch.wgsl
 #endif
 #if MEAN
 @group(0) @binding(4) var<storage, read_write> totals: array<vec4<u32>>;

@@ -1,12 +1,12 @@
 // From one projection to attention's inputs: bias, QK-norm and RoPE on queries and keys, and the append of the new exact rows to the cache.
 //
-// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then blocks of the value row; a block is 4·WORKGROUP numbers. (TAKEN) Of a
-// query head there are TAKES units, each of which takes it to TAKE coordinates.
+// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then blocks of the value row; a block is 4·WORKGROUP numbers. (ABSORBED) Of a
+// query head there are SHARES units, each of which makes SHARE coordinates of the absorbed query.
 // Positions are first, first + 1, …
 //
 // BIAS      query, key and value have a bias
 // QK_NORM   query and key heads are normalised before RoPE
-// TAKEN     coded keys are scored without being rebuilt: the query is taken to their coordinates, q̃ = B·q, and to what their mean adds to a score, which
+// ABSORBED  coded keys are scored without being rebuilt: their basis is absorbed into the query, q̃ = B·q, and so is what their mean adds to a score, which
 //           turns with the key: q · R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in which there is a mean
 #include "lib/half.wgsl"
 #include "lib/reduce.wgsl"
@@ -27,13 +27,13 @@ var<immediate> step: Step;
 
 @group(0) @binding(0) var<storage, read> projected: array<f32>;          // [tokens][stride]: query heads (PADDED each), key heads, value heads
 @group(0) @binding(1) var<storage, read> turns: array<vec2<f32>>;
-@group(0) @binding(2) var<storage, read_write> queries: array<f32>;      // [tokens][queries]: [QUERY_HEADS][PADDED], padding zero; (TAKEN) then where table says
+@group(0) @binding(2) var<storage, read_write> queries: array<f32>;      // [tokens][queries]: [QUERY_HEADS][PADDED], padding zero; (ABSORBED) then where table says
 @group(0) @binding(3) var<storage, read_write> keys: array<half4>;       // [slots][EXACT_ROW / 4]
 @group(0) @binding(4) var<storage, read_write> values: array<half4>;     // [slots][EXACT_ROW / 4]
 #if ADDED
 @group(0) @binding(5) var<storage, read> added: array<f32>;              // (QK_NORM) gains [2][HEAD] of query and key, (BIAS) then biases as a token in projected
 #endif
-#if TAKEN
+#if ABSORBED
 @group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;        // as in score.wgsl
 @group(0) @binding(7) var<storage, read> up: array<half4>;               // by key/value head: [PADDED / 4][rank]
 #endif
@@ -94,9 +94,9 @@ fn head4(i: u32) -> vec4<f32> {
     return vec4<f32>(head[4u * i], head[4u * i + 1u], head[4u * i + 2u], head[4u * i + 3u]);
 }
 
-#if TAKEN
-// The query in workgroup memory, in the coordinates of its keys.
-fn take(token: u32, query: u32, unit: u32, local: u32) {
+#if ABSORBED
+// The query in workgroup memory, with the basis of its keys absorbed.
+fn absorb(token: u32, query: u32, unit: u32, local: u32) {
     let kv = query / GROUP;
     let info = table[BOOKS + 2u * kv];
     let rank = info.z * 16u;
@@ -104,7 +104,7 @@ fn take(token: u32, query: u32, unit: u32, local: u32) {
     let first = more.x;
     let turning = (more.z + 1u) / 2u; // vectors of two pairs
     let out = token * step.queries + 4u * (info.w + query % GROUP * (rank / 4u + turning));
-    for (var i = unit * TAKE + local; i < min(rank, (unit + 1u) * TAKE); i += WORKGROUP) {
+    for (var i = unit * SHARE + local; i < min(rank, (unit + 1u) * SHARE); i += WORKGROUP) {
         var sum = 0.0;
         for (var v = 0u; v < PADDED / 4u; v++) {
             sum = dot_add(widen(up[first + v * rank + i]), head4(v), sum);
@@ -147,20 +147,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = group.y;
     let at = slot(step.first + token) * EXACT_ROW;
     var unit = group.x;
-    if unit < QUERY_HEADS * TAKES {
-        let query = unit / TAKES;
+    if unit < QUERY_HEADS * SHARES {
+        let query = unit / SHARES;
         load_head(token, query * PADDED, 0u, local);
-        if unit % TAKES == 0u {
+        if unit % SHARES == 0u {
             for (var i = local; i < PADDED; i += WORKGROUP) {
                 queries[token * step.queries + query * PADDED + i] = head[i];
             }
         }
-#if TAKEN
-        take(token, query, unit % TAKES, local);
+#if ABSORBED
+        absorb(token, query, unit % SHARES, local);
 #endif
         return;
     }
-    unit -= QUERY_HEADS * TAKES;
+    unit -= QUERY_HEADS * SHARES;
     if unit < KV_HEADS {
         load_head(token, QUERY_WIDTH + unit * PADDED, 1u, local);
         for (var i = local; i < PADDED / 4u; i += WORKGROUP) {

@@ -5,41 +5,35 @@
 // stored: a head's exact values, or coordinates that several heads share.
 // Lanes: vectors of the entry × the keys; the latter are added up at the end. A lane loads IN_FLIGHT of its keys before it adds the first: KEYS is a multiple of as many for all lanes.
 //
-// RING      few keys are exact; CODED or SIDE
-// SIDE      the sequence forgets: the last columns that are not coded are those of lib/side.wgsl
-// CODED     there are coded columns after the exact ones
-// BLOCKS    (CODED) in blocks of tokens (lib/rows.wgsl)
-// CHOSEN    (CODED) those of chosen chunks; a group is of one key/value head's queries
+// Plain columns, of rows in f16, come first, then coded ones (lib/columns.wgsl); a split is of either kind.
+//
+// CODED     there are coded columns
+// LISTED    they are those of a list; where each key/value head has its own, a group is of one head's queries
+// COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
+#include "lib/columns.wgsl"
 #if CODED
-#include "lib/chosen.wgsl"
 #include "lib/rows.wgsl"
-#endif
-#if RING
-#include "lib/ring.wgsl"
-#endif
-#if SIDE
-#include "lib/side.wgsl"
 #endif
 
 struct Step {
-    plain: u32,   // columns that are not coded
+    plain: u32,   // plain columns
     coded: u32,   // (CODED) coded columns
     tokens: u32,
-    near: u32,    // the first exact key, beside the sinks
     stride: u32,  // columns of scores
-    length: u32,  // columns per split of these, a multiple of KEYS
+    length: u32,  // plain columns in a split, a multiple of KEYS
+    along: u32,   // (CODED) coded columns in a split, a multiple of KEYS
     sums: u32,    // vectors of sums in a split
-    entries: u32, // entries of these; the coded ones follow
+    entries: u32, // entries of plain columns; the coded ones follow
     all: u32,     // all entries
-    along: u32,   // (CODED) columns per coded split, a multiple of KEYS
-    start: u32,   // (CODED) the first coded key; (CHOSEN) the last
+    start: u32,   // (CODED) as in lib/columns.wgsl
     words: u32,   // (CODED) words of a token in rows
-    fixed: u32,   // (RING) columns of sinks
-    sinks: u32,   // (RING)
-    ring: u32,    // (RING)
-    side: u32,    // (SIDE) the last of these, which every query sees
+    fixed: u32,   // three as in lib/columns.wgsl's Plain
+    exact: u32,
+    base: u32,
+    sinks: u32,
+    ring: u32,
 }
 var<immediate> step: Step;
 
@@ -63,8 +57,8 @@ struct Group {
 @group(0) @binding(5) var<storage, read> rows: array<u32>;                 // [capacity][words]
 @group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;          // codebooks, runs
 #endif
-#if CHOSEN
-@group(0) @binding(7) var<storage, read> chosen: array<u32>;               // [KV_HEADS][MOST]
+#if COUNTED
+@group(0) @binding(7) var<storage, read> counted: array<half4>;            // [COUNTED_COLUMNS][EXACT_ROW / 4]
 #endif
 
 const PER_ROW = WORKGROUP / ROWS; // lanes that look after one row's weights
@@ -76,25 +70,14 @@ var<workgroup> row_max: array<f32, ROWS>;
 var<workgroup> scratch: array<f32, WORKGROUP>;
 var<workgroup> ends: array<vec4<f32>, SLAB * WORKGROUP>;
 
-// A vector of the value of a column that is not coded.
-fn plain_value(c: u32, vector: u32) -> vec4<f32> {
-#if RING
-    var at = slot(select(step.near + c - step.fixed, c, c < step.fixed));
-#else
-    let at = step.near + c;
-#endif
-#if SIDE
-    let exact = step.plain - step.side;
-    if c >= exact {
-#if VAGUE
-        if is_vague(c - exact) {
-            return vague(c - exact, EXACT_ROW / 4u + vector);
-        }
-#endif
-        at = side_slot(c - exact);
+// A vector of the value of a plain column.
+fn plain_value(plain: Plain, column: u32, vector: u32) -> half4 {
+#if COUNTED
+    if column + COUNTED_COLUMNS >= step.plain {
+        return counted[(column + COUNTED_COLUMNS - step.plain) * (EXACT_ROW / 4u) + vector];
     }
 #endif
-    return widen(values[at * (EXACT_ROW / 4u) + vector]);
+    return values[plain_slot(plain, column) * (EXACT_ROW / 4u) + vector];
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -118,6 +101,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return; // the whole workgroup: before any barrier
     }
     let group = groups[entry];
+    let plain = Plain(step.fixed, step.exact, step.base);
     let lines = step.tokens * group.heads;
     let first_row = id.z * ROWS;
     if first_row >= lines {
@@ -189,7 +173,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                 for (var k = share; k < count; k += sharing * IN_FLIGHT) {
                     var words: array<Fetched, IN_FLIGHT>;
                     for (var j = 0u; j < IN_FLIGHT; j++) {
-                        let key = row_key(group.first / GROUP, first + min(k + j * sharing, count - 1u));
+                        let key = coded_row(group.first / GROUP, first + min(k + j * sharing, count - 1u));
                         words[j] = fetch(key, group.at, run, vector % 4u);
                     }
                     for (var j = 0u; j < IN_FLIGHT; j++) {
@@ -205,7 +189,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                     // Past the last key it is read again, and weighs nothing.
                     var v: array<vec4<f32>, IN_FLIGHT>;
                     for (var j = 0u; j < IN_FLIGHT; j++) {
-                        v[j] = plain_value(tile + min(k + j * sharing, count - 1u), group.at + vector);
+                        v[j] = widen(plain_value(plain, tile + min(k + j * sharing, count - 1u), group.at + vector));
                     }
                     for (var j = 0u; j < IN_FLIGHT; j++) {
                         for (var r = 0u; r < ROWS; r++) {

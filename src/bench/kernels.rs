@@ -171,7 +171,7 @@ pub fn run(
 
 /// What a sweep can vary, by the first words of its names.
 pub const SWEEPS: [&str; 11] =
-    ["splits", "coded splits", "in flight", "keys", "merge lanes", "take", "team rows", "ahead", "paired", "logits", "tile"];
+    ["splits", "coded splits", "in flight", "keys", "merge lanes", "absorb", "team rows", "ahead", "paired", "logits", "tile"];
 
 /// Other constants, one at a time: what they are, the kernels that they concern, and the value that is set.
 fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
@@ -183,7 +183,7 @@ fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
         ("in flight", ATTENTION, &[1, 2, 4], |t, n| t.in_flight = n),
         ("keys", ATTENTION, &[64, 128, 256], |t, n| t.keys = n),
         ("merge lanes", &["merge"], &[64, 128, 256], |t, n| t.merge_lanes = n),
-        ("take", &["prepare"], &[64, 128, 256, 4096], |t, n| t.take = n),
+        ("absorb", &["prepare"], &[64, 128, 256, 4096], |t, n| t.absorb = n),
         ("team rows", &["matvec"], &[2, 4, 8], |t, n| t.team_rows = n),
         ("ahead", &["matvec"], &[1, 2, 4], |t, n| t.ahead = n),
         ("logits", &["argmax"], &[512, 1024, 2048, 4096, 8192], |t, n| t.logits = n),

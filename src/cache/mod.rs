@@ -42,7 +42,7 @@ impl Cache {
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), also where one layer's rows do not fit into one binding.
     pub fn exact(device: &Device, shape: CacheShape) -> Result<Cache> {
-        let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, shape.capacity))?;
+        let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, Slots::ALL, shape.capacity))?;
         Ok(Cache::of(layers, shape))
     }
 
@@ -56,7 +56,7 @@ impl Cache {
     /// # Errors
     /// As [`exact`](Self::exact).
     pub fn beside(device: &Device, shape: CacheShape, slots: Slots, select: Option<Selection>) -> Result<Cache> {
-        let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, slots.count()))?;
+        let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, slots, slots.count()))?;
         let with_landmarks = if select.is_some() { shape.layers } else { 0 };
         let landmarks = (0..with_landmarks).map(|l| Landmarks::new(device, &shape.attention, l, shape.capacity)).collect::<Result<_>>()?;
         Ok(Cache { select, landmarks, slots, ..Cache::of(layers, shape) })
@@ -67,7 +67,7 @@ impl Cache {
     /// # Errors
     /// As [`exact`](Self::exact).
     pub fn evicting(device: &Device, shape: CacheShape, slots: Slots, stores: Stores) -> Result<Cache> {
-        let layers = shape.each(|what| ExactRows::beside(device, &shape.attention, what, slots.count(), stores))?;
+        let layers = shape.each(|what| ExactRows::beside(device, &shape.attention, what, slots, stores))?;
         let sketched = match stores.vague.is_sketched() {
             true => Some(device.upload("places in the sketch", &stores.places())?),
             false => None,

@@ -48,7 +48,7 @@ pub struct Args {
     /// Time every kernel of a step and of a chunk by the device's own clock.
     #[arg(long, requires = "shape")]
     kernels: bool,
-    /// With --kernels: also with other constants than this device gets, one at a time: splits, coded splits, in flight, keys, merge lanes, take, team rows, ahead, paired, logits, tile
+    /// With --kernels: also with other constants than this device gets, one at a time: splits, coded splits, in flight, keys, merge lanes, absorb, team rows, ahead, paired, logits, tile
     /// [default: all].
     #[arg(long, requires = "kernels", value_delimiter = ',', num_args = 0.., require_equals = true, value_name = "WHAT,…", value_parser = PossibleValuesParser::new(kernels::SWEEPS))]
     sweep: Option<Vec<String>>,

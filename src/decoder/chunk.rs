@@ -43,9 +43,9 @@ impl Chunk {
             let stride = layer.projection.rows as usize;
             Ok(LayerChunk {
                 attention_norm: norm(&layer.attention_gain)?,
-                projection: Matmul::plan(device, &layer.projection, &b.normed, &b.projected, stride, Around::default())?,
+                projection: Matmul::plan(device, &layer.projection, &b.normed, &b.attention.projected, stride, Around::default())?,
                 attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, true)?,
-                output: Matmul::plan(device, &layer.output, &b.attended, &b.x, width, onto(layer.output_bias.as_ref()))?,
+                output: Matmul::plan(device, &layer.output, &b.attention.attended, &b.x, width, onto(layer.output_bias.as_ref()))?,
                 mlp_norm: norm(&layer.mlp_gain)?,
                 gate_up: Matmul::plan(
                     device,

@@ -105,8 +105,8 @@ impl CodedRows {
 pub(super) struct CodedLayer {
     pub keys: Coded,
     pub values: Coded,
-    /// Whether keys are coded after RoPE, and queries taken to them.
-    pub taken: bool,
+    /// Whether keys are coded after RoPE, and queries absorb their basis.
+    pub absorbed: bool,
     pub key_table: wgpu::Buffer,
     pub key_up: wgpu::Buffer,
     pub value_table: wgpu::Buffer,
@@ -171,18 +171,18 @@ impl CodedLayer {
         let attention = &super::attention(config);
         let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(attention, &rows.specs, layout, layer, side));
         let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
-        let taken = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
+        let absorbed = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
         let key_means = means(config, rows, &keys);
-        let keys = if taken { keys.about(attention, &key_means) } else { keys };
-        let key_up = match taken {
+        let keys = if absorbed { keys.about(attention, &key_means) } else { keys };
+        let key_up = match absorbed {
             true => ups(config, rows, &keys, |up, rank, dim| by_dimensions(up, rank, dim)),
             false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
         };
         let value_up = ups(config, rows, &values, |up, rank, dim| by_coordinates(up, rank, dim));
         let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
         Ok(CodedLayer {
-            taken,
-            key_table: device.upload(&label("key table"), &keys.key_table(attention, taken, &key_means))?,
+            absorbed,
+            key_table: device.upload(&label("key table"), &keys.key_table(attention, absorbed, &key_means))?,
             key_up: upload("key up-projection", key_up)?,
             value_table: device.upload(&label("value table"), &values.value_table())?,
             value_groups: device.upload(&label("value groups"), &sum::groups(attention, Some(&values), false).0)?,

@@ -180,7 +180,7 @@ impl Coding {
                 row,
                 (&cache.layers, cache.slots),
                 &cache.stores,
-                [&b.turns, &b.vectors, &b.coordinates, &b.scales],
+                [&b.attention.rope, &b.vectors, &b.coordinates, &b.scales],
             )?);
         }
         let landmark = |(exact, landmarks)| Landmark::plan(device, attention, exact, cache.slots, landmarks);

@@ -6,6 +6,7 @@ use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
 use crate::Result;
 use crate::cache::Cache;
 use crate::decoder::coded::CodedRows;
+use crate::kernels::AttentionBuffers;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No submit should keep the device for longer: drivers stop those that take seconds, and the screen stands still meanwhile.
@@ -66,7 +67,8 @@ impl Shared {
                 self.scratch.insert(scratch).clone()
             }
         };
-        Ok(Buffers { scratch, columns, block, select: cache.select })
+        let attention = AttentionBuffers { columns, ..scratch.attention.clone() };
+        Ok(Buffers { scratch: Scratch { attention, ..scratch }, block })
     }
 
     /// Plans logits after every token of a chunk, where they have not been.

@@ -95,8 +95,9 @@ impl<'a> Reading<'a> {
         let (device, config, count) = (&*model.device, &model.config, tokens.len());
         let together = xkv.layers.min(config.num_hidden_layers);
         let attention = &super::attention(config);
-        let some =
-            (0..together).map(|_| ExactRows::new(device, attention, &format!("a prompt of {count} tokens"), count)).collect::<Result<Vec<_>>>()?;
+        let some = (0..together)
+            .map(|_| ExactRows::new(device, attention, &format!("a prompt of {count} tokens"), Slots::ALL, count))
+            .collect::<Result<Vec<_>>>()?;
         // The layers of a group have exact rows of their own; those of the next group the same again.
         let exact = Cache::of((0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect(), model.cache_shape(count));
         let buffers = shared.buffers(model, None, &exact)?;
@@ -152,7 +153,7 @@ impl<'a> Reading<'a> {
         let bytes = 4 * (width * (width + 1)) as u64;
         let sums = device.buffer("second moments", bytes)?;
         let gather = |layer: usize| {
-            Gather::plan(device, attention, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.turns, &zero, &self.vectors)
+            Gather::plan(device, attention, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.attention.rope, &zero, &self.vectors)
         };
         let gathers = group.clone().map(gather).collect::<Result<Vec<_>>>()?;
         let gram = Gram::plan(device, &self.vectors, width, &sums)?;
@@ -181,7 +182,7 @@ impl<'a> Reading<'a> {
     fn code(&self, rows: &CodedRows, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
         let attention = &super::attention(config);
-        let buffers = [&self.buffers.turns, &self.vectors, &self.coordinates, &self.buffers.scales];
+        let buffers = [&self.buffers.attention.rope, &self.vectors, &self.coordinates, &self.buffers.scales];
         let plan = |row: usize| Row::plan(model, rows, row, (&self.exact.layers, Slots::ALL), &cache.stores, buffers);
         let count = rows.specs.len();
         for row in [plan(count - 2)?, plan(count - 1)?] {

@@ -9,12 +9,12 @@ use crate::{Error, Result};
 impl Buffers {
     /// Where in `queries` the record of what was too large begins, in bytes.
     fn record(&self) -> u64 {
-        4 * u64::from(self.record)
+        4 * u64::from(self.attention.record)
     }
 
     /// Has four bytes that are zero where everything fitted copied to `to`, `at` bytes into it.
     pub fn copy_reach(&self, encoder: &mut wgpu::CommandEncoder, to: &wgpu::Buffer, at: u64) {
-        encoder.copy_buffer_to_buffer(&self.queries, self.record(), to, at, 4);
+        encoder.copy_buffer_to_buffer(&self.attention.queries, self.record(), to, at, 4);
     }
 
     /// The error of a call that met something that did not fit, as [`copy_reach`](Self::copy_reach) says.
@@ -26,7 +26,7 @@ impl Buffers {
     pub fn too_large(&self, model: &Model) -> Result<Error> {
         let (device, len) = (&*model.device, record_len(model.config.num_hidden_layers));
         let record = self.read_record(device, len)?;
-        device.write(&self.queries, self.record(), &vec![0f32; len])?;
+        device.write(&self.attention.queries, self.record(), &vec![0f32; len])?;
         // Layers behind it may have got what is no number from it.
         let found = record[1..].iter().enumerate().find(|(_, reach)| **reach > 0.0);
         let (index, reach) = found.map_or((0, record[0]), |(index, reach)| (index, *reach));
@@ -50,7 +50,7 @@ impl Buffers {
     fn read_record(&self, device: &Device, len: usize) -> Result<Vec<f32>> {
         let (mut record, bytes) = (vec![0f32; len], 4 * len as u64);
         let back = device.readback("record of what is too large", bytes)?;
-        let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&self.queries, self.record(), &back, 0, bytes);
+        let copy = |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&self.attention.queries, self.record(), &back, 0, bytes);
         device.submit_and_read(device.encode("record", |_| (), copy)?.0, &back, &mut record)?;
         Ok(record)
     }

@@ -7,7 +7,7 @@ use crate::cache::Cache;
 use crate::gpu::pad;
 use crate::kernels::blocks::Blocks;
 use crate::kernels::prepare::record_len;
-use crate::kernels::{turns, values};
+use crate::kernels::{AttentionBuffers, turns, values};
 use crate::rows::{Format, RowSet, Scale, Selection};
 
 /// The most tokens that go through the layers together.
@@ -27,6 +27,9 @@ pub(super) struct Needs {
     scales: usize,
     landmarks: usize,
     chosen: usize,
+    rebuilt: usize,
+    /// Rows that stand for several tokens each.
+    counted: usize,
     /// Positions of RoPE's tables.
     positions: usize,
 }
@@ -50,16 +53,8 @@ pub(super) struct Scratch {
     /// The residual stream `[CHUNK][pad(D)]`, and normalised.
     pub x: wgpu::Buffer,
     pub normed: wgpu::Buffer,
-    /// Query heads, key heads and value heads `[CHUNK][…]`.
-    pub projected: wgpu::Buffer,
-    /// Turned `[CHUNK][H][pad(head_dim)]`, and behind those of a token what is taken to coded keys; from number `record` on what was too large for 16 bits.
-    pub queries: wgpu::Buffer,
-    pub record: u32,
-    /// `[block][H][columns]`.
-    pub scores: wgpu::Buffer,
-    pub sums: wgpu::Buffer,
-    pub weights: wgpu::Buffer,
-    pub attended: wgpu::Buffer,
+    /// Of `CHUNK` tokens, and of a block of them; its columns are those of one sequence.
+    pub attention: AttentionBuffers,
     pub gated: wgpu::Buffer,
     /// After one token: `[vocab]`, and the largest's index, u32; and where they are read back.
     pub logits: wgpu::Buffer,
@@ -72,21 +67,13 @@ pub(super) struct Scratch {
     pub vectors: wgpu::Buffer,
     pub coordinates: wgpu::Buffer,
     pub scales: wgpu::Buffer,
-    /// Scores of landmarks, `[H][chunks]`, and chosen chunks, u32 `[H_kv][most]`.
-    pub landmarks: wgpu::Buffer,
-    pub chosen: wgpu::Buffer,
-    /// RoPE's [`turns`].
-    pub turns: wgpu::Buffer,
 }
 
 /// The scratch as one sequence uses it.
 #[derive(Clone)]
 pub(super) struct Buffers {
     pub scratch: Scratch,
-    pub columns: usize,
     pub block: usize,
-    /// Which coded rows a token reads that goes through the model alone; `None` for all.
-    pub select: Option<Selection>,
 }
 
 impl std::ops::Deref for Buffers {
@@ -121,7 +108,7 @@ impl View {
         // Of a token in a block: exact and coded values are summed apart.
         let sides = if coded.is_some() { 2 } else { 1 };
         let sums = layers.iter().map(|layer| values::sums(attention, Some(&layer.values))).max().unwrap_or(values::sums(attention, None));
-        let queries = layers.iter().map(|layer| layer.keys.query_stride(attention, layer.taken)).max().unwrap_or(attention.query_row());
+        let queries = layers.iter().map(|layer| layer.keys.query_stride(attention, layer.absorbed)).max().unwrap_or(attention.query_row());
         // What a token of a block takes, in the larger of its two tables.
         let line = (heads * columns).max(sides * sums) as u64 * 4;
         let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
@@ -142,7 +129,9 @@ impl View {
             coordinates: CHUNK * specs.iter().map(|row| row.format.rank()).max().unwrap_or(0),
             scales: specs.iter().map(|row| scales(&row.format)).max().unwrap_or(0),
             landmarks: cache.select.map_or(0, |_| heads * capacity.div_ceil(Selection::CHUNK)),
-            chosen: cache.select.map_or(0, |selection| c.num_key_value_heads * selection.chunks()),
+            chosen: cache.select.map_or(0, |selection| c.num_key_value_heads * selection.tokens),
+            rebuilt: if layers.iter().any(|layer| !layer.absorbed) { capacity * attention.kv_row() / 2 } else { 0 },
+            counted: stores.map_or(0, |stores| stores.vague_columns()),
             positions: capacity,
         };
         View { needs, columns, block }
@@ -162,6 +151,8 @@ impl Needs {
             scales: self.scales.max(other.scales),
             landmarks: self.landmarks.max(other.landmarks),
             chosen: self.chosen.max(other.chosen),
+            rebuilt: self.rebuilt.max(other.rebuilt),
+            counted: self.counted.max(other.counted),
             positions: self.positions.max(other.positions),
         }
     }
@@ -174,17 +165,27 @@ impl Scratch {
         let (device, c, attention) = (&*model.device, &model.config, &super::attention(&model.config));
         let numbers = |what: &str, count: usize| device.buffer(what, 4 * count as u64);
         let each = |what: &str, width: usize| numbers(what, CHUNK * width);
+        let counted = |what: &str| numbers(&format!("{what} of a sketch"), needs.counted * attention.kv_row() / 2);
         Ok(Scratch {
             tokens: each("tokens", 1)?,
             x: each("residual stream", pad(c.hidden_size))?,
             normed: each("normalised input", pad(c.hidden_size))?,
-            projected: each("projected input", attention.projection_row())?,
-            queries: numbers("queries", needs.queries + record_len(c.num_hidden_layers))?,
-            record: needs.queries as u32,
-            scores: numbers("attention scores", needs.scores)?,
-            sums: numbers("value sums", needs.sums)?,
-            weights: numbers("attention weights", needs.weights)?,
-            attended: each("attention output", attention.query_row())?,
+            attention: AttentionBuffers {
+                projected: each("projected input", attention.projection_row())?,
+                rope: device.upload("RoPE tables", &turns(&c.rope_frequencies(), needs.positions))?,
+                queries: numbers("queries", needs.queries + record_len(c.num_hidden_layers))?,
+                record: needs.queries as u32,
+                scores: numbers("attention scores", needs.scores)?,
+                columns: 0,
+                sums: numbers("value sums", needs.sums)?,
+                weights: numbers("attention weights", needs.weights)?,
+                attended: each("attention output", attention.query_row())?,
+                landmarks: numbers("scores of landmarks", needs.landmarks)?,
+                chosen: numbers("chosen tokens", needs.chosen)?,
+                rebuilt: numbers("rebuilt keys", needs.rebuilt)?,
+                counted: [counted("keys")?, counted("values")?],
+                counts: numbers("tokens of a sketch", needs.counted)?,
+            },
             gated: each("MLP activations", pad(c.intermediate_size))?,
             logits: numbers("logits", c.vocab_size)?,
             token: numbers("token", 1)?,
@@ -194,18 +195,13 @@ impl Scratch {
             vectors: numbers("rows to be coded", needs.vectors)?,
             coordinates: numbers("coordinates of rows", needs.coordinates)?,
             scales: numbers("scales of blocks", needs.scales)?,
-            landmarks: numbers("scores of landmarks", needs.landmarks)?,
-            chosen: numbers("chosen chunks", needs.chosen)?,
-            turns: device.upload("RoPE tables", &turns(&c.rope_frequencies(), needs.positions))?,
         })
     }
 
     /// Bytes in all, those of readback included.
     pub(super) fn bytes(&self) -> u64 {
-        let Scratch { tokens, x, normed, projected, queries, scores, sums, weights, attended, gated, logits, token, .. } = self;
-        let Scratch { logits_back, token_back, vectors, coordinates, scales, landmarks, chosen, turns, .. } = self;
-        let first = [tokens, x, normed, projected, queries, scores, sums, weights, attended, gated, logits, token];
-        let second = [logits_back, token_back, vectors, coordinates, scales, landmarks, chosen, turns];
-        first.iter().chain(&second).map(|buffer| buffer.size()).sum()
+        let Scratch { tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales, .. } = self;
+        let all = [tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales];
+        self.attention.bytes() + all.iter().map(|buffer| buffer.size()).sum::<u64>()
     }
 }

@@ -9,63 +9,75 @@ use crate::cache::Cache;
 use crate::gpu::Pass;
 use crate::kernels::argmax::Argmax;
 use crate::kernels::choose::Choose;
+use crate::kernels::columns::{Block, List};
 use crate::kernels::credit::Credit;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::{Around, Matvec};
 use crate::kernels::merge::{self, Merge};
-use crate::kernels::prepare::{Prepare, Queries, Taken};
-use crate::kernels::score::{Block, CodedKeys, Score};
+use crate::kernels::prepare::{Absorbed, Added, Prepare};
+use crate::kernels::rebuild::Rebuild;
+use crate::kernels::score::{CodedKeys, Score};
+use crate::kernels::sketch::Sketch;
 use crate::kernels::values::{CodedValues, Values};
-use crate::rows::{Call, Selection, Stores};
+use crate::rows::{Call, Selection, Stores, Vague};
 
 /// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
 pub(super) struct Attention {
     prepare: Prepare,
+    /// What a token that goes through alone chooses of coded rows.
     choose: Option<(Selection, Choose)>,
+    /// Where coded keys are rebuilt.
+    rebuild: Option<Rebuild>,
+    /// Where something is left of evicted tokens in a sketch.
+    sketch: Option<Sketch>,
     score: Score,
     values: Values,
     merge: Merge,
-    /// Where tokens are forgotten.
+    /// Where tokens are evicted.
     credit: Option<(Credit, Stores)>,
-    /// Whether there are coded rows.
-    coded: bool,
 }
 
 impl Attention {
     /// That of layer `index`, which reads `coded` rows, those of them that a token chooses where it goes through alone, or none.
     pub fn plan(model: &Model, index: usize, coded: Option<&CodedLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
-        let (device, config, slots) = (&*model.device, &model.config, cache.slots);
-        let attention = &super::attention(config);
-        let (layer, exact) = (&model.layers[index], &cache.layers[index]);
-        let select = b.select.filter(|_| !many);
-        let chosen = select.map(|select| (select, &b.chosen));
-        let queries = Queries { buffer: &b.queries, record: b.record, layer: index as u32 };
-        let taken = coded.filter(|c| c.taken).map(|c| Taken { coded: &c.keys, table: &c.key_table, up: &c.key_up });
+        let (device, attention) = (&*model.device, &super::attention(&model.config));
+        let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
+        let select = cache.select.filter(|_| !many && coded.is_some());
+        let evicted = exact.side.as_ref().and_then(|side| side.listed.as_ref());
+        let list = match select {
+            Some(select) => Some(List { tokens: &b.chosen, by_head: select.tokens }),
+            None => evicted.map(|tokens| List { tokens, by_head: 0 }),
+        };
+        let absorbed = coded.filter(|c| c.absorbed).map(|c| Absorbed { coded: &c.keys, table: &c.key_table, up: &c.key_up });
         let keys = coded.map(|c| CodedKeys {
             coded: &c.keys,
             rows: &cache.stores[c.keys.store],
             table: &c.key_table,
             up: &c.key_up,
-            taken: c.taken,
-            chosen,
+            absorbed: c.absorbed,
+            list,
         });
-        let values = coded.map(|c| CodedValues { coded: &c.values, rows: &cache.stores[c.values.store], table: &c.value_table, chosen });
-        let groups = coded.map_or(&layer.value_groups, |c| if chosen.is_some() { &c.chosen_groups } else { &c.value_groups });
+        let values = coded.map(|c| CodedValues {
+            coded: &c.values,
+            rows: &cache.stores[c.values.store],
+            table: &c.value_table,
+            groups: if select.is_some() { &c.chosen_groups } else { &c.value_groups },
+            list,
+        });
         let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
-        let choose = select.filter(|_| coded.is_some()).map(|select| {
-            let choose = Choose::plan(device, attention, select, &b.queries, &cache.landmarks[index], &b.landmarks, &b.chosen)?;
-            Ok((select, choose))
-        });
-        let credit =
-            exact.side.as_ref().map(|side| Ok((Credit::plan(device, attention, &b.scores, b.columns, &b.weights, side, slots)?, side.stores)));
+        let choose = select.map(|select| Ok((select, Choose::plan(device, attention, b, select, &cache.landmarks[index])?)));
+        let rebuild = keys.filter(|keys| !keys.absorbed).map(|keys| Rebuild::plan(device, attention, b, keys, cache.slots));
+        let added = layer.added.as_ref().map(|numbers| Added { numbers, bias: layer.bias });
+        let credit = Credit::plan(device, attention, b, exact)?;
         Ok(Attention {
-            credit: credit.transpose()?,
-            coded: coded.is_some(),
-            prepare: Prepare::plan(device, attention, &b.projected, &b.turns, queries, exact, slots, layer.added.as_ref(), layer.bias, taken)?,
+            prepare: Prepare::plan(device, (attention, index), b, exact, added, absorbed)?,
             choose: choose.transpose()?,
-            score: Score::plan(device, attention, &b.queries, exact, slots, &b.scores, b.columns, &b.turns, keys, many)?,
-            values: Values::plan(device, attention, &b.scores, b.columns, exact, slots, values, groups, &b.sums, &b.weights)?,
-            merge: Merge::plan(device, attention, &b.sums, &b.weights, &b.attended, up, many)?,
+            rebuild: rebuild.transpose()?,
+            sketch: Sketch::plan(device, attention, b, exact)?,
+            score: Score::plan(device, attention, b, exact, keys, many)?,
+            values: Values::plan(device, attention, b, exact, &layer.value_groups, values)?,
+            merge: Merge::plan(device, attention, b, up, many)?,
+            credit: credit.zip(exact.side.as_ref().map(|side| side.stores)),
         })
     }
 
@@ -74,19 +86,38 @@ impl Attention {
         self.prepare.record(pass, first, tokens);
     }
 
+    /// What a block of tokens reads.
+    fn columns(&self, block: Block, evicted: usize) -> Block {
+        let block = match &self.choose {
+            Some((selection, _)) => block.choosing(*selection),
+            None => block,
+        };
+        let Some((_, stores)) = &self.credit else { return block };
+        let held = stores.held(evicted);
+        let coded = if stores.vague == Vague::Rows { evicted - held } else { 0 };
+        block.beside((held + stores.vague_columns()) as u32).listed(coded as u32)
+    }
+
     /// The tokens of `call`, in blocks of at most `block`, each of which sees keys from `window` before it on.
     pub fn attend(&self, pass: &mut Pass, block: u32, window: Option<usize>, call: &Call) {
         let (first, tokens) = (call.tokens.start as u32, call.tokens.len() as u32);
-        for at in (0..tokens).step_by(block as usize) {
-            let mut block = Block::new(first + at, block.min(tokens - at), at, window, call.reach);
-            if let Some((_, stores)) = &self.credit {
-                block = block.beside((stores.held(call.evicted) + stores.vague_columns()) as u32, self.coded);
-            }
-            if let Some((selection, choose)) = &self.choose {
-                block = block.choosing(*selection);
+        let blocks = (0..tokens).step_by(block as usize).map(|at| {
+            let whole = Block::new(first + at, block.min(tokens - at), at, window, call.reach);
+            self.columns(whole, call.evicted)
+        });
+        if let Some(sketch) = &self.sketch {
+            sketch.record(pass);
+        }
+        // Keys are rebuilt once for all blocks.
+        let of_all = self.columns(Block::new(first, tokens, 0, window, call.reach), call.evicted);
+        for (index, block) in blocks.enumerate() {
+            if let Some((_, choose)) = &self.choose {
                 choose.record(pass, &block);
             }
-            self.score.record(pass, &block);
+            if let Some(rebuild) = self.rebuild.as_ref().filter(|_| index == 0) {
+                rebuild.record(pass, of_all.start, of_all.coded);
+            }
+            self.score.record(pass, &block, block.start - of_all.start);
             self.values.record(pass, &block);
             self.merge.record(pass, &block);
             if let Some((credit, _)) = &self.credit {
@@ -119,12 +150,12 @@ impl Step {
         let norm = |gain| Around { norm: Some((gain, c.rms_norm_eps, c.hidden_size)), ..Default::default() };
         let layers = model.layers.iter().enumerate().map(|(index, layer)| {
             Ok(LayerStep {
-                projection: Matvec::plan(device, &layer.projection, &b.x, &b.projected, norm(&layer.attention_gain))?,
+                projection: Matvec::plan(device, &layer.projection, &b.x, &b.attention.projected, norm(&layer.attention_gain))?,
                 attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, false)?,
                 output: Matvec::plan(
                     device,
                     &layer.output,
-                    &b.attended,
+                    &b.attention.attended,
                     &b.x,
                     Around { residual: true, bias: layer.output_bias.as_ref(), ..Default::default() },
                 )?,

@@ -28,13 +28,15 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("pack.wgsl", include_str!("../../shaders/pack.wgsl")),
     ("prepare.wgsl", include_str!("../../shaders/prepare.wgsl")),
     ("project.wgsl", include_str!("../../shaders/project.wgsl")),
+    ("rebuild.wgsl", include_str!("../../shaders/rebuild.wgsl")),
     ("repeat.wgsl", include_str!("../../shaders/repeat.wgsl")),
     ("roofline.wgsl", include_str!("../../shaders/roofline.wgsl")),
     ("score.wgsl", include_str!("../../shaders/score.wgsl")),
+    ("sketch.wgsl", include_str!("../../shaders/sketch.wgsl")),
     ("stripe.wgsl", include_str!("../../shaders/stripe.wgsl")),
     ("survey.wgsl", include_str!("../../shaders/survey.wgsl")),
     ("values.wgsl", include_str!("../../shaders/values.wgsl")),
-    ("lib/chosen.wgsl", include_str!("../../shaders/lib/chosen.wgsl")),
+    ("lib/columns.wgsl", include_str!("../../shaders/lib/columns.wgsl")),
     ("lib/half.wgsl", include_str!("../../shaders/lib/half.wgsl")),
     ("lib/lowest.wgsl", include_str!("../../shaders/lib/lowest.wgsl")),
     ("lib/nth.wgsl", include_str!("../../shaders/lib/nth.wgsl")),
@@ -42,8 +44,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/ring.wgsl", include_str!("../../shaders/lib/ring.wgsl")),
     ("lib/rope.wgsl", include_str!("../../shaders/lib/rope.wgsl")),
     ("lib/rows.wgsl", include_str!("../../shaders/lib/rows.wgsl")),
-    ("lib/side.wgsl", include_str!("../../shaders/lib/side.wgsl")),
     ("lib/trellis.wgsl", include_str!("../../shaders/lib/trellis.wgsl")),
+    ("lib/unpack.wgsl", include_str!("../../shaders/lib/unpack.wgsl")),
 ];
 
 /// One variant's text: `enable` line, constants, then the file with its includes and conditions resolved.

@@ -40,8 +40,8 @@ pub struct Tuning {
     pub in_flight: u32,
     /// Rows of sums that a workgroup adds up over its lanes at a time: each takes a KiB of its memory, and each time two barriers.
     pub ends: u32,
-    /// The most coordinates to which a workgroup takes a query.
-    pub take: u32,
+    /// The most coordinates of an absorbed query that a workgroup makes.
+    pub absorb: u32,
     /// Rows of weights that a team of lanes multiplies at once: an even number, since gate and up are neighbours.
     pub team_rows: u32,
     /// Loads from each of its rows of weights that a lane has under way.
@@ -69,7 +69,7 @@ impl Tuning {
                 keys: 128,
                 in_flight: 1,
                 ends: 8,
-                take: 4096,
+                absorb: 4096,
                 team_rows: 8,
                 ahead: 1,
                 paired: false,
@@ -83,7 +83,7 @@ impl Tuning {
                 keys: 64,
                 in_flight: 4,
                 ends: 2,
-                take: 64,
+                absorb: 64,
                 team_rows: 2,
                 ahead: 2,
                 paired: true,
@@ -100,7 +100,7 @@ impl Tuning {
         assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
         assert!(self.team_rows.is_multiple_of(2), "{self:?}: rows");
         assert!(self.tile.fits(), "{self:?}: tile");
-        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.take, self.team_rows, self.ahead, self.logits];
+        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.absorb, self.team_rows, self.ahead, self.logits];
         assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
     }
 }

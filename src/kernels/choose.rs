@@ -1,7 +1,8 @@
-//! `survey.wgsl` and `choose.wgsl`: which chunks of coded keys a token reads, by the scores of their landmarks.
+//! `survey.wgsl` and `choose.wgsl`: which coded tokens a token reads, by the scores of their chunks' landmarks.
 
+use super::attention::AttentionBuffers;
+use super::columns::Block;
 use super::landmark::Landmarks;
-use super::score::Block;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
@@ -41,7 +42,8 @@ pub(super) fn survey(attention: &AttentionShape) -> Spec {
 }
 
 pub(super) fn choose(attention: &AttentionShape, selection: Selection) -> Spec {
-    let constants = [("WORKGROUP", CHOOSING), ("GROUP", attention.group_size() as u32), ("MOST", selection.chunks() as u32)];
+    let constants =
+        [("WORKGROUP", CHOOSING), ("GROUP", attention.group_size() as u32), ("MOST", selection.chunks() as u32), ("CHUNK", Selection::CHUNK as u32)];
     spec("choose.wgsl", &[], &constants, &[(0, Access::Write), (1, Access::Write)])
 }
 
@@ -52,19 +54,17 @@ pub(super) fn variants() -> Vec<Spec> {
 }
 
 impl Choose {
-    /// `queries`: a token's; `dots`: `[H][chunks]` f32, to work in; `chosen`: `[H_kv][`[`Selection::chunks`]`]`.
+    /// Reads `queries`, works in `landmarks` and writes `chosen` of `b`.
     pub(crate) fn plan(
         device: &Device,
         attention: &AttentionShape,
+        b: &AttentionBuffers,
         selection: Selection,
-        queries: &wgpu::Buffer,
         landmarks: &Landmarks,
-        dots: &wgpu::Buffer,
-        chosen: &wgpu::Buffer,
     ) -> Result<Choose> {
         Ok(Choose {
-            survey: device.kernel(survey(attention), &[queries, &landmarks.words, dots])?,
-            choose: device.kernel(choose(attention, selection), &[dots, chosen])?,
+            survey: device.kernel(survey(attention), &[&b.queries, &landmarks.words, &b.landmarks])?,
+            choose: device.kernel(choose(attention, selection), &[&b.landmarks, &b.chosen])?,
             kv_heads: attention.kv_heads as u32,
             heads: attention.heads as u32,
             head_dim: attention.head_dim as u32,
@@ -92,7 +92,7 @@ impl Choose {
 mod tests {
     use super::*;
     use crate::gpu::pad;
-    use crate::kernels::oracle::{devices, numbers, run};
+    use crate::kernels::oracle::{buffers, devices, numbers, run};
 
     /// The same chunks as the specification says, for few and many of them, from the first on and from a later one, and where many are equal.
     #[test]
@@ -116,7 +116,7 @@ mod tests {
                 let expected: Vec<Vec<u32>> = (0..2)
                     .map(|kv| {
                         let dots: Vec<Vec<f32>> = (kv * 3..kv * 3 + 3).map(|head| (first..end).map(|chunk| score(head, chunk)).collect()).collect();
-                        selection.choose(&dots).into_iter().map(|chunk| (first + chunk) as u32).collect()
+                        selection.choose(&dots).into_iter().flat_map(|chunk| [0, 1].map(|i| (2 * (first + chunk) + i) as u32)).collect()
                     })
                     .collect();
                 for device in devices(None) {
@@ -124,12 +124,13 @@ mod tests {
                     device.queue.write_buffer(&cache.words, 0, bytemuck::cast_slice(&landmarks));
                     let from = device.upload("queries", &queries).unwrap();
                     let (dots, chosen) =
-                        (device.buffer("dots", 6 * 4 * chunks as u64).unwrap(), device.buffer("chosen", 8 * selection.chunks() as u64).unwrap());
-                    let choose = Choose::plan(&device, &c, selection, &from, &cache, &dots, &chosen).unwrap();
+                        (device.buffer("dots", 6 * 4 * chunks as u64).unwrap(), device.buffer("chosen", 8 * selection.tokens as u64).unwrap());
+                    let through = AttentionBuffers { queries: from, landmarks: dots, chosen: chosen.clone(), ..buffers(&device, 0) };
+                    let choose = Choose::plan(&device, &c, &through, selection, &cache).unwrap();
                     let mut block = Block::new(0, 1, 0, None, None);
                     block.chunks = first as u32..end as u32;
-                    let got = run::<u32>(&device, &chosen, 2 * selection.chunks(), |pass| choose.record(pass, &block));
-                    for (got, expected) in got.chunks_exact(selection.chunks()).zip(&expected) {
+                    let got = run::<u32>(&device, &chosen, 2 * selection.tokens, |pass| choose.record(pass, &block));
+                    for (got, expected) in got.chunks_exact(selection.tokens).zip(&expected) {
                         assert_eq!(&got[..expected.len()], expected, "{tokens} of {first} to {end}, {:?}", device.tier());
                     }
                 }

@@ -21,6 +21,7 @@ struct Step {
     places: u32,
     received: u32,
     promoted: u32,
+    listed: u32,
 }
 
 /// Lanes of the one workgroup.
@@ -59,15 +60,17 @@ pub struct Contest {
 fn variant(vague: Vague) -> Spec {
     let flags = [("CODED", vague == Vague::Rows), ("SKETCH", vague.is_sketched()), ("MEAN", vague.has_mean())];
     let flags: Vec<_> = flags.into_iter().filter_map(|(flag, is)| is.then_some(flag)).collect();
-    let bindings = [(0, Access::Write), (1, Access::Write), (2, Access::Read)];
-    spec("contest.wgsl", &flags, &[("WORKGROUP", WORKGROUP)], &bindings[..if vague.is_sketched() { 3 } else { 2 }])
+    let mut bindings = vec![(0, Access::Write), (1, Access::Write)];
+    bindings.extend(vague.is_sketched().then_some((2, Access::Read)));
+    bindings.extend((vague == Vague::Rows).then_some((3, Access::Write)));
+    spec("contest.wgsl", &flags, &[("WORKGROUP", WORKGROUP)], &bindings)
 }
 
 impl Contest {
     /// `sketched`: where tokens stand in sketches, if there are any.
     pub(crate) fn plan(device: &Device, side: &EvictionStore, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Contest> {
         let mut buffers = vec![&side.marks, &moves.buffer];
-        buffers.extend(sketched);
+        buffers.extend(sketched.into_iter().chain(&side.listed));
         Ok(Contest {
             kernel: device.kernel(variant(side.stores.vague), &buffers)?,
             step: Step {
@@ -88,6 +91,7 @@ impl Contest {
         let held = evicted.min(self.step.candidates as usize) as u32;
         // A candidate's position and attention, a leaving token's attention.
         let work = Work { bytes: 8 * u64::from(held) + 4 * leaving.len() as u64, flops: 0 };
-        self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, ..self.step }, [1, 1, 1], work);
+        let listed = evicted as u32 - held;
+        self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, listed, ..self.step }, [1, 1, 1], work);
     }
 }

@@ -1,14 +1,14 @@
 //! `credit.wgsl`: the attention that exact rows, candidates and buckets receive, by which they compete.
 
-use super::eviction::EvictionStore;
-use super::score::Block;
+use super::attention::AttentionBuffers;
+use super::columns::Block;
+use super::exact::ExactRows;
 use super::values::splits;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::HALF_LIFE;
-use crate::rows::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -47,31 +47,24 @@ pub(super) fn variants() -> Vec<Spec> {
 }
 
 impl Credit {
-    /// `scores`: `[tokens][H][stride]`, `weights`: `[tokens][splits][H]` pairs, as [`super::score`] and [`super::values`] write them.
-    pub(crate) fn plan(
-        device: &Device,
-        attention: &AttentionShape,
-        scores: &wgpu::Buffer,
-        stride: usize,
-        weights: &wgpu::Buffer,
-        side: &EvictionStore,
-        slots: Slots,
-    ) -> Result<Credit> {
-        Ok(Credit {
-            kernel: device.kernel(variant(attention), &[scores, weights, &side.marks])?,
+    /// Reads `scores` and `weights` of `b`; of a layer that has something beside, `None` for others.
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Credit>> {
+        let (Some(side), slots) = (&cache.side, cache.slots) else { return Ok(None) };
+        Ok(Some(Credit {
+            kernel: device.kernel(variant(attention), &[&b.scores, &b.weights, &side.marks])?,
             heads: attention.heads as u64,
             vague: side.stores.vague_columns() as u32,
             tuning: device.tuning(),
             step: Step {
                 buckets: side.stores.buckets as u32,
-                stride: stride as u32,
+                stride: b.columns as u32,
                 sinks: slots.sinks,
                 ring: slots.ring,
                 places: side.places as u32,
                 received: side.received as u32,
                 ..bytemuck::Zeroable::zeroed()
             },
-        })
+        }))
     }
 
     /// For a block that has been attended to.
@@ -81,7 +74,7 @@ impl Credit {
             first: block.first,
             tokens: block.tokens,
             exact: block.exact(),
-            held: block.side - self.vague,
+            held: block.beside - self.vague,
             fixed: block.fixed,
             near: block.near,
             splits: exact + coded,
@@ -97,9 +90,8 @@ impl Credit {
 mod tests {
     use super::*;
     use crate::kernels::exact::ExactRows;
-    use crate::kernels::oracle::{assert_close, devices, numbers, run};
-    use crate::kernels::score::stores;
-    use crate::rows::{Exact, Vague, fade};
+    use crate::kernels::oracle::{assert_close, buffers, devices, numbers, run, stores};
+    use crate::rows::{Exact, Slots, Vague, fade};
 
     /// What columns receive is the sum of their softmax weights over queries and heads, the earlier the less: added to what is left of what they had, but for those whose rows are new. Splits of one token, and one for several.
     #[test]
@@ -114,7 +106,7 @@ mod tests {
             for (first, tokens) in [(290, 1), (150, 40)] {
                 let held = 7;
                 let reach = exact.reach(first, tokens, false, 0);
-                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside((held + stores.vague_columns()) as u32, false);
+                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside((held + stores.vague_columns()) as u32).listed(0);
                 let plain = block.plain() as usize;
                 let mut scores: Vec<f32> = numbers(1, tokens * heads * stride).into_iter().map(|x| 5.0 * x).collect();
                 // Queries do not look ahead.
@@ -141,13 +133,14 @@ mod tests {
                     }
                 }
                 for device in &devices {
-                    let cache = ExactRows::beside(device, &c, "test", slots.count(), stores).unwrap();
+                    let cache = ExactRows::beside(device, &c, "test", slots, stores).unwrap();
                     let side = cache.side.as_ref().unwrap();
                     let words = (side.received + slots.count()).next_multiple_of(4);
                     let before: Vec<f32> = (0..words).map(|word| (word % 7) as f32).collect();
                     device.queue.write_buffer(&side.marks, 0, bytemuck::cast_slice(&before));
                     let [from, parts] = [&scores, &weights].map(|numbers| device.upload("numbers", numbers).unwrap());
-                    let credit = Credit::plan(device, &c, &from, stride, &parts, side, slots).unwrap();
+                    let through = AttentionBuffers { scores: from, weights: parts, ..buffers(device, stride) };
+                    let credit = Credit::plan(device, &c, &through, &cache).unwrap().unwrap();
                     let got = run::<f32>(device, &side.marks, words, |pass| credit.record(pass, &block));
                     let mut expected: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
                     for (column, given) in given.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! What stands beside the exact rows of a sequence that forgets ([`crate::rows::Reviver`]), as `shaders/lib/side.wgsl` reads it.
+//! What stands beside the exact rows of a sequence that evicts tokens ([`crate::rows::Reviver`]). Candidates' rows are in slots behind the exact ones.
 
 use super::AttentionShape;
 use crate::gpu::Device;
-use crate::rows::Stores;
+use crate::rows::{Stores, Vague};
 use crate::{Error, Result};
 
 /// One layer's candidates, rows apart, and what is vague.
@@ -10,13 +10,15 @@ use crate::{Error, Result};
 pub struct EvictionStore {
     /// What there is room for.
     pub(crate) stores: Stores,
-    /// Words, in three parts: what has to be known of the vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
+    /// Words, in three parts: four for each bucket, how many vectors it has of either sign, the last one's position and its weight, or without buckets how many are vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
     /// received.
     pub(crate) marks: wgpu::Buffer,
     /// Sums of buckets, i32 `[buckets][2][row]`.
     pub(crate) sums: Option<wgpu::Buffer>,
     /// The mean of the vague, and the two halves of their sum, `[3][2][row]`.
     pub(crate) totals: Option<wgpu::Buffer>,
+    /// Tokens that are read from their coded rows, u32 `[capacity]`.
+    pub(crate) listed: Option<wgpu::Buffer>,
     /// The word of marks at which candidates begin, and what exact rows have received.
     pub(crate) places: usize,
     pub(crate) received: usize,
@@ -39,6 +41,7 @@ impl EvictionStore {
             marks: buffer("candidates", (received + slots) as u64, 4)?,
             sums: is(stores.vague.is_sketched(), "sketch", stores.buckets as u64, 2 * row)?,
             totals: is(stores.vague.has_mean(), "mean of the evicted", 3, 2 * row)?,
+            listed: is(stores.vague == Vague::Rows, "evicted tokens", stores.listed() as u64, 4)?,
             stores,
             places,
             received,
@@ -46,16 +49,9 @@ impl EvictionStore {
         })
     }
 
-    /// The shaders' flags of what there is.
-    pub(crate) fn flags(stores: &Stores) -> Vec<&'static str> {
-        let vague = stores.vague;
-        let all = [("VAGUE", stores.vague_columns() > 0), ("SKETCH", vague.is_sketched()), ("MEAN", vague.has_mean())];
-        std::iter::once("SIDE").chain(all.into_iter().filter_map(|(flag, is)| is.then_some(flag))).collect()
-    }
-
-    /// `marks`, and what there is of sums and totals.
+    /// All that there is.
     pub(crate) fn buffers(&self) -> impl Iterator<Item = &wgpu::Buffer> {
-        std::iter::once(&self.marks).chain(&self.sums).chain(&self.totals)
+        std::iter::once(&self.marks).chain(&self.sums).chain(&self.totals).chain(&self.listed)
     }
 
     /// All bytes, candidates' rows apart.

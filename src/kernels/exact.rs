@@ -3,7 +3,7 @@
 use super::AttentionShape;
 use super::eviction::EvictionStore;
 use crate::gpu::Device;
-use crate::rows::Stores;
+use crate::rows::{Slots, Stores};
 use crate::{Error, Result};
 
 /// One layer's exact rows, f16: `[slots][H_kv][pad(head_dim)]`, keys after RoPE.
@@ -11,27 +11,30 @@ use crate::{Error, Result};
 pub struct ExactRows {
     pub(crate) keys: wgpu::Buffer,
     pub(crate) values: wgpu::Buffer,
-    /// What is kept beside them, where the sequence forgets: then candidates' rows stand in slots behind the others.
+    /// Where tokens stand.
+    pub(crate) slots: Slots,
+    /// What is kept beside them, where tokens are evicted: its rows stand in slots behind the others.
     pub(crate) side: Option<EvictionStore>,
 }
 
 impl ExactRows {
-    /// `slots` zeroed rows. `what`: whose, for errors.
+    /// `rows` zeroed rows, of tokens in their `slots`. `what`: whose, for errors.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], also where they do not fit into one binding.
-    pub fn new(device: &Device, attention: &AttentionShape, what: &str, slots: usize) -> Result<ExactRows> {
-        let side = |name: &str| row_buffer(device, format!("{what}'s {name}"), slots, 2 * attention.kv_row());
-        Ok(ExactRows { keys: side("keys")?, values: side("values")?, side: None })
+    pub fn new(device: &Device, attention: &AttentionShape, what: &str, slots: Slots, rows: usize) -> Result<ExactRows> {
+        let side = |name: &str| row_buffer(device, format!("{what}'s {name}"), rows, 2 * attention.kv_row());
+        Ok(ExactRows { keys: side("keys")?, values: side("values")?, slots, side: None })
     }
 
-    /// [`new`](Self::new) with candidates and what is vague beside, as `stores` say.
+    /// All `slots`, and candidates and what is left of the evicted beside, as `stores` say.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn beside(device: &Device, attention: &AttentionShape, what: &str, slots: usize, stores: Stores) -> Result<ExactRows> {
-        let side = EvictionStore::new(device, attention, what, slots, stores)?;
-        Ok(ExactRows { side: Some(side), ..ExactRows::new(device, attention, what, slots.saturating_add(stores.candidates))? })
+    pub fn beside(device: &Device, attention: &AttentionShape, what: &str, slots: Slots, stores: Stores) -> Result<ExactRows> {
+        let side = EvictionStore::new(device, attention, what, slots.count(), stores)?;
+        let rows = slots.count().saturating_add(stores.candidates);
+        Ok(ExactRows { side: Some(side), ..ExactRows::new(device, attention, what, slots, rows)? })
     }
 }
 

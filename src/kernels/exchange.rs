@@ -66,8 +66,7 @@ impl Exchange {
 mod tests {
     use super::*;
     use crate::kernels::contest::Contest;
-    use crate::kernels::oracle::{devices, halves, numbers, run};
-    use crate::kernels::score::stores;
+    use crate::kernels::oracle::{devices, halves, numbers, run, stores};
     use crate::rows::Sketch;
     use crate::rows::Slots;
     use half::f16;
@@ -97,7 +96,7 @@ mod tests {
         for vague in [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows] {
             let stores = stores(&c, vague);
             for device in devices(None) {
-                let cache = ExactRows::beside(&device, &c, "test", slots.count(), stores).unwrap();
+                let cache = ExactRows::beside(&device, &c, "test", slots, stores).unwrap();
                 let side = cache.side.as_ref().unwrap();
                 let places = stores.places();
                 let table = vague.is_sketched().then(|| device.upload("places", &places).unwrap());
@@ -165,9 +164,11 @@ mod tests {
                             assert!(close, "{what}, {position}");
                         }
                     }
-                    if vague == Vague::Rows {
-                        let is = |position: usize| marks[position / 32] >> (position % 32) & 1 == 1;
-                        assert!((0..400).all(|position| is(position) == candidates.contains_key(&position)), "{what}");
+                    if let Some(list) = &side.listed {
+                        let mut listed = run::<u32>(&device, list, evicted - candidates.len(), |_| ());
+                        listed.sort_unstable();
+                        let left = (3..3 + evicted).filter(|position| !candidates.contains_key(position)).map(|position| position as u32);
+                        assert_eq!(listed, Vec::from_iter(left), "{what}");
                     }
                     if vague == Vague::Mean {
                         assert_eq!(marks[0] as usize, sketch.count(), "{what}");

@@ -139,7 +139,7 @@ mod tests {
                 let gathers: Vec<_> = (0..2)
                     .map(|l| {
                         let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
-                        let cache = ExactRows { keys: upload(0), values: upload(1), side: None };
+                        let cache = ExactRows { keys: upload(0), values: upload(1), slots, side: None };
                         Gather::plan(&device, &c, &row, 4 + l, &cache, slots, &turns, &mean, &out).unwrap()
                     })
                     .collect();

@@ -1,7 +1,9 @@
 //! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two models.
 
-use super::coded::{Coded, Slice};
-use super::{AttentionShape, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, score, values};
+use super::coded::{Coded, Slice, Striped};
+use super::columns::Kinds;
+use super::score::Reading;
+use super::{AttentionShape, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, values};
 use crate::gpu::Spec;
 use crate::gpu::Tuning;
 use crate::rows::{Format, RUN, Scale, Selection};
@@ -9,7 +11,7 @@ use crate::rows::{Format, RUN, Scale, Selection};
 /// A variant that runs in every step or chunk.
 #[derive(Debug, Clone)]
 pub struct Hot {
-    /// Shader, flags, whether it is for one token or for many, and the model: `score TAKEN, many, 8B`.
+    /// Shader, flags, whether it is for one token or for many, and the model: `score ABSORBED, many, 8B`.
     pub name: String,
     /// The variant.
     pub spec: Spec,
@@ -49,27 +51,30 @@ fn hot(name: &str, spec: Spec) -> Hot {
 /// Those that know a model's geometry.
 fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256 };
-    let (taken, rebuilt, chosen) = (Some((true, None)), Some((false, None)), Some(selection));
-    let score = |kind, many| score::variant(attention, kind, score::Aligned::default(), None, score::rows(attention, many));
+    let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
+    let absorbed = || Reading::Absorbed(Striped::default());
+    let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, score::rows(attention, many));
     let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
-    let values = |coded: Option<&Coded>, chosen: Option<Selection>| {
-        values::variant(attention, coded.map(Coded::striped), chosen, None, values::shape(attention, coded, chosen.is_some()).1, tuning)
+    let values = |coded: Option<&Coded>, kinds: Kinds| {
+        values::variant(attention, coded.map(Coded::striped), kinds, values::shape(attention, coded, kinds.listed.is_some()).1, tuning)
     };
     vec![
         hot("prepare", prepare::variant(attention, false, None)),
-        hot("prepare TAKEN", prepare::variant(attention, false, Some(prepare::take((attention.kv_heads * attention.head_dim) as u32, tuning)))),
-        hot("score, one", score(None, false)),
-        hot("score, many", score(None, true)),
-        hot("score TAKEN, one", score(taken, false)),
-        hot("score TAKEN, many", score(taken, true)),
-        hot("score TAKEN CHOSEN, one", score(Some((true, chosen)), false)),
-        hot("score REBUILT, one", score(rebuilt, false)),
-        hot("score REBUILT, many", score(rebuilt, true)),
-        hot("score REBUILT CHOSEN, one", score(Some((false, chosen)), false)),
-        hot("values", values(None, None)),
-        hot("values CODED, one head", values(Some(&one), None)),
-        hot("values CODED, all heads", values(Some(&all), None)),
-        hot("values CODED CHOSEN", values(Some(&all), chosen)),
+        hot("prepare ABSORBED", prepare::variant(attention, false, Some(prepare::shares((attention.kv_heads * attention.head_dim) as u32, tuning)))),
+        hot("score, one", score(Reading::None, all_kinds, false)),
+        hot("score, many", score(Reading::None, all_kinds, true)),
+        hot("score ABSORBED, one", score(absorbed(), all_kinds, false)),
+        hot("score ABSORBED, many", score(absorbed(), all_kinds, true)),
+        hot("score ABSORBED LISTED, one", score(absorbed(), chosen, false)),
+        hot("score REBUILT, one", score(Reading::Rebuilt, all_kinds, false)),
+        hot("score REBUILT, many", score(Reading::Rebuilt, all_kinds, true)),
+        hot("score REBUILT LISTED, one", score(Reading::Rebuilt, chosen, false)),
+        hot("rebuild", rebuild::variant(attention, all_kinds)),
+        hot("rebuild LISTED", rebuild::variant(attention, chosen)),
+        hot("values", values(None, all_kinds)),
+        hot("values CODED, one head", values(Some(&one), all_kinds)),
+        hot("values CODED, all heads", values(Some(&all), all_kinds)),
+        hot("values CODED LISTED", values(Some(&all), chosen)),
         hot("merge", merge::variant(attention, false, false, tuning)),
         hot("merge CODED", merge::variant(attention, true, false, tuning)),
         hot("merge CODED, many", merge::variant(attention, true, true, tuning)),

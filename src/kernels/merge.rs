@@ -1,7 +1,8 @@
 //! `merge.wgsl`: joins the splits of one attention and takes sums of coordinates up to whole heads.
 
+use super::attention::AttentionBuffers;
 use super::coded::Coded;
-use super::score::Block;
+use super::columns::Block;
 use super::values::{splits, sums};
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
@@ -78,17 +79,9 @@ pub(crate) fn heads(attention: &AttentionShape, coded: &Coded) -> Vec<u32> {
 }
 
 impl Merge {
-    /// `from`, `weights` as [`super::values`] writes them; `out`: `[n][H][pad(head_dim)]`. `many`: for blocks of many tokens, else of one.
-    pub(crate) fn plan(
-        device: &Device,
-        attention: &AttentionShape,
-        from: &wgpu::Buffer,
-        weights: &wgpu::Buffer,
-        out: &wgpu::Buffer,
-        up: Option<Up>,
-        many: bool,
-    ) -> Result<Merge> {
-        let mut buffers = vec![from, weights, out];
+    /// Reads `sums` and `weights`, writes `attended` of `b`. `many`: for blocks of many tokens, else of one.
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, up: Option<Up>, many: bool) -> Result<Merge> {
+        let mut buffers = vec![&b.sums, &b.weights, &b.attended];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
         let heads = attention.heads;
         let step = Step {
@@ -119,8 +112,7 @@ impl Merge {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_coordinates;
-    use crate::kernels::exact::ExactRows;
-    use crate::kernels::oracle::{assert_close, coded_side, halves, numbers, run, tuned_devices};
+    use crate::kernels::oracle::{assert_close, buffers, coded_side, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::values::{CodedValues, Values, groups};
     use crate::rows::Slots;
@@ -178,7 +170,7 @@ mod tests {
             let up: Vec<_> = (0..3).flat_map(|kv| by_coordinates(|i, d| side.up(kv, i, d), side.coded.rank(kv), 14)).collect();
             for (device, tuning) in tuned_devices(None) {
                 let sides = coded.then_some(&side.coded);
-                let cache = ExactRows { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
+                let cache = crate::kernels::oracle::exact(&device, slots, [&[], &ring]);
                 let table = device.upload("groups", &groups(&c, sides, false).0).unwrap();
                 let parts = u64::from(tuning.splits + tuning.coded_splits).max(4);
                 let from = device.buffer("sums", parts * sums(&c, sides) as u64 * 4).unwrap();
@@ -189,10 +181,12 @@ mod tests {
                 let out = device.buffer("out", 3 * expected.len() as u64 * 4).unwrap();
                 let attend = |block: &Block| {
                     let scores = device.upload("scores", &scores(block)).unwrap();
-                    let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs, chosen: None });
-                    let values = Values::plan(&device, &c, &scores, columns, &cache, slots, coded, &table, &from, &weights).unwrap();
+                    let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs, groups: &table, list: None });
+                    let through =
+                        AttentionBuffers { scores, sums: from.clone(), weights: weights.clone(), attended: out.clone(), ..buffers(&device, columns) };
+                    let values = Values::plan(&device, &c, &through, &cache, &table, coded).unwrap();
                     let up = sides.map(|coded| Up { coded, heads: &lines, up: &up, means: &means });
-                    let merge = Merge::plan(&device, &c, &from, &weights, &out, up, block.tokens > 1).unwrap();
+                    let merge = Merge::plan(&device, &c, &through, up, block.tokens > 1).unwrap();
                     let got = run::<f32>(&device, &out, 3 * expected.len(), |pass| {
                         values.record(pass, block);
                         merge.record(pass, block);

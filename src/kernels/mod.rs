@@ -16,6 +16,7 @@ mod attention;
 pub mod blocks;
 pub mod choose;
 pub(crate) mod coded;
+pub mod columns;
 pub mod contest;
 pub mod credit;
 pub mod embed;
@@ -34,12 +35,14 @@ pub mod norm;
 pub mod pack;
 pub mod prepare;
 pub mod project;
+pub mod rebuild;
 pub mod repeat;
 pub mod score;
+pub mod sketch;
 pub mod stripe;
 pub mod values;
 
-pub use attention::AttentionShape;
+pub use attention::{AttentionBuffers, AttentionShape};
 pub use hot::{Hot, hot_variants};
 
 use crate::gpu::{Access, Spec};
@@ -78,7 +81,9 @@ pub fn wide_variants() -> Vec<Spec> {
         merge::variants(),
         prepare::variants(),
         project::variants(),
+        rebuild::variants(),
         score::variants(),
+        sketch::variants(),
         stripe::variants(),
         values::variants(),
     ]
@@ -88,13 +93,13 @@ pub fn wide_variants() -> Vec<Spec> {
 /// What the kernels' tests share: devices of every tier, numbers, running and reading back.
 #[cfg(test)]
 mod oracle {
-    use super::AttentionShape;
     use super::coded::{Coded, Slice};
+    use super::{AttentionBuffers, AttentionShape};
     use crate::gpu::Tuning;
     use crate::gpu::{Device, Options, Pass, Tier, pad};
     use crate::kernels::exact::ExactRows;
     use crate::rows::Slots;
-    use crate::rows::{Format, RUN, Vague};
+    use crate::rows::{Format, RUN, Stores, Vague};
     use half::f16;
     use std::sync::Arc;
 
@@ -112,7 +117,7 @@ mod oracle {
             keys: 32,
             in_flight: 2,
             ends: 3,
-            take: 20,
+            absorb: 20,
             team_rows: 2,
             ahead: 3,
             paired: true,
@@ -180,6 +185,39 @@ mod oracle {
         (0..head.len()).map(turn).collect()
     }
 
+    /// What kernels hand on to each other: nothing yet, with so many columns of scores.
+    pub fn buffers(device: &Device, columns: usize) -> AttentionBuffers {
+        let none = || device.buffer("nothing", 4).unwrap();
+        AttentionBuffers {
+            projected: none(),
+            rope: none(),
+            queries: none(),
+            record: 0,
+            scores: none(),
+            columns,
+            sums: none(),
+            weights: none(),
+            attended: none(),
+            landmarks: none(),
+            chosen: none(),
+            rebuilt: none(),
+            counted: [none(), none()],
+            counts: none(),
+        }
+    }
+
+    /// Exact rows, of which only some are given.
+    pub fn exact(device: &Device, slots: Slots, [keys, values]: [&[f16]; 2]) -> ExactRows {
+        let [keys, values] =
+            [keys, values].map(|rows| if rows.is_empty() { device.buffer("rows", 4).unwrap() } else { device.upload("rows", rows).unwrap() });
+        ExactRows { keys, values, slots, side: None }
+    }
+
+    /// What there is room for beside exact rows, of everything some.
+    pub fn stores(attention: &AttentionShape, vague: Vague) -> Stores {
+        Stores::some(2 * attention.kv_row(), vague, 24, 5, 400)
+    }
+
     /// A layer's exact rows and what stands beside them, at random.
     pub struct Beside {
         pub cache: ExactRows,
@@ -189,10 +227,19 @@ mod oracle {
         pub columns: Vec<(u32, [Vec<f64>; 2])>,
     }
 
+    impl Beside {
+        /// Buffers with room for what is made of a sketch.
+        pub fn buffers(&self, device: &Device, attention: &AttentionShape, columns: usize) -> AttentionBuffers {
+            let count = self.cache.side.as_ref().map_or(0, |side| side.stores.vague_columns());
+            let rows = || device.buffer("rows of a sketch", (2 * count * attention.kv_row()) as u64).unwrap();
+            AttentionBuffers { counted: [rows(), rows()], counts: device.buffer("counts", 4 * count as u64).unwrap(), ..buffers(device, columns) }
+        }
+    }
+
     /// Seven candidates, and sums as they may be.
     pub fn beside(device: &Device, attention: &AttentionShape, slots: Slots, vague: Vague) -> Beside {
-        let (stores, held, row) = (super::score::stores(attention, vague), 7, attention.kv_row());
-        let cache = ExactRows::beside(device, attention, "test", slots.count(), stores).unwrap();
+        let (stores, held, row) = (stores(attention, vague), 7, attention.kv_row());
+        let cache = ExactRows::beside(device, attention, "test", slots, stores).unwrap();
         let side = cache.side.as_ref().unwrap();
         let is_padding = |i: usize| i % pad(attention.head_dim) >= attention.head_dim;
         let rows = [60, 61].map(|seed| {

@@ -1,12 +1,12 @@
 //! `prepare.wgsl`: bias, QK-norm and RoPE, the append of new exact rows to the cache, and queries for coded keys.
 
+use super::attention::AttentionBuffers;
 use super::coded::{BOOKS, Coded};
 use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::kernels::exact::ExactRows;
-use crate::rows::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -21,25 +21,23 @@ struct Step {
     layer: u32,
 }
 
-/// Where a layer's turned queries go, and what it notes besides.
-#[derive(Clone, Copy)]
-pub(crate) struct Queries<'a> {
-    /// `[n][H][pad(head_dim)]` f32, and behind those of a token its taken ones; from number `record` on [`record_len`] numbers.
-    pub buffer: &'a wgpu::Buffer,
-    /// The largest number that 16 bits did not hold, of all layers, and by layer that of keys and that of values; zero where all fit.
-    pub record: u32,
-    /// The layer's place in it.
-    pub layer: u32,
-}
-
-/// Numbers of [`Queries::record`] for so many layers.
+/// Numbers that say what 16 bits did not hold, for so many layers: the largest of all, and by layer that of keys and that of values; zero where all fit.
 pub(crate) fn record_len(layers: usize) -> usize {
     1 + 2 * layers
 }
 
-/// What takes queries to the coordinates of coded keys.
+/// What a family adds to queries and keys, or multiplies them by.
 #[derive(Clone, Copy)]
-pub(crate) struct Taken<'a> {
+pub(crate) struct Added<'a> {
+    /// QK-norm's gains `[2][head_dim]` where the model has them, then biases as a token in `projected` where there are any.
+    pub numbers: &'a wgpu::Buffer,
+    /// Whether there are biases.
+    pub bias: bool,
+}
+
+/// The basis of coded keys that queries absorb.
+#[derive(Clone, Copy)]
+pub(crate) struct Absorbed<'a> {
     pub coded: &'a Coded,
     /// [`Coded::key_table`].
     pub table: &'a wgpu::Buffer,
@@ -60,14 +58,14 @@ pub struct Prepare {
 /// Numbers of a row of values that one workgroup copies.
 const BLOCK: usize = WORKGROUP as usize * 4;
 
-/// Where queries are taken to `rank` coordinates at the most, how many workgroups of a head do that, and how many coordinates each has.
-pub(super) fn take(rank: u32, tuning: &Tuning) -> [u32; 2] {
-    let take = tuning.take.min(rank).max(1);
-    [rank.div_ceil(take).max(1), take]
+/// Where queries absorb a basis of `rank` coordinates at the most, how many workgroups of a head do that, and how many coordinates each has.
+pub(super) fn shares(rank: u32, tuning: &Tuning) -> [u32; 2] {
+    let share = tuning.absorb.min(rank).max(1);
+    [rank.div_ceil(share).max(1), share]
 }
 
-/// `takes`: where queries are taken to coordinates, how many workgroups of a head do that, and how many coordinates each has.
-pub(super) fn variant(attention: &AttentionShape, bias: bool, takes: Option<[u32; 2]>) -> Spec {
+/// `shares`: where queries absorb a basis, how many workgroups of a head do that, and how many coordinates each has.
+pub(super) fn variant(attention: &AttentionShape, bias: bool, shares: Option<[u32; 2]>) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
     flags.extend([(bias, "BIAS"), (attention.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
@@ -75,15 +73,15 @@ pub(super) fn variant(attention: &AttentionShape, bias: bool, takes: Option<[u32
         flags.push("ADDED");
         bindings.push((5, Access::Read));
     }
-    if takes.is_some() {
-        flags.push("TAKEN");
+    if shares.is_some() {
+        flags.push("ABSORBED");
         bindings.extend([(6, Access::Read), (7, Access::Read)]);
     }
-    let [takes, take] = takes.unwrap_or([1, 0]);
+    let [shares, share] = shares.unwrap_or([1, 0]);
     let constants = [
         ("WORKGROUP", WORKGROUP),
-        ("TAKES", takes),
-        ("TAKE", take),
+        ("SHARES", shares),
+        ("SHARE", share),
         ("PAIRS", (attention.head_dim / 2) as u32),
         ("NEAR", NEAR),
         ("BOOKS", BOOKS),
@@ -96,53 +94,56 @@ pub(super) fn variant(attention: &AttentionShape, bias: bool, takes: Option<[u32
 
 pub(super) fn variants() -> Vec<Spec> {
     let pairs = [(false, false), (false, true), (true, false), (true, true)];
-    AttentionShape::examples().iter().flat_map(|attention| pairs.map(|(bias, taken)| variant(attention, bias, taken.then_some([4, 256])))).collect()
+    AttentionShape::examples()
+        .iter()
+        .flat_map(|attention| pairs.map(|(bias, absorbs)| variant(attention, bias, absorbs.then_some([4, 256]))))
+        .collect()
 }
 
 impl Prepare {
-    /// `projected`: `[n][`[`AttentionShape::projection_row`]`]` f32; `turns`: RoPE's tables; `added`: QK-norm's gains
-    /// `[2][head_dim]` where the model has them, then biases as a token in `projected` where `bias`.
-    #[allow(clippy::too_many_arguments)]
+    /// Of layer `index`: reads `projected`, writes `queries` of `b`.
     pub(crate) fn plan(
         device: &Device,
-        attention: &AttentionShape,
-        projected: &wgpu::Buffer,
-        turns: &wgpu::Buffer,
-        queries: Queries,
+        (attention, index): (&AttentionShape, usize),
+        b: &AttentionBuffers,
         cache: &ExactRows,
-        slots: Slots,
-        added: Option<&wgpu::Buffer>,
-        bias: bool,
-        taken: Option<Taken>,
+        added: Option<Added>,
+        absorbed: Option<Absorbed>,
     ) -> Result<Prepare> {
-        let mut buffers = vec![projected, turns, queries.buffer, &cache.keys, &cache.values];
-        buffers.extend(added);
-        buffers.extend(taken.iter().flat_map(|taken| [taken.table, taken.up]));
+        let mut buffers = vec![&b.projected, &b.rope, &b.queries, &cache.keys, &cache.values];
+        buffers.extend(added.map(|added| added.numbers));
+        buffers.extend(absorbed.iter().flat_map(|absorbed| [absorbed.table, absorbed.up]));
         let whole = attention.heads * pad(attention.head_dim);
         let step = Step {
             first: 0,
             stride: attention.projection_row() as u32,
-            queries: taken.map_or(whole, |taken| taken.coded.query_stride(attention, true)) as u32,
-            sinks: slots.sinks,
-            ring: slots.ring,
+            queries: absorbed.map_or(whole, |absorbed| absorbed.coded.query_stride(attention, true)) as u32,
+            sinks: cache.slots.sinks,
+            ring: cache.slots.ring,
             epsilon: attention.epsilon,
-            record: queries.record,
-            layer: queries.layer,
+            record: b.record,
+            layer: index as u32,
         };
         let kv_heads = attention.kv_heads;
-        let takes = taken.map(|taken| {
-            let most = (0..kv_heads).map(|kv| taken.coded.rank(kv)).max().unwrap_or(0) as u32;
-            take(most, &device.tuning())
+        let shares_of = absorbed.map(|absorbed| {
+            let most = (0..kv_heads).map(|kv| absorbed.coded.rank(kv)).max().unwrap_or(0) as u32;
+            shares(most, &device.tuning())
         });
-        let heads = attention.heads * takes.map_or(1, |[takes, _]| takes as usize);
+        let heads = attention.heads * shares_of.map_or(1, |[count, _]| count as usize);
         let units = heads + kv_heads + (kv_heads * pad(attention.head_dim)).div_ceil(BLOCK);
-        let ranks = taken.map_or(0, |taken| (0..kv_heads).map(|kv| taken.coded.rank(kv)).sum::<usize>());
+        let ranks = absorbed.map_or(0, |absorbed| (0..kv_heads).map(|kv| absorbed.coded.rank(kv)).sum::<usize>());
         let each = Work {
             bytes: (4 * step.stride + 4 * step.queries) as u64 + 4 * (kv_heads * pad(attention.head_dim)) as u64,
             flops: (2 * attention.group_size() * ranks * attention.head_dim) as u64,
         };
         let once = (2 * ranks * pad(attention.head_dim)) as u64;
-        Ok(Prepare { kernel: device.kernel(variant(attention, bias, takes), &buffers)?, step, units: units as u32, each, once })
+        Ok(Prepare {
+            kernel: device.kernel(variant(attention, added.is_some_and(|added| added.bias), shares_of), &buffers)?,
+            step,
+            units: units as u32,
+            each,
+            once,
+        })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -157,21 +158,22 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, coded_side, devices, frequencies, numbers, run, tuned_devices, turned};
+    use crate::kernels::oracle::{assert_close, buffers, coded_side, devices, frequencies, numbers, run, tuned_devices, turned};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::turns;
+    use crate::rows::Slots;
     use half::f16;
 
     /// Queries and rows of three tokens around position 64, where RoPE's tables meet: into a slot for every token with everything that a family adds, and into a
-    /// ring that wraps between them, with queries taken to coded keys.
+    /// ring that wraps between them, with queries that absorb a basis.
     #[test]
     fn queries_are_turned_and_rows_appended() {
         let formats = formats();
-        for (qk_norm, bias, taken) in [(true, true, false), (false, false, true), (true, false, true), (false, true, false)] {
+        for (qk_norm, bias, absorbed) in [(true, true, false), (false, false, true), (true, false, true), (false, true, false)] {
             let c = AttentionShape::of(qk_norm, None, 6, 3, 14);
             let (first, tokens, heads, padded) = (63, 3, c.heads, pad(c.head_dim));
             let row = 3 * padded;
-            let slots = if taken { Slots { sinks: 2, ring: 30 } } else { Slots::ALL };
+            let slots = if absorbed { Slots { sinks: 2, ring: 30 } } else { Slots::ALL };
             let (stride, mut means) = (c.projection_row(), numbers(5, 3 * c.head_dim));
             // The first head has a mean in every other pair of RoPE, which are four of seven.
             (0..14).filter(|i| i % 7 % 2 == 1).for_each(|i| means[i] = 0.0);
@@ -190,7 +192,7 @@ mod tests {
             for t in 0..tokens {
                 let whole: Vec<Vec<f64>> = (0..heads).map(|h| head(t, h * padded, query_gain)).collect();
                 queries.extend(whole.iter().flatten());
-                for (h, q) in whole.iter().enumerate().filter(|_| taken) {
+                for (h, q) in whole.iter().enumerate().filter(|_| absorbed) {
                     let (kv, rank) = (h / 2, side.coded.rank(h / 2));
                     queries.extend((0..rank).map(|i| (0..c.head_dim).map(|d| q[d] * f64::from(side.up(kv, i, d))).sum::<f64>()));
                     for pair in (0..7).filter(|pair| kv > 0 || pair % 2 == 0) {
@@ -211,15 +213,16 @@ mod tests {
                 let [projected, turns] =
                     [&projected, turns(&frequencies(c.head_dim), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                 let out = device.buffer("queries", (queries.len() + record_len(2)) as u64 * 4).unwrap();
-                let into = Queries { buffer: &out, record: queries.len() as u32, layer: 1 };
-                let count = if taken { slots.count() } else { 70 };
+                let through = AttentionBuffers { projected, rope: turns, queries: out.clone(), record: queries.len() as u32, ..buffers(&device, 0) };
+                let count = if absorbed { slots.count() } else { 70 };
                 let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
-                let cache = ExactRows { keys: rows(), values: rows(), side: None };
+                let cache = ExactRows { keys: rows(), values: rows(), slots, side: None };
                 let buffer = (!added.is_empty()).then(|| device.upload("added", &added).unwrap());
                 let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
-                let to = taken.then_some(Taken { coded: &side.coded, table: &table, up: &up });
-                let prepare = Prepare::plan(&device, &c, &projected, &turns, into, &cache, slots, buffer.as_ref(), bias, to).unwrap();
-                let what = |side: &str| format!("{side}, norm: {qk_norm}, taken: {taken}, {:?}, {tuning:?}", device.tier());
+                let basis = absorbed.then_some(Absorbed { coded: &side.coded, table: &table, up: &up });
+                let numbers = buffer.as_ref().map(|numbers| Added { numbers, bias });
+                let prepare = Prepare::plan(&device, (&c, 1), &through, &cache, numbers, basis).unwrap();
+                let what = |side: &str| format!("{side}, norm: {qk_norm}, absorbed: {absorbed}, {:?}, {tuning:?}", device.tier());
                 let mut got = run::<f32>(&device, &out, queries.len() + record_len(2), |pass| prepare.record(pass, first as u32, tokens as u32));
                 assert_eq!(got.split_off(queries.len()), [0.0; 5], "{}", what("nothing was too large"));
                 assert_close(got.into_iter().map(f64::from), &queries, 1e-10, &what("queries"));
@@ -248,9 +251,9 @@ mod tests {
                 let count = tokens * attention.query_row();
                 let out = device.buffer("queries", 4 * (count + record_len(3)) as u64).unwrap();
                 let rows = || device.buffer("rows", 2 * (tokens * attention.kv_row()) as u64).unwrap();
-                let cache = ExactRows { keys: rows(), values: rows(), side: None };
-                let into = Queries { buffer: &out, record: count as u32, layer: 2 };
-                let prepare = Prepare::plan(&device, &attention, &projected, &turns, into, &cache, Slots::ALL, None, false, None).unwrap();
+                let cache = ExactRows { keys: rows(), values: rows(), slots: Slots::ALL, side: None };
+                let through = AttentionBuffers { projected, rope: turns, queries: out.clone(), record: count as u32, ..buffers(&device, 0) };
+                let prepare = Prepare::plan(&device, (&attention, 2), &through, &cache, None, None).unwrap();
                 run::<f32>(&device, &out, count + record_len(3), |pass| prepare.record(pass, 0, tokens as u32)).split_off(count)
             };
             assert_eq!(note(&[(key + 1, 65504.0), (value + 2, -65519.0)]), [0.0; 7]);

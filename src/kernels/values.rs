@@ -1,15 +1,14 @@
 //! `values.wgsl`: the weighted sum of value rows, split by split, exact ones and coded ones apart.
 
+use super::attention::AttentionBuffers;
 use super::coded::{BOOKS, Coded, Striped};
-use super::eviction::EvictionStore;
+use super::columns::{Block, Kinds, List};
 use super::exact::ExactRows;
-use super::score::{Block, side_bindings, stores};
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::gpu::{SHARING, Tuning};
 use crate::rows::Slots;
-use crate::rows::{Selection, Stores, Vague};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -17,19 +16,19 @@ struct Step {
     plain: u32,
     coded: u32,
     tokens: u32,
-    near: u32,
     stride: u32,
     length: u32,
+    along: u32,
     sums: u32,
     entries: u32,
     all: u32,
-    along: u32,
     start: u32,
     words: u32,
     fixed: u32,
+    exact: u32,
+    base: u32,
     sinks: u32,
     ring: u32,
-    side: u32,
 }
 
 /// The most query heads that a workgroup sums for: each costs four registers a lane.
@@ -42,8 +41,17 @@ pub(crate) struct CodedValues<'a> {
     pub rows: &'a wgpu::Buffer,
     /// [`Coded::value_table`].
     pub table: &'a wgpu::Buffer,
-    /// Where keys are chosen: how many, and the chunks, `[H_kv][`[`Selection::chunks`]`]`.
-    pub chosen: Option<(Selection, &'a wgpu::Buffer)>,
+    /// The table by which they are summed: [`groups`]'s.
+    pub groups: &'a wgpu::Buffer,
+    /// Which of them are read; `None` for all.
+    pub list: Option<List<'a>>,
+}
+
+impl CodedValues<'_> {
+    /// Whether each key/value head reads its own.
+    fn apart(&self) -> bool {
+        self.list.is_some_and(|list| list.by_head > 0)
+    }
 }
 
 /// Sums one layer's values.
@@ -55,30 +63,22 @@ pub struct Values {
     each: [Work; 2],
     once: [u64; 2],
     tuning: Tuning,
+    slots: Slots,
     step: Step,
 }
 
-/// The most query heads of a group, and how many of them a workgroup sums for. Where keys are chosen the heads of a group read the same ones: those of one key/value head.
-pub(super) fn shape(attention: &AttentionShape, coded: Option<&Coded>, chosen: bool) -> (u32, u32) {
-    let widest = coded.filter(|_| !chosen).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
+/// The most query heads of a group, and how many of them a workgroup sums for. Where each key/value head reads its own list (`apart`) a group is one of these.
+pub(super) fn shape(attention: &AttentionShape, coded: Option<&Coded>, apart: bool) -> (u32, u32) {
+    let widest = coded.filter(|_| !apart).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
     let heads = widest * attention.group_size();
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }
 
-pub(super) fn variant(
-    attention: &AttentionShape,
-    coded: Option<Striped>,
-    chosen: Option<Selection>,
-    stores: Option<&Stores>,
-    rows: u32,
-    tuning: &Tuning,
-) -> Spec {
-    let (mut flags, side, vague) = side_bindings(stores);
+/// `coded`: how rows are packed, if there are any.
+pub(super) fn variant(attention: &AttentionShape, coded: Option<Striped>, kinds: Kinds, rows: u32, tuning: &Tuning) -> Spec {
+    let mut flags = Vec::from_iter(kinds.flags());
     let mut constants = vec![
         ("WORKGROUP", WORKGROUP),
-        ("CHUNK", Selection::CHUNK as u32),
-        ("MOST", chosen.map_or(0, |selection| selection.chunks()) as u32),
-        ("VAGUE_COLUMNS", vague),
         ("GROUP", attention.group_size() as u32),
         ("KEYS", tuning.keys),
         ("IN_FLIGHT", tuning.in_flight),
@@ -86,35 +86,31 @@ pub(super) fn variant(
         ("BOOKS", BOOKS),
         ("ROWS", rows),
         ("HEADS", attention.heads as u32),
-        ("EXACT_ROW", (attention.kv_heads * pad(attention.head_dim)) as u32),
+        ("EXACT_ROW", attention.kv_row() as u32),
     ];
+    constants.extend(kinds.constants());
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
-    if coded.is_some() || stores.is_some() {
-        flags.push("RING");
-    }
     if let Some(striped) = coded {
         flags.push("CODED");
         flags.extend(striped.flags);
         constants.extend(striped.constants);
         bindings.extend([(5, Access::Read), (6, Access::Read)]);
     }
-    if chosen.is_some() {
-        flags.push("CHOSEN");
+    if kinds.counted > 0 {
         bindings.push((7, Access::Read));
     }
-    bindings.extend(side);
+    bindings.extend(kinds.list());
     spec("values.wgsl", &flags, &constants, &bindings)
 }
 
 pub(super) fn variants() -> Vec<Spec> {
     let kinds = |(attention, tuning): (&AttentionShape, Tuning)| {
-        let (rows, chosen) = (shape(attention, None, false).1, Some(Selection { tokens: 256 }));
+        let rows = shape(attention, None, false).1;
+        let of = |coded, listed, counted, rows| variant(attention, coded, Kinds { listed, counted }, rows, &tuning);
         let each = || Some(Striped::default());
-        let coded = [variant(attention, each(), None, None, MOST_ROWS as u32, &tuning), variant(attention, each(), chosen, None, rows, &tuning)];
-        let blocks = super::blocks::formats(attention).map(|format| variant(attention, Some(Striped::of(&format)), None, None, rows, &tuning));
-        let beside = |vague| variant(attention, each().filter(|_| vague == Vague::Rows), None, Some(&stores(attention, vague)), rows, &tuning);
-        let beside = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows].map(beside);
-        [vec![variant(attention, None, None, None, rows, &tuning)], coded.into(), blocks.into(), beside.into()].concat()
+        let coded = [of(each(), None, 0, MOST_ROWS as u32), of(each(), Some(256), 0, rows), of(each(), Some(0), 0, rows)];
+        let blocks = super::blocks::formats(attention).map(|format| of(Some(Striped::of(&format)), None, 0, rows));
+        [vec![of(None, None, 0, rows), of(None, None, 10, rows)], coded.into(), blocks.into()].concat()
     };
     let attentions = AttentionShape::examples();
     [true, false].into_iter().flat_map(|software| attentions.iter().map(move |attention| (attention, Tuning::of(software)))).flat_map(kinds).collect()
@@ -131,8 +127,8 @@ pub(crate) fn splits(block: &Block, tuning: &Tuning) -> [(u32, u32); 2] {
     })
 }
 
-/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are. Where keys are `chosen`, coded ones are by key/value head.
-pub(crate) fn groups(attention: &AttentionShape, coded: Option<&Coded>, chosen: bool) -> (Vec<u32>, [u32; 2]) {
+/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are. Where these read `apart`, coded ones are by key/value head.
+pub(crate) fn groups(attention: &AttentionShape, coded: Option<&Coded>, apart: bool) -> (Vec<u32>, [u32; 2]) {
     let g = attention.group_size();
     // (where its rows begin, vectors, first query head, query heads, where its sums begin, first run)
     let entries = |[at, width, first, heads, sums, runs]: [usize; 6]| {
@@ -145,7 +141,7 @@ pub(crate) fn groups(attention: &AttentionShape, coded: Option<&Coded>, chosen: 
     if let Some(coded) = coded {
         let (sums, runs) = (coded.sums(attention), coded.value_runs());
         for (slice, runs) in coded.slices.iter().zip(runs) {
-            let heads = if chosen { 1 } else { slice.kv_heads };
+            let heads = if apart { 1 } else { slice.kv_heads };
             for kv in (slice.first_head..slice.first_head + slice.kv_heads).step_by(heads) {
                 table.extend(entries([slice.word, slice.rank() / 4, kv * g, heads * g, sums[kv * g], runs]));
             }
@@ -162,50 +158,46 @@ pub(crate) fn sums(attention: &AttentionShape, coded: Option<&Coded>) -> usize {
 }
 
 impl Values {
-    /// `scores`: `[tokens][H][stride]`; `table`: [`groups`]'s; `out`: `[tokens][splits][`[`sums`]`]`; `weights`: `[tokens][splits][H]` pairs. All f32.
-    #[allow(clippy::too_many_arguments)]
+    /// Reads `scores`, writes `sums` and `weights` of `b`. `table`: [`groups`]'s of exact values.
     pub(crate) fn plan(
         device: &Device,
         attention: &AttentionShape,
-        scores: &wgpu::Buffer,
-        stride: usize,
+        b: &AttentionBuffers,
         cache: &ExactRows,
-        slots: Slots,
-        coded: Option<CodedValues>,
         table: &wgpu::Buffer,
-        out: &wgpu::Buffer,
-        weights: &wgpu::Buffer,
+        coded: Option<CodedValues>,
     ) -> Result<Values> {
-        let (side, chosen) = (coded.map(|coded| coded.coded), coded.and_then(|coded| coded.chosen));
-        let (heads, rows) = shape(attention, side, chosen.is_some());
-        let mut buffers = vec![scores, &cache.values, table, out, weights];
+        let (side, apart, list) = (coded.map(|coded| coded.coded), coded.is_some_and(|coded| coded.apart()), coded.and_then(|coded| coded.list));
+        let (heads, rows) = shape(attention, side, apart);
+        let mut buffers = vec![&b.scores, &cache.values, coded.map_or(table, |coded| coded.groups), &b.sums, &b.weights];
         buffers.extend(coded.iter().flat_map(|coded| [coded.rows, coded.table]));
-        buffers.extend(chosen.map(|(_, chosen)| chosen));
-        let beside = cache.side.as_ref();
-        buffers.extend(beside.into_iter().flat_map(EvictionStore::buffers));
+        let counted = cache.side.as_ref().map_or(0, |side| side.stores.vague_columns());
+        if counted > 0 {
+            buffers.push(&b.counted[1]);
+        }
+        buffers.extend(list.map(|list| list.tokens));
         let (all, kv_heads) = (attention.heads, attention.kv_heads);
         let ranks = side.map_or(0, |coded| (0..kv_heads).map(|kv| coded.rank(kv)).sum::<usize>());
         let row = side.map_or(0, Coded::row_words);
         let work = |numbers: usize| Work { bytes: 4 * all as u64, flops: 2 * numbers as u64 };
-        let [entries, more] = groups(attention, side, chosen.is_some()).1;
-        let tuning = device.tuning();
-        let selection = chosen.map(|(selection, _)| selection);
+        let [entries, more] = groups(attention, side, apart).1;
+        let (tuning, kinds) = (device.tuning(), Kinds { listed: list.map(|list| list.by_head), counted });
         Ok(Values {
-            kernel: device
-                .kernel(variant(attention, side.map(Coded::striped), selection, beside.map(|side| &side.stores), rows, &tuning), &buffers)?,
+            kernel: device.kernel(variant(attention, side.map(Coded::striped), kinds, rows, &tuning), &buffers)?,
             rows,
             heads,
             each: [work(all * attention.head_dim), work(attention.group_size() * ranks)],
-            once: [2 * kv_heads * pad(attention.head_dim), 4 * row].map(|bytes| bytes as u64),
+            once: [2 * attention.kv_row(), 4 * row].map(|bytes| bytes as u64),
             tuning,
+            slots: cache.slots,
             step: Step {
-                stride: stride as u32,
+                stride: b.columns as u32,
                 sums: sums(attention, side) as u32 / 4,
                 entries,
                 all: entries + more,
                 words: side.map_or(0, |coded| coded.words as u32),
-                sinks: slots.sinks,
-                ring: slots.ring,
+                sinks: cache.slots.sinks,
+                ring: cache.slots.ring,
                 ..bytemuck::Zeroable::zeroed()
             },
         })
@@ -218,12 +210,12 @@ impl Values {
             plain: block.plain(),
             coded: block.coded,
             tokens: block.tokens,
-            near: block.near,
             length,
             along,
             start: block.start,
             fixed: block.fixed,
-            side: block.side,
+            exact: block.exact(),
+            base: block.base(self.slots),
             ..self.step
         };
         let entries = step.entries.max(step.all - step.entries);
@@ -241,9 +233,10 @@ impl Values {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, beside, coded_side, devices, halves, numbers, run, tuned_devices};
+    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
-    use crate::rows::{Exact, Format, Vague};
+    use crate::kernels::sketch::Sketch;
+    use crate::rows::{Exact, Format, Slots, Vague};
 
     /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several splits, five in one, and two tokens in one, the last keys of the first masked.
     #[test]
@@ -277,10 +270,11 @@ mod tests {
                     }
                 }
                 let from = device.upload("scores", &scores).unwrap();
-                let cache = ExactRows { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &rows).unwrap(), side: None };
+                let cache = exact(&device, Slots::ALL, [&[], &rows]);
                 let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [sums.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
-                let values = Values::plan(&device, &c, &from, capacity, &cache, Slots::ALL, None, &table, &out, &shares).unwrap();
+                let through = AttentionBuffers { scores: from, sums: out.clone(), weights: shares.clone(), ..buffers(&device, capacity) };
+                let values = Values::plan(&device, &c, &through, &cache, &table, None).unwrap();
                 let what = format!("{tokens} tokens, {:?}, {tuning:?}", device.tier());
                 let got = run::<f32>(&device, &out, sums.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &sums, 1e-10, &what);
@@ -302,7 +296,7 @@ mod tests {
             let beside = beside(&device, &c, slots, vague);
             for (first, tokens) in [(101, 1), (70, 37)] {
                 let reach = exact.reach(first, tokens, false, 0);
-                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside(beside.columns.len() as u32, false);
+                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside(beside.columns.len() as u32).listed(0);
                 let scores: Vec<f32> = numbers(1, tokens * heads * stride).into_iter().map(|x| 5.0 * x).collect();
                 let mut expected = Vec::new();
                 for (line, scores) in scores.chunks_exact(stride).enumerate() {
@@ -327,10 +321,17 @@ mod tests {
                 let from = device.upload("scores", &scores).unwrap();
                 let table = device.upload("groups", &groups(&c, None, false).0).unwrap();
                 let [out, shares] = [expected.len(), tokens * heads * 2].map(|n| device.buffer("out", n as u64 * 4).unwrap());
-                let values = Values::plan(&device, &c, &from, stride, &beside.cache, slots, None, &table, &out, &shares).unwrap();
+                let through = AttentionBuffers { scores: from, sums: out.clone(), weights: shares.clone(), ..beside.buffers(&device, &c, stride) };
+                let values = Values::plan(&device, &c, &through, &beside.cache, &table, None).unwrap();
+                let sketch = Sketch::plan(&device, &c, &through, &beside.cache).unwrap();
                 assert_eq!(splits(&block, &device.tuning())[0].0, 1);
-                let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, &block));
-                assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{vague:?}, {first}, {:?}", device.tier()));
+                let got = run::<f32>(&device, &out, expected.len(), |pass| {
+                    sketch.iter().for_each(|sketch| sketch.record(pass));
+                    values.record(pass, &block);
+                });
+                // What is made of a sketch is rounded to 16 bits.
+                let most = if vague == Vague::None { 1e-10 } else { 1e-6 };
+                assert_close(got.into_iter().map(f64::from), &expected, most, &format!("{vague:?}, {first}, {:?}", device.tier()));
             }
         }
     }
@@ -378,12 +379,13 @@ mod tests {
                     }
                 }
                 let from = device.upload("scores", &scores).unwrap();
-                let cache = ExactRows { keys: device.buffer("keys", 4).unwrap(), values: device.upload("values", &ring).unwrap(), side: None };
+                let cache = crate::kernels::oracle::exact(&device, slots, [&[], &ring]);
                 let table = device.upload("groups", &groups(&c, Some(&side.coded), false).0).unwrap();
                 let [out, shares] = [expected.len(), weights.len()].map(|n| device.buffer("out", n as u64 * 4).unwrap());
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
-                let coded = CodedValues { coded: &side.coded, rows: &rows, table: &runs, chosen: None };
-                let values = Values::plan(&device, &c, &from, stride, &cache, slots, Some(coded), &table, &out, &shares).unwrap();
+                let coded = CodedValues { coded: &side.coded, rows: &rows, table: &runs, groups: &table, list: None };
+                let through = AttentionBuffers { scores: from, sums: out.clone(), weights: shares.clone(), ..buffers(&device, stride) };
+                let values = Values::plan(&device, &c, &through, &cache, &table, Some(coded)).unwrap();
                 let what = format!("{tokens} tokens, {:?}, {tuning:?}", device.tier());
                 let got = run::<f32>(&device, &out, expected.len(), |pass| values.record(pass, &block));
                 assert_close(got.into_iter().map(f64::from), &expected, 1e-9, &what);

@@ -123,9 +123,9 @@ impl Reviver {
         let kept = (exact.sinks as u128 + exact.recent as u128) * 2 * width as u128;
         let rows = u128::from(RowSet::bytes_per_token(rows)) * capacity as u128 / layers;
         let mean = if vague.has_mean() { Sketch::mean_bytes(width) } else { 0 };
-        // Which tokens are candidates beside their rows, or which bucket a token falls into: the table of that is of all layers.
+        // Which tokens are read from their rows, or which bucket a token falls into: the table of that is of all layers.
         let marks = match vague {
-            Vague::Rows => Stores::bit_words(capacity) as u128 * size_of::<u32>() as u128,
+            Vague::Rows => capacity as u128 * size_of::<u32>() as u128,
             _ if vague.is_sketched() => (Sketch::place_bytes() as u128 * capacity as u128).div_ceil(layers),
             _ => 0,
         };
@@ -167,17 +167,16 @@ impl Stores {
         candidates.checked_add(self.buckets.checked_mul(Sketch::bucket_bytes(self.width))?)
     }
 
-    /// Words that say of `capacity` tokens which are candidates, where they have rows besides.
-    const fn bit_words(capacity: usize) -> usize {
-        capacity.div_ceil(32)
+    /// The most tokens that are read from their coded rows.
+    pub(crate) fn listed(&self) -> usize {
+        if self.vague == Vague::Rows { self.capacity } else { 0 }
     }
 
-    /// Words that say what a device has to know of the vague: a bit for every token, whether it is a candidate and so is not; or what each bucket holds; or how many there are.
+    /// Words that say what a device has to know of a sketch: what each bucket holds, or how many tokens there are.
     pub(crate) fn mark_words(&self) -> usize {
         match self.vague {
-            Vague::None => 0,
+            Vague::None | Vague::Rows => 0,
             Vague::Mean => 1,
-            Vague::Rows => Stores::bit_words(self.capacity),
             Vague::Sketch | Vague::Shrunk => Sketch::BUCKET_WORDS * self.buckets,
         }
     }

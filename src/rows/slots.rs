@@ -25,7 +25,7 @@ pub struct Stretch {
 
 impl Slots {
     /// Every token has a slot of its own.
-    pub const ALL: Slots = Slots { sinks: u32::MAX, ring: 1 };
+    pub const ALL: Slots = Slots { sinks: 0, ring: u32::MAX };
 
     /// What stays exact beside coded rows of `capacity` tokens, where up to `chunk` go through the model together.
     pub fn new(schedule: &Schedule, chunk: usize, capacity: usize) -> Slots {

@@ -1,0 +1,50 @@
+//! `sketch.wgsl`: what is left of evicted tokens in a sketch, as rows that attention reads.
+
+use super::attention::AttentionBuffers;
+use super::exact::ExactRows;
+use super::{AttentionShape, WORKGROUP, spec};
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::rows::Vague;
+
+/// Makes rows of one layer's sketch.
+pub struct Sketch {
+    kernel: Kernel,
+    vectors: u32,
+    columns: u32,
+}
+
+fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
+    let parts = [("SKETCH", vague.is_sketched(), 4), ("MEAN", vague.has_mean(), 5)].into_iter().filter(|(_, is, _)| *is);
+    let (flags, mut bindings) =
+        (Vec::from_iter(parts.clone().map(|(flag, ..)| flag)), vec![(0, Access::Write), (1, Access::Write), (2, Access::Write)]);
+    bindings.push((3, Access::Read));
+    bindings.extend(parts.map(|(.., binding)| (binding, Access::Read)));
+    spec("sketch.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", attention.kv_row() as u32)], &bindings)
+}
+
+pub(super) fn variants() -> Vec<Spec> {
+    let all = [Vague::Mean, Vague::Sketch, Vague::Shrunk];
+    AttentionShape::examples().iter().flat_map(|attention| all.map(|vague| variant(attention, vague))).collect()
+}
+
+impl Sketch {
+    /// Writes `counted` and `counts` of `b`; of a layer that has a sketch or a mean, `None` for others.
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Sketch>> {
+        let Some(side) = cache.side.as_ref().filter(|side| side.stores.vague_columns() > 0) else { return Ok(None) };
+        let mut buffers = vec![&b.counted[0], &b.counted[1], &b.counts, &side.marks];
+        buffers.extend(side.sums.iter().chain(&side.totals));
+        Ok(Some(Sketch {
+            kernel: device.kernel(variant(attention, side.stores.vague), &buffers)?,
+            vectors: attention.kv_row() as u32 / 2,
+            columns: side.stores.vague_columns() as u32,
+        }))
+    }
+
+    /// All columns.
+    pub fn record(&self, pass: &mut Pass) {
+        // A sum of 32 bits to 16, for each number of a key and a value.
+        let numbers = 4 * u64::from(self.vectors) * u64::from(self.columns);
+        self.kernel.record(pass, &(), [self.vectors.div_ceil(WORKGROUP), self.columns, 1], Work { bytes: 6 * numbers, flops: 0 });
+    }
+}
