@@ -100,7 +100,7 @@ impl Cost {
                 let words = config.num_key_value_heads * Selection::format(config.head_dim).words();
                 [layers * 4 * words as u64 / chunk, layers * 2 * q_width / chunk]
             }),
-            most: select.map_or(usize::MAX, |selection| Selection::CHUNK * selection.chunks()),
+            most: select.map_or(usize::MAX, |selection| selection.listed(usize::MAX)),
             forgetting: None,
         }
     }
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn what_is_chosen_is_read_and_every_landmark() {
         let all = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
-        let some = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::Top(Selection { tokens: 64 }), 1);
+        let some = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::top(Some(64)), 1);
         // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
         assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);

@@ -1,7 +1,8 @@
 //! Options of how a sequence keeps what it reads, the same for every command that reads text.
 
 use clap::ValueEnum;
-use lowkey::rows::{Budget, CacheMethod, Read, Reviver, Vague, Xkv};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use lowkey::rows::{Budget, CacheMethod, Read, Reviver, Selector, Vague, Xkv};
 use lowkey::{Error, Result};
 
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -30,6 +31,10 @@ pub struct CacheArgs {
     /// Read no more than this many coded tokens for each new one, those that its attention is likeliest to fall on: an even number.
     #[arg(long, value_name = "N", help_heading = "Cache")]
     select: Option<usize>,
+    /// How these are chosen [default: shadowkv].
+    #[arg(long, value_name = "SELECTOR", requires = "select", help_heading = "Cache",
+        value_parser = PossibleValuesParser::new(Selector::ALL.map(Selector::name)).try_map(|name| name.parse::<Selector>()))]
+    select_by: Option<Selector>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -90,7 +95,7 @@ impl CacheArgs {
             Trace::Shrunk => Vague::Shrunk,
             Trace::Rows => Vague::Rows,
         });
-        let read = Read::top(self.select);
+        let read = Read::top(self.select).by(self.select_by.unwrap_or_default());
         read.selection().map_or(Ok(()), |selection| selection.check())?;
         let all = |method: CacheMethod, why: &str| match read {
             Read::All => Ok(method),

@@ -42,14 +42,15 @@ impl Landmarks {
             return None;
         }
         let heads = &self.layers[layer];
-        let group = queries.nrows() / heads.len(); // numbers of the queries that share a key/value head
-        let of_head = |(queries, landmarks): (&[f32], &Vec<u32>)| {
-            let landmarks = &landmarks[chunks.start * self.words..chunks.end * self.words];
-            let dots = |query: &[f32]| landmarks.chunks_exact(self.words).map(|words| Selection::score(words, query)).collect();
-            let dots: Vec<Vec<f32>> = queries.chunks_exact(self.head_dim).map(dots).collect();
-            self.selection.choose(&dots).into_iter().map(|chunk| chunks.start + chunk).collect()
+        let group = queries.nrows() / self.head_dim / heads.len(); // query heads that share a key/value head
+        let of_head = |(head, query): (usize, &[f32])| {
+            let landmarks = &heads[head / group][chunks.start * self.words..chunks.end * self.words];
+            landmarks.chunks_exact(self.words).map(|words| Selection::score(words, query)).collect()
         };
-        Some(queries.as_slice().par_chunks_exact(group).zip(heads).map(of_head).collect())
+        let dots: Vec<Vec<f32>> = queries.as_slice().par_chunks_exact(self.head_dim).enumerate().map(of_head).collect();
+        let mut chosen = self.selection.choose(&dots, heads.len());
+        chosen.iter_mut().flatten().for_each(|chunk| *chunk += chunks.start);
+        Some(chosen)
     }
 
     /// Bytes allocated.

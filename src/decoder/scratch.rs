@@ -129,7 +129,7 @@ impl View {
             coordinates: CHUNK * specs.iter().map(|row| row.format.rank()).max().unwrap_or(0),
             scales: specs.iter().map(|row| scales(&row.format)).max().unwrap_or(0),
             landmarks: cache.select.map_or(0, |_| heads * capacity.div_ceil(Selection::CHUNK)),
-            chosen: cache.select.map_or(0, |selection| c.num_key_value_heads * selection.tokens),
+            chosen: cache.select.map_or(0, |selection| c.num_key_value_heads * selection.listed(usize::MAX)),
             rebuilt: if layers.iter().any(|layer| !layer.absorbed) { capacity * attention.kv_row() / 2 } else { 0 },
             counted: stores.map_or(0, |stores| stores.vague_columns()),
             positions: capacity,

@@ -8,7 +8,6 @@ use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::Pass;
 use crate::kernels::argmax::Argmax;
-use crate::kernels::choose::Choose;
 use crate::kernels::columns::{Block, List};
 use crate::kernels::credit::Credit;
 use crate::kernels::embed::Embed;
@@ -17,6 +16,7 @@ use crate::kernels::merge::{self, Merge};
 use crate::kernels::prepare::{Absorbed, Added, Prepare};
 use crate::kernels::rebuild::Rebuild;
 use crate::kernels::score::{CodedKeys, Score};
+use crate::kernels::select::Select;
 use crate::kernels::sketch::Sketch;
 use crate::kernels::values::{CodedValues, Values};
 use crate::rows::{Call, Selection, Stores, Vague};
@@ -25,7 +25,7 @@ use crate::rows::{Call, Selection, Stores, Vague};
 pub(super) struct Attention {
     prepare: Prepare,
     /// What a token that goes through alone chooses of coded rows.
-    choose: Option<(Selection, Choose)>,
+    select: Option<(Selection, Select)>,
     /// Where coded keys are rebuilt.
     rebuild: Option<Rebuild>,
     /// Where something is left of evicted tokens in a sketch.
@@ -45,7 +45,7 @@ impl Attention {
         let select = cache.select.filter(|_| !many && coded.is_some());
         let evicted = exact.side.as_ref().and_then(|side| side.listed.as_ref());
         let list = match select {
-            Some(select) => Some(List { tokens: &b.chosen, by_head: select.tokens }),
+            Some(select) => Some(List { tokens: &b.chosen, by_head: if select.by.shared() { 0 } else { select.tokens } }),
             None => evicted.map(|tokens| List { tokens, by_head: 0 }),
         };
         let absorbed = coded.filter(|c| c.absorbed).map(|c| Absorbed { coded: &c.keys, table: &c.key_table, up: &c.key_up });
@@ -61,17 +61,17 @@ impl Attention {
             coded: &c.values,
             rows: &cache.stores[c.values.store],
             table: &c.value_table,
-            groups: if select.is_some() { &c.chosen_groups } else { &c.value_groups },
+            groups: if list.is_some_and(|list| list.by_head > 0) { &c.chosen_groups } else { &c.value_groups },
             list,
         });
         let up = coded.map(|c| merge::Up { coded: &c.values, heads: &c.query_heads, up: &c.value_up, means: &c.value_means });
-        let choose = select.map(|select| Ok((select, Choose::plan(device, attention, b, select, &cache.landmarks[index])?)));
+        let select = select.map(|by| Ok((by, Select::plan(device, attention, b, by, &cache.landmarks[index])?)));
         let rebuild = keys.filter(|keys| !keys.absorbed).map(|keys| Rebuild::plan(device, attention, b, keys, cache.slots));
         let added = layer.added.as_ref().map(|numbers| Added { numbers, bias: layer.bias });
         let credit = Credit::plan(device, attention, b, exact)?;
         Ok(Attention {
             prepare: Prepare::plan(device, (attention, index), b, exact, added, absorbed)?,
-            choose: choose.transpose()?,
+            select: select.transpose()?,
             rebuild: rebuild.transpose()?,
             sketch: Sketch::plan(device, attention, b, exact)?,
             score: Score::plan(device, attention, b, exact, keys, many)?,
@@ -88,7 +88,7 @@ impl Attention {
 
     /// What a block of tokens reads.
     fn columns(&self, block: Block, evicted: usize) -> Block {
-        let block = match &self.choose {
+        let block = match &self.select {
             Some((selection, _)) => block.choosing(*selection),
             None => block,
         };
@@ -111,8 +111,8 @@ impl Attention {
         // Keys are rebuilt once for all blocks.
         let of_all = self.columns(Block::new(first, tokens, 0, window, call.reach), call.evicted);
         for (index, block) in blocks.enumerate() {
-            if let Some((_, choose)) = &self.choose {
-                choose.record(pass, &block);
+            if let Some((_, select)) = &self.select {
+                select.record(pass, &block);
             }
             if let Some(rebuild) = self.rebuild.as_ref().filter(|_| index == 0) {
                 rebuild.record(pass, of_all.start, of_all.coded);

@@ -92,8 +92,8 @@ impl Block {
         let end = self.start + self.coded;
         let chunks = Selection::range(self.start as usize, end as usize);
         let chunks = if self.coded == 0 { 0..0 } else { chunks.start as u32..chunks.end as u32 };
-        let columns = Selection::CHUNK * chunks.len().min(selection.chunks());
-        Block { chunks, ..self.listed(columns as u32) }
+        let listed = selection.listed(chunks.len());
+        Block { chunks, ..self.listed(listed as u32) }
     }
 
     /// This block where so many of its coded keys are on a list.

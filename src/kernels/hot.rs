@@ -3,10 +3,10 @@
 use super::coded::{Coded, Slice, Striped};
 use super::columns::Kinds;
 use super::score::Reading;
-use super::{AttentionShape, argmax, choose, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, values};
+use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
 use crate::gpu::Spec;
 use crate::gpu::Tuning;
-use crate::rows::{Format, RUN, Scale, Selection};
+use crate::rows::{Format, RUN, Scale, Selection, Selector};
 
 /// A variant that runs in every step or chunk.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ fn hot(name: &str, spec: Spec) -> Hot {
 
 /// Those that know a model's geometry.
 fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
-    let selection = Selection { tokens: 256 };
+    let selection = Selection { tokens: 256, by: Selector::ShadowKv };
     let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
     let absorbed = || Reading::Absorbed(Striped::default());
     let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, score::rows(attention, many));
@@ -78,8 +78,8 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("merge", merge::variant(attention, false, false, tuning)),
         hot("merge CODED", merge::variant(attention, true, false, tuning)),
         hot("merge CODED, many", merge::variant(attention, true, true, tuning)),
-        hot("survey", choose::survey(attention)),
-        hot("choose", choose::choose(attention, selection)),
+        hot("survey", select::survey(attention)),
+        hot("shadowkv", select::choose(attention, selection)),
         hot("gather", gather::variant(attention)),
         hot("landmark", landmark::variant(attention)),
     ]

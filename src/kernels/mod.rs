@@ -14,7 +14,6 @@
 pub mod argmax;
 mod attention;
 pub mod blocks;
-pub mod choose;
 pub(crate) mod coded;
 pub mod columns;
 pub mod contest;
@@ -38,6 +37,7 @@ pub mod project;
 pub mod rebuild;
 pub mod repeat;
 pub mod score;
+pub mod select;
 pub mod sketch;
 pub mod stripe;
 pub mod values;
@@ -73,7 +73,6 @@ fn spec(shader: &'static str, flags: &[&'static str], constants: &[(&'static str
 pub fn wide_variants() -> Vec<Spec> {
     [
         blocks::variants(),
-        choose::variants(),
         credit::variants(),
         exchange::variants(),
         gather::variants(),
@@ -83,6 +82,7 @@ pub fn wide_variants() -> Vec<Spec> {
         project::variants(),
         rebuild::variants(),
         score::variants(),
+        select::variants(),
         sketch::variants(),
         stripe::variants(),
         values::variants(),

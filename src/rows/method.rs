@@ -1,6 +1,6 @@
 //! How a sequence keeps its keys and values, and how many of them a token reads.
 
-use super::{Geometry, Reviver, RowSet, RowSpec, Selection, Xkv};
+use super::{Geometry, Reviver, RowSet, RowSpec, Selection, Selector, Xkv};
 use crate::{Error, Result};
 
 /// How a sequence keeps keys and values.
@@ -35,7 +35,12 @@ impl Default for CacheMethod {
 impl Read {
     /// The most likely `tokens`, or all.
     pub fn top(tokens: Option<usize>) -> Read {
-        tokens.map_or(Read::All, |tokens| Read::Top(Selection { tokens }))
+        tokens.map_or(Read::All, |tokens| Read::Top(Selection { tokens, by: Selector::default() }))
+    }
+
+    /// The same, chosen `by` this.
+    pub fn by(self, by: Selector) -> Read {
+        self.selection().map_or(Read::All, |selection| Read::Top(Selection { by, ..selection }))
     }
 
     /// How many tokens are chosen, where some are.
@@ -93,7 +98,8 @@ impl CacheMethod {
         };
         match self.read() {
             Read::All => rows,
-            Read::Top(Selection { tokens }) => format!("{rows}, {tokens} selected"),
+            Read::Top(Selection { tokens, by }) if by == Selector::default() => format!("{rows}, {tokens} selected"),
+            Read::Top(Selection { tokens, by }) => format!("{rows}, {tokens} selected by {}", by.name()),
         }
     }
 

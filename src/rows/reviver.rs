@@ -182,6 +182,7 @@ impl Stores {
     }
 
     /// Of keys and values that are `width` numbers together, as a device pads them, whatever the budget for it is.
+    #[cfg(test)]
     pub(crate) fn some(width: usize, vague: Vague, candidates: usize, buckets: usize, capacity: usize) -> Stores {
         Stores { vague, candidates, buckets: if vague.is_sketched() { buckets } else { 0 }, width, capacity }
     }

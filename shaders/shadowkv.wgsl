@@ -1,8 +1,8 @@
-// Which coded tokens a token reads (src/rows/selection.rs): those of the MOST chunks with the highest scores, in their order. Writes the list that lib/columns.wgsl reads.
+// Which coded tokens a token reads (src/rows/select/shadowkv.rs): those of the MOST chunks with the highest scores, in their order. Writes the list that lib/columns.wgsl reads.
 //
 // Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks.
 #include "lib/lowest.wgsl"
-#include "lib/nth.wgsl"
+#include "lib/highest.wgsl"
 #include "lib/reduce.wgsl"
 
 struct Step {
@@ -18,14 +18,8 @@ var<immediate> step: Step;
 // The tokens of a chunk as the `at`-th of a key/value head's.
 fn take(kv: u32, at: u32, chunk: u32) {
     for (var i = 0u; i < CHUNK; i++) {
-        list[(kv * MOST + at) * CHUNK + i] = chunk * CHUNK + i;
+        list[(kv * MOST + at) * CHUNK + i] = (step.first + chunk) * CHUNK + i;
     }
-}
-
-// Bits that are ordered as the numbers are.
-fn ordered(x: f32) -> u32 {
-    let bits = bitcast<u32>(x);
-    return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 
 fn key(kv: u32, chunk: u32, by: u32) -> u32 {
@@ -38,7 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lines = kv * GROUP * step.stride;
     if step.count <= MOST {
         for (var c = local; c < step.count; c += WORKGROUP) {
-            take(kv, c, step.first + c);
+            take(kv, c, c);
         }
         return;
     }
@@ -64,28 +58,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     storageBarrier();
     workgroupBarrier();
-    let last = nth(kv, step.count, MOST, 0u, local);
-    // A lane lists a stretch of chunks: two sums over the lanes say where, whatever the number of chunks.
-    let stretch = (step.count + WORKGROUP - 1u) / WORKGROUP;
-    let begin = min(local * stretch, step.count);
-    let end = min(begin + stretch, step.count);
-    var above = 0u;
-    var equal = 0u;
-    for (var c = begin; c < end; c++) {
-        let k = key(kv, c, 0u);
-        above += u32(k > last.x);
-        equal += u32(k == last.x);
-    }
-    // Among equals the first are taken.
-    let before = min(place(equal, local).x, last.y);
-    equal = min(equal, last.y - before);
-    var to = place(above + equal, local).x;
-    for (var c = begin; c < end; c++) {
-        let k = key(kv, c, 0u);
-        if k > last.x || (k == last.x && equal > 0u) {
-            take(kv, to, step.first + c);
-            to++;
-            equal -= u32(k == last.x);
-        }
-    }
+    take_highest(kv, step.count, MOST, local);
 }

@@ -1,23 +1,73 @@
 //! Which coded rows a token reads: all of them, or those that matter to it.
 //!
-//! **Selective reconstruction**, of xKV (Chang et al., arXiv 2503.18893), after ShadowKV (Sun et al., arXiv 2410.21465). To rebuild every key for every token costs more than to attend to them.
-//! So coded tokens stand in chunks; a chunk's *landmark* is the mean of its keys after RoPE, by layer and key/value head. A token that goes through the model alone scores the
-//! landmarks, `ln softmax(q·landmark/√d)` for each query head and the largest of those that share a key/value head, and reads the chunks with the highest scores. What is exact stays
-//! exact: sinks and the newest tokens.
-//!
-//! Otherwise than there: a chunk is two tokens with a landmark in four bits, not eight with one in f16. That takes about as many bytes (18 for 64 numbers of a token, for 16.5) and finds the right tokens nearly as well as if every key were
-//! looked at (docs/results/2026-11-26-prompt.md). Two keys have hardly an outlier among them, so there are no outlier chunks that are always read. Landmarks are kept for every chunk, also of
-//! tokens that are generated; and several tokens at once (a prompt) read everything, as rebuilding is shared by their queries.
+//! To rebuild every key for every token costs more than to attend to them. So coded tokens stand in pairs; a pair's *landmark* is the mean of its keys after RoPE, by layer and key/value head. A token
+//! that goes through the model alone scores the landmarks, `q·landmark/√d` for each query head, and a [`Selector`] says which pairs it reads. What is exact stays exact: sinks and the newest tokens.
+//! Several tokens at once (a prompt) read everything, as rebuilding is shared by their queries.
+
+mod shadowkv;
 
 use super::{Band, Format, RUN, Scale};
 use crate::{Error, Result};
 use half::f16;
 
-/// How many coded tokens a token reads.
+/// How many coded tokens a token reads, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Selection {
     /// Tokens chosen by score, for each layer and key/value head: a multiple of [`CHUNK`](Self::CHUNK).
     pub tokens: usize,
+    /// By what.
+    pub by: Selector,
+}
+
+/// What chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Selector {
+    /// The likeliest pairs of each key/value head, as xKV does after ShadowKV.
+    #[default]
+    ShadowKv,
+}
+
+impl Selector {
+    /// All there are.
+    pub const ALL: [Selector; 1] = [Selector::ShadowKv];
+
+    /// `shadowkv`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Selector::ShadowKv => "shadowkv",
+        }
+    }
+
+    /// Whether all heads of a layer read the same tokens.
+    pub fn shared(self) -> bool {
+        match self {
+            Selector::ShadowKv => false,
+        }
+    }
+
+    /// How many pairs it chooses where there are more than `most`.
+    fn most(self, most: usize) -> usize {
+        match self {
+            Selector::ShadowKv => most,
+        }
+    }
+
+    /// The pairs of each of `kv_heads` heads, or the same for all, that are read of a layer's, ascending and at most `most`: `dots` are by query head the scores `q·landmark/√d` of all.
+    fn choose(self, most: usize, dots: &[Vec<f32>], kv_heads: usize) -> Vec<Vec<usize>> {
+        match self {
+            Selector::ShadowKv => dots.chunks(dots.len() / kv_heads).map(|dots| shadowkv::choose(most, dots)).collect(),
+        }
+    }
+}
+
+impl std::str::FromStr for Selector {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Selector> {
+        let all = || Selector::ALL.map(Selector::name).join(", ");
+        let unknown = || Error::Argument { name: "select-by".into(), message: format!("{s:?} is none of {}", all()) };
+        Selector::ALL.into_iter().find(|selector| selector.name() == s).ok_or_else(unknown)
+    }
 }
 
 impl Selection {
@@ -42,6 +92,11 @@ impl Selection {
     /// Chunks that are read.
     pub fn chunks(&self) -> usize {
         self.tokens / Self::CHUNK
+    }
+
+    /// The tokens of a layer's and key/value head's list, where there are so many chunks: some may be nobody.
+    pub fn listed(&self, chunks: usize) -> usize {
+        Self::CHUNK * if chunks <= self.chunks() { chunks } else { self.by.most(self.chunks()) }
     }
 
     /// The chunks that hold tokens `sinks..end`.
@@ -71,44 +126,35 @@ impl Selection {
         (least * query.iter().sum::<f32>() + step * codes) / (query.len() as f32).sqrt()
     }
 
-    /// The chunks that are read, ascending: `dots` are by query head the scores `q·landmark/√d` of all chunks.
-    pub fn choose(&self, dots: &[Vec<f32>]) -> Vec<usize> {
+    /// The chunks of each key/value head that are read, ascending: `dots` are by query head the scores `q·landmark/√d` of all chunks.
+    pub fn choose(&self, dots: &[Vec<f32>], kv_heads: usize) -> Vec<Vec<usize>> {
         let count = dots[0].len();
         if count <= self.chunks() {
-            return (0..count).collect();
+            return vec![(0..count).collect(); kv_heads];
         }
-        let mut scores = vec![f32::NEG_INFINITY; count];
-        for dots in dots {
-            let highest = dots.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let normaliser = highest + dots.iter().map(|dot| (dot - highest).exp()).sum::<f32>().ln();
-            scores.iter_mut().zip(dots).for_each(|(score, dot)| *score = score.max(dot - normaliser));
-        }
-        let mut order: Vec<usize> = (0..count).collect();
-        // Stable, so that among equals the earlier chunk comes first.
-        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-        order.truncate(self.chunks());
-        order.sort_unstable();
-        order
+        self.by.choose(self.chunks(), dots, kv_heads)
     }
+}
+
+/// The `most` highest, ascending: among equals the earlier ones.
+fn highest(most: usize, scores: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    // Stable.
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    order.truncate(most);
+    order.sort_unstable();
+    order
+}
+
+/// `ln Σ e^x`.
+fn log_sum(dots: &[f32]) -> f32 {
+    let highest = dots.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    highest + dots.iter().map(|dot| (dot - highest).exp()).sum::<f32>().ln()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_best_of_any_head_are_read() {
-        let selection = Selection { tokens: 12 };
-        assert_eq!(selection.chunks(), 6);
-        let mut dots = vec![vec![0.0; 40], vec![0.0; 40]];
-        // Ten apart in one head is as good as ten apart in a head whose scores are all higher.
-        [3, 9, 30].iter().for_each(|&chunk| dots[0][chunk] = 10.0);
-        dots[1].iter_mut().for_each(|dot| *dot += 100.0);
-        [5, 9, 31].iter().for_each(|&chunk| dots[1][chunk] = 111.0);
-        // Five are better than all others, and the first of the equal rest fills up.
-        assert_eq!(selection.choose(&dots), [0, 3, 5, 9, 30, 31]);
-        assert_eq!(selection.choose(&[vec![0.0; 6]]), [0, 1, 2, 3, 4, 5]);
-    }
 
     /// A packed landmark is scored as what it unpacks to, which is within half a step of what it was.
     #[test]

@@ -1,4 +1,6 @@
-//! `survey.wgsl` and `choose.wgsl`: which coded tokens a token reads, by the scores of their chunks' landmarks.
+//! `survey.wgsl`, and a kernel for every selector: which coded tokens a token reads, by the scores of landmarks.
+
+mod shadowkv;
 
 use super::attention::AttentionBuffers;
 use super::columns::Block;
@@ -6,7 +8,7 @@ use super::landmark::Landmarks;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::Selection;
+use crate::rows::{Selection, Selector};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -16,13 +18,15 @@ struct Step {
     stride: u32,
 }
 
-/// Lanes that choose for one key/value head.
+/// Lanes that choose for one list.
 const CHOOSING: u32 = 256;
 
-/// Scores one layer's landmarks and chooses among their chunks.
-pub struct Choose {
+/// Scores one layer's landmarks and chooses among their tokens.
+pub struct Select {
     survey: Kernel,
     choose: Kernel,
+    /// Lists that are made.
+    lists: u32,
     kv_heads: u32,
     heads: u32,
     /// Numbers of a landmark, and its words.
@@ -41,19 +45,24 @@ pub(super) fn survey(attention: &AttentionShape) -> Spec {
     spec("survey.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
+/// A selector's kernel, which reads the scores of landmarks and writes lists of tokens.
 pub(super) fn choose(attention: &AttentionShape, selection: Selection) -> Spec {
-    let constants =
-        [("WORKGROUP", CHOOSING), ("GROUP", attention.group_size() as u32), ("MOST", selection.chunks() as u32), ("CHUNK", Selection::CHUNK as u32)];
-    spec("choose.wgsl", &[], &constants, &[(0, Access::Write), (1, Access::Write)])
+    let (shader, constants) = match selection.by {
+        Selector::ShadowKv => ("shadowkv.wgsl", shadowkv::constants(attention, selection)),
+    };
+    let all = [vec![("WORKGROUP", CHOOSING), ("CHUNK", Selection::CHUNK as u32)], constants].concat();
+    spec(shader, &[], &all, &[(0, Access::Write), (1, Access::Write)])
 }
 
 pub(super) fn variants() -> Vec<Spec> {
-    let of =
-        |attention: &AttentionShape| [survey(attention), choose(attention, Selection { tokens: 8 }), choose(attention, Selection { tokens: 256 })];
+    let of = |attention: &AttentionShape| {
+        let selections = Selector::ALL.into_iter().flat_map(|by| [8, 256].map(|tokens| Selection { tokens, by }));
+        std::iter::once(survey(attention)).chain(selections.map(|selection| choose(attention, selection))).collect::<Vec<_>>()
+    };
     AttentionShape::examples().iter().flat_map(of).collect()
 }
 
-impl Choose {
+impl Select {
     /// Reads `queries`, works in `landmarks` and writes `chosen` of `b`.
     pub(crate) fn plan(
         device: &Device,
@@ -61,10 +70,11 @@ impl Choose {
         b: &AttentionBuffers,
         selection: Selection,
         landmarks: &Landmarks,
-    ) -> Result<Choose> {
-        Ok(Choose {
+    ) -> Result<Select> {
+        Ok(Select {
             survey: device.kernel(survey(attention), &[&b.queries, &landmarks.words, &b.landmarks])?,
             choose: device.kernel(choose(attention, selection), &[&b.landmarks, &b.chosen])?,
+            lists: if selection.by.shared() { 1 } else { attention.kv_heads as u32 },
             kv_heads: attention.kv_heads as u32,
             heads: attention.heads as u32,
             head_dim: attention.head_dim as u32,
@@ -84,7 +94,7 @@ impl Choose {
         let dots = 4 * chunks * heads;
         let survey = Work { bytes: 4 * chunks * kv_heads * words + dots + 4 * heads * dim, flops: 2 * chunks * heads * dim };
         self.survey.record(pass, &step, [count.div_ceil(WORKGROUP), self.kv_heads, 1], survey);
-        self.choose.record(pass, &step, [self.kv_heads, 1, 1], Work { bytes: dots, flops: 0 });
+        self.choose.record(pass, &step, [self.lists, 1, 1], Work { bytes: dots, flops: 0 });
     }
 }
 
@@ -94,7 +104,12 @@ mod tests {
     use crate::gpu::pad;
     use crate::kernels::oracle::{buffers, devices, numbers, run};
 
-    /// The same chunks as the specification says, for few and many of them, from the first on and from a later one, and where many are equal.
+    /// Entries of a list.
+    fn tokens_of(selection: Selection) -> usize {
+        selection.listed(usize::MAX)
+    }
+
+    /// The same tokens as the specification says, for few and many of them, from the first on and from a later one, and where many are equal.
     #[test]
     fn the_chunks_are_those_of_the_specification() {
         let c = AttentionShape::of(false, None, 6, 2, 14);
@@ -107,31 +122,33 @@ mod tests {
         (300..450).for_each(|chunk| means.copy_within(28 * 300..28 * 301, 28 * chunk));
         let mut landmarks = vec![0u32; chunks * 2 * words];
         means.chunks_exact(14).zip(landmarks.chunks_exact_mut(words)).for_each(|(mean, words)| Selection::pack(mean, words));
-        for tokens in [2, 48, 256, 1000] {
-            let selection = Selection { tokens };
+        for (tokens, by) in [2, 48, 256, 1000].into_iter().flat_map(|tokens| Selector::ALL.map(|by| (tokens, by))) {
+            let selection = Selection { tokens, by };
             for (first, end) in [(0, 700), (1, 40), (0, 2), (3, 290)] {
                 let score = |head: usize, chunk: usize| {
                     Selection::score(&landmarks[(chunk * 2 + head / 3) * words..][..words], &queries[head * padded..][..14])
                 };
-                let expected: Vec<Vec<u32>> = (0..2)
-                    .map(|kv| {
-                        let dots: Vec<Vec<f32>> = (kv * 3..kv * 3 + 3).map(|head| (first..end).map(|chunk| score(head, chunk)).collect()).collect();
-                        selection.choose(&dots).into_iter().flat_map(|chunk| [0, 1].map(|i| (2 * (first + chunk) + i) as u32)).collect()
-                    })
-                    .collect();
+                let dots: Vec<Vec<f32>> = (0..6).map(|head| (first..end).map(|chunk| score(head, chunk)).collect()).collect();
+                let tokens = |chunk: usize| [0, 1].map(|i| (2 * (first + chunk) + i) as u32);
+                let expected: Vec<Vec<u32>> =
+                    selection.choose(&dots, 2).into_iter().map(|chunks| chunks.into_iter().flat_map(tokens).collect()).collect();
                 for device in devices(None) {
                     let cache = Landmarks::new(&device, &c, 0, Selection::CHUNK * chunks).unwrap();
                     device.queue.write_buffer(&cache.words, 0, bytemuck::cast_slice(&landmarks));
                     let from = device.upload("queries", &queries).unwrap();
-                    let (dots, chosen) =
-                        (device.buffer("dots", 6 * 4 * chunks as u64).unwrap(), device.buffer("chosen", 8 * selection.tokens as u64).unwrap());
+                    let lists = if by.shared() { 1 } else { 2 };
+                    let listed = selection.listed(end - first);
+                    let dots = device.buffer("dots", 6 * 4 * chunks as u64).unwrap();
+                    let chosen = device.buffer("chosen", 4 * (lists * tokens_of(selection)) as u64).unwrap();
                     let through = AttentionBuffers { queries: from, landmarks: dots, chosen: chosen.clone(), ..buffers(&device, 0) };
-                    let choose = Choose::plan(&device, &c, &through, selection, &cache).unwrap();
+                    let select = Select::plan(&device, &c, &through, selection, &cache).unwrap();
                     let mut block = Block::new(0, 1, 0, None, None);
                     block.chunks = first as u32..end as u32;
-                    let got = run::<u32>(&device, &chosen, 2 * selection.tokens, |pass| choose.record(pass, &block));
-                    for (got, expected) in got.chunks_exact(selection.tokens).zip(&expected) {
-                        assert_eq!(&got[..expected.len()], expected, "{tokens} of {first} to {end}, {:?}", device.tier());
+                    let got = run::<u32>(&device, &chosen, lists * tokens_of(selection), |pass| select.record(pass, &block));
+                    for (got, expected) in got.chunks_exact(tokens_of(selection)).zip(&expected) {
+                        let (there, nobody) = got[..listed].split_at(expected.len());
+                        assert_eq!(there, expected, "{selection:?} of {first} to {end}, {:?}", device.tier());
+                        assert!(nobody.iter().all(|token| *token == u32::MAX), "{nobody:?}");
                     }
                 }
             }
