@@ -12,6 +12,7 @@ pub(super) const IMMEDIATE_BYTES: u32 = 64;
 pub const SOURCES: &[(&str, &str)] = &[
     ("argmax.wgsl", include_str!("../../shaders/argmax.wgsl")),
     ("blocks.wgsl", include_str!("../../shaders/blocks.wgsl")),
+    ("chunkkv.wgsl", include_str!("../../shaders/chunkkv.wgsl")),
     ("contest.wgsl", include_str!("../../shaders/contest.wgsl")),
     ("credit.wgsl", include_str!("../../shaders/credit.wgsl")),
     ("embed.wgsl", include_str!("../../shaders/embed.wgsl")),

@@ -406,7 +406,7 @@ mod tests {
                         [&queries, turns(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
                     let (rows, table, up) =
                         (device.upload("rows", &side.rows).unwrap(), device.upload("table", &table).unwrap(), device.upload("up", &up).unwrap());
-                    let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, absorbed: absorbed, list: None };
+                    let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, absorbed, list: None };
                     let rebuilt = device.buffer("rebuilt", (2 * capacity * c.kv_row()) as u64).unwrap();
                     for (first, tokens, at, strict, exact_from) in blocks {
                         let reach = exact.reach(first, tokens, strict, exact_from);

@@ -1,5 +1,6 @@
 //! `survey.wgsl`, and a kernel for every selector: which coded tokens a token reads, by the scores of landmarks.
 
+mod chunkkv;
 mod shadowkv;
 
 use super::attention::AttentionBuffers;
@@ -49,6 +50,7 @@ pub(super) fn survey(attention: &AttentionShape) -> Spec {
 pub(super) fn choose(attention: &AttentionShape, selection: Selection) -> Spec {
     let (shader, constants) = match selection.by {
         Selector::ShadowKv => ("shadowkv.wgsl", shadowkv::constants(attention, selection)),
+        Selector::ChunkKv => ("chunkkv.wgsl", chunkkv::constants(attention, selection)),
     };
     let all = [vec![("WORKGROUP", CHOOSING), ("CHUNK", Selection::CHUNK as u32)], constants].concat();
     spec(shader, &[], &all, &[(0, Access::Write), (1, Access::Write)])

@@ -4,6 +4,7 @@
 //! that goes through the model alone scores the landmarks, `q·landmark/√d` for each query head, and a [`Selector`] says which pairs it reads. What is exact stays exact: sinks and the newest tokens.
 //! Several tokens at once (a prompt) read everything, as rebuilding is shared by their queries.
 
+mod chunkkv;
 mod shadowkv;
 
 use super::{Band, Format, RUN, Scale};
@@ -25,30 +26,32 @@ pub enum Selector {
     /// The likeliest pairs of each key/value head, as xKV does after ShadowKV.
     #[default]
     ShadowKv,
+    /// The likeliest stretches of ten tokens, for all heads of a layer.
+    ChunkKv,
 }
 
 impl Selector {
     /// All there are.
-    pub const ALL: [Selector; 1] = [Selector::ShadowKv];
+    pub const ALL: [Selector; 2] = [Selector::ShadowKv, Selector::ChunkKv];
 
-    /// `shadowkv`.
+    /// `shadowkv`, `chunkkv`.
     pub fn name(self) -> &'static str {
         match self {
             Selector::ShadowKv => "shadowkv",
+            Selector::ChunkKv => "chunkkv",
         }
     }
 
     /// Whether all heads of a layer read the same tokens.
     pub fn shared(self) -> bool {
-        match self {
-            Selector::ShadowKv => false,
-        }
+        self == Selector::ChunkKv
     }
 
     /// How many pairs it chooses where there are more than `most`.
     fn most(self, most: usize) -> usize {
         match self {
             Selector::ShadowKv => most,
+            Selector::ChunkKv => (most / Selection::STRETCH).max(1) * Selection::STRETCH,
         }
     }
 
@@ -56,6 +59,7 @@ impl Selector {
     fn choose(self, most: usize, dots: &[Vec<f32>], kv_heads: usize) -> Vec<Vec<usize>> {
         match self {
             Selector::ShadowKv => dots.chunks(dots.len() / kv_heads).map(|dots| shadowkv::choose(most, dots)).collect(),
+            Selector::ChunkKv => vec![chunkkv::choose(most, dots); kv_heads],
         }
     }
 }

@@ -1,0 +1,72 @@
+// Which coded tokens all heads of a layer read (src/rows/select/chunkkv.rs): those of the MOST stretches whose pairs receive the most attention in the mean, in their order. Writes the list that
+// lib/columns.wgsl reads; where the last stretch is short, of nobody.
+//
+// Grid: one workgroup.
+#include "lib/lowest.wgsl"
+#include "lib/highest.wgsl"
+#include "lib/reduce.wgsl"
+
+struct Step {
+    first: u32,   // the first pair
+    count: u32,   // pairs
+    stride: u32,  // from one query head to the next in dots
+}
+var<immediate> step: Step;
+
+@group(0) @binding(0) var<storage, read_write> dots: array<f32>;    // [HEADS][stride]: scores of landmarks; the first line then holds, where each stretch begins, its mean
+@group(0) @binding(1) var<storage, read_write> list: array<u32>;    // [MOST · STRETCH · CHUNK]
+
+const NOBODY = 0xffffffffu;
+
+var<workgroup> normaliser: array<f32, HEADS>;
+
+fn key(line: u32, stretch: u32, by: u32) -> u32 {
+    return ordered(dots[stretch * STRETCH]);
+}
+
+fn take(line: u32, at: u32, stretch: u32) {
+    for (var i = 0u; i < STRETCH * CHUNK; i++) {
+        let pair = stretch * STRETCH + i / CHUNK;
+        list[at * STRETCH * CHUNK + i] = select(NOBODY, (step.first + pair) * CHUNK + i % CHUNK, pair < step.count);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(local_invocation_index) local: u32) {
+    if step.count <= PAIRS {
+        for (var i = local; i < step.count * CHUNK; i += WORKGROUP) {
+            list[i] = step.first * CHUNK + i;
+        }
+        return;
+    }
+    for (var h = 0u; h < HEADS; h++) {
+        var highest = LOWEST;
+        for (var c = local; c < step.count; c += WORKGROUP) {
+            highest = max(highest, dots[h * step.stride + c]);
+        }
+        highest = workgroup_max(highest, local);
+        var sum = 0.0;
+        for (var c = local; c < step.count; c += WORKGROUP) {
+            sum += exp(dots[h * step.stride + c] - highest);
+        }
+        sum = workgroup_sum(sum, local);
+        if local == 0u {
+            normaliser[h] = highest + log(sum);
+        }
+    }
+    workgroupBarrier();
+    let stretches = (step.count + STRETCH - 1u) / STRETCH;
+    for (var s = local; s < stretches; s += WORKGROUP) {
+        let end = min((s + 1u) * STRETCH, step.count);
+        var sum = 0.0;
+        for (var c = s * STRETCH; c < end; c++) {
+            for (var h = 0u; h < HEADS; h++) {
+                sum += exp(dots[h * step.stride + c] - normaliser[h]);
+            }
+        }
+        dots[s * STRETCH] = sum / f32(end - s * STRETCH);
+    }
+    storageBarrier();
+    workgroupBarrier();
+    take_highest(0u, stretches, MOST, local);
+}
