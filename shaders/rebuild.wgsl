@@ -31,9 +31,8 @@ const VECTORS = PADDED / 4u;
 const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
 const UNITS = (PAIRS * (TILE / STRETCH) + WORKGROUP - 1u) / WORKGROUP;
 const PITCH = VECTORS + 1u;
-
-// A tile of keys, turned, until they are written in a row.
-var<workgroup> tile: array<vec4<f32>, TILE * PITCH>;
+// When all coordinates are used up, a tile of turned keys until they are written in a row.
+const ROOM = TILE * PITCH;
 
 fn mean(i: u32) -> f32 {
     return bitcast<f32>(table[BOOKS + 2u * KV_HEADS + i / 4u][i % 4u]);
@@ -69,6 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
+    workgroupBarrier();
     for (var u = 0u; u < UNITS; u++) {
         let unit = local + u * WORKGROUP;
         if unit < PAIRS * (TILE / STRETCH) {
@@ -79,15 +79,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let b = high[u][t] + mean(kv * HEAD + pair + PAIRS);
                 let c = turn(column_row(kv, begin + stretch + t), pair);
                 let at = (stretch + t) * PITCH;
-                tile[at + pair / 4u][pair % 4u] = a * c.x - b * c.y;
-                tile[at + (pair + PAIRS) / 4u][(pair + PAIRS) % 4u] = b * c.x + a * c.y;
+                stage[at + pair / 4u][pair % 4u] = a * c.x - b * c.y;
+                stage[at + (pair + PAIRS) / 4u][(pair + PAIRS) % 4u] = b * c.x + a * c.y;
             }
         }
     }
     if HEAD < PADDED {
         for (var t = local; t < TILE; t += WORKGROUP) {
             for (var i = HEAD; i < PADDED; i++) {
-                tile[t * PITCH + i / 4u][i % 4u] = 0.0;
+                stage[t * PITCH + i / 4u][i % 4u] = 0.0;
             }
         }
     }
@@ -95,7 +95,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = local; i < TILE * VECTORS; i += WORKGROUP) {
         let t = i / VECTORS;
         if begin + t < step.coded {
-            rebuilt[((begin + t) * KV_HEADS + kv) * VECTORS + i % VECTORS] = narrow(tile[t * PITCH + i % VECTORS]);
+            rebuilt[((begin + t) * KV_HEADS + kv) * VECTORS + i % VECTORS] = narrow(stage[t * PITCH + i % VECTORS]);
         }
     }
 }

@@ -58,6 +58,9 @@ var<immediate> step: Step;
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
 const EXACT_ROW = KV_HEADS * PADDED;
+#if ABSORBED
+const ROOM = 0u;
+#endif
 const TEAMS = WORKGROUP / TILE; // lanes that share a key
 const SPAN = TEAMS * ROWS * 2u;
 const SCALE = 1.0 / sqrt(f32(HEAD));

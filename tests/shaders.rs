@@ -4,7 +4,6 @@ mod asked;
 mod common;
 
 use lowkey::gpu::{SOURCES, Spec, Tier};
-use lowkey::kernels::wide_variants;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use std::collections::{BTreeSet, HashSet};
@@ -66,8 +65,7 @@ fn assert_all_is_asked_for(specs: &[Spec]) {
 fn every_variant_that_is_asked_for_translates() {
     let asked = asked::specs();
     assert_all_is_asked_for(&asked);
-    // And for heads as wide as no test could run them.
-    let variants: HashSet<Spec> = asked.into_iter().chain(wide_variants()).collect();
+    let variants: HashSet<Spec> = asked.into_iter().collect();
     for tier in Tier::ALL {
         for variant in &variants {
             if tier == Tier::Baseline && variant.flags.contains(&"HALVES") {

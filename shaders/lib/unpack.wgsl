@@ -1,12 +1,12 @@
 // A tile of coded columns, unpacked a few runs at a time into workgroup memory.
 //
-// Wants lib/rows.wgsl and lib/columns.wgsl; `step.coded`: coded columns; TILE of them in a tile.
+// Wants lib/rows.wgsl and lib/columns.wgsl; `step.coded`: coded columns; TILE of them in a tile; ROOM: vectors of `stage` that are wanted besides.
 
 const STAGE = 2u; // runs unpacked at a time
 const ACROSS = TILE + 1u;
 const UNPACKED = (STAGE * 4u * TILE + WORKGROUP - 1u) / WORKGROUP; // vectors of them that a lane brings in
 
-var<workgroup> stage: array<vec4<f32>, STAGE * 4u * ACROSS>; // [STAGE · 4][ACROSS]
+var<workgroup> stage: array<vec4<f32>, max(STAGE * 4u * ACROSS, ROOM)>; // [STAGE · 4][ACROSS]
 
 // The token that a lane brings in for a coded column; past the last column, the last's.
 fn column_row(kv: u32, column: u32) -> u32 {

@@ -5,9 +5,7 @@
 
 use super::{Text, tokens};
 use crate::Result;
-use crate::gpu::Tile;
-use crate::gpu::Tuning;
-use crate::gpu::{self, Device, Timed, Work};
+use crate::gpu::{self, Device, ElementType, Shape, Tensor, Tile, Timed, Tuning, Work};
 use crate::kernels::gram::Gram;
 use crate::linalg::Random;
 use crate::rows::Exact;
@@ -330,9 +328,9 @@ fn table(timed: &[Timed], times: usize, roofline: &Roofline) -> impl Iterator<It
 /// # Errors
 /// [`OutOfMemory`](crate::Error::OutOfMemory), and [`Gpu`](crate::Error::Gpu).
 pub fn moments(device: &Device, model: &str, width: usize, tokens: usize, roofline: &Roofline) -> Result<Vec<Row>> {
-    let x = device.upload("random rows", &vec![0.5f32; tokens * width])?;
-    let sums = device.buffer("moments", 4 * (width as u64 + 1) * width as u64)?;
-    let gram = Gram::plan(device, &x, width, &sums)?;
+    let x = Tensor::upload(device, "random rows", &vec![0.5f32; tokens * width], Shape::padded(tokens, width))?;
+    let sums = Tensor::zeroed(device, "moments", ElementType::F32, Shape::dense(width + 1, width))?;
+    let gram = Gram::plan(device, &x, &sums)?;
     let run = || {
         device.submit(device.encode("moments", |pass| gram.record(pass, tokens as u32), |_| ())?.0)?;
         device.wait()

@@ -1,10 +1,10 @@
 //! The key/value cache on the device: exact rows of every layer, all of them or a few ([`Slots`]), and packed rows beside them ([`Layout`]).
 
 use crate::Result;
-use crate::gpu::Device;
+use crate::gpu::{Device, ElementType, Shape, Tensor};
 use crate::kernels::AttentionShape;
 use crate::kernels::eviction::EvictionStore;
-use crate::kernels::exact::{ExactRows, row_buffer};
+use crate::kernels::exact::ExactRows;
 use crate::kernels::landmark::Landmarks;
 use crate::rows::{KvMemory, Layout, Selection, Slots, Stores};
 
@@ -22,8 +22,8 @@ pub struct CacheShape {
 /// A sequence's rows in all layers.
 pub struct Cache {
     pub(crate) layers: Vec<ExactRows>,
-    /// Coded rows: `[capacity][words]` for every store of the layout.
-    pub(crate) stores: Vec<wgpu::Buffer>,
+    /// Coded rows: `[capacity][words]` u32 for every store of the layout.
+    pub(crate) stores: Vec<Tensor>,
     /// Which coded rows a token reads; `None` for all.
     pub(crate) select: Option<Selection>,
     /// By layer, where tokens choose among coded rows.
@@ -90,7 +90,8 @@ impl Cache {
     /// As [`exact`](Self::exact).
     pub fn add_store(&mut self, device: &Device, words: usize) -> Result<()> {
         let (index, capacity) = (self.stores.len(), self.shape.capacity);
-        self.stores.push(row_buffer(device, format!("coded rows {index} for a context of {capacity}"), capacity, 4 * words)?);
+        let label = format!("coded rows {index} for a context of {capacity}");
+        self.stores.push(Tensor::zeroed(device, &label, ElementType::U32, Shape::dense(capacity, words))?);
         Ok(())
     }
 
@@ -113,7 +114,8 @@ impl Cache {
     pub fn memory(&self) -> KvMemory {
         let all: u64 = self.layers.iter().map(|l| l.keys.size() + l.values.size()).sum();
         let landmarks: u64 = self.landmarks.iter().map(|landmarks| landmarks.words.size()).sum();
-        let mut coded = landmarks + self.stores.iter().chain(&self.sketched).map(|store| store.size()).sum::<u64>();
+        let stores: u64 = self.stores.iter().map(|store| store.size()).sum();
+        let mut coded = landmarks + stores + self.sketched.as_ref().map_or(0, |places| places.size());
         let mut exact = all;
         for side in self.layers.iter().filter_map(|layer| layer.side.as_ref()) {
             let candidates = 4 * (side.stores.candidates * self.shape.attention.kv_row()) as u64;

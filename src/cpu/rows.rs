@@ -67,6 +67,13 @@ impl Rows {
         }
     }
 
+    /// What would be read of a row that were written.
+    pub(super) fn round(&self, row: &mut [f32]) {
+        if let Numbers::F16(_) = self.numbers {
+            row.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+        }
+    }
+
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> usize {
         match &self.numbers {

@@ -86,7 +86,8 @@ impl Side {
     /// What queries see.
     pub(super) fn columns(&self, layer: usize) -> SideColumns {
         let Layer { keys, values, places, sketch, .. } = &self.layers[layer];
-        let vague = sketch.as_ref().map(Sketch::columns).unwrap_or_default();
+        let mut vague = sketch.as_ref().map(Sketch::columns).unwrap_or_default();
+        keys.round(&mut vague.vectors);
         let (width, first, count) = (keys.width(), places.len(), places.len() + vague.counts.len());
         let [mut all_keys, mut all_values] = [(); 2].map(|()| DMatrix::zeros(width, count));
         keys.read(0, &mut all_keys.as_mut_slice()[..first * width]);

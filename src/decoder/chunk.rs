@@ -7,11 +7,11 @@ use super::scratch::Buffers;
 use super::step::Attention;
 use crate::Result;
 use crate::cache::Cache;
-use crate::gpu::{Pass, pad};
+use crate::gpu::{ElementType, Pass, Shape, Tensor};
+use crate::kernels::Fusion;
 use crate::kernels::embed::Embed;
 use crate::kernels::matmul::Matmul;
-use crate::kernels::matvec::Around;
-use crate::kernels::norm::Norm;
+use crate::kernels::norm::{Norm, RmsNorm};
 use crate::rows::Call;
 use std::ops::Range;
 
@@ -36,26 +36,18 @@ pub(super) struct Chunk {
 impl Chunk {
     pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<Chunk> {
         let (device, c) = (&*model.device, &model.config);
-        let width = pad(c.hidden_size);
-        let norm = |gain| Norm::plan(device, &b.x, gain, &b.normed, c.hidden_size, c.rms_norm_eps);
+        let norm = |gain| Norm::plan(device, &b.x, RmsNorm { gain, epsilon: c.rms_norm_eps }, &b.normed);
         let layers = model.layers.iter().enumerate().map(|(index, layer)| {
-            let onto = |bias| Around { residual: true, bias, ..Default::default() };
-            let stride = layer.projection.rows as usize;
+            let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
+            let gated = Fusion { gated: true, ..Default::default() };
             Ok(LayerChunk {
                 attention_norm: norm(&layer.attention_gain)?,
-                projection: Matmul::plan(device, &layer.projection, &b.normed, &b.attention.projected, stride, Around::default())?,
+                projection: Matmul::plan(device, &layer.projection, &b.normed, &b.attention.projected, Fusion::default())?,
                 attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, true)?,
-                output: Matmul::plan(device, &layer.output, &b.attention.attended, &b.x, width, onto(layer.output_bias.as_ref()))?,
+                output: Matmul::plan(device, &layer.output, &b.attention.attended, &b.x, onto(layer.output_bias.as_ref()))?,
                 mlp_norm: norm(&layer.mlp_gain)?,
-                gate_up: Matmul::plan(
-                    device,
-                    &layer.gate_up,
-                    &b.normed,
-                    &b.gated,
-                    pad(c.intermediate_size),
-                    Around { gated: true, ..Default::default() },
-                )?,
-                down: Matmul::plan(device, &layer.down, &b.gated, &b.x, width, onto(None))?,
+                gate_up: Matmul::plan(device, &layer.gate_up, &b.normed, &b.gated, gated)?,
+                down: Matmul::plan(device, &layer.down, &b.gated, &b.x, onto(None))?,
             })
         });
         Ok(Chunk {
@@ -93,7 +85,7 @@ pub(super) struct AllLogits {
     norm: Norm,
     head: Matmul,
     /// `[tokens][vocab]` f32.
-    pub logits: wgpu::Buffer,
+    pub logits: Tensor,
     pub readback: wgpu::Buffer,
     /// The most tokens that fit into one buffer.
     pub tokens: usize,
@@ -104,11 +96,11 @@ impl AllLogits {
         let (device, c) = (&*model.device, &model.config);
         let row = c.vocab_size as u64 * 4;
         let tokens = tokens.min((device.max_binding() / row) as usize).max(1);
-        let logits = device.buffer("logits of a chunk", tokens as u64 * row)?;
+        let logits = Tensor::zeroed(device, "logits of a chunk", ElementType::F32, Shape::dense(tokens, c.vocab_size))?;
         let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
         Ok(AllLogits {
-            norm: Norm::plan(device, &b.x, &model.ends.final_gain, &b.normed, c.hidden_size, c.rms_norm_eps)?,
-            head: Matmul::plan(device, head, &b.normed, &logits, c.vocab_size, Around::default())?,
+            norm: Norm::plan(device, &b.x, RmsNorm { gain: &model.ends.final_gain, epsilon: c.rms_norm_eps }, &b.normed)?,
+            head: Matmul::plan(device, head, &b.normed, &logits, Fusion::default())?,
             readback: device.readback("logits of a chunk", tokens as u64 * row)?,
             logits,
             tokens,

@@ -1,8 +1,7 @@
 //! Coded rows on the device: what they are read with in every layer, and what they are coded with.
 
-use super::weights::ALIGN;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::gpu::{Device, Matrix};
+use crate::gpu::{Device, ElementType, Matrix, Shape, Tensor};
 use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
@@ -20,8 +19,8 @@ pub(super) struct CodedRows {
     /// By row.
     pub bases: Vec<Basis>,
     pub layers: Vec<CodedLayer>,
-    /// What orthonormal bases hold of what was coded with them, f32 `[rows][2]`.
-    pub energies: wgpu::Buffer,
+    /// What orthonormal bases hold of what was coded with them, f32 `[rows][2 · LOTS]`.
+    pub energies: Tensor,
 }
 
 impl CodedRows {
@@ -34,7 +33,7 @@ impl CodedRows {
         Ok(CodedRows {
             bases: (0..rows.specs.len()).map(|row| Basis::load(device, rows, row)).collect::<Result<_>>()?,
             layers: (0..config.num_hidden_layers).map(|layer| CodedLayer::load(device, config, rows, &layout, layer)).collect::<Result<_>>()?,
-            energies: device.buffer("energies of rows", 8 * (LOTS * rows.specs.len()) as u64)?,
+            energies: energies(device, rows.specs.len())?,
             specs: rows.specs.clone(),
             exact: rows.exact,
             layout,
@@ -46,7 +45,7 @@ impl CodedRows {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn none(device: &Device, exact: Exact, rows: usize) -> Result<CodedRows> {
-        let energies = device.buffer("energies of rows", 8 * (LOTS * rows) as u64)?;
+        let energies = energies(device, rows)?;
         let layout = Layout { stores: Vec::new(), places: Vec::new() };
         Ok(CodedRows { specs: Vec::new(), exact, layout, bases: Vec::new(), layers: Vec::new(), energies })
     }
@@ -84,10 +83,7 @@ impl CodedRows {
 
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
-        let basis = |basis: &Basis| {
-            let down = basis.down.iter().flat_map(|down| &down.parts).map(|part| part.buffer.size()).sum::<u64>();
-            down + basis.mean.size() + basis.table.size()
-        };
+        let basis = |basis: &Basis| basis.down.as_ref().map_or(0, Matrix::bytes) + basis.mean.size() + basis.table.size();
         let layer = |l: &CodedLayer| {
             let tables = [&l.key_table, &l.value_table, &l.value_groups, &l.chosen_groups, &l.query_heads, &l.value_means];
             tables.iter().map(|table| table.size()).sum::<u64>() + l.key_up.size() + l.value_up.size()
@@ -101,6 +97,10 @@ impl CodedRows {
     }
 }
 
+fn energies(device: &Device, rows: usize) -> Result<Tensor> {
+    Tensor::zeroed(device, "energies of rows", ElementType::F32, Shape::dense(rows, 2 * LOTS))
+}
+
 /// What a layer reads coded rows with.
 pub(super) struct CodedLayer {
     pub keys: Coded,
@@ -108,13 +108,13 @@ pub(super) struct CodedLayer {
     /// Whether keys are coded after RoPE, and queries absorb their basis.
     pub absorbed: bool,
     pub key_table: wgpu::Buffer,
-    pub key_up: wgpu::Buffer,
+    pub key_up: Tensor,
     pub value_table: wgpu::Buffer,
     /// The table by which values are summed, where all are read and where they are chosen by key/value head.
     pub value_groups: wgpu::Buffer,
     pub chosen_groups: wgpu::Buffer,
     pub query_heads: wgpu::Buffer,
-    pub value_up: wgpu::Buffer,
+    pub value_up: Tensor,
     pub value_means: wgpu::Buffer,
 }
 
@@ -122,8 +122,10 @@ pub(super) struct CodedLayer {
 pub(super) struct Basis {
     /// `Aᵀ`, `[r][w]` in f32: rounding would move coordinates from one code to the next. `None` where the basis is orthonormal, and rows are coded with what they are read with.
     pub down: Option<Matrix>,
-    pub mean: wgpu::Buffer,
-    pub table: wgpu::Buffer,
+    /// `[1][w]`.
+    pub mean: Tensor,
+    /// [`Pack::table`].
+    pub table: Tensor,
 }
 
 /// The numbers, or an error that names them.
@@ -138,12 +140,13 @@ impl Basis {
     pub fn load(device: &Device, rows: &RowSet, row: usize) -> Result<Basis> {
         let coder = &rows.coders[row];
         let label = |what: &str| format!("row {row}'s {what}");
+        let table = Pack::table(&coder.format);
         // Column by column `[w, r]` is row by row `[r, w]`.
-        let upload = |down: &DMatrix<f32>| Matrix::upload(device, &label("down-projection"), down.as_slice(), down.ncols(), down.nrows(), ALIGN);
+        let upload = |down: &DMatrix<f32>| Matrix::upload(device, &label("down-projection"), down.as_slice(), [down.ncols(), down.nrows()]);
         Ok(Basis {
             down: coder.down.as_ref().map(upload).transpose()?,
-            mean: device.upload(&label("mean"), coder.mean.as_slice())?,
-            table: device.upload(&label("table"), &Pack::table(&coder.format))?,
+            mean: Tensor::vector(device, &label("mean"), coder.mean.as_slice())?,
+            table: Tensor::upload(device, &label("table"), table.as_flattened(), Shape::dense(table.len(), 4))?,
         })
     }
 }
@@ -179,7 +182,7 @@ impl CodedLayer {
             false => ups(config, rows, &keys, |up, rank, dim| by_coordinates(up, rank, dim)),
         };
         let value_up = ups(config, rows, &values, |up, rank, dim| by_coordinates(up, rank, dim));
-        let upload = |what: &str, up: Vec<f16>| device.upload(&label(what), &checked(&label(what), up)?);
+        let upload = |what: &str, up: Vec<f16>| Tensor::vector(device, &label(what), &checked(&label(what), up)?);
         Ok(CodedLayer {
             absorbed,
             key_table: device.upload(&label("key table"), &keys.key_table(attention, absorbed, &key_means))?,

@@ -3,21 +3,21 @@
 
 use super::Model;
 use super::coded::CodedRows;
-use super::scratch::Buffers;
+use super::scratch::{Buffers, CHUNK};
 use crate::Result;
 use crate::cache::Cache;
-use crate::gpu::{Pass, pad};
+use crate::gpu::{Pass, Shape, Tensor, pad};
+use crate::kernels::Fusion;
 use crate::kernels::blocks::Blocks;
 use crate::kernels::contest::{Contest, MOST_LEAVING, Moves};
 use crate::kernels::energy::Energy;
 use crate::kernels::exact::ExactRows;
 use crate::kernels::exchange::Exchange;
-use crate::kernels::gather::Gather;
+use crate::kernels::gather::{Gather, Source};
 use crate::kernels::landmark::Landmark;
 use crate::kernels::matmul::Matmul;
-use crate::kernels::matvec::Around;
-use crate::kernels::pack::Pack;
-use crate::kernels::project::{Project, Shape};
+use crate::kernels::pack::{Pack, PackedRow};
+use crate::kernels::project::{Project, Slice};
 use crate::kernels::stripe::Stripe;
 use crate::rows::{Call, Holds, Scale, Side, Slots, Stores};
 use std::ops::Range;
@@ -93,54 +93,58 @@ enum Down {
     Up(Vec<Project>, Energy),
 }
 
+/// What rows are coded from, and where: see [`Scratch`](super::scratch::Scratch).
+#[derive(Clone, Copy)]
+pub(super) struct CodingBuffers<'a> {
+    /// The exact rows of all layers, in their slots.
+    pub exact: &'a [ExactRows],
+    pub slots: Slots,
+    /// RoPE's tables.
+    pub turns: &'a Tensor,
+    pub vectors: &'a Tensor,
+    pub coordinates: &'a Tensor,
+    pub scales: &'a Tensor,
+}
+
 impl Row {
-    /// Codes `row` from the exact rows of all layers, `exact` in their `slots`. `buffers`: RoPE's tables, and to work in `[n][pad(w)]`, `[n][r]`, and for the scales of blocks.
-    pub fn plan(
-        model: &Model,
-        coded: &CodedRows,
-        row: usize,
-        (exact, slots): (&[ExactRows], Slots),
-        stores: &[wgpu::Buffer],
-        [turns, vectors, coordinates, scales]: [&wgpu::Buffer; 4],
-    ) -> Result<Row> {
+    /// Codes `row` into its place in `stores`.
+    pub fn plan(model: &Model, coded: &CodedRows, row: usize, stores: &[Tensor], b: CodingBuffers) -> Result<Row> {
         let (device, config) = (&*model.device, &model.config);
         let attention = &super::attention(config);
         let (spec, basis, place) = (&coded.specs[row], &coded.bases[row], coded.layout.places[row]);
-        let (rank, layers) = (spec.format.rank(), spec.first_layer..=spec.last_layer());
-        let gather = |layer: usize| Gather::plan(device, attention, spec, layer, &exact[layer], slots, turns, &basis.mean, vectors);
+        let (format, layers) = (&spec.format, spec.first_layer..=spec.last_layer());
+        let vectors = &b.vectors.view(Shape::padded(CHUNK, spec.width(config.head_dim)));
+        let coordinates = &b.coordinates.view(Shape::dense(CHUNK, format.rank()));
+        let gather = |layer: usize| {
+            let from = Source { attention, rows: &b.exact[layer], slots: b.slots, turns: b.turns };
+            Gather::plan(device, from, spec, layer, &basis.mean, vectors)
+        };
         let project = |layer: usize| {
             let side = if spec.holds == Holds::Values { Side::Values } else { Side::Keys };
             let read = &coded.layers[layer];
             let up = if side == Side::Values { &read.value_up } else { &read.key_up };
-            let shape = Shape {
+            let slice = Slice {
                 at: spec.offset(layer, side, config.head_dim).unwrap_or(0),
-                stride: pad(spec.width(config.head_dim)),
                 heads: spec.kv_heads,
                 head_dim: config.head_dim,
-                rank,
                 onto: layer > spec.first_layer,
             };
-            Project::plan(device, vectors, up, coordinates, shape)
+            Project::plan(device, vectors, up, coordinates, slice)
         };
+        let to = PackedRow { store: &stores[place.store], at: place.word };
         Ok(Row {
             gathers: layers.clone().map(gather).collect::<Result<_>>()?,
             down: match &basis.down {
-                Some(down) => Down::Matrix(Matmul::plan(device, down, vectors, coordinates, rank, Around::default())?),
-                None => {
-                    let width = spec.width(config.head_dim);
-                    let energy = Energy::plan(device, (vectors, width), (coordinates, rank), &coded.energies, row)?;
-                    Down::Up(layers.map(project).collect::<Result<_>>()?, energy)
-                }
+                Some(down) => Down::Matrix(Matmul::plan(device, down, vectors, coordinates, Fusion::default())?),
+                None => Down::Up(layers.map(project).collect::<Result<_>>()?, Energy::plan(device, vectors, coordinates, &coded.energies, row)?),
             },
-            codes: {
-                let (format, store, words) = (&spec.format, &stores[place.store], coded.layout.stores[place.store]);
-                match format.scale {
-                    Scale::Blocks(shape) => {
-                        let blocks = Blocks::plan(device, format, shape, coordinates, scales)?;
-                        Codes::Blocks(blocks, Stripe::plan(device, format, shape, [coordinates, scales, store], place.word, words)?)
-                    }
-                    _ => Codes::Rows(Pack::plan(device, format, coordinates, &basis.table, store, place.word, words)?),
+            codes: match format.scale {
+                Scale::Blocks(shape) => {
+                    let scales = &b.scales.view(Shape::dense(1, Blocks::numbers(format, shape, CHUNK)));
+                    let blocks = Blocks::plan(device, format, shape, coordinates, scales)?;
+                    Codes::Blocks(blocks, Stripe::plan(device, format, shape, coordinates, scales, to)?)
                 }
+                _ => Codes::Rows(Pack::plan(device, format, coordinates, &basis.table, to)?),
             },
         })
     }
@@ -173,15 +177,16 @@ impl Coding {
         let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), forgetting, sinks, most }) };
         let (device, config) = (&*model.device, &model.config);
         let attention = &super::attention(config);
+        let buffers = CodingBuffers {
+            exact: &cache.layers,
+            slots: cache.slots,
+            turns: &b.attention.rope,
+            vectors: &b.vectors,
+            coordinates: &b.coordinates,
+            scales: &b.scales,
+        };
         for (row, spec) in coded.specs.iter().enumerate() {
-            layers[spec.last_layer()].push(Row::plan(
-                model,
-                coded,
-                row,
-                (&cache.layers, cache.slots),
-                &cache.stores,
-                [&b.attention.rope, &b.vectors, &b.coordinates, &b.scales],
-            )?);
+            layers[spec.last_layer()].push(Row::plan(model, coded, row, &cache.stores, buffers)?);
         }
         let landmark = |(exact, landmarks)| Landmark::plan(device, attention, exact, cache.slots, landmarks);
         let landmarks = cache.layers.iter().zip(&cache.landmarks).map(landmark).collect::<Result<_>>()?;

@@ -6,15 +6,15 @@
 use super::Model;
 use super::chunk::{AllLogits, Chunk};
 use super::coded::CodedRows;
-use super::coding::{Coding, Row};
+use super::coding::{Coding, CodingBuffers, Row};
 use super::executor::Shared;
 use super::scratch::{Buffers, CHUNK};
 use super::sequence::{GpuSequence, check_capacity, finite};
 use crate::Result;
 use crate::cache::Cache;
-use crate::gpu::{Pass, pad};
+use crate::gpu::{ElementType, Pass, Shape, Tensor, pad};
 use crate::kernels::exact::ExactRows;
-use crate::kernels::gather::Gather;
+use crate::kernels::gather::{Gather, Source};
 use crate::kernels::gram::Gram;
 use crate::kernels::landmark::Landmark;
 use crate::linalg::Moments;
@@ -83,11 +83,11 @@ struct Reading<'a> {
     buffers: Buffers,
     chunk: Chunk,
     coding: Coding,
-    /// The residual stream, by chunk `[CHUNK][pad(D)]`.
-    stream: Vec<wgpu::Buffer>,
-    /// What rows are made from, `[CHUNK][pad(w)]`, and their coordinates, `[CHUNK][w]`.
-    vectors: wgpu::Buffer,
-    coordinates: wgpu::Buffer,
+    /// The residual stream, by chunk `[CHUNK][D]`.
+    stream: Vec<Tensor>,
+    /// What rows are made from, `[CHUNK][w]`, and their coordinates: room for those of any group.
+    vectors: Tensor,
+    coordinates: Tensor,
 }
 
 impl<'a> Reading<'a> {
@@ -102,12 +102,12 @@ impl<'a> Reading<'a> {
         let exact = Cache::of((0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect(), model.cache_shape(count));
         let buffers = shared.buffers(model, None, &exact)?;
         let width = together * config.num_key_value_heads * config.head_dim;
-        let floats = |what: &str, width: usize| device.buffer(what, (4 * CHUNK * width) as u64);
+        let floats = |what: &str, width: usize| Tensor::zeroed(device, what, ElementType::F32, Shape::padded(CHUNK, width));
         Ok(Reading {
             chunk: Chunk::plan(model, None, &exact, &buffers)?,
             coding: Coding::plan(model, None, &exact, &buffers, CHUNK)?,
-            stream: tokens.chunks(CHUNK).map(|_| floats("the prompt's residual stream", pad(config.hidden_size))).collect::<Result<_>>()?,
-            vectors: floats("rows of the prompt to be coded", pad(width))?,
+            stream: tokens.chunks(CHUNK).map(|_| floats("the prompt's residual stream", config.hidden_size)).collect::<Result<_>>()?,
+            vectors: floats("rows of the prompt to be coded", width)?,
             coordinates: floats("coordinates of the prompt's rows", width.next_multiple_of(RUN))?,
             model,
             tokens,
@@ -149,14 +149,16 @@ impl<'a> Reading<'a> {
             format: Format::half(1),
         };
         let width = spec.width(config.head_dim);
-        let zero = device.upload("no mean", &vec![0f32; width])?;
+        let zero = Tensor::vector(device, "no mean", &vec![0f32; width])?;
         let bytes = 4 * (width * (width + 1)) as u64;
-        let sums = device.buffer("second moments", bytes)?;
+        let sums = Tensor::zeroed(device, "second moments", ElementType::F32, Shape::dense(width + 1, width))?;
+        let vectors = self.vectors.view(Shape::padded(CHUNK, width));
         let gather = |layer: usize| {
-            Gather::plan(device, attention, &spec, layer, &self.exact.layers[layer], Slots::ALL, &self.buffers.attention.rope, &zero, &self.vectors)
+            let from = Source { attention, rows: &self.exact.layers[layer], slots: Slots::ALL, turns: &self.buffers.attention.rope };
+            Gather::plan(device, from, &spec, layer, &zero, &vectors)
         };
         let gathers = group.clone().map(gather).collect::<Result<Vec<_>>>()?;
-        let gram = Gram::plan(device, &self.vectors, width, &sums)?;
+        let gram = Gram::plan(device, &vectors, &sums)?;
         for start in (from..self.tokens.len()).step_by(CHUNK) {
             let count = CHUNK.min(self.tokens.len() - start) as u32;
             self.submit(|pass| {
@@ -182,8 +184,15 @@ impl<'a> Reading<'a> {
     fn code(&self, rows: &CodedRows, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
         let attention = &super::attention(config);
-        let buffers = [&self.buffers.attention.rope, &self.vectors, &self.coordinates, &self.buffers.scales];
-        let plan = |row: usize| Row::plan(model, rows, row, (&self.exact.layers, Slots::ALL), &cache.stores, buffers);
+        let buffers = CodingBuffers {
+            exact: &self.exact.layers,
+            slots: Slots::ALL,
+            turns: &self.buffers.attention.rope,
+            vectors: &self.vectors,
+            coordinates: &self.coordinates,
+            scales: &self.buffers.scales,
+        };
+        let plan = |row: usize| Row::plan(model, rows, row, &cache.stores, buffers);
         let count = rows.specs.len();
         for row in [plan(count - 2)?, plan(count - 1)?] {
             for start in (0..coded).step_by(CHUNK) {

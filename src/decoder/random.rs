@@ -7,10 +7,10 @@ use super::Model;
 use super::coded::CodedRows;
 use super::executor::Executor;
 use super::sequence::GpuSequence;
-use super::weights::{ALIGN, Ends, Layer};
+use super::weights::{Ends, Layer};
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::gpu::{Device, Matrix, pad};
+use crate::gpu::{Device, Matrix, Tensor, WeightType, pad};
 use crate::kernels::repeat::Repeat;
 use crate::kernels::values;
 use crate::linalg::Random;
@@ -57,15 +57,13 @@ impl Weights<'_> {
             self.patterns.insert(summed, device.upload("random weights", &numbers)?);
         }
         let pattern = &self.patterns[&summed];
-        Matrix::by_parts(device, label, [rows, width], size_of::<f16>(), ALIGN, |_, count| {
-            let buffer = device.buffer(label, (2 * count * pad(width)) as u64)?;
-            repeat(device, pattern, &buffer)?;
-            Ok(buffer)
-        })
+        let matrix = Matrix::zeroed(device, label, WeightType::F16, [rows, width])?;
+        matrix.parts.iter().try_for_each(|part| repeat(device, pattern, &part.weights))?;
+        Ok(matrix)
     }
 
-    fn ones(&self, label: &str, width: usize) -> Result<wgpu::Buffer> {
-        self.device.upload(label, &vec![1f32; pad(width)])
+    fn ones(&self, label: &str, width: usize) -> Result<Tensor> {
+        Tensor::vector(self.device, label, &vec![1f32; width])
     }
 
     /// Layer `l`; its norms are ones and its biases zeros.

@@ -4,7 +4,7 @@ use super::Model;
 use super::coded::CodedRows;
 use crate::Result;
 use crate::cache::Cache;
-use crate::gpu::pad;
+use crate::gpu::{ElementType, Shape, Tensor, pad};
 use crate::kernels::blocks::Blocks;
 use crate::kernels::prepare::record_len;
 use crate::kernels::{AttentionBuffers, turns, values};
@@ -48,25 +48,27 @@ pub(super) struct View {
 /// Everything between the weights and the cache, f32 unless said. Clones are the same buffers.
 #[derive(Clone)]
 pub(super) struct Scratch {
-    /// Token ids, u32 `[CHUNK]`.
-    pub tokens: wgpu::Buffer,
-    /// The residual stream `[CHUNK][pad(D)]`, and normalised.
-    pub x: wgpu::Buffer,
-    pub normed: wgpu::Buffer,
+    /// Token ids, u32 `[CHUNK][1]`.
+    pub tokens: Tensor,
+    /// The residual stream `[CHUNK][D]`, and normalised.
+    pub x: Tensor,
+    pub normed: Tensor,
     /// Of `CHUNK` tokens, and of a block of them; its columns are those of one sequence.
     pub attention: AttentionBuffers,
-    pub gated: wgpu::Buffer,
-    /// After one token: `[vocab]`, and the largest's index, u32; and where they are read back.
-    pub logits: wgpu::Buffer,
-    pub token: wgpu::Buffer,
+    pub gated: Tensor,
+    /// After one token: `[1][vocab]`, and the largest's index, u32; and where they are read back.
+    pub logits: Tensor,
+    pub token: Tensor,
     /// Behind both is read back whether something was too large for 16 bits; after a chunk that alone.
     pub logits_back: wgpu::Buffer,
     pub token_back: wgpu::Buffer,
     pub reach_back: wgpu::Buffer,
-    /// What rows are coded from, `[CHUNK][pad(w)]`, its coordinates, `[CHUNK][r]`, and the numbers that scale blocks of tokens.
-    pub vectors: wgpu::Buffer,
-    pub coordinates: wgpu::Buffer,
-    pub scales: wgpu::Buffer,
+    /// What rows are coded from, their coordinates, and the numbers that scale blocks of tokens.
+    ///
+    /// Room for the largest of each; a row has its own view of them.
+    pub vectors: Tensor,
+    pub coordinates: Tensor,
+    pub scales: Tensor,
 }
 
 /// The scratch as one sequence uses it.
@@ -164,15 +166,21 @@ impl Scratch {
     pub(super) fn new(model: &Model, needs: &Needs) -> Result<Scratch> {
         let (device, c, attention) = (&*model.device, &model.config, &super::attention(&model.config));
         let numbers = |what: &str, count: usize| device.buffer(what, 4 * count as u64);
-        let each = |what: &str, width: usize| numbers(what, CHUNK * width);
+        let floats = |what: &str, shape: Shape| Tensor::zeroed(device, what, ElementType::F32, shape);
+        let words = |what: &str, count: usize| Tensor::zeroed(device, what, ElementType::U32, Shape::dense(count, 1));
+        let each = |what: &str, width: usize| floats(what, Shape::padded(CHUNK, width));
+        let room = |what: &str, count: usize| floats(what, Shape::dense(1, count));
         let counted = |what: &str| numbers(&format!("{what} of a sketch"), needs.counted * attention.kv_row() / 2);
+        let frequencies = c.rope_frequencies();
+        let turns = turns(&frequencies, needs.positions);
+        let rope = Shape::dense(turns.len() / frequencies.len(), 2 * frequencies.len());
         Ok(Scratch {
-            tokens: each("tokens", 1)?,
-            x: each("residual stream", pad(c.hidden_size))?,
-            normed: each("normalised input", pad(c.hidden_size))?,
+            tokens: words("tokens", CHUNK)?,
+            x: each("residual stream", c.hidden_size)?,
+            normed: each("normalised input", c.hidden_size)?,
             attention: AttentionBuffers {
                 projected: each("projected input", attention.projection_row())?,
-                rope: device.upload("RoPE tables", &turns(&c.rope_frequencies(), needs.positions))?,
+                rope: Tensor::upload(device, "RoPE tables", turns.as_flattened(), rope)?,
                 queries: numbers("queries", needs.queries + record_len(c.num_hidden_layers))?,
                 record: needs.queries as u32,
                 scores: numbers("attention scores", needs.scores)?,
@@ -186,22 +194,22 @@ impl Scratch {
                 counted: [counted("keys")?, counted("values")?],
                 counts: numbers("tokens of a sketch", needs.counted)?,
             },
-            gated: each("MLP activations", pad(c.intermediate_size))?,
-            logits: numbers("logits", c.vocab_size)?,
-            token: numbers("token", 1)?,
+            gated: each("MLP activations", c.intermediate_size)?,
+            logits: room("logits", c.vocab_size)?,
+            token: words("token", 1)?,
             logits_back: device.readback("logits", 4 * c.vocab_size as u64 + 4)?,
             token_back: device.readback("token", 8)?,
             reach_back: device.readback("reach", 4)?,
-            vectors: numbers("rows to be coded", needs.vectors)?,
-            coordinates: numbers("coordinates of rows", needs.coordinates)?,
-            scales: numbers("scales of blocks", needs.scales)?,
+            vectors: room("rows to be coded", needs.vectors)?,
+            coordinates: room("coordinates of rows", needs.coordinates)?,
+            scales: room("scales of blocks", needs.scales)?,
         })
     }
 
     /// Bytes in all, those of readback included.
     pub(super) fn bytes(&self) -> u64 {
         let Scratch { tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales, .. } = self;
-        let all = [tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales];
+        let all: [&wgpu::Buffer; 11] = [tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales];
         self.attention.bytes() + all.iter().map(|buffer| buffer.size()).sum::<u64>()
     }
 }

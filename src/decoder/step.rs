@@ -7,12 +7,14 @@ use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::Pass;
+use crate::kernels::Fusion;
 use crate::kernels::argmax::Argmax;
 use crate::kernels::columns::{Block, List};
 use crate::kernels::credit::Credit;
 use crate::kernels::embed::Embed;
-use crate::kernels::matvec::{Around, Matvec};
+use crate::kernels::matvec::Matvec;
 use crate::kernels::merge::{self, Merge};
+use crate::kernels::norm::RmsNorm;
 use crate::kernels::prepare::{Absorbed, Added, Prepare};
 use crate::kernels::rebuild::Rebuild;
 use crate::kernels::score::{CodedKeys, Score};
@@ -147,20 +149,15 @@ pub(super) struct Step {
 impl Step {
     pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<Step> {
         let (device, c) = (&*model.device, &model.config);
-        let norm = |gain| Around { norm: Some((gain, c.rms_norm_eps, c.hidden_size)), ..Default::default() };
+        let norm = |gain| Fusion { norm: Some(RmsNorm { gain, epsilon: c.rms_norm_eps }), ..Default::default() };
+        let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
         let layers = model.layers.iter().enumerate().map(|(index, layer)| {
             Ok(LayerStep {
                 projection: Matvec::plan(device, &layer.projection, &b.x, &b.attention.projected, norm(&layer.attention_gain))?,
                 attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, false)?,
-                output: Matvec::plan(
-                    device,
-                    &layer.output,
-                    &b.attention.attended,
-                    &b.x,
-                    Around { residual: true, bias: layer.output_bias.as_ref(), ..Default::default() },
-                )?,
-                gate_up: Matvec::plan(device, &layer.gate_up, &b.x, &b.gated, Around { gated: true, ..norm(&layer.mlp_gain) })?,
-                down: Matvec::plan(device, &layer.down, &b.gated, &b.x, Around { residual: true, ..Default::default() })?,
+                output: Matvec::plan(device, &layer.output, &b.attention.attended, &b.x, onto(layer.output_bias.as_ref()))?,
+                gate_up: Matvec::plan(device, &layer.gate_up, &b.x, &b.gated, Fusion { gated: true, ..norm(&layer.mlp_gain) })?,
+                down: Matvec::plan(device, &layer.down, &b.gated, &b.x, onto(None))?,
             })
         });
         let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
@@ -168,7 +165,7 @@ impl Step {
             embed: Embed::plan(device, &model.ends.embedding, &b.tokens, &b.x)?,
             layers: layers.collect::<Result<_>>()?,
             head: Matvec::plan(device, head, &b.x, &b.logits, norm(&model.ends.final_gain))?,
-            argmax: Argmax::plan(device, &b.logits, &b.token, c.vocab_size as u32)?,
+            argmax: Argmax::plan(device, &b.logits, &b.token)?,
             window: c.sliding_window,
         })
     }

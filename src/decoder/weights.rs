@@ -1,18 +1,15 @@
 //! A checkpoint's weights on the device, laid out as the kernels read them.
 
 use crate::checkpoint::{Checkpoint, Config};
-use crate::gpu::{Device, Matrix, pad};
+use crate::gpu::{Device, Matrix, Tensor, pad};
 use crate::kernels::values;
 use crate::{Error, Result};
 use half::f16;
 
-/// Rows of a matrix that must stay in one part: a block of the widest kernel.
-pub(super) const ALIGN: usize = 128;
-
 /// One layer.
 pub(super) struct Layer {
-    pub attention_gain: wgpu::Buffer,
-    /// Query heads, key heads and value heads, each padded to four rows: `[stride][D]`.
+    pub attention_gain: Tensor,
+    /// Query heads, key heads and value heads, each padded to four rows, from `D`.
     pub projection: Matrix,
     /// QK-norm's gains and the projection's biases, where the family has either.
     pub added: Option<wgpu::Buffer>,
@@ -21,16 +18,11 @@ pub(super) struct Layer {
     pub value_groups: wgpu::Buffer,
     /// `[D][H·pad(head_dim)]`.
     pub output: Matrix,
-    pub output_bias: Option<wgpu::Buffer>,
-    pub mlp_gain: wgpu::Buffer,
+    pub output_bias: Option<Tensor>,
+    pub mlp_gain: Tensor,
     /// Rows in pairs: gate, up.
     pub gate_up: Matrix,
     pub down: Matrix,
-}
-
-fn padded(mut v: Vec<f32>) -> Vec<f32> {
-    v.resize(pad(v.len()), 0.0);
-    v
 }
 
 /// Appends `numbers` in runs of `width`, each padded to four; each number stands for `unit` of them.
@@ -99,7 +91,7 @@ impl Attention<'_> {
         let mut wide = Vec::new();
         let weight = self.checkpoint.f16(&self.name("o_proj.weight"), &[hidden, c.num_attention_heads * c.head_dim])?;
         widen(&mut wide, &weight, c.head_dim, 1, f16::ZERO);
-        Matrix::upload(device, label, &wide, hidden, c.num_attention_heads * pad(c.head_dim), ALIGN)
+        Matrix::upload(device, label, &wide, [hidden, c.num_attention_heads * pad(c.head_dim)])
     }
 }
 
@@ -110,7 +102,7 @@ impl Layer {
         let prefix = format!("model.layers.{l}");
         let at = |rest: &str| format!("{prefix}.{rest}");
         let label = |what: &str| format!("layer {l}'s {what}");
-        let gain = |rest: &str, width: usize| device.upload(&at(rest), &padded(checkpoint.f32(&at(rest), &[width])?));
+        let gain = |rest: &str, width: usize| Tensor::vector(device, &at(rest), &checkpoint.f32(&at(rest), &[width])?);
         let shape = &super::attention(c);
         let attention = Attention { checkpoint, config: c, prefix: at("self_attn") };
 
@@ -121,18 +113,18 @@ impl Layer {
         let up = checkpoint.f16(&at("mlp.up_proj.weight"), &[ffn, hidden])?;
         let pairs: Vec<f16> = gate.chunks_exact(hidden).zip(up.chunks_exact(hidden)).flat_map(|(g, u)| g.iter().chain(u).copied()).collect();
         let down = checkpoint.f16(&at("mlp.down_proj.weight"), &[hidden, ffn])?;
-        let output_bias = attention.bias("o_proj.bias", hidden)?.map(|b| device.upload(&label("output bias"), &padded(b))).transpose()?;
+        let output_bias = attention.bias("o_proj.bias", hidden)?.map(|b| Tensor::vector(device, &label("output bias"), &b)).transpose()?;
         Ok(Layer {
             attention_gain: gain("input_layernorm.weight", hidden)?,
-            projection: Matrix::upload(device, &label("projection"), &projection, shape.projection_row(), hidden, ALIGN)?,
+            projection: Matrix::upload(device, &label("projection"), &projection, [shape.projection_row(), hidden])?,
             added: if added.is_empty() { None } else { Some(device.upload(&label("norms and biases"), &added)?) },
             bias,
             value_groups: device.upload(&label("value groups"), &values::groups(shape, None, false).0)?,
             output,
             output_bias,
             mlp_gain: gain("post_attention_layernorm.weight", hidden)?,
-            gate_up: Matrix::upload(device, &label("gate and up projection"), &pairs, 2 * ffn, hidden, ALIGN)?,
-            down: Matrix::upload(device, &label("down projection"), &down, hidden, ffn, ALIGN)?,
+            gate_up: Matrix::upload(device, &label("gate and up projection"), &pairs, [2 * ffn, hidden])?,
+            down: Matrix::upload(device, &label("down projection"), &down, [hidden, ffn])?,
         })
     }
 }
@@ -140,7 +132,7 @@ impl Layer {
 /// The embedding table, final norm and head.
 pub(super) struct Ends {
     pub embedding: Matrix,
-    pub final_gain: wgpu::Buffer,
+    pub final_gain: Tensor,
     /// `None` where the head is the embedding table.
     pub head: Option<Matrix>,
 }
@@ -150,11 +142,11 @@ impl Ends {
         let c = checkpoint.config();
         let table = |name: &str| {
             let data = checkpoint.f16(name, &[c.vocab_size, c.hidden_size])?;
-            Matrix::upload(device, name, &data, c.vocab_size, c.hidden_size, ALIGN)
+            Matrix::upload(device, name, &data, [c.vocab_size, c.hidden_size])
         };
         Ok(Ends {
             embedding: table("model.embed_tokens.weight")?,
-            final_gain: device.upload("model.norm.weight", &padded(checkpoint.f32("model.norm.weight", &[c.hidden_size])?))?,
+            final_gain: Tensor::vector(device, "model.norm.weight", &checkpoint.f32("model.norm.weight", &[c.hidden_size])?)?,
             head: if c.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) },
         })
     }

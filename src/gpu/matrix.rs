@@ -1,76 +1,130 @@
-//! A weight matrix on the device: f16 or f32, row-major, rows padded to whole vectors, split by rows where one binding would be too large.
+//! A weight matrix on the device, split by rows where one binding would be too large.
 
-use super::Device;
+use super::{Device, Element, ElementType, Shape, Tensor, pad};
 use crate::{Error, Result};
+use half::f16;
+use std::ops::Range;
 
-/// Rounds a width up to the four numbers that one load takes.
-pub const fn pad(width: usize) -> usize {
-    width.next_multiple_of(4)
+/// How weights are stored, and what a kernel that multiplies them has to know of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
 }
 
-/// Consecutive rows of a [`Matrix`].
+impl WeightType {
+    /// The numbers of its tensor.
+    pub const fn element(self) -> ElementType {
+        match self {
+            WeightType::F16 => ElementType::F16,
+            WeightType::F32 => ElementType::F32,
+        }
+    }
+
+    /// The flag by which shaders read it.
+    pub const fn flag(self) -> Option<&'static str> {
+        match self {
+            WeightType::F16 => None,
+            WeightType::F32 => Some("FULL"),
+        }
+    }
+
+    /// Bytes of a row of so many weights, which is padded to whole loads.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        self.element().bytes() * pad(cols)
+    }
+}
+
+/// A number that weights are uploaded as.
+pub trait Weight: Element {
+    /// Its type as a weight.
+    const WEIGHT: WeightType;
+}
+
+impl Weight for f16 {
+    const WEIGHT: WeightType = WeightType::F16;
+}
+
+impl Weight for f32 {
+    const WEIGHT: WeightType = WeightType::F32;
+}
+
+/// Consecutive rows of a [`Matrix`], in one binding.
 pub struct Part {
-    pub(crate) buffer: wgpu::Buffer,
-    pub(crate) first: u32,
-    pub(crate) rows: u32,
+    /// The matrix' row at which it begins.
+    pub first: usize,
+    /// How its weights are stored.
+    pub kind: WeightType,
+    /// `[rows][pad(cols)]`, the padding zero.
+    pub(crate) weights: Tensor,
 }
 
-/// `[rows][pad(cols)]`, the padding zero.
+impl Part {
+    /// Its rows.
+    pub fn rows(&self) -> usize {
+        self.weights.shape.rows
+    }
+
+    /// Bytes of its rows.
+    pub fn bytes(&self) -> u64 {
+        (self.rows() * self.kind.row_bytes(self.weights.shape.cols)) as u64
+    }
+}
+
+/// Weights by output: row `i` makes number `i` of what they are multiplied to.
 pub struct Matrix {
+    /// In the order of their rows. All but the last have a multiple of [`ALIGN`](Self::ALIGN).
     pub(crate) parts: Vec<Part>,
     /// Output width.
-    pub rows: u32,
-    /// Input width, as its producer pads it.
-    pub stride: u32,
-    /// Whether numbers are f32, not f16.
-    pub(crate) full: bool,
+    pub rows: usize,
+    /// Input width, without padding.
+    pub cols: usize,
 }
 
 impl Matrix {
-    /// Uploads row-major `[rows][cols]` numbers, f16 or f32. Every part but the last has a multiple of `align` rows (at most 128).
+    /// Rows that stay in one part: a block of the widest kernel.
+    pub const ALIGN: usize = 128;
+
+    /// Uploads `[rows][cols]` numbers.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] with the label.
-    pub fn upload<T: bytemuck::Pod>(device: &Device, label: &str, data: &[T], rows: usize, cols: usize, align: usize) -> Result<Matrix> {
-        debug_assert_eq!(data.len(), rows * cols);
-        let stride = pad(cols);
-        Matrix::by_parts(device, label, [rows, cols], size_of::<T>(), align, |first, count| {
-            let chunk = &data[first * cols..(first + count) * cols];
-            if stride == cols {
-                return device.upload(label, chunk);
-            }
-            let mut padded = vec![T::zeroed(); count * stride];
-            for (to, from) in padded.chunks_exact_mut(stride).zip(chunk.chunks_exact(cols)) {
-                to[..cols].copy_from_slice(from);
-            }
-            device.upload(label, &padded)
+    pub fn upload<T: Weight>(device: &Device, label: &str, data: &[T], [rows, cols]: [usize; 2]) -> Result<Matrix> {
+        Matrix::by_parts(device, label, T::WEIGHT, [rows, cols], |part| {
+            let shape = Shape::padded(part.len(), cols);
+            Tensor::upload(device, label, &data[part.start * cols..part.end * cols], shape)
         })
     }
 
-    /// Of numbers that take `bytes` each, made part by part: `make` is given the first row and how many.
+    /// Zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] with the label, and those of `make`.
-    pub(crate) fn by_parts(
+    /// As [`upload`](Self::upload).
+    pub fn zeroed(device: &Device, label: &str, kind: WeightType, [rows, cols]: [usize; 2]) -> Result<Matrix> {
+        Matrix::by_parts(device, label, kind, [rows, cols], |part| Tensor::zeroed(device, label, kind.element(), Shape::padded(part.len(), cols)))
+    }
+
+    /// As many rows in every part as one binding holds, of which `make` makes the tensor.
+    fn by_parts(
         device: &Device,
         label: &str,
+        kind: WeightType,
         [rows, cols]: [usize; 2],
-        bytes: usize,
-        align: usize,
-        mut make: impl FnMut(usize, usize) -> Result<wgpu::Buffer>,
+        mut make: impl FnMut(Range<usize>) -> Result<Tensor>,
     ) -> Result<Matrix> {
-        let stride = pad(cols);
-        let fitting = (device.max_binding() / (bytes * stride) as u64) as usize / align * align;
-        if fitting == 0 {
-            return Err(Error::OutOfMemory { what: format!("{label}: {align} rows"), bytes: (bytes * stride * align) as u64 });
+        let bytes = kind.row_bytes(cols) as u64;
+        let most = (device.max_binding() / bytes) as usize / Self::ALIGN * Self::ALIGN;
+        if most == 0 {
+            return Err(Error::OutOfMemory { what: format!("{label}: {} rows", Self::ALIGN), bytes: bytes * Self::ALIGN as u64 });
         }
-        let mut parts = Vec::new();
-        let mut first = 0;
-        while first < rows {
-            let count = fitting.min(rows - first);
-            parts.push(Part { buffer: make(first, count)?, first: first as u32, rows: count as u32 });
-            first += count;
-        }
-        Ok(Matrix { parts, rows: rows as u32, stride: stride as u32, full: bytes == 4 })
+        let part = |first: usize| Ok(Part { first, kind, weights: make(first..rows.min(first + most))? });
+        Ok(Matrix { parts: (0..rows).step_by(most).map(part).collect::<Result<_>>()?, rows, cols })
+    }
+
+    /// Bytes on the device.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.weights.size()).sum()
     }
 }

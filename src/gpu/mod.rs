@@ -1,5 +1,6 @@
-//! The device and what is made on it: limits and tier, buffers, shaders and pipelines, readback. Everything above speaks of kernels; only this speaks wgpu's language of
-//! adapters, error scopes and mapped ranges.
+//! The device and what is made on it: tensors, matrices of weights, shaders and pipelines, readback.
+//!
+//! Everything above speaks of kernels; only this speaks wgpu's language of adapters, error scopes and mapped ranges.
 
 mod buffer;
 mod canary;
@@ -10,16 +11,18 @@ mod pipeline;
 mod profile;
 mod roofline;
 mod shader;
+mod tensor;
 mod tuning;
 mod wait;
 
 pub use device::{AdapterReport, Device, Options, ShaderChecks, Tier, adapters};
-pub use matrix::{Matrix, Part, pad};
+pub use matrix::{Matrix, Part, Weight, WeightType};
 pub use pipeline::{Access, Kernel, Pass, Spec, Work};
 pub use profile::Timed;
 pub(crate) use roofline::empty_dispatches;
 pub use roofline::{Roofline, roofline};
 pub use shader::{SOURCES, preprocess};
+pub use tensor::{Element, ElementType, Shape, Tensor, pad};
 pub(crate) use tuning::SHARING;
 pub use tuning::{Tile, Tuning};
 

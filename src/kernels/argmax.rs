@@ -2,7 +2,7 @@
 
 use super::spec;
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -22,8 +22,14 @@ pub(super) fn variant(flags: &[&'static str]) -> Spec {
 }
 
 impl Argmax {
-    /// `logits`: `[vocab]` f32; `token`: `[1]` u32.
-    pub(crate) fn plan(device: &Device, logits: &wgpu::Buffer, token: &wgpu::Buffer, vocab: u32) -> Result<Argmax> {
+    /// `logits`: `[1][vocab]` f32; `token`: `[1][1]` u32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, logits: &Tensor, token: &Tensor) -> Result<Argmax> {
+        let vocab = logits.shape.cols as u32;
+        logits.expect("argmax", ElementType::F32, logits.shape.cols);
+        token.expect("argmax", ElementType::U32, 1);
         let lot = device.tuning().logits;
         let lots = vocab.div_ceil(lot);
         let step = |numbers, lot| Step { count: vocab, numbers, lot };
@@ -46,6 +52,7 @@ impl Argmax {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Shape;
     use crate::kernels::oracle::{numbers, run, tuned_devices};
 
     #[test]
@@ -72,8 +79,9 @@ mod tests {
         ];
         for (device, tuning) in tuned_devices(None) {
             for (case, (logits, expected)) in cases.iter().enumerate() {
-                let (from, token) = (device.upload("logits", logits).unwrap(), device.buffer("token", 4).unwrap());
-                let argmax = Argmax::plan(&device, &from, &token, logits.len() as u32).unwrap();
+                let from = Tensor::upload(&device, "logits", logits, Shape::dense(1, logits.len())).unwrap();
+                let token = Tensor::zeroed(&device, "token", ElementType::U32, Shape::dense(1, 1)).unwrap();
+                let argmax = Argmax::plan(&device, &from, &token).unwrap();
                 assert_eq!(run::<u32>(&device, &token, 1, |pass| argmax.record(pass)), [*expected], "case {case}, {:?}, {tuning:?}", device.tier());
             }
         }

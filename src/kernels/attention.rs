@@ -1,6 +1,6 @@
 //! The shape of a layer's attention, and what its kernels hand on to each other.
 
-use crate::gpu::pad;
+use crate::gpu::{Tensor, pad};
 
 /// Heads of a layer, and what is done with them besides.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,17 +23,6 @@ impl AttentionShape {
     /// Attention of so many heads.
     pub(crate) fn of(qk_norm: bool, window: Option<usize>, heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
         AttentionShape { heads, kv_heads, head_dim, window, qk_norm, epsilon: 1e-5 }
-    }
-
-    /// Shapes as they occur.
-    pub(super) fn examples() -> [AttentionShape; 5] {
-        [
-            AttentionShape::of(false, None, 9, 3, 64),
-            AttentionShape::of(true, Some(100), 6, 3, 12),
-            AttentionShape::of(true, None, 32, 8, 128),
-            AttentionShape::of(false, Some(4096), 32, 32, 128),
-            AttentionShape::of(true, None, 8, 2, 512),
-        ]
     }
 
     /// Query heads that share a key/value head, `g`.
@@ -61,9 +50,9 @@ impl AttentionShape {
 #[derive(Clone)]
 pub struct AttentionBuffers {
     /// Query heads, key heads and value heads `[n][`[`projection_row`](AttentionShape::projection_row)`]`.
-    pub(crate) projected: wgpu::Buffer,
+    pub(crate) projected: Tensor,
     /// RoPE's [`turns`](super::turns).
-    pub(crate) rope: wgpu::Buffer,
+    pub(crate) rope: Tensor,
     /// After RoPE `[n][H][pad(head_dim)]`, and behind those of a token the absorbed ones.
     pub(crate) queries: wgpu::Buffer,
     /// The number of `queries` from which on it stands what was too large for 16 bits: [`super::prepare::record_len`].
@@ -76,7 +65,7 @@ pub struct AttentionBuffers {
     pub(crate) sums: wgpu::Buffer,
     pub(crate) weights: wgpu::Buffer,
     /// `[n][H][pad(head_dim)]`.
-    pub(crate) attended: wgpu::Buffer,
+    pub(crate) attended: Tensor,
     /// Scores of landmarks, `[H][chunks]`, and the tokens that are chosen by them, u32 `[H_kv][`[`tokens`](crate::rows::Selection::tokens)`]`.
     pub(crate) landmarks: wgpu::Buffer,
     pub(crate) chosen: wgpu::Buffer,
@@ -91,7 +80,7 @@ impl AttentionBuffers {
     /// Bytes in all.
     pub(crate) fn bytes(&self) -> u64 {
         let AttentionBuffers { projected, rope, queries, scores, sums, weights, attended, landmarks, chosen, rebuilt, counts, .. } = self;
-        let all = [projected, rope, queries, scores, sums, weights, attended, landmarks, chosen, rebuilt, counts];
+        let all: [&wgpu::Buffer; 11] = [projected, rope, queries, scores, sums, weights, attended, landmarks, chosen, rebuilt, counts];
         all.into_iter().chain(&self.counted).map(|buffer| buffer.size()).sum()
     }
 }

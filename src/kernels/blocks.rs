@@ -1,9 +1,9 @@
 //! `blocks.wgsl`: the numbers that scale blocks of tokens, from their coordinates.
 
-use super::{AttentionShape, WORKGROUP, spec};
+use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::{Band, Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, RUN, Scale, Steps};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
+use crate::rows::{Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, Steps};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -53,23 +53,12 @@ fn variant(format: &Format, shape: Shape) -> Spec {
     spec("blocks.wgsl", &flags, &constants, &[(0, Access::Read), (1, Access::Write)])
 }
 
-/// How a model's keys and values are coded in blocks: KIVI's keys, KVarN's keys and values.
-pub(super) fn formats(attention: &AttentionShape) -> [Format; 3] {
-    let heads = attention.kv_heads;
-    [(Steps::Channels, 32, 2), (Steps::BalancedChannels, 128, 4), (Steps::BalancedTokens, 128, 2)].map(|(steps, tokens, bits)| Format {
-        bands: vec![Band { bits, runs: heads * attention.head_dim.div_ceil(RUN) }],
-        scale: Scale::Blocks(Shape { tokens, heads, steps }),
-    })
-}
-
-/// What is blocks in `format`, for every geometry.
-pub(super) fn shapes() -> Vec<(Format, Shape)> {
-    let shape = |format: Format| if let Scale::Blocks(shape) = format.scale { Some((format, shape)) } else { None };
-    AttentionShape::examples().iter().flat_map(formats).filter_map(shape).collect()
-}
-
-pub(super) fn variants() -> Vec<Spec> {
-    shapes().iter().map(|(format, shape)| variant(format, *shape)).collect()
+/// Holds what both kernels of blocks are bound to against the format.
+///
+/// `coordinates`: `[n][rank]`; `numbers`: `[1][numbers]`, of `n` tokens. All f32.
+pub(super) fn check(kernel: &str, format: &Format, shape: Shape, coordinates: &Tensor, numbers: &Tensor) {
+    coordinates.expect(kernel, ElementType::F32, format.rank());
+    numbers.expect(kernel, ElementType::F32, Blocks::numbers(format, shape, coordinates.shape.rows));
 }
 
 impl Blocks {
@@ -78,8 +67,12 @@ impl Blocks {
         tokens.div_ceil(shape.tokens) * (shape.tokens * shape.own() + shape.shared(format.rank()))
     }
 
-    /// `coordinates`: `[n][rank]`; `numbers`: [`numbers`](Self::numbers). All f32.
-    pub(crate) fn plan(device: &Device, format: &Format, shape: Shape, coordinates: &wgpu::Buffer, numbers: &wgpu::Buffer) -> Result<Blocks> {
+    /// `coordinates`: `[n][rank]`; `numbers`: `[1][numbers]`, of `n` tokens. All f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, format: &Format, shape: Shape, coordinates: &Tensor, numbers: &Tensor) -> Result<Blocks> {
+        check("blocks", format, shape, coordinates, numbers);
         let step = Step { bits: u32::from(format.bands[0].bits), least: LEAST_DEVIATION, low: LOGARITHMS[0], high: LOGARITHMS[1] };
         let kernel = device.kernel(variant(format, shape), &[coordinates, numbers])?;
         Ok(Blocks { kernel, shape, rank: format.rank(), numbers: Blocks::numbers(format, shape, 1), step })

@@ -42,10 +42,6 @@ fn variant(attention: &AttentionShape) -> Spec {
     spec("credit.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    AttentionShape::examples().iter().map(variant).collect()
-}
-
 impl Credit {
     /// Reads `scores` and `weights` of `b`; of a layer that has something beside, `None` for others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Credit>> {

@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
+use crate::gpu::{Access, Device, ElementType, Kernel, Matrix, Part, Pass, Spec, Tensor, WeightType, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -22,11 +22,17 @@ pub(super) fn variant() -> Spec {
 }
 
 impl Embed {
-    /// `tokens`: `[n]` u32, each below the table's rows; `out`: `[n][stride]` f32.
-    pub(crate) fn plan(device: &Device, table: &Matrix, tokens: &wgpu::Buffer, out: &wgpu::Buffer) -> Result<Embed> {
-        let part = |p: &crate::gpu::Part| {
-            let step = Step { first: p.first, rows: p.rows, width: table.stride / 4 };
-            Ok((device.kernel(variant(), &[&p.buffer, tokens, out])?, step))
+    /// `tokens`: `[n][1]` u32, each below the table's rows; `out`: `[n][cols]` f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, table: &Matrix, tokens: &Tensor, out: &Tensor) -> Result<Embed> {
+        tokens.expect("embed", ElementType::U32, 1);
+        out.expect_padded("embed", ElementType::F32, table.cols);
+        let part = |part: &Part| {
+            assert!(part.kind == WeightType::F16, "embed: {} where the table is F16", part.weights);
+            let step = Step { first: part.first as u32, rows: part.rows() as u32, width: (pad(table.cols) / 4) as u32 };
+            Ok((device.kernel(variant(), &[&part.weights, tokens, out])?, step))
         };
         Ok(Embed { parts: table.parts.iter().map(part).collect::<Result<_>>()? })
     }
@@ -44,20 +50,22 @@ impl Embed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Shape;
     use crate::kernels::oracle::{devices, halves, run};
 
     #[test]
     fn rows_come_from_whichever_part_holds_them() {
-        let (rows, cols, stride) = (301, 10, 12);
+        let (rows, cols) = (301, 10);
         let table = halves(1, rows * cols);
         let tokens = [300u32, 0, 127, 128, 255, 256, 0];
         let row = |t: &u32| table[*t as usize * cols..][..cols].iter().map(|x| x.to_f32()).chain([0.0; 2]).collect::<Vec<_>>();
         let expected = tokens.iter().flat_map(row).collect::<Vec<f32>>();
         for device in devices(Some(4096)) {
-            let matrix = Matrix::upload(&device, "table", &table, rows, cols, 128).unwrap();
+            let matrix = Matrix::upload(&device, "table", &table, [rows, cols]).unwrap();
             assert_eq!(matrix.parts.len(), 3);
-            let out = device.buffer("out", (tokens.len() * stride * 4) as u64).unwrap();
-            let embed = Embed::plan(&device, &matrix, &device.upload("tokens", &tokens).unwrap(), &out).unwrap();
+            let out = Tensor::zeroed(&device, "out", ElementType::F32, Shape::padded(tokens.len(), cols)).unwrap();
+            let ids = Tensor::upload(&device, "tokens", &tokens, Shape::dense(tokens.len(), 1)).unwrap();
+            let embed = Embed::plan(&device, &matrix, &ids, &out).unwrap();
             let got = run::<f32>(&device, &out, expected.len(), |pass| embed.record(pass, tokens.len() as u32));
             assert_eq!(got, expected, "{:?}", device.tier());
         }

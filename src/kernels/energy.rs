@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -28,14 +28,18 @@ fn variant() -> Spec {
 }
 
 impl Energy {
-    /// `y`: `[n][pad(width)]`; `z`: `[n][rank]`; `sums`: `[rows][LOTS][2]`, of which this adds to those of `row`. f32.
-    pub(crate) fn plan(
-        device: &Device,
-        (y, width): (&wgpu::Buffer, usize),
-        (z, rank): (&wgpu::Buffer, usize),
-        sums: &wgpu::Buffer,
-        row: usize,
-    ) -> Result<Energy> {
+    /// Adds to the sums of `row`.
+    ///
+    /// `y`: `[n][width]`; `z`: `[n][rank]`; `sums`: `[rows][2 · LOTS]`. All f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, y: &Tensor, z: &Tensor, sums: &Tensor, row: usize) -> Result<Energy> {
+        let (width, rank) = (y.shape.cols, z.shape.cols);
+        y.expect_padded("energy", ElementType::F32, width);
+        z.expect("energy", ElementType::F32, rank);
+        sums.expect("energy", ElementType::F32, 2 * LOTS);
+        assert!(row < sums.shape.rows, "energy: row {row} of {sums}");
         let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32, rank: rank as u32, at: row as u32 };
         Ok(Energy { kernel: device.kernel(variant(), &[y, z, sums])?, step })
     }
@@ -51,7 +55,8 @@ impl Energy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, devices, numbers, run};
+    use crate::gpu::Shape;
+    use crate::kernels::oracle::{assert_close, devices, numbers, run, upload};
 
     #[test]
     fn squares_are_summed_over_calls_for_the_row_asked_for() {
@@ -63,9 +68,9 @@ mod tests {
         let expected =
             [squares(&y, pad(width), width, 39) + squares(&y, pad(width), width, 4), squares(&z, rank, rank, 39) + squares(&z, rank, rank, 4)];
         for device in devices(None) {
-            let [y, z] = [&y, &z].map(|numbers| device.upload("numbers", numbers).unwrap());
-            let sums = device.buffer("sums", 4 * LOTS as u64 * 8).unwrap();
-            let energy = Energy::plan(&device, (&y, width), (&z, rank), &sums, 2).unwrap();
+            let (y, z) = (Tensor::vector(&device, "y", &y).unwrap().view(Shape::padded(39, width)), upload(&device, &z, rank));
+            let sums = Tensor::zeroed(&device, "sums", ElementType::F32, Shape::dense(4, 2 * LOTS)).unwrap();
+            let energy = Energy::plan(&device, &y, &z, &sums, 2).unwrap();
             let got = run::<f32>(&device, &sums, 4 * 2 * LOTS, |pass| [39, 4].iter().for_each(|&tokens| energy.record(pass, tokens)));
             let (before, rest) = got.split_at(2 * 2 * LOTS);
             let (own, after) = rest.split_at(2 * LOTS);

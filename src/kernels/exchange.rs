@@ -36,11 +36,6 @@ fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
     spec("exchange.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", exact_row(attention))], &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let all = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk];
-    AttentionShape::examples().iter().flat_map(|attention| all.map(|vague| variant(attention, vague))).collect()
-}
-
 impl Exchange {
     /// Of a layer that has something beside, `None` for others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, moves: &Moves) -> Result<Option<Exchange>> {

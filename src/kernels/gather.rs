@@ -2,7 +2,7 @@
 
 use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, pad};
 use crate::kernels::exact::ExactRows;
 use crate::rows::Slots;
 use crate::rows::{Holds, RowSpec, Side};
@@ -40,32 +40,35 @@ pub(super) fn variant(attention: &AttentionShape) -> Spec {
     spec("gather.wgsl", &[], &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    AttentionShape::examples().iter().map(variant).collect()
+/// One layer's exact keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub attention: &'a AttentionShape,
+    /// In their slots.
+    pub rows: &'a ExactRows,
+    pub slots: Slots,
+    /// RoPE's tables: [`turns`](super::turns).
+    pub turns: &'a Tensor,
 }
 
 impl Gather {
-    /// `cache`: the exact rows of `layer`, one of the row's; `turns`: RoPE's tables; `mean`: `[w]`; `out`: `[n][pad(w)]`. All f32 but the rows.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn plan(
-        device: &Device,
-        attention: &AttentionShape,
-        row: &RowSpec,
-        layer: usize,
-        cache: &ExactRows,
-        slots: Slots,
-        turns: &wgpu::Buffer,
-        mean: &wgpu::Buffer,
-        out: &wgpu::Buffer,
-    ) -> Result<Gather> {
-        let side = |side| row.offset(layer, side, attention.head_dim);
+    /// The part of `layer`, which `from` is of, in `row`. `mean`: `[1][w]`; `out`: `[n][w]`; f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, from: Source, row: &RowSpec, layer: usize, mean: &Tensor, out: &Tensor) -> Result<Gather> {
+        let head_dim = from.attention.head_dim;
+        let side = |side| row.offset(layer, side, head_dim);
         let (keys, values) = (side(Side::Keys), side(Side::Values));
         let heads = row.kv_heads as u32;
-        let width = row.width(attention.head_dim);
+        let width = row.width(head_dim);
+        from.turns.expect("gather", ElementType::F32, head_dim);
+        mean.expect("gather", ElementType::F32, width);
+        out.expect_padded("gather", ElementType::F32, width);
         let step = Step {
             first: 0,
-            sinks: slots.sinks,
-            ring: slots.ring,
+            sinks: from.slots.sinks,
+            ring: from.slots.ring,
             head: row.first_head as u32,
             keys: if keys.is_some() { heads } else { 0 },
             unturn: u32::from(row.holds != Holds::TurnedKeys),
@@ -74,8 +77,8 @@ impl Gather {
             stride: pad(width) as u32,
         };
         let sides = u32::from(keys.is_some()) + u32::from(values.is_some());
-        let kernel = device.kernel(variant(attention), &[&cache.keys, &cache.values, turns, mean, out])?;
-        Ok(Gather { kernel, step, heads: sides * heads, head_dim: attention.head_dim as u32 })
+        let kernel = device.kernel(variant(from.attention), &[&from.rows.keys, &from.rows.values, from.turns, mean, out])?;
+        Ok(Gather { kernel, step, heads: sides * heads, head_dim: head_dim as u32 })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
@@ -88,6 +91,7 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Shape;
     use crate::kernels::oracle::{assert_close, devices, frequencies, halves, numbers, run, turned};
     use crate::kernels::turns;
     use crate::rows::Format;
@@ -134,13 +138,15 @@ mod tests {
                 expected.extend(y);
             }
             for device in devices(None) {
-                let [turns, mean] = [turns(&frequencies(c.head_dim), 70).as_flattened(), &mean].map(|v| device.upload("numbers", v).unwrap());
-                let out = device.upload("out", &vec![f32::NAN; expected.len()]).unwrap();
+                let turns = turns(&frequencies(c.head_dim), 70);
+                let turns = Tensor::upload(&device, "turns", turns.as_flattened(), Shape::dense(2 * turns.len() / c.head_dim, c.head_dim)).unwrap();
+                let mean = Tensor::vector(&device, "mean", &mean).unwrap();
+                let out = Tensor::vector(&device, "out", &vec![f32::NAN; expected.len()]).unwrap().view(Shape::padded(tokens, w));
                 let gathers: Vec<_> = (0..2)
                     .map(|l| {
                         let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
-                        let cache = ExactRows { keys: upload(0), values: upload(1), slots, side: None };
-                        Gather::plan(&device, &c, &row, 4 + l, &cache, slots, &turns, &mean, &out).unwrap()
+                        let rows = &ExactRows { keys: upload(0), values: upload(1), slots, side: None };
+                        Gather::plan(&device, Source { attention: &c, rows, slots, turns: &turns }, &row, 4 + l, &mean, &out).unwrap()
                     })
                     .collect();
                 let got = run::<f32>(&device, &out, expected.len(), |pass| gathers.iter().for_each(|g| g.record(pass, first as u32, tokens as u32)));

@@ -2,7 +2,7 @@
 
 use super::spec;
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Shape, Spec, Tensor, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -23,8 +23,15 @@ fn variant() -> Spec {
 }
 
 impl Gram {
-    /// `x`: `[n][pad(width)]`; `sums`: `[width + 1][width]`, products and then the numbers themselves. f32.
-    pub(crate) fn plan(device: &Device, x: &wgpu::Buffer, width: usize, sums: &wgpu::Buffer) -> Result<Gram> {
+    /// `x`: `[n][width]`; `sums`: `[width + 1][width]`, products and then the numbers themselves. f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, x: &Tensor, sums: &Tensor) -> Result<Gram> {
+        let width = x.shape.cols;
+        x.expect_padded("gram", ElementType::F32, width);
+        sums.expect("gram", ElementType::F32, width);
+        assert!(sums.shape == Shape::dense(width + 1, width), "gram: {sums} of {x}");
         let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32 };
         Ok(Gram { kernel: device.kernel(variant(), &[x, sums])?, step })
     }
@@ -57,9 +64,9 @@ mod tests {
             }
         }
         for device in devices(None) {
-            let from = device.upload("x", &x).unwrap();
-            let sums = device.buffer("sums", expected.len() as u64 * 4).unwrap();
-            let gram = Gram::plan(&device, &from, width, &sums).unwrap();
+            let from = Tensor::vector(&device, "x", &x).unwrap().view(Shape::padded(40, width));
+            let sums = Tensor::zeroed(&device, "sums", ElementType::F32, Shape::dense(width + 1, width)).unwrap();
+            let gram = Gram::plan(&device, &from, &sums).unwrap();
             let got = run::<f32>(&device, &sums, expected.len(), |pass| [40, 17].iter().for_each(|&tokens| gram.record(pass, tokens)));
             assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{:?}", device.tier()));
         }

@@ -4,8 +4,7 @@ use super::coded::{Coded, Slice, Striped};
 use super::columns::Kinds;
 use super::score::Reading;
 use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
-use crate::gpu::Spec;
-use crate::gpu::Tuning;
+use crate::gpu::{Spec, Tuning, WeightType};
 use crate::rows::{Format, RUN, Scale, Selection, Selector};
 
 /// A variant that runs in every step or chunk.
@@ -20,10 +19,9 @@ pub struct Hot {
 /// The variants in which time passes, as a GPU is given them that says it forms subgroups of so many lanes: of Llama 3.1 8B and of SmolLM2-135M, dense and with coded rows.
 pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
     let (block, tuning) = (matvec::block(Some(subgroups), &Tuning::of(false)), Tuning::of(false));
-    let matvec = |flags: &[&'static str]| {
-        let paired = tuning.paired.then_some("PAIRED");
-        matvec::variant(&flags.iter().copied().chain(paired).collect::<Vec<_>>(), block, &tuning)
-    };
+    // Both models' widths are whole pairs of vectors.
+    let matvec = |flags: &[&'static str]| matvec::variant(4096, flags, block, &tuning);
+    let matmul = |weights, flags: &[&'static str]| matmul::variant(weights, flags, &tuning.tile);
     let mut all = vec![
         hot("embed", embed::variant()),
         hot("matvec NORM", matvec(&["NORM"])),
@@ -32,10 +30,10 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
         hot("argmax LEAVE", argmax::variant(&["LEAVE"])),
         hot("argmax CHOOSE", argmax::variant(&["CHOOSE"])),
         hot("norm", norm::variant()),
-        hot("matmul", matmul::variant(&[], &tuning.tile)),
-        hot("matmul GATED", matmul::variant(&["GATED"], &tuning.tile)),
-        hot("matmul RESIDUAL", matmul::variant(&["RESIDUAL"], &tuning.tile)),
-        hot("matmul FULL", matmul::variant(&["FULL"], &tuning.tile)),
+        hot("matmul", matmul(WeightType::F16, &[])),
+        hot("matmul GATED", matmul(WeightType::F16, &["GATED"])),
+        hot("matmul RESIDUAL", matmul(WeightType::F16, &["RESIDUAL"])),
+        hot("matmul FULL", matmul(WeightType::F32, &[])),
         hot("pack", pack::variant()),
     ];
     for (model, attention) in [("8B", AttentionShape::of(false, None, 32, 8, 128)), ("135M", AttentionShape::of(false, None, 9, 3, 64))] {

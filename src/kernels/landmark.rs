@@ -1,9 +1,9 @@
 //! `landmark.wgsl`: landmarks of coded tokens, from their exact keys.
 
-use super::exact::{ExactRows, row_buffer};
+use super::exact::ExactRows;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Shape, Spec, Tensor, Work};
 use crate::rows::Selection;
 use crate::rows::Slots;
 use std::ops::Range;
@@ -20,8 +20,8 @@ struct Step {
 
 /// One layer's landmarks of coded tokens, by which a token chooses what it reads.
 pub struct Landmarks {
-    /// Packed as [`Selection::format`] says: `[chunks][H_kv][words]`.
-    pub(crate) words: wgpu::Buffer,
+    /// Packed as [`Selection::format`] says: `[chunks][H_kv · words]` u32.
+    pub(crate) words: Tensor,
     /// Chunks that it has room for.
     pub(crate) chunks: usize,
 }
@@ -33,8 +33,9 @@ impl Landmarks {
     /// [`OutOfMemory`](crate::Error::OutOfMemory).
     pub fn new(device: &Device, attention: &AttentionShape, layer: usize, capacity: usize) -> Result<Landmarks> {
         let chunks = capacity.div_ceil(Selection::CHUNK);
-        let bytes = 4 * attention.kv_heads * Selection::format(attention.head_dim).words();
-        Ok(Landmarks { words: row_buffer(device, format!("layer {layer}'s landmarks for a context of {capacity}"), chunks, bytes)?, chunks })
+        let shape = Shape::dense(chunks, attention.kv_heads * Selection::format(attention.head_dim).words());
+        let label = format!("layer {layer}'s landmarks for a context of {capacity}");
+        Ok(Landmarks { words: Tensor::zeroed(device, &label, ElementType::U32, shape)?, chunks })
     }
 }
 
@@ -53,16 +54,18 @@ pub(super) fn variant(attention: &AttentionShape) -> Spec {
     spec("landmark.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    AttentionShape::examples().iter().map(variant).collect()
-}
-
 impl Landmark {
+    /// Of the exact rows of a layer, in their `slots`.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, slots: Slots, landmarks: &Landmarks) -> Result<Landmark> {
-        let buffers = [&cache.keys, &landmarks.words];
+        let words = Selection::format(attention.head_dim).words();
+        landmarks.words.expect("landmark", ElementType::U32, attention.kv_heads * words);
         let step = Step { sinks: slots.sinks, ring: slots.ring, ..bytemuck::Zeroable::zeroed() };
-        let bytes = (2 * Selection::CHUNK * attention.head_dim + 4 * Selection::format(attention.head_dim).words()) as u64;
-        Ok(Landmark { kernel: device.kernel(variant(attention), &buffers)?, kv_heads: attention.kv_heads as u32, bytes, step })
+        let bytes = (2 * Selection::CHUNK * attention.head_dim + 4 * words) as u64;
+        let kernel = device.kernel(variant(attention), &[&cache.keys, &landmarks.words])?;
+        Ok(Landmark { kernel, kv_heads: attention.kv_heads as u32, bytes, step })
     }
 
     /// Those of the chunks that hold `tokens`, which are coded and no sinks.

@@ -1,10 +1,9 @@
 //! `matmul.wgsl`: many tokens through a weight matrix.
 
-use super::matvec::Around;
+use super::fusion::{Fusion, bindings};
 use super::spec;
 use crate::Result;
-use crate::gpu::Tile;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Work};
+use crate::gpu::{Device, Kernel, Matrix, Pass, Spec, Tensor, Tile, WeightType, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -16,43 +15,46 @@ struct Step {
     stride: u32,
 }
 
-/// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is around it.
+/// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is fused with it.
 pub struct Matmul {
-    parts: Vec<(Kernel, Step)>,
-    /// Bytes of a weight.
-    each: u64,
+    /// With the bytes of its weights.
+    parts: Vec<(Kernel, Step, u64)>,
     tile: Tile,
 }
 
-pub(super) fn variant(flags: &[&'static str], tile: &Tile) -> Spec {
-    let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    if flags.contains(&"BIAS") {
-        bindings.push((3, Access::Read));
-    }
+/// `flags` are [`Fusion::flags`].
+pub(super) fn variant(weights: WeightType, flags: &[&'static str], tile: &Tile) -> Spec {
     let Tile { tokens, rows, depth, lane_tokens, lane_rows } = *tile;
-    spec("matmul.wgsl", flags, &[("BM", tokens), ("BN", rows), ("BK", depth), ("TM", lane_tokens), ("TN", lane_rows)], &bindings)
+    let constants = [("BM", tokens), ("BN", rows), ("BK", depth), ("TM", lane_tokens), ("TN", lane_rows)];
+    let flags = [flags, weights.flag().as_slice()].concat();
+    spec("matmul.wgsl", &flags, &constants, &bindings(&flags))
 }
 
 impl Matmul {
-    /// `x`: `[n][weights.stride]` f32, padding zero; `out`: `[n][stride]`. [`Around::norm`] does not apply.
-    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, stride: usize, around: Around) -> Result<Matmul> {
-        let mut flags = around.flags();
-        flags.extend(weights.full.then_some("FULL"));
-        let tile = device.tuning().tile;
+    /// For as many tokens as `x` and `out` have rows.
+    ///
+    /// `x`: `[n][cols]`; `out`: `[n][rows]`, or half of that where gated. All f32. There is no [`Fusion::norm`].
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &Tensor, out: &Tensor, fusion: Fusion) -> Result<Matmul> {
+        fusion.check("matmul", weights, x, out);
+        assert!(fusion.norm.is_none(), "matmul: {x} would have to be normalised");
+        let (tile, cols) = (device.tuning().tile, pad(weights.cols));
         let parts = weights.parts.iter().map(|part| {
-            let mut buffers = vec![&part.buffer, x, out];
-            buffers.extend(around.bias);
-            let step = Step { first: part.first, rows: part.rows, width: weights.stride / 4, tokens: 0, stride: stride as u32 };
-            Ok((device.kernel(variant(&flags, &tile), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride)), step))
+            let spec = variant(part.kind, &fusion.flags(), &tile);
+            let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
+            let [first, rows, width, stride] = [part.first, part.rows(), cols / 4, out.shape.stride].map(|n| n as u32);
+            Ok((kernel, Step { first, rows, width, tokens: 0, stride }, part.bytes()))
         });
-        Ok(Matmul { parts: parts.collect::<Result<_>>()?, each: if weights.full { 4 } else { 2 }, tile })
+        Ok(Matmul { parts: parts.collect::<Result<_>>()?, tile })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        for (kernel, step) in &self.parts {
+        for (kernel, step, bytes) in &self.parts {
             let [rows, width, n] = [step.rows, 4 * step.width, tokens].map(u64::from);
-            let work = Work { bytes: self.each * rows * width + 4 * n * (rows + width), flops: 2 * n * rows * width };
+            let work = Work { bytes: bytes + 4 * n * (rows + width), flops: 2 * n * rows * width };
             kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(self.tile.rows), tokens.div_ceil(self.tile.tokens), 1], work);
         }
     }
@@ -61,20 +63,21 @@ impl Matmul {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::{ElementType, Shape};
     use crate::kernels::matvec::tests::{BINDING, CASES};
     use crate::kernels::oracle::{assert_close, devices, numbers, run, tuned_devices};
 
     #[test]
     fn weights_in_f32_are_not_rounded() {
         let (rows, cols, tokens) = (150, 70, 33);
-        let (weights, mut x) = (numbers(1, rows * cols), numbers(2, tokens * 72));
-        (0..tokens).for_each(|t| x[t * 72 + cols..][..2].fill(0.0));
-        let dot = |t: usize, row: usize| (0..cols).map(|k| f64::from(weights[row * cols + k]) * f64::from(x[t * 72 + k])).sum();
+        let (weights, x) = (numbers(1, rows * cols), numbers(2, tokens * cols));
+        let dot = |t: usize, row: usize| (0..cols).map(|k| f64::from(weights[row * cols + k]) * f64::from(x[t * cols + k])).sum();
         let expected: Vec<f64> = (0..tokens).flat_map(|t| (0..rows).map(move |row| (t, row))).map(|(t, row)| dot(t, row)).collect();
         for device in devices(None) {
-            let matrix = Matrix::upload(&device, "weights", &weights, rows, cols, 128).unwrap();
-            let (x, out) = (device.upload("x", &x).unwrap(), device.buffer("out", expected.len() as u64 * 4).unwrap());
-            let matmul = Matmul::plan(&device, &matrix, &x, &out, rows, Around::default()).unwrap();
+            let matrix = Matrix::upload(&device, "weights", &weights, [rows, cols]).unwrap();
+            let x = Tensor::upload(&device, "x", &x, Shape::padded(tokens, cols)).unwrap();
+            let out = Tensor::zeroed(&device, "out", ElementType::F32, Shape::dense(tokens, rows)).unwrap();
+            let matmul = Matmul::plan(&device, &matrix, &x, &out, Fusion::default()).unwrap();
             let got = run::<f32>(&device, &out, expected.len(), |pass| matmul.record(pass, tokens as u32));
             assert_close(got.into_iter().map(f64::from), &expected, 1e-12, &format!("{:?}", device.tier()));
         }
@@ -86,10 +89,12 @@ mod tests {
             for case in CASES.iter().filter(|case| !case.norm).chain([&crate::kernels::matvec::tests::Case { norm: false, ..CASES[2] }]) {
                 for tokens in [1, 3, 65] {
                     let n = case.numbers(tokens);
-                    let weights = Matrix::upload(&device, "weights", &n.weights, case.rows, case.cols, 128).unwrap();
-                    let [x, bias, out] = [&n.x, &n.bias, &n.before].map(|v| device.upload("numbers", v).unwrap());
-                    let around = Around { gated: case.gated, residual: case.residual, bias: case.bias.then_some(&bias), ..Default::default() };
-                    let matmul = Matmul::plan(&device, &weights, &x, &out, case.stride(), around).unwrap();
+                    let weights = Matrix::upload(&device, "weights", &n.weights, [case.rows, case.cols]).unwrap();
+                    let x = Tensor::vector(&device, "x", &n.x).unwrap().view(Shape::padded(tokens, case.cols));
+                    let bias = Tensor::vector(&device, "bias", &n.bias).unwrap();
+                    let out = Tensor::upload(&device, "out", &n.before, Shape::dense(tokens, case.stride())).unwrap();
+                    let fusion = Fusion { gated: case.gated, residual: case.residual, bias: case.bias.then_some(&bias), ..Default::default() };
+                    let matmul = Matmul::plan(&device, &weights, &x, &out, fusion).unwrap();
                     let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matmul.record(pass, tokens as u32));
                     let what = format!("{} for {tokens}, {:?}, {tuning:?}", case.name, device.tier());
                     assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);

@@ -1,9 +1,9 @@
 //! `matvec.wgsl`: one token through a weight matrix.
 
+use super::fusion::{Fusion, bindings};
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::Tuning;
-use crate::gpu::{Access, Device, Kernel, Matrix, Pass, Spec, Tier, Work};
+use crate::gpu::{Device, Kernel, Matrix, Pass, Spec, Tensor, Tier, Tuning, WeightType, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -15,35 +15,12 @@ struct Step {
     epsilon: f32,
 }
 
-/// What a projection does beside the product, before or after it.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Around<'a> {
-    /// RMSNorm of the input: its gain and epsilon, and the width under the mean (matvec only; many tokens are normalised by [`super::norm`]).
-    pub norm: Option<(&'a wgpu::Buffer, f32, usize)>,
-    /// The matrix's rows are pairs of gate and up: `silu(gate) · up` is written.
-    pub gated: bool,
-    /// Added to what is there.
-    pub residual: bool,
-    /// A bias `[rows]`.
-    pub bias: Option<&'a wgpu::Buffer>,
-}
-
-impl Around<'_> {
-    /// The flags that both projection shaders know.
-    pub(super) fn flags(&self) -> Vec<&'static str> {
-        let pairs = [(self.gated, "GATED"), (self.residual, "RESIDUAL"), (self.bias.is_some(), "BIAS")];
-        pairs.into_iter().filter_map(|(on, flag)| on.then_some(flag)).collect()
-    }
-}
-
 /// Lanes of a team where there are no subgroups.
 const TEAM: u32 = 16;
 
-/// `out[row] = Σ_k weights[row][k] · x[k]`, and what is around it.
+/// `out[row] = Σ_k weights[row][k] · x[k]`, and what is fused with it.
 pub struct Matvec {
-    parts: Vec<(Kernel, Step, [u32; 3])>,
-    /// Numbers of a row.
-    width: u32,
+    parts: Vec<(Kernel, Step, [u32; 3], Work)>,
 }
 
 /// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups have so many lanes, or without subgroups.
@@ -51,13 +28,16 @@ pub(super) fn block(subgroups: Option<[u32; 2]>, tuning: &Tuning) -> u32 {
     (WORKGROUP / subgroups.map_or(TEAM, |[min, max]| subgroup(min, max))).max(1) * tuning.team_rows
 }
 
-pub(super) fn variant(flags: &[&'static str], rows: u32, tuning: &Tuning) -> Spec {
-    let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    if flags.contains(&"NORM") || flags.contains(&"BIAS") {
-        bindings.push((3, Access::Read));
-    }
-    let constants = [("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("TEAM", TEAM), ("ROWS", rows), ("AHEAD", tuning.ahead)];
-    spec("matvec.wgsl", flags, &constants, &bindings)
+/// Whether a load is two vectors of a row.
+fn paired(cols: usize, tuning: &Tuning) -> bool {
+    tuning.paired && pad(cols).is_multiple_of(8)
+}
+
+/// For rows of so many weights, f16; `flags` are [`Fusion::flags`], `block` is [`block`]'s.
+pub(super) fn variant(cols: usize, flags: &[&'static str], block: u32, tuning: &Tuning) -> Spec {
+    let constants = [("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("TEAM", TEAM), ("ROWS", block), ("AHEAD", tuning.ahead)];
+    let flags = [flags, paired(cols, tuning).then_some("PAIRED").as_slice()].concat();
+    spec("matvec.wgsl", &flags, &constants, &bindings(&flags))
 }
 
 /// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
@@ -67,40 +47,34 @@ fn subgroup(min: u32, max: u32) -> u32 {
 }
 
 impl Matvec {
-    /// `x`: `[stride]` f32, padding zero; `out`: `[rows]`, or `[rows / 2]` where gated.
-    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &wgpu::Buffer, out: &wgpu::Buffer, around: Around) -> Result<Matvec> {
-        let tuning = device.tuning();
+    /// For the first token of `x` and `out`.
+    ///
+    /// `x`: `[n][cols]`; `out`: `[n][rows]`, or half of that where gated. All f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &Tensor, out: &Tensor, fusion: Fusion) -> Result<Matvec> {
+        fusion.check("matvec", weights, x, out);
+        let (tuning, cols) = (device.tuning(), pad(weights.cols));
         let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()), &tuning);
-        let mut flags = around.flags();
-        let paired = tuning.paired && weights.stride.is_multiple_of(8);
-        if paired {
-            flags.push("PAIRED");
-        }
-        let width = weights.stride / if paired { 8 } else { 4 };
-        let mut count = 0;
-        let mut epsilon = 0.0;
-        let mut last = around.bias;
-        if let Some((gain, e, width)) = around.norm {
-            flags.insert(0, "NORM");
-            (last, epsilon, count) = (Some(gain), e, width as u32);
-        }
         let parts = weights.parts.iter().map(|part| {
-            let mut buffers = vec![&part.buffer, x, out];
-            buffers.extend(last);
-            let kernel = device.kernel(variant(&flags, block, &tuning), &buffers)?.called(format_args!("{}×{}", part.rows, weights.stride));
-            let blocks = part.rows.div_ceil(block);
+            assert!(part.kind == WeightType::F16, "matvec: {} where weights are F16", part.weights);
+            let spec = variant(cols, &fusion.flags(), block, &tuning);
+            let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
+            let (width, rows) = (cols / if paired(cols, &tuning) { 8 } else { 4 }, part.rows() as u32);
+            let epsilon = fusion.norm.map_or(0.0, |norm| norm.epsilon);
+            let step = Step { first: part.first as u32, rows, width: width as u32, count: weights.cols as u32, epsilon };
+            let blocks = rows.div_ceil(block);
             let across = blocks.min(32768);
-            Ok((kernel, Step { first: part.first, rows: part.rows, width, count, epsilon }, [across, blocks.div_ceil(across), 1]))
+            let work = Work { bytes: part.bytes() + 4 * (part.rows() + cols) as u64, flops: 2 * (part.rows() * cols) as u64 };
+            Ok((kernel, step, [across, blocks.div_ceil(across), 1], work))
         });
-        Ok(Matvec { parts: parts.collect::<Result<_>>()?, width: weights.stride })
+        Ok(Matvec { parts: parts.collect::<Result<_>>()? })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass) {
-        for (kernel, step, grid) in &self.parts {
-            let [rows, width] = [step.rows, self.width].map(u64::from);
-            kernel.record(pass, step, *grid, Work { bytes: 2 * rows * width + 4 * (rows + width), flops: 2 * rows * width });
-        }
+        self.parts.iter().for_each(|(kernel, step, grid, work)| kernel.record(pass, step, *grid, *work));
     }
 }
 
@@ -108,11 +82,12 @@ impl Matvec {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::gpu::pad;
+    use crate::gpu::Shape;
+    use crate::kernels::norm::RmsNorm;
     use crate::kernels::oracle::{assert_close, halves, numbers, run, tuned_devices};
     use half::f16;
 
-    /// A product and what is around it, on plain numbers.
+    /// A product and what is fused with it, on plain numbers.
     pub struct Case {
         pub name: &'static str,
         pub rows: usize,
@@ -180,16 +155,17 @@ pub(super) mod tests {
         for (device, tuning) in tuned_devices(Some(BINDING)) {
             for case in &CASES {
                 let n = case.numbers(1);
-                let weights = Matrix::upload(&device, "weights", &n.weights, case.rows, case.cols, 128).unwrap();
+                let weights = Matrix::upload(&device, "weights", &n.weights, [case.rows, case.cols]).unwrap();
                 assert_eq!(weights.parts.len(), if case.rows > 128 { 2 } else { 1 });
-                let [x, gain, bias, out] = [&n.x, &n.gain, &n.bias, &n.before].map(|v| device.upload("vector", v).unwrap());
-                let around = Around {
-                    norm: case.norm.then_some((&gain, 1e-3, case.cols)),
+                let [x, gain] = [&n.x, &n.gain].map(|v| Tensor::vector(&device, "vector", v).unwrap().view(Shape::padded(1, case.cols)));
+                let [bias, out] = [&n.bias, &n.before].map(|v| Tensor::vector(&device, "vector", v).unwrap());
+                let fusion = Fusion {
+                    norm: case.norm.then_some(RmsNorm { gain: &gain, epsilon: 1e-3 }),
                     gated: case.gated,
                     residual: case.residual,
                     bias: case.bias.then_some(&bias),
                 };
-                let matvec = Matvec::plan(&device, &weights, &x, &out, around).unwrap();
+                let matvec = Matvec::plan(&device, &weights, &x, &out, fusion).unwrap();
                 let got = run::<f32>(&device, &out, case.stride(), |pass| matvec.record(pass));
                 assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}, {tuning:?}", case.name, device.tier()));
             }

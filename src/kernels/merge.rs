@@ -57,16 +57,6 @@ pub(super) fn variant(attention: &AttentionShape, coded: bool, many: bool, tunin
     spec("merge.wgsl", &["CODED"], &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let kinds = [true, false]
-        .into_iter()
-        .flat_map(|software| [(false, false), (false, true), (true, false), (true, true)].map(|kind| (Tuning::of(software), kind)));
-    let attentions = AttentionShape::examples();
-    kinds
-        .flat_map(|(tuning, (coded, many))| attentions.iter().map(move |attention| variant(attention, coded, many, &tuning)).collect::<Vec<_>>())
-        .collect()
-}
-
 /// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its vectors, vector of `up` and number of `means` at which its key/value head begins.
 pub(crate) fn heads(attention: &AttentionShape, coded: &Coded) -> Vec<u32> {
     let at = coded.sums(attention);
@@ -81,7 +71,7 @@ pub(crate) fn heads(attention: &AttentionShape, coded: &Coded) -> Vec<u32> {
 impl Merge {
     /// Reads `sums` and `weights`, writes `attended` of `b`. `many`: for blocks of many tokens, else of one.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, up: Option<Up>, many: bool) -> Result<Merge> {
-        let mut buffers = vec![&b.sums, &b.weights, &b.attended];
+        let mut buffers: Vec<&wgpu::Buffer> = vec![&b.sums, &b.weights, &b.attended];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
         let heads = attention.heads;
         let step = Step {
@@ -112,7 +102,7 @@ impl Merge {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_coordinates;
-    use crate::kernels::oracle::{assert_close, buffers, coded_side, halves, numbers, run, tuned_devices};
+    use crate::kernels::oracle::{assert_close, buffers, coded_side, halves, numbers, run, tuned_devices, upload};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::values::{CodedValues, Values, groups};
     use crate::rows::Slots;
@@ -178,7 +168,7 @@ mod tests {
                 let (rows, runs) = (device.upload("rows", &side.rows).unwrap(), device.upload("table", &side.coded.value_table()).unwrap());
                 let lines = device.upload("heads", &super::heads(&c, &side.coded)).unwrap();
                 let (up, means) = (device.upload("up", &up).unwrap(), device.upload("means", &means).unwrap());
-                let out = device.buffer("out", 3 * expected.len() as u64 * 4).unwrap();
+                let out = upload(&device, &vec![0f32; 3 * expected.len()], expected.len());
                 let attend = |block: &Block| {
                     let scores = device.upload("scores", &scores(block)).unwrap();
                     let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs, groups: &table, list: None });

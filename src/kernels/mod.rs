@@ -1,4 +1,4 @@
-//! The kernels, one file per shader: its parameters, its plan (a pipeline bound to buffers, once) and its record (into a pass, allocating nothing).
+//! The kernels, one file per shader: its parameters, its plan (a pipeline bound to tensors, once) and its record (into a pass, allocating nothing).
 //!
 //! One decode step is, per layer: [`matvec`] (norm and query, key row, value row in one projection) → [`prepare`] (bias, QK-norm, RoPE, append) → [`score`] →
 //! [`values`] → [`merge`] (and the values' up-projection) → [`matvec`] (output projection onto the residual) → [`matvec`] (norm, gate, up, SiLU) → [`matvec`] (down,
@@ -23,6 +23,7 @@ pub mod energy;
 pub mod eviction;
 pub mod exact;
 pub mod exchange;
+mod fusion;
 pub mod gather;
 pub mod gram;
 mod hot;
@@ -43,6 +44,7 @@ pub mod stripe;
 pub mod values;
 
 pub use attention::{AttentionBuffers, AttentionShape};
+pub(crate) use fusion::Fusion;
 pub use hot::{Hot, hot_variants};
 
 use crate::gpu::{Access, Spec};
@@ -67,36 +69,13 @@ fn spec(shader: &'static str, flags: &[&'static str], constants: &[(&'static str
     Spec { shader, flags: flags.to_vec(), constants: BTreeMap::from_iter(constants.iter().copied()), bindings: bindings.to_vec() }
 }
 
-/// Variants that know the width of heads, in widths as they occur.
-///
-/// No test can run these in a time that one would wait for: the offline translation test translates them beside what is asked for.
-pub fn wide_variants() -> Vec<Spec> {
-    [
-        blocks::variants(),
-        credit::variants(),
-        exchange::variants(),
-        gather::variants(),
-        landmark::variants(),
-        merge::variants(),
-        prepare::variants(),
-        project::variants(),
-        rebuild::variants(),
-        score::variants(),
-        select::variants(),
-        sketch::variants(),
-        stripe::variants(),
-        values::variants(),
-    ]
-    .concat()
-}
-
 /// What the kernels' tests share: devices of every tier, numbers, running and reading back.
 #[cfg(test)]
 mod oracle {
     use super::coded::{Coded, Slice};
     use super::{AttentionBuffers, AttentionShape};
     use crate::gpu::Tuning;
-    use crate::gpu::{Device, Options, Pass, Tier, pad};
+    use crate::gpu::{Device, Element, Options, Pass, Shape, Tensor, Tier, pad};
     use crate::kernels::exact::ExactRows;
     use crate::rows::Slots;
     use crate::rows::{Format, RUN, Stores, Vague};
@@ -147,6 +126,11 @@ mod oracle {
         numbers(seed, count).into_iter().map(f16::from_f32).collect()
     }
 
+    /// Rows of `cols` numbers.
+    pub fn upload<T: Element>(device: &Device, numbers: &[T], cols: usize) -> Tensor {
+        Tensor::upload(device, "numbers", numbers, Shape::dense(numbers.len() / cols, cols)).unwrap()
+    }
+
     /// Records, submits, and reads the first `count` elements of `from`.
     ///
     /// Nothing is to have been written behind any buffer.
@@ -189,15 +173,15 @@ mod oracle {
     pub fn buffers(device: &Device, columns: usize) -> AttentionBuffers {
         let none = || device.buffer("nothing", 4).unwrap();
         AttentionBuffers {
-            projected: none(),
-            rope: none(),
+            projected: upload(device, &[0f32], 1),
+            rope: upload(device, &[0f32], 1),
             queries: none(),
             record: 0,
             scores: none(),
             columns,
             sums: none(),
             weights: none(),
-            attended: none(),
+            attended: upload(device, &[0f32], 1),
             landmarks: none(),
             chosen: none(),
             rebuilt: none(),

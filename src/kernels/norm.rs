@@ -2,7 +2,7 @@
 
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -10,6 +10,15 @@ struct Step {
     width: u32,
     count: u32,
     epsilon: f32,
+}
+
+/// By what numbers are normalised: their root mean square, and a gain.
+#[derive(Clone, Copy)]
+pub(crate) struct RmsNorm<'a> {
+    /// `[width]` f32.
+    pub gain: &'a Tensor,
+    /// Added to the mean of squares.
+    pub epsilon: f32,
 }
 
 /// Normalises rows.
@@ -23,8 +32,13 @@ pub(super) fn variant() -> Spec {
 }
 
 impl Norm {
-    /// `x`, `out`: `[n][pad(width)]` f32, padding zero; `gain`: `[pad(width)]`.
-    pub(crate) fn plan(device: &Device, x: &wgpu::Buffer, gain: &wgpu::Buffer, out: &wgpu::Buffer, width: usize, epsilon: f32) -> Result<Norm> {
+    /// `x`, `out`: `[n][width]` f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, x: &Tensor, RmsNorm { gain, epsilon }: RmsNorm, out: &Tensor) -> Result<Norm> {
+        let width = x.shape.cols;
+        [x, gain, out].iter().for_each(|tensor| tensor.expect_padded("norm", ElementType::F32, width));
         let step = Step { width: (pad(width) / 4) as u32, count: width as u32, epsilon };
         Ok(Norm { kernel: device.kernel(variant(), &[x, gain, out])?, step })
     }
@@ -39,6 +53,7 @@ impl Norm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Shape;
     use crate::kernels::oracle::{assert_close, devices, numbers, run};
 
     #[test]
@@ -54,9 +69,9 @@ mod tests {
                     row.iter().zip(&gain).map(|(x, g)| *x as f64 * scale * *g as f64).collect::<Vec<_>>()
                 };
                 let expected: Vec<f64> = x.chunks_exact(stride).flat_map(row).collect();
-                let (from, gain) = (device.upload("x", &x).unwrap(), device.upload("gain", &gain).unwrap());
-                let out = device.buffer("out", x.len() as u64 * 4).unwrap();
-                let norm = Norm::plan(&device, &from, &gain, &out, width, 1e-3).unwrap();
+                let [from, gain] = [&x, &gain].map(|v| Tensor::vector(&device, "numbers", v).unwrap().view(Shape::padded(v.len() / stride, width)));
+                let out = Tensor::zeroed(&device, "out", ElementType::F32, from.shape).unwrap();
+                let norm = Norm::plan(&device, &from, RmsNorm { gain: &gain, epsilon: 1e-3 }, &out).unwrap();
                 let got = run::<f32>(&device, &out, x.len(), |pass| norm.record(pass, tokens as u32));
                 assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{width} wide, {:?}", device.tier()));
             }

@@ -3,7 +3,7 @@
 use super::coded::{BOOKS, bands, books, runs};
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
 use crate::rows::{Format, Scale};
 
 #[repr(C)]
@@ -34,28 +34,44 @@ pub(super) fn variant() -> Spec {
     spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS), ("BANDS", BANDS)], &bindings)
 }
 
+/// Where a row's words stand in a store of coded rows.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedRow<'a> {
+    /// `[capacity][words]` u32.
+    pub store: &'a Tensor,
+    /// Words into a token's at which the row's begin.
+    pub at: usize,
+}
+
+impl PackedRow<'_> {
+    /// Holds it against what `kernel` writes: a row in this format.
+    pub(super) fn check(&self, kernel: &str, format: &Format) {
+        self.store.expect(kernel, ElementType::U32, self.store.shape.cols);
+        let end = self.at + format.words();
+        assert!(end <= self.store.shape.cols, "{kernel}: a row that ends with word {end} of {}", self.store);
+    }
+}
+
 impl Pack {
     /// The table of a format.
     pub(crate) fn table(format: &Format) -> Vec<[u32; 4]> {
         [books(), bands(format), runs(format)].concat()
     }
 
-    /// `coordinates`: `[n][rank]` f32; `table`: [`table`](Self::table)'s; `rows`: `[capacity][words]`, of which a row's begin `at` words into a token's.
-    pub(crate) fn plan(
-        device: &Device,
-        format: &Format,
-        coordinates: &wgpu::Buffer,
-        table: &wgpu::Buffer,
-        rows: &wgpu::Buffer,
-        at: usize,
-        words: usize,
-    ) -> Result<Pack> {
+    /// `coordinates`: `[n][rank]` f32; `table`: `[n][4]` u32, [`table`](Self::table)'s.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, format: &Format, coordinates: &Tensor, table: &Tensor, to: PackedRow) -> Result<Pack> {
+        coordinates.expect("pack", ElementType::F32, format.rank());
+        table.expect("pack", ElementType::U32, 4);
+        to.check("pack", format);
         let clip = if let Scale::Groups { clip, .. } = format.scale { u32::from(clip) } else { 100 };
         let bands = bands(format).len();
-        let [at, words, bands, runs, header] = [at, words, bands, format.runs().len(), format.header()].map(|n| n as u32);
+        let [at, words, bands, runs, header] = [to.at, to.store.shape.cols, bands, format.runs().len(), format.header()].map(|n| n as u32);
         let bytes = 4 * (format.rank() + format.words()) as u64;
         Ok(Pack {
-            kernel: device.kernel(variant(), &[coordinates, table, rows])?,
+            kernel: device.kernel(variant(), &[coordinates, table, to.store])?,
             bytes,
             step: Step { first: 0, at, words, bands, runs, header, clip },
         })
@@ -71,7 +87,7 @@ impl Pack {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::oracle::{devices, numbers, run};
+    use crate::kernels::oracle::{devices, numbers, run, upload};
     use crate::rows::Band;
     use half::f16;
 
@@ -107,9 +123,9 @@ pub(super) mod tests {
                 format.encode(z, &mut expected[(first + t) * words + at..][..own]);
             }
             for device in devices(None) {
-                let (z, table) = (device.upload("coordinates", &z).unwrap(), device.upload("table", &Pack::table(&format)).unwrap());
-                let rows = device.upload("rows", &vec![7u32; capacity * words]).unwrap();
-                let pack = Pack::plan(&device, &format, &z, &table, &rows, at, words).unwrap();
+                let (z, table) = (upload(&device, &z, rank), upload(&device, Pack::table(&format).as_flattened(), 4));
+                let rows = upload(&device, &vec![7u32; capacity * words], words);
+                let pack = Pack::plan(&device, &format, &z, &table, PackedRow { store: &rows, at }).unwrap();
                 let got = run::<u32>(&device, &rows, capacity * words, |pass| pack.record(pass, first as u32, tokens as u32));
                 let (mut differ, mut decoded, mut meant) = (0, vec![0.0; rank], vec![0.0; rank]);
                 for (token, (got, expected)) in got.chunks_exact(words).zip(expected.chunks_exact(words)).enumerate() {

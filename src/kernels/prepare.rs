@@ -92,14 +92,6 @@ pub(super) fn variant(attention: &AttentionShape, bias: bool, shares: Option<[u3
     spec("prepare.wgsl", &flags, &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let pairs = [(false, false), (false, true), (true, false), (true, true)];
-    AttentionShape::examples()
-        .iter()
-        .flat_map(|attention| pairs.map(|(bias, absorbs)| variant(attention, bias, absorbs.then_some([4, 256]))))
-        .collect()
-}
-
 impl Prepare {
     /// Of layer `index`: reads `projected`, writes `queries` of `b`.
     pub(crate) fn plan(
@@ -110,7 +102,7 @@ impl Prepare {
         added: Option<Added>,
         absorbed: Option<Absorbed>,
     ) -> Result<Prepare> {
-        let mut buffers = vec![&b.projected, &b.rope, &b.queries, &cache.keys, &cache.values];
+        let mut buffers: Vec<&wgpu::Buffer> = vec![&b.projected, &b.rope, &b.queries, &cache.keys, &cache.values];
         buffers.extend(added.map(|added| added.numbers));
         buffers.extend(absorbed.iter().flat_map(|absorbed| [absorbed.table, absorbed.up]));
         let whole = attention.heads * pad(attention.head_dim);
@@ -158,7 +150,7 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, buffers, coded_side, devices, frequencies, numbers, run, tuned_devices, turned};
+    use crate::kernels::oracle::{assert_close, buffers, coded_side, devices, frequencies, numbers, run, tuned_devices, turned, upload};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::turns;
     use crate::rows::Slots;
@@ -210,8 +202,7 @@ mod tests {
             added.extend(biases.iter().filter(|_| bias));
             let up: Vec<_> = (0..3).flat_map(|kv| by_dimensions(|i, d| side.up(kv, i, d), side.coded.rank(kv), c.head_dim)).collect();
             for (device, tuning) in tuned_devices(None) {
-                let [projected, turns] =
-                    [&projected, turns(&frequencies(c.head_dim), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                let [projected, turns] = [&projected, turns(&frequencies(c.head_dim), 70).as_flattened()].map(|v| upload(&device, v, v.len()));
                 let out = device.buffer("queries", (queries.len() + record_len(2)) as u64 * 4).unwrap();
                 let through = AttentionBuffers { projected, rope: turns, queries: out.clone(), record: queries.len() as u32, ..buffers(&device, 0) };
                 let count = if absorbed { slots.count() } else { 70 };
@@ -247,7 +238,7 @@ mod tests {
             let note = |large: &[(usize, f32)]| {
                 let mut projected = vec![0.5f32; tokens * stride];
                 large.iter().for_each(|&(at, x)| projected[at] = x);
-                let [projected, turns] = [&projected, turns(&frequencies(8), 70).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                let [projected, turns] = [&projected, turns(&frequencies(8), 70).as_flattened()].map(|v| upload(&device, v, v.len()));
                 let count = tokens * attention.query_row();
                 let out = device.buffer("queries", 4 * (count + record_len(3)) as u64).unwrap();
                 let rows = || device.buffer("rows", 2 * (tokens * attention.kv_row()) as u64).unwrap();

@@ -1,8 +1,8 @@
 //! `project.wgsl`: coordinates by an orthonormal basis, from what keys and values are read with.
 
-use super::{AttentionShape, WORKGROUP, spec};
+use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -27,29 +27,31 @@ fn variant(head_dim: usize) -> Spec {
     spec("project.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("HEAD", head_dim as u32)], &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    AttentionShape::examples().iter().map(|attention| variant(attention.head_dim)).collect()
-}
-
-/// Where a layer's numbers stand, and how many coordinates they come to.
+/// Where a layer's numbers stand.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    /// Numbers into `y` at which the layer begins, and from one token to the next.
+pub(crate) struct Slice {
+    /// Numbers into a token's `y` at which the layer begins.
     pub at: usize,
-    pub stride: usize,
     pub heads: usize,
     pub head_dim: usize,
-    pub rank: usize,
     /// Whether another layer has begun.
     pub onto: bool,
 }
 
 impl Project {
-    /// `y`: `[n][stride]` f32; `up`: by head, `[rank / 4][head_dim]` vectors of f16; `z`: `[n][rank]` f32.
-    pub(crate) fn plan(device: &Device, y: &wgpu::Buffer, up: &wgpu::Buffer, z: &wgpu::Buffer, shape: Shape) -> Result<Project> {
-        let [at, stride, heads, vectors] = [shape.at, shape.stride, shape.heads, shape.rank / 4].map(|n| n as u32);
-        let step = Step { tokens: 0, at, stride, heads, vectors, onto: u32::from(shape.onto) };
-        Ok(Project { kernel: device.kernel(variant(shape.head_dim), &[y, up, z])?, width: heads * shape.head_dim as u32, step })
+    /// `y`: `[n][w]` f32; `up`: by head, `[rank / 4][head_dim]` vectors of f16; `z`: `[n][rank]` f32.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, y: &Tensor, up: &Tensor, z: &Tensor, slice: Slice) -> Result<Project> {
+        let (width, rank) = (slice.heads * slice.head_dim, z.shape.cols);
+        y.expect("project", ElementType::F32, y.shape.cols);
+        assert!(slice.at + width <= y.shape.cols, "project: {slice:?} of {y}");
+        up.expect("project", ElementType::F16, width * rank);
+        z.expect_padded("project", ElementType::F32, rank);
+        let [at, stride, heads, vectors] = [slice.at, y.shape.stride, slice.heads, rank / 4].map(|n| n as u32);
+        let step = Step { tokens: 0, at, stride, heads, vectors, onto: u32::from(slice.onto) };
+        Ok(Project { kernel: device.kernel(variant(slice.head_dim), &[y, up, z])?, width: width as u32, step })
     }
 
     /// Those of the first `tokens`.
@@ -64,8 +66,9 @@ impl Project {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Shape;
     use crate::kernels::coded::by_coordinates;
-    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run};
+    use crate::kernels::oracle::{assert_close, devices, halves, numbers, run, upload};
 
     /// Two layers of two heads, one onto the other, of more coordinates than a workgroup has lanes.
     #[test]
@@ -82,12 +85,12 @@ mod tests {
             expected.push((0..4).map(|head| (0..head_dim).map(|dim| part(head, dim)).sum::<f64>()).sum::<f64>());
         }
         for device in devices(None) {
-            let from = device.upload("y", &y).unwrap();
-            let z = device.buffer("z", expected.len() as u64 * 4).unwrap();
-            let ups = [0, 1].map(|l| device.upload("up", &layer(l)).unwrap());
+            let from = upload(&device, &y, stride);
+            let z = Tensor::zeroed(&device, "z", ElementType::F32, Shape::padded(tokens, rank)).unwrap();
+            let ups = [0, 1].map(|l| Tensor::vector(&device, "up", &layer(l)).unwrap());
             let plan = |l: usize| {
-                let shape = Shape { at: 2 + l * 2 * head_dim, stride, heads: 2, head_dim, rank, onto: l > 0 };
-                Project::plan(&device, &from, &ups[l], &z, shape).unwrap()
+                let slice = Slice { at: 2 + l * 2 * head_dim, heads: 2, head_dim, onto: l > 0 };
+                Project::plan(&device, &from, &ups[l], &z, slice).unwrap()
             };
             let both = [plan(0), plan(1)];
             let got = run::<f32>(&device, &z, expected.len(), |pass| both.iter().for_each(|project| project.record(pass, tokens as u32)));

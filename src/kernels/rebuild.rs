@@ -44,15 +44,10 @@ pub(super) fn variant(attention: &AttentionShape, kinds: Kinds) -> Spec {
     spec("rebuild.wgsl", &Vec::from_iter(kinds.flags()), &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let kinds = [None, Some(0), Some(256)].map(|listed| Kinds { listed, counted: 0 });
-    AttentionShape::examples().iter().flat_map(|attention| kinds.map(|kinds| variant(attention, kinds))).collect()
-}
-
 impl Rebuild {
     /// Writes `rebuilt` of `b`.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, keys: CodedKeys, slots: Slots) -> Result<Rebuild> {
-        let mut buffers = vec![keys.rows, keys.table, &b.rope, keys.up, &b.rebuilt];
+        let mut buffers: Vec<&wgpu::Buffer> = vec![keys.rows, keys.table, &b.rope, keys.up, &b.rebuilt];
         buffers.extend(keys.list.map(|list| list.tokens));
         let ranks = (0..attention.kv_heads).map(|kv| keys.coded.rank(kv)).sum::<usize>();
         let bytes = 4 * keys.coded.row_words() + 2 * attention.kv_heads * pad(attention.head_dim);

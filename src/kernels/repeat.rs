@@ -24,7 +24,12 @@ fn variant() -> Spec {
 }
 
 impl Repeat {
-    /// All of `to` from all of `pattern`; both are whole vectors of 16 bytes, as every buffer is.
+    /// Fills all of `to` from all of `pattern`, whatever they hold.
+    ///
+    /// Both are whole vectors of 16 bytes, as every buffer is.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
     pub(crate) fn plan(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<Repeat> {
         let [period, count] = [pattern, to].map(|buffer| (device.bytes_of(buffer) / 16) as u32);
         Ok(Repeat { kernel: device.kernel(variant(), &[pattern, to])?, step: Step { count, period } })

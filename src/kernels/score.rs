@@ -131,18 +131,6 @@ pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds
     spec("score.wgsl", &flags, &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let kinds = [None, Some(0), Some(256)].map(|listed| Kinds { listed, counted: 0 });
-    let all = |attention: &AttentionShape| {
-        let of = |reading, kinds, align| variant(attention, reading, kinds, align, 4);
-        let coded = kinds.iter().flat_map(|kinds| [Reading::Absorbed(Striped::default()), Reading::Rebuilt].map(|reading| of(reading, *kinds, 1)));
-        let blocks = super::blocks::formats(attention).map(|format| of(Reading::Absorbed(Striped::of(&format)), Kinds::default(), format.block()));
-        let plain = [0, 10].map(|counted| of(Reading::None, Kinds { listed: None, counted }, 1));
-        coded.chain(blocks).chain(plain).collect::<Vec<_>>()
-    };
-    AttentionShape::examples().iter().flat_map(all).collect()
-}
-
 impl Score {
     /// Reads `queries`, writes `scores` of `b`; reads `rebuilt` where coded keys are. `many`: for blocks of many tokens, else of one.
     pub(crate) fn plan(
@@ -155,7 +143,7 @@ impl Score {
     ) -> Result<Score> {
         let (tile, rows) = (tile(attention.head_dim), rows(attention, many));
         let (heads, dim, kv_heads, group) = (attention.heads, attention.head_dim, attention.kv_heads, attention.group_size());
-        let mut buffers = vec![&b.queries, &cache.keys, &b.scores];
+        let mut buffers: Vec<&wgpu::Buffer> = vec![&b.queries, &cache.keys, &b.scores];
         let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
         let plain = work(4 * heads, 2 * heads * dim);
         let (reading, queries, each, row) = match coded {
@@ -231,7 +219,7 @@ impl Score {
 mod tests {
     use super::*;
     use crate::kernels::coded::{by_coordinates, by_dimensions};
-    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, frequencies, halves, numbers, run, turned};
+    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, frequencies, halves, numbers, run, turned, upload};
     use crate::kernels::rebuild::Rebuild;
     use crate::kernels::sketch::Sketch;
     use crate::kernels::turns;
@@ -402,8 +390,7 @@ mod tests {
                 ];
                 for device in devices(None) {
                     let cache = crate::kernels::oracle::exact(&device, slots, [&ring, &[]]);
-                    let [from, turns] =
-                        [&queries, turns(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| device.upload("numbers", v).unwrap());
+                    let [from, turns] = [&queries, turns(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| upload(&device, v, v.len()));
                     let (rows, table, up) =
                         (device.upload("rows", &side.rows).unwrap(), device.upload("table", &table).unwrap(), device.upload("up", &up).unwrap());
                     let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, absorbed, list: None };
@@ -414,7 +401,7 @@ mod tests {
                         let (many, columns) = (tokens > 1, 200);
                         let out = device.buffer("scores", (tokens * heads * columns * 4) as u64).unwrap();
                         let through = AttentionBuffers {
-                            queries: from.clone(),
+                            queries: wgpu::Buffer::clone(&from),
                             rope: turns.clone(),
                             scores: out.clone(),
                             rebuilt: rebuilt.clone(),

@@ -23,11 +23,6 @@ fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
     spec("sketch.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", attention.kv_row() as u32)], &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let all = [Vague::Mean, Vague::Sketch, Vague::Shrunk];
-    AttentionShape::examples().iter().flat_map(|attention| all.map(|vague| variant(attention, vague))).collect()
-}
-
 impl Sketch {
     /// Writes `counted` and `counts` of `b`; of a layer that has a sketch or a mean, `None` for others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Sketch>> {

@@ -1,9 +1,10 @@
 //! `stripe.wgsl`: blocks of tokens into packed rows.
 
-use super::blocks::{constants, shapes};
+use super::blocks::{check, constants};
+use super::pack::PackedRow;
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Tensor, Work};
 use crate::rows::{Blocks, Format};
 
 #[repr(C)]
@@ -30,22 +31,17 @@ fn variant(format: &Format, shape: Blocks) -> Spec {
     spec("stripe.wgsl", &flags, &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    shapes().iter().map(|(format, shape)| variant(format, *shape)).collect()
-}
-
 impl Stripe {
-    /// `coordinates`: `[n][rank]` f32; `numbers`: what [`super::blocks`] makes of them; `rows`: `[capacity][words]`, of which a row's begin `at` words into a token's.
-    pub(crate) fn plan(
-        device: &Device,
-        format: &Format,
-        shape: Blocks,
-        [coordinates, numbers, rows]: [&wgpu::Buffer; 3],
-        at: usize,
-        words: usize,
-    ) -> Result<Stripe> {
-        let step = Step { first: 0, tokens: 0, at: at as u32, words: words as u32, bits: u32::from(format.bands[0].bits) };
-        let kernel = device.kernel(variant(format, shape), &[coordinates, numbers, rows])?;
+    /// `coordinates`: `[n][rank]` f32; `numbers`: what [`super::blocks`] makes of them.
+    ///
+    /// # Errors
+    /// As [`Device::kernel`].
+    pub(crate) fn plan(device: &Device, format: &Format, shape: Blocks, coordinates: &Tensor, numbers: &Tensor, to: PackedRow) -> Result<Stripe> {
+        check("stripe", format, shape, coordinates, numbers);
+        to.check("stripe", format);
+        let [at, words] = [to.at, to.store.shape.cols].map(|n| n as u32);
+        let step = Step { first: 0, tokens: 0, at, words, bits: u32::from(format.bands[0].bits) };
+        let kernel = device.kernel(variant(format, shape), &[coordinates, numbers, to.store])?;
         Ok(Stripe { kernel, each: format.words() as u32, bytes: 4 * (format.rank() + format.words()) as u64, step })
     }
 
@@ -58,11 +54,21 @@ impl Stripe {
 
 #[cfg(test)]
 mod tests {
-    use super::super::blocks::{Blocks as Numbers, formats};
+    use super::super::blocks::Blocks as Numbers;
     use super::*;
+    use crate::gpu::{ElementType, Shape};
     use crate::kernels::AttentionShape;
-    use crate::kernels::oracle::{devices, numbers, run};
-    use crate::rows::Scale;
+    use crate::kernels::oracle::{devices, numbers, run, upload};
+    use crate::rows::{Band, Blocks as Layout, RUN, Scale, Steps};
+
+    /// How a model's keys and values are coded in blocks: KIVI's keys, KVarN's keys and values.
+    fn formats(attention: &AttentionShape) -> [Format; 3] {
+        let heads = attention.kv_heads;
+        [(Steps::Channels, 32, 2), (Steps::BalancedChannels, 128, 4), (Steps::BalancedTokens, 128, 2)].map(|(steps, tokens, bits)| Format {
+            bands: vec![Band { bits, runs: heads * attention.head_dim.div_ceil(RUN) }],
+            scale: Scale::Blocks(Layout { tokens, heads, steps }),
+        })
+    }
 
     /// What [`Format::encode`] makes of two or eight blocks, but for numbers that rounding leaves between two codes; and nothing beside.
     #[test]
@@ -88,11 +94,12 @@ mod tests {
                 };
                 let meant = decode(&expected);
                 for device in devices(None) {
-                    let from = device.upload("coordinates", &z).unwrap();
-                    let scales = device.buffer("numbers", 4 * Numbers::numbers(&format, shape, tokens) as u64).unwrap();
-                    let rows = device.upload("rows", &vec![7u32; capacity * words]).unwrap();
+                    let from = upload(&device, &z, rank);
+                    let count = Numbers::numbers(&format, shape, tokens);
+                    let scales = Tensor::zeroed(&device, "numbers", ElementType::F32, Shape::dense(1, count)).unwrap();
+                    let rows = upload(&device, &vec![7u32; capacity * words], words);
                     let blocks = Numbers::plan(&device, &format, shape, &from, &scales).unwrap();
-                    let stripe = Stripe::plan(&device, &format, shape, [&from, &scales, &rows], at, words).unwrap();
+                    let stripe = Stripe::plan(&device, &format, shape, &from, &scales, PackedRow { store: &rows, at }).unwrap();
                     let got = run::<u32>(&device, &rows, capacity * words, |pass| {
                         blocks.record(pass, tokens as u32);
                         stripe.record(pass, first as u32, tokens as u32);

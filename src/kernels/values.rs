@@ -103,19 +103,6 @@ pub(super) fn variant(attention: &AttentionShape, coded: Option<Striped>, kinds:
     spec("values.wgsl", &flags, &constants, &bindings)
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let kinds = |(attention, tuning): (&AttentionShape, Tuning)| {
-        let rows = shape(attention, None, false).1;
-        let of = |coded, listed, counted, rows| variant(attention, coded, Kinds { listed, counted }, rows, &tuning);
-        let each = || Some(Striped::default());
-        let coded = [of(each(), None, 0, MOST_ROWS as u32), of(each(), Some(256), 0, rows), of(each(), Some(0), 0, rows)];
-        let blocks = super::blocks::formats(attention).map(|format| of(Some(Striped::of(&format)), None, 0, rows));
-        [vec![of(None, None, 0, rows), of(None, None, 10, rows)], coded.into(), blocks.into()].concat()
-    };
-    let attentions = AttentionShape::examples();
-    [true, false].into_iter().flat_map(|software| attentions.iter().map(move |attention| (attention, Tuning::of(software)))).flat_map(kinds).collect()
-}
-
 /// A block's splits, of columns that are not coded and of those that are: their numbers and lengths. Many tokens fill the device by themselves.
 pub(crate) fn splits(block: &Block, tuning: &Tuning) -> [(u32, u32); 2] {
     [(block.plain(), tuning.splits), (block.coded, tuning.coded_splits)].map(|(columns, most)| {

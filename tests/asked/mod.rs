@@ -1,14 +1,17 @@
-//! What is asked for: every way to keep a text, on models of every family, run on one device that notes the variants it made.
+//! What is asked for: every way to keep a text, on models of every family.
+//!
+//! All of it is run on one device, which notes the variants that it made, and planned there on heads as wide as models have them.
 
 use super::common::rows::{coded, ways};
 use super::common::{Random, SyntheticModel, device, families};
-use lowkey::checkpoint::Checkpoint;
+use lowkey::checkpoint::{Architecture, Checkpoint, Config};
 use lowkey::compress::{Budget, Method, Plan, Solver, factor};
 use lowkey::decoder::Model;
 use lowkey::gpu::{Device, Options, Spec, Tuning, roofline};
-use lowkey::rows::{CacheMethod, Exact, Read, Reviver, RowSet, Vague, Xkv};
+use lowkey::rows::{Band, CacheMethod, Coder, Exact, Format, Holds, Read, Reviver, RowSet, RowSpec, Scale, Selector, Vague, Xkv};
 use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::task::Cancel;
+use nalgebra::{DMatrix, DVector};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -30,10 +33,34 @@ pub fn specs() -> Vec<Spec> {
     for (_, synthetic) in families() {
         of_family(&device, &synthetic);
     }
+    for tuning in [Tuning::of(false), Tuning::of(true)] {
+        device.set_tuning(tuning);
+        wide_heads().iter().for_each(|synthetic| plan(&device, synthetic));
+    }
     roofline(&device).unwrap();
     assert_eq!(device.overrun().unwrap(), None, "a buffer behind which something was written");
     assert_eq!(device.unowned_error(), None);
     device.specs()
+}
+
+/// Heads as wide, and as many, as no test could run in a time that one would wait for.
+fn wide_heads() -> [SyntheticModel; 4] {
+    let heads = |architecture, heads, kv_heads, head_dim| SyntheticModel {
+        architecture,
+        heads,
+        kv_heads,
+        head_dim,
+        hidden: 16,
+        layers: 1,
+        ffn: 16,
+        ..SyntheticModel::default()
+    };
+    [
+        heads(Architecture::Llama, 9, 3, 64),
+        heads(Architecture::Qwen3, 32, 8, 128),
+        heads(Architecture::Mistral, 32, 32, 128),
+        heads(Architecture::Qwen3, 8, 2, 512),
+    ]
 }
 
 fn options(method: CacheMethod) -> SequenceOptions {
@@ -58,21 +85,34 @@ fn loaded(checkpoint: &Checkpoint, rows: Option<RowSet>, device: &Arc<Device>) -
     Arc::new(Model::with_rows(checkpoint, rows, device.clone()).unwrap())
 }
 
+fn evicting(vague: Vague) -> CacheMethod {
+    CacheMethod::Evict(Reviver::new(Budget::Keep(if vague == Vague::Rows { 1.0 } else { 0.5 }), Some(vague)))
+}
+
+/// All coded rows, or those that either selector chooses.
+fn calibrated() -> [CacheMethod; 3] {
+    let chosen = Selector::ALL.map(|by| CacheMethod::Calibrated(Read::top(Some(16)).by(by)));
+    [CacheMethod::Calibrated(Read::All), chosen[0], chosen[1]]
+}
+
+/// The methods that code tokens in blocks.
+fn block_methods() -> [Method; 2] {
+    [Method::Kivi { bits: 4 }, Method::KVarN { key_bits: 4, value_bits: 2 }]
+}
+
 /// Every way to code rows and to read them, those of blocks, those of a prompt of its own, and whatever is left of evicted tokens.
 fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
-    let (all, some) = (CacheMethod::Calibrated(Read::All), CacheMethod::Calibrated(Read::top(Some(16))));
-    let keep = |vague| Budget::Keep(if vague == Vague::Rows { 1.0 } else { 0.5 });
-    let evicting = |vague| CacheMethod::Evict(Reviver::new(keep(vague), Some(vague)));
+    let [all, some, chunks] = calibrated();
     let dense = loaded(&checkpoint, None, device);
     read(&dense, CacheMethod::Full);
     [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().for_each(|vague| read(&dense, evicting(vague)));
     for (_, specs) in ways(checkpoint.config()) {
         let model = loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device);
-        [all, some, evicting(Vague::Rows)].into_iter().for_each(|method| read(&model, method));
+        [all, some, chunks, evicting(Vague::Rows)].into_iter().for_each(|method| read(&model, method));
     }
-    for method in [Method::Kivi { bits: 4 }, Method::KVarN { key_bits: 4, value_bits: 2 }] {
+    for method in block_methods() {
         let rows = factor(&checkpoint, &Plan::new(method), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
         read(&loaded(&checkpoint, Some(rows), device), all);
     }
@@ -94,4 +134,43 @@ fn of_family(device: &Arc<Device>, synthetic: &SyntheticModel) {
     }
     let random = Arc::new(Model::random(checkpoint.config(), device.clone(), 1).unwrap());
     random.random_sequence(None, options(CacheMethod::Full), 1).unwrap().step(1).unwrap();
+}
+
+/// Every way to keep a text, on heads of any width: all kernels are planned, and nothing is run.
+fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let config = checkpoint.config();
+    let plan = |rows: Option<RowSet>, methods: &[CacheMethod]| {
+        let model = loaded(&checkpoint, rows, device);
+        methods.iter().for_each(|method| drop(model.sequence(options(*method)).unwrap()));
+    };
+    let dense = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].map(evicting);
+    plan(None, &[&[CacheMethod::Full][..], &dense].concat());
+    let coded = [&calibrated()[..], &[evicting(Vague::Rows)]].concat();
+    // Orthonormal or not, joint or apart, keys before RoPE and after.
+    let sides = [(true, vec![Holds::Both]), (true, vec![Holds::TurnedKeys, Holds::Values]), (false, vec![Holds::Keys, Holds::Values])];
+    for (down, holds) in sides {
+        plan(Some(narrow(config, holds, down)), &coded);
+    }
+    // Bases of wider ones are large.
+    if config.num_key_value_heads * config.head_dim <= 1024 {
+        for method in block_methods() {
+            let rows = factor(&checkpoint, &Plan::new(method), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
+            plan(Some(rows), &coded[..1]);
+        }
+    }
+}
+
+/// Rows of one run of coordinates over all heads of a layer, of bases that are zero.
+fn narrow(config: &Config, holds: Vec<Holds>, down: bool) -> RowSet {
+    let format = Format { bands: vec![Band { bits: 4, runs: 1 }], scale: Scale::Band };
+    let spec = |holds| RowSpec { first_layer: 0, layers: 1, holds, first_head: 0, kv_heads: config.num_key_value_heads, format: format.clone() };
+    let specs: Vec<RowSpec> = holds.into_iter().map(spec).collect();
+    let coder = |spec: &RowSpec| {
+        let (width, rank) = (spec.width(config.head_dim), spec.format.rank());
+        let down = down.then(|| DMatrix::zeros(width, rank));
+        Coder { format: spec.format.clone(), mean: DVector::zeros(width), down, up: DMatrix::zeros(rank, width) }
+    };
+    RowSet { coders: specs.iter().map(coder).collect(), specs, exact: EXACT }
 }

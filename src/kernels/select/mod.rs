@@ -56,14 +56,6 @@ pub(super) fn choose(attention: &AttentionShape, selection: Selection) -> Spec {
     spec(shader, &[], &all, &[(0, Access::Write), (1, Access::Write)])
 }
 
-pub(super) fn variants() -> Vec<Spec> {
-    let of = |attention: &AttentionShape| {
-        let selections = Selector::ALL.into_iter().flat_map(|by| [8, 256].map(|tokens| Selection { tokens, by }));
-        std::iter::once(survey(attention)).chain(selections.map(|selection| choose(attention, selection))).collect::<Vec<_>>()
-    };
-    AttentionShape::examples().iter().flat_map(of).collect()
-}
-
 impl Select {
     /// Reads `queries`, works in `landmarks` and writes `chosen` of `b`.
     pub(crate) fn plan(
