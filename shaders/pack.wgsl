@@ -1,7 +1,7 @@
 // Coordinates into packed rows, as src/rows/format.rs lays them out.
 //
-// Grid: x = tokens, at positions first, first + 1, … A workgroup finds the scales of one token's row, band by band, or group by group where these have scales of their own; then a lane packs a
-// run of sixteen coordinates, or sixteen lanes do whose codes are chosen together.
+// Grid: x = tokens, at positions first, first + 1, …; y = lots of a token's runs, each of one band, or of one group where these have scales of their own. A workgroup finds the scale of its band, the first
+// of a token those of all; then a lane packs a run of sixteen coordinates, or sixteen lanes do whose codes are chosen together.
 #include "lib/reduce.wgsl"
 #include "lib/rows.wgsl"
 #include "lib/trellis.wgsl"
@@ -13,6 +13,7 @@ struct Step {
     bands: u32,
     runs: u32,
     header: u32, // words of the header
+    lot: u32,    // runs of a lot
     clip: u32,   // in percent: groups are cut to the magnitude that so many of their coordinates are below
 }
 var<immediate> step: Step;
@@ -22,7 +23,6 @@ var<immediate> step: Step;
 @group(0) @binding(2) var<storage, read_write> rows: array<u32>;     // [capacity][words]
 
 var<workgroup> bound: f32;
-var<workgroup> scales: array<vec2<f32>, BANDS>; // what is taken off a band's coordinates, and what they are divided by
 
 const LARGEST = 65504.0; // of f16
 
@@ -57,44 +57,52 @@ fn find_bound(begin: u32, end: u32, local: u32) -> f32 {
     return result;
 }
 
-// The band that a run belongs to.
-fn band_of(run: u32) -> u32 {
-    var band = 0u;
-    while run >= table[BOOKS + band].x + table[BOOKS + band].y {
-        band++;
-    }
-    return band;
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.x;
     let row = (step.first + token) * step.words + step.at;
+    var own = 0u;
+    var before = group.y; // lots of its band before this one
+    for (; own + 1u < step.bands; own++) {
+        let lots = (table[BOOKS + own].y + step.lot - 1u) / step.lot;
+        if before < lots {
+            break;
+        }
+        before -= lots;
+    }
+    let first = table[BOOKS + own].x + before * step.lot;
+    let runs_end = min(first + step.lot, table[BOOKS + own].x + table[BOOKS + own].y);
     load_book(local);
     var header = 0u;
+    var scale = vec2<f32>(0.0, 1.0); // what is taken off the band's coordinates, and what they are divided by
     for (var b = 0u; b < step.bands; b++) {
+        if b != own && group.y > 0u {
+            continue;
+        }
         let band = table[BOOKS + b];
         let begin = (token * step.runs + band.x) * 16u;
         let end = begin + band.y * 16u;
-        var scale = vec2<f32>(0.0, 1.0);
+        var of_band = vec2<f32>(0.0, 1.0);
         if band.w >= AFFINE {
-            let cut = find_bound(begin, end, local);
-            var low = -clamp(coordinates[begin], -cut, cut);
-            var high = -low;
-            for (var i = begin + local; i < end; i += WORKGROUP) {
-                let z = clamp(coordinates[i], -cut, cut);
-                low = max(low, -z);
-                high = max(high, z);
-            }
-            low = -workgroup_max(low, local);
-            high = workgroup_max(high, local);
-            // As f16 holds them: what codes are read with.
-            let least = unpack2x16float(pack2x16float(vec2<f32>(clamp(low, -LARGEST, LARGEST), 0.0))).x;
-            let step_size = max((high - least) / f32((1u << band.z) - 1u), 6.103515625e-5);
-            let word = pack2x16float(vec2<f32>(min(step_size, LARGEST), least));
-            scale = unpack2x16float(word).yx;
-            if local == 0u {
-                rows[row + band.w - AFFINE] = word;
+            if b == own {
+                let cut = find_bound(begin, end, local);
+                var low = -clamp(coordinates[begin], -cut, cut);
+                var high = -low;
+                for (var i = begin + local; i < end; i += WORKGROUP) {
+                    let z = clamp(coordinates[i], -cut, cut);
+                    low = max(low, -z);
+                    high = max(high, z);
+                }
+                low = -workgroup_max(low, local);
+                high = workgroup_max(high, local);
+                // As f16 holds them: what codes are read with.
+                let least = unpack2x16float(pack2x16float(vec2<f32>(clamp(low, -LARGEST, LARGEST), 0.0))).x;
+                let step_size = max((high - least) / f32((1u << band.z) - 1u), 6.103515625e-5);
+                let word = pack2x16float(vec2<f32>(min(step_size, LARGEST), least));
+                of_band = unpack2x16float(word).yx;
+                if local == 0u && before == 0u {
+                    rows[row + band.w - AFFINE] = word;
+                }
             }
         } else if band.w > 0u {
             var squares = 0.0;
@@ -104,23 +112,46 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             squares = workgroup_sum(squares, local) / f32(band.y * 16u);
             let eighths = u32(clamp(128.0 + round(4.0 * log2(max(squares, 1e-12))), 1.0, 255.0));
             header |= eighths << (8u * (band.w - 1u));
-            scale.y = scale_value(eighths);
+            of_band.y = scale_value(eighths);
         }
-        if local == 0u {
-            scales[b] = scale;
+        if b == own {
+            scale = of_band;
         }
     }
-    if local == 0u && step.header != 0u && table[BOOKS].w < AFFINE {
+    if local == 0u && group.y == 0u && step.header != 0u && table[BOOKS].w < AFFINE {
         rows[row] = header;
     }
     workgroupBarrier();
-    for (var index = local; index < step.runs; index += WORKGROUP) {
-        let run = table[BOOKS + step.bands + index];
-        let scale = scales[band_of(index)];
-        let z = (token * step.runs + index) * 16u;
-        if trellis(run) {
-            continue;
+    if trellis(table[BOOKS + step.bands + first]) {
+        // All runs of a band are so.
+        for (var base = first; base < runs_end; base += WORKGROUP / LANES) {
+            let index = min(base + local / LANES, runs_end - 1u);
+            let run = table[BOOKS + step.bands + index];
+            let z = (token * step.runs + index) * 16u;
+            search(z, run.y, scale.y, local);
+            workgroupBarrier();
+            // One lane writes for the sixteen.
+            let writes = local % LANES == 0u && index == base + local / LANES;
+            var words = vec2<u32>(0u, 0u);
+            if writes {
+                words = choose(z, run.y, scale.y, local);
+                rows[row + run.x] = words.x;
+                if run.y > 2u && run.z % 2u == 0u {
+                    rows[row + run.z / 2u] = words.y;
+                }
+            }
+            // Two runs of three bits share a word of upper ones: neighbours, and so of one lot, and of one turn.
+            storageBarrier();
+            workgroupBarrier();
+            if writes && run.z % 2u == 1u {
+                rows[row + run.z / 2u] |= words.y << 16u;
+            }
         }
+        return;
+    }
+    for (var index = first + local; index < runs_end; index += WORKGROUP) {
+        let run = table[BOOKS + step.bands + index];
+        let z = (token * step.runs + index) * 16u;
         if run.y == 16u {
             for (var i = 0u; i < 8u; i++) {
                 let pair = vec2<f32>(coordinates[z + 2u * i], coordinates[z + 2u * i + 1u]);
@@ -136,33 +167,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             rows[row + run.x + w] = word;
         }
-    }
-    for (var base = 0u; base < step.runs; base += WORKGROUP / LANES) {
-        let index = min(base + local / LANES, step.runs - 1u);
-        let run = table[BOOKS + step.bands + index];
-        let scale = scales[band_of(index)].y;
-        let z = (token * step.runs + index) * 16u;
-        // One lane writes for the sixteen.
-        let writes = trellis(run) && local % LANES == 0u && index == base + local / LANES;
-        if trellis(run) {
-            search(z, run.y, scale, local);
-        }
-        workgroupBarrier();
-        var words = vec2<u32>(0u, 0u);
-        if writes {
-            words = choose(z, run.y, scale, local);
-            rows[row + run.x] = words.x;
-            if run.y > 2u && run.z % 2u == 0u {
-                rows[row + run.z / 2u] = words.y;
-            }
-        }
-        // Two runs of three bits share a word of upper ones.
-        storageBarrier();
-        workgroupBarrier();
-        if writes && run.z % 2u == 1u {
-            rows[row + run.z / 2u] |= words.y << 16u;
-        }
-        storageBarrier();
-        workgroupBarrier();
     }
 }

@@ -15,16 +15,11 @@ struct Plain {
     base: u32,  // where in the ring the first of them stands that is no sink
 }
 
-// The slot of a plain column. The ring comes round once at the most.
+// The slot of a plain column. The ring comes round once at the most. Without branches, so that several loads can be under way.
 fn plain_slot(plain: Plain, column: u32) -> u32 {
-    if column < plain.fixed {
-        return column;
-    }
-    if column >= plain.exact {
-        return step.sinks + step.ring + column - plain.exact;
-    }
     let at = plain.base + column - plain.fixed;
-    return step.sinks + select(at, at - step.ring, at >= step.ring);
+    let exact = step.sinks + select(at, at - step.ring, at >= step.ring);
+    return select(select(exact, step.sinks + step.ring + column - plain.exact, column >= plain.exact), column, column < plain.fixed);
 }
 
 // The token of a coded column.

@@ -3,9 +3,11 @@
 // Sixteen lanes to a run, each with a state that the register begins in, and ends in.
 
 const LANES = 16u;
+const EDGES = 64u;
 
 var<workgroup> fell: array<array<u32, LANES>, WORKGROUP>; // by lane and coordinate: what fell out of the register, two bits for each state
 var<workgroup> ends: array<f32, WORKGROUP>;               // what the best path of each lane misses
+var<workgroup> misses: array<f32, EDGES * WORKGROUP / LANES>; // by run and edge, of one coordinate
 
 // How much the nearest of an edge's levels misses x, less x², and the upper bits that choose it.
 struct Nearest {
@@ -27,14 +29,21 @@ fn nearest(x: f32, bits: u32, edge: u32) -> Nearest {
     return best;
 }
 
-// Goes through the run of 16 coordinates at z, each divided by `scale`, from this lane's state: fills fell and ends.
+// Goes through the run of 16 coordinates at z, each divided by `scale`, from this lane's state: fills fell and ends. Called by all lanes in uniform control flow.
 fn search(z: u32, bits: u32, scale: f32, local: u32) {
     var cost: array<f32, LANES>;
     for (var state = 0u; state < LANES; state++) {
         cost[state] = select(3e38, 0.0, state == local % LANES);
     }
     for (var i = 0u; i < LANES; i++) {
+        // What an edge misses is the same for all who pass it: the lanes of a run find it together.
         let x = coordinates[z + i] / scale;
+        let shared_by = local / LANES * EDGES;
+        workgroupBarrier();
+        for (var edge = local % LANES; edge < EDGES; edge += LANES) {
+            misses[shared_by + edge] = nearest(x, bits, edge).miss;
+        }
+        workgroupBarrier();
         var next: array<f32, LANES>;
         var all = 0u;
         for (var state = 0u; state < LANES; state++) {
@@ -42,7 +51,7 @@ fn search(z: u32, bits: u32, scale: f32, local: u32) {
             var oldest = 0u;
             for (var old = 0u; old < 4u; old++) {
                 let edge = old + 4u * state;
-                let total = cost[edge % LANES] + nearest(x, bits, edge).miss;
+                let total = cost[edge % LANES] + misses[shared_by + edge];
                 oldest = select(oldest, old, total < least);
                 least = min(least, total);
             }

@@ -95,7 +95,7 @@ mod tests {
     fn every_dispatch_has_a_time_and_only_while_asked_for() {
         let device = Device::open(&Options::default()).unwrap();
         let copy = roofline_spec(&["COPY"]);
-        let (bytes, most) = (4 << 20, DISPATCHES as usize + 3);
+        let (bytes, most) = (64 << 20, DISPATCHES as usize + 3);
         let (from, to) = (device.buffer("from", bytes).unwrap(), device.buffer("to", bytes).unwrap());
         let kernel = device.kernel(copy, &[&from, &to]).unwrap().called("all of it");
         let run = |count: u32, times: usize| {

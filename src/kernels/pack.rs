@@ -4,7 +4,7 @@ use super::coded::{BOOKS, bands, books, runs};
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
-use crate::rows::{Format, Scale};
+use crate::rows::{Format, RUN, Scale};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -15,23 +15,26 @@ struct Step {
     bands: u32,
     runs: u32,
     header: u32,
+    lot: u32,
     clip: u32,
 }
 
-/// The most bands of a row, one of each width, or groups.
-const BANDS: u32 = Format::MOST_GROUPS as u32;
+/// Runs of a lot, where their codes are searched for: as many as the lanes of a workgroup look after at a time, and an even number, since neighbours may share a word.
+const LOT: usize = WORKGROUP as usize / RUN;
 
 /// Packs one row's coordinates.
 pub struct Pack {
     kernel: Kernel,
     /// Bytes of a token's coordinates and of its row.
     bytes: u64,
+    /// Lots of a token.
+    lots: u32,
     step: Step,
 }
 
 pub(super) fn variant() -> Spec {
     let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS), ("BANDS", BANDS)], &bindings)
+    spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS)], &bindings)
 }
 
 /// Where a row's words stand in a store of coded rows.
@@ -67,20 +70,24 @@ impl Pack {
         table.expect("pack", ElementType::U32, 4);
         to.check("pack", format);
         let clip = if let Scale::Groups { clip, .. } = format.scale { u32::from(clip) } else { 100 };
-        let bands = bands(format).len();
-        let [at, words, bands, runs, header] = [to.at, to.store.shape.cols, bands, format.runs().len(), format.header()].map(|n| n as u32);
+        let (bands, runs) = (bands(format), format.runs().len());
+        // Where nothing is searched for a band, or a group, is quickly done.
+        let lot = if matches!(format.scale, Scale::Fixed | Scale::Band) { LOT } else { runs };
+        let lots = bands.iter().map(|band| band[1].div_ceil(lot as u32)).sum();
+        let [at, words, bands, runs, header, lot] = [to.at, to.store.shape.cols, bands.len(), runs, format.header(), lot].map(|n| n as u32);
         let bytes = 4 * (format.rank() + format.words()) as u64;
         Ok(Pack {
             kernel: device.kernel(variant(), &[coordinates, table, to.store])?,
             bytes,
-            step: Step { first: 0, at, words, bands, runs, header, clip },
+            lots,
+            step: Step { first: 0, at, words, bands, runs, header, lot, clip },
         })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
         let work = Work { bytes: u64::from(tokens) * self.bytes, flops: 0 };
-        self.kernel.record(pass, &Step { first, ..self.step }, [tokens, 1, 1], work);
+        self.kernel.record(pass, &Step { first, ..self.step }, [tokens, self.lots, 1], work);
     }
 }
 
