@@ -67,6 +67,7 @@ const SCALE = 1.0 / sqrt(f32(HEAD));
 const VECTORS = PADDED / 4u;
 // A key's vectors are neighbours, so that lanes that bring them in do not meet in a bank of memory; one more between keys, so that lanes that read different keys do not either.
 const PITCH = VECTORS + 1u;
+const LOADS = (TILE * VECTORS + WORKGROUP - 1u) / WORKGROUP; // vectors of a tile that a lane brings in
 
 var<workgroup> tile: array<half4, TILE * PITCH>; // [TILE][PITCH]
 
@@ -119,10 +120,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let loads = true;
 #endif
     if loads {
-        // Past the last column its key is brought in again, and not scored.
-        for (var i = local; i < TILE * VECTORS; i += WORKGROUP) {
-            let u = i / VECTORS;
-            tile[u * PITCH + i % VECTORS] = stored_key(plain, coded, min(begin + u, count - 1u), kv * VECTORS + i % VECTORS);
+        // All is read before the first is written. Past the last column its key is brought in again, and not scored.
+        var vectors: array<half4, LOADS>;
+        for (var i = 0u; i < LOADS; i++) {
+            let at = local + i * WORKGROUP;
+            vectors[i] = stored_key(plain, coded, min(begin + at / VECTORS, count - 1u), kv * VECTORS + at % VECTORS);
+        }
+        for (var i = 0u; i < LOADS; i++) {
+            let at = local + i * WORKGROUP;
+            if at < TILE * VECTORS {
+                tile[at / VECTORS * PITCH + at % VECTORS] = vectors[i];
+            }
         }
     }
     workgroupBarrier();

@@ -147,7 +147,7 @@ impl Cache {
             all.columns_mut(sinks, end - window).copy_from(&self.exact(layer, side, window..end));
         }
         if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
-            rows.rebuild(layer, &runs, exact, &mut keys, &mut values, rope);
+            rows.rebuild(layer, &runs, exact, [&mut keys, &mut values], rope);
         }
         let columns = Columns { keys, values, reach, sinks, window, runs, chosen, side: None };
         match self.coded.as_ref().and_then(|coded| coded.side.as_ref()) {
@@ -332,9 +332,9 @@ impl Coded {
         all
     }
 
-    /// Fills the columns of `runs`, which begin at `first`, of `keys` and `values` with what their rows stand for.
-    fn rebuild(&self, layer: usize, runs: &[Run], first: usize, keys: &mut DMatrix<f32>, values: &mut DMatrix<f32>, rope: &Rope) {
-        let count = keys.ncols() - first;
+    /// Fills the columns of `runs`, which begin at `first`, of both sides, keys and values, with what their rows stand for.
+    fn rebuild(&self, layer: usize, runs: &[Run], first: usize, mut sides: [&mut DMatrix<f32>; 2], rope: &Rope) {
+        let count = sides[0].ncols() - first;
         for (row, (spec, coder)) in self.set.specs.iter().zip(&self.set.coders).enumerate() {
             let offsets = [Side::Keys, Side::Values].map(|side| spec.offset(layer, side, self.head_dim));
             if offsets == [None, None] {
@@ -342,7 +342,7 @@ impl Coded {
             }
             let z = self.coordinates(row, runs);
             let (head, height) = (spec.first_head * self.head_dim, spec.kv_heads * self.head_dim);
-            for (side, (offset, all)) in offsets.into_iter().zip([&mut *keys, &mut *values]).enumerate() {
+            for (side, (offset, all)) in offsets.into_iter().zip(&mut sides).enumerate() {
                 let Some(offset) = offset else { continue };
                 let mut y = tr_product(coder.up.columns(offset, height), z.as_view());
                 for run in runs {

@@ -5,6 +5,7 @@
 use super::attention::{Attention, causal_softmax, finish};
 use super::backward::clear_exact;
 use super::cache::Cache;
+use super::layer::ForwardPass;
 use super::rope::Rope;
 use super::{Model, Residuals, RowType};
 use crate::linalg::{product, stack, tr_product};
@@ -46,7 +47,7 @@ impl Model {
         for layer in &self.layers[layer + 1..] {
             let mut cache = Cache::new(1, width, tokens, RowType::F32, None);
             let call = Call::exact(0..tokens);
-            layer.apply(&mut x, 0, &mut cache, &call, &rope, None);
+            layer.apply(&mut x, 0, &mut cache, ForwardPass { call: &call, rope: &rope }, None);
         }
         Ok(x)
     }

@@ -19,6 +19,13 @@ pub(super) struct Layer {
     pub(super) mlp: Mlp,
 }
 
+/// A run of tokens through all layers: which they are, what is read, and how keys turn.
+#[derive(Clone, Copy)]
+pub(super) struct ForwardPass<'a> {
+    pub(super) call: &'a Call,
+    pub(super) rope: &'a Rope,
+}
+
 impl Layer {
     pub(super) fn load(checkpoint: &Checkpoint, index: usize) -> Result<Layer> {
         let hidden = checkpoint.config().hidden_size;
@@ -31,8 +38,9 @@ impl Layer {
         })
     }
 
-    /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place, as `call` says what is read. The observer is told.
-    pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, call: &Call, rope: &Rope, observer: Option<&mut dyn Observer>) {
+    /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place. The observer is told.
+    pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, pass: ForwardPass, observer: Option<&mut dyn Observer>) {
+        let ForwardPass { call, rope } = pass;
         let position = call.tokens.start;
         let input = self.attention_norm.apply(x);
         let mut attend = |[queries, keys, values]: [DMatrix<f32>; 3]| {

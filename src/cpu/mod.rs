@@ -28,15 +28,14 @@ pub use rows::RowType;
 pub use sequence::CpuSequence;
 
 use crate::checkpoint::{Checkpoint, Config};
-use crate::rows::{Call, RowSet};
+use crate::rows::RowSet;
 use crate::sequence::{Logits, SequenceOptions};
 use crate::{Result, linalg};
 use cache::Cache;
-use layer::Layer;
+use layer::{ForwardPass, Layer};
 use linear::{Linear, RmsNorm};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
-use rope::Rope;
 use std::sync::Arc;
 
 /// Looks at activations on their way through the model. Calibration is one.
@@ -108,23 +107,15 @@ impl Model {
         CpuSequence::with_rows(self.clone(), self.rows.clone(), options.into(), row_type)
     }
 
-    /// Runs `tokens`, those of `call`, through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
-    fn forward(
-        &self,
-        tokens: &[u32],
-        call: &Call,
-        cache: &mut Cache,
-        rope: &Rope,
-        logits: Logits,
-        mut observer: Option<&mut dyn Observer>,
-    ) -> DMatrix<f32> {
+    /// Runs `tokens` through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
+    fn forward(&self, tokens: &[u32], pass: ForwardPass, cache: &mut Cache, logits: Logits, mut observer: Option<&mut dyn Observer>) -> DMatrix<f32> {
         let mut x = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
-            layer.apply(&mut x, index, cache, call, rope, observer);
+            layer.apply(&mut x, index, cache, pass, observer);
         }
         if let Some(observer) = observer {
-            observer.residual(2 * self.layers.len(), call.tokens.start, &x);
+            observer.residual(2 * self.layers.len(), pass.call.tokens.start, &x);
         }
         let wanted = match logits {
             Logits::None => return DMatrix::zeros(self.config.vocab_size, 0),

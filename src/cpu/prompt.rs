@@ -4,6 +4,7 @@
 //! but for sinks and the newest. So no more than one group's exact rows are ever in memory.
 
 use super::cache::Cache;
+use super::layer::ForwardPass;
 use super::rope::Rope;
 use super::{CpuSequence, Model, RowType};
 use crate::linalg::{Moments, gram};
@@ -39,7 +40,7 @@ impl Model {
                 let mut part = x.columns(start, chunk).into_owned();
                 let call = Call::exact(start..start + chunk);
                 for (within, layer) in self.layers[group.clone()].iter().enumerate() {
-                    layer.apply(&mut part, within, &mut exact, &call, &sequence.rope, None);
+                    layer.apply(&mut part, within, &mut exact, ForwardPass { call: &call, rope: &sequence.rope }, None);
                 }
                 x.columns_mut(start, chunk).copy_from(&part);
             }

@@ -1,6 +1,7 @@
 //! One sequence decoded on the CPU.
 
 use super::cache::{Cache, CodedOptions};
+use super::layer::ForwardPass;
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
 use crate::logits::argmax;
@@ -100,7 +101,7 @@ impl CpuSequence {
             // `map` with a plain reborrow does not shorten the lifetime of the trait object.
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
             let call = self.cursor.call(chunk.len());
-            let found = self.model.forward(chunk, &call, &mut self.cache, &self.rope, here, observer);
+            let found = self.model.forward(chunk, ForwardPass { call: &call, rope: &self.rope }, &mut self.cache, here, observer);
             self.cursor.advance(&call);
             if let Some(at) = found.iter().position(|logit| !logit.is_finite()) {
                 let what = format!("the logits after position {}", call.tokens.end - found.ncols() + at / vocab);

@@ -6,8 +6,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Okabe and Ito's colours, which people who see colours differently can tell apart too; the pale ones last.
-pub(super) const COLOURS: [RGBColor; 7] = [
+/// Okabe and Ito's colours, which people who see colours differently can tell apart too; the pale ones last, and then black.
+pub(super) const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -15,6 +15,7 @@ pub(super) const COLOURS: [RGBColor; 7] = [
     RGBColor(110, 110, 110),
     RGBColor(86, 180, 233),
     RGBColor(230, 159, 0),
+    RGBColor(0, 0, 0),
 ];
 pub(super) const FONT: &str = "sans-serif";
 
