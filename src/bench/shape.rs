@@ -113,6 +113,10 @@ pub enum RandomRows {
     Rotated,
     /// `--layout fast --times 4`.
     Fast,
+    /// The same in rows over so many key/value heads each, not over all: 2, or 1.
+    FastPairs,
+    /// See [`FastPairs`](Self::FastPairs).
+    FastHeads,
     /// `--layout small --times 8`.
     Small,
     /// The same, of which 256 tokens are read.
@@ -135,8 +139,16 @@ const GROUP: usize = 4;
 
 impl RandomRows {
     /// All of them; what the others are compared with comes first.
-    pub const ALL: [RandomRows; 6] =
-        [RandomRows::Dense, RandomRows::Rotated, RandomRows::Fast, RandomRows::Small, RandomRows::Select, RandomRows::Xkv];
+    pub const ALL: [RandomRows; 8] = [
+        RandomRows::Dense,
+        RandomRows::Rotated,
+        RandomRows::Fast,
+        RandomRows::FastPairs,
+        RandomRows::FastHeads,
+        RandomRows::Small,
+        RandomRows::Select,
+        RandomRows::Xkv,
+    ];
 
     /// What it is called.
     pub fn name(self) -> &'static str {
@@ -144,6 +156,8 @@ impl RandomRows {
             RandomRows::Dense => "f16",
             RandomRows::Rotated => "q4",
             RandomRows::Fast => "fast",
+            RandomRows::FastPairs => "fast-pairs",
+            RandomRows::FastHeads => "fast-heads",
             RandomRows::Small => "small",
             RandomRows::Select => "select",
             RandomRows::Xkv => "xkv",
@@ -154,8 +168,8 @@ impl RandomRows {
     pub fn method(self) -> &'static str {
         match self {
             RandomRows::Dense | RandomRows::Rotated => "dense",
-            RandomRows::Fast | RandomRows::Small | RandomRows::Select => "lowkey",
             RandomRows::Xkv => "xkv",
+            _ => "lowkey",
         }
     }
 
@@ -166,12 +180,16 @@ impl RandomRows {
 
     /// Coders of random bases for a model of this shape; `None` where every row is exact.
     pub fn rows(self, config: &Config) -> Option<RowSet> {
+        let all = config.num_key_value_heads;
+        let fast = |heads| Some(random(config, (1, heads), &[(Holds::TurnedKeys, FAST_KEYS), (Holds::Values, FAST_VALUES)], true));
         match self {
             RandomRows::Dense => None,
             RandomRows::Rotated => Some(rotated(config, 4, Exact::default())),
-            RandomRows::Fast => Some(random(config, 1, &[(Holds::TurnedKeys, FAST_KEYS), (Holds::Values, FAST_VALUES)], true)),
-            RandomRows::Small | RandomRows::Select => Some(random(config, 1, &[(Holds::Both, SMALL)], true)),
-            RandomRows::Xkv => Some(random(config, GROUP, &[(Holds::Keys, XKV_KEYS), (Holds::Values, XKV_VALUES)], false)),
+            RandomRows::Fast => fast(all),
+            RandomRows::FastPairs => fast(2),
+            RandomRows::FastHeads => fast(1),
+            RandomRows::Small | RandomRows::Select => Some(random(config, (1, all), &[(Holds::Both, SMALL)], true)),
+            RandomRows::Xkv => Some(random(config, (GROUP, all), &[(Holds::Keys, XKV_KEYS), (Holds::Values, XKV_VALUES)], false)),
         }
     }
 }
@@ -184,19 +202,21 @@ impl FromStr for RandomRows {
     }
 }
 
-/// Rows over all heads and `span` layers each. `down`: whether what codes them is another matrix than what reads them.
-fn random(config: &Config, span: usize, kinds: &[(Holds, Shares)], down: bool) -> RowSet {
+/// Rows over `span` layers and `heads` key/value heads each. `down`: whether what codes them is another matrix than what reads them.
+fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(Holds, Shares)], down: bool) -> RowSet {
     let (mut specs, mut coders): (Vec<RowSpec>, Vec<Coder>) = (Vec::new(), Vec::new());
     for first_layer in (0..config.num_hidden_layers).step_by(span) {
         let layers = span.min(config.num_hidden_layers - first_layer);
-        for (holds, shares) in kinds {
+        let firsts = (0..config.num_key_value_heads).step_by(heads);
+        for ((holds, shares), first_head) in kinds.iter().flat_map(|kind| firsts.clone().map(move |first| (kind, first))) {
             let empty = Format { bands: Vec::new(), scale: Scale::Band };
-            let mut spec = RowSpec { first_layer, layers, holds: *holds, first_head: 0, kv_heads: config.num_key_value_heads, format: empty };
+            let kv_heads = heads.min(config.num_key_value_heads - first_head);
+            let mut spec = RowSpec { first_layer, layers, holds: *holds, first_head, kv_heads, format: empty };
             let width = spec.width(config.head_dim);
             let runs = |share: f64| ((share * width as f64 / RUN as f64).round() as usize).max(1);
             spec.format.bands = shares.iter().map(|(bits, share)| Band { bits: *bits, runs: runs(*share) }).collect();
             // Which numbers they are does not matter, only that no two coordinates are alike: layers of a shape share theirs.
-            let alike = specs.iter().position(|other| (other.holds, other.layers) == (spec.holds, spec.layers));
+            let alike = specs.iter().position(|other| (other.holds, other.layers, other.kv_heads) == (spec.holds, spec.layers, spec.kv_heads));
             coders.push(alike.map_or_else(|| coder(spec.format.clone(), width, down), |i| coders[i].clone()));
             specs.push(spec);
         }
@@ -237,6 +257,8 @@ mod tests {
                     RandomRows::Rotated => 3.5..3.8,
                     RandomRows::Small | RandomRows::Select => 7.5..8.7,
                     RandomRows::Xkv => 9.5..11.5,
+                    // Bands of a narrow row are rounded to runs.
+                    RandomRows::FastPairs | RandomRows::FastHeads => 2.5..4.5,
                     _ => 3.7..4.4,
                 };
                 assert!(expected.contains(&times), "{} {}: {times}", shape.name(), rows.name());

@@ -42,7 +42,7 @@ pub struct Args {
     /// Instead of models, shapes of models with random weights, and caches full of random rows: 15m, 135m, 1b, 3b, 8b.
     #[arg(long, value_delimiter = ',', value_name = "SHAPE,…", conflicts_with_all = ["models", "method", "select"])]
     shape: Vec<Shape>,
-    /// Rows of random caches: f16, q4, fast, small, select, xkv [default: all].
+    /// Rows of random caches: f16, q4, fast, fast-pairs, fast-heads, small, select, xkv [default: all].
     #[arg(long, value_delimiter = ',', value_name = "ROWS,…", requires = "shape")]
     rows: Vec<RandomRows>,
     /// Time every kernel of a step and of a chunk by the device's own clock.
