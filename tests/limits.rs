@@ -8,7 +8,7 @@ use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::decoder::{GpuSequence, Model};
 use lowkey::gpu::{Device, Options, Tier, adapters};
 use lowkey::rows::Exact;
-use lowkey::sequence::{Logits, Sequence};
+use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use std::sync::Arc;
 
 /// Everything in one part, 4 key/value heads of 16.
@@ -190,15 +190,17 @@ fn eight_sequences_take_no_more_than_their_caches() {
     let tokens = Random(5).tokens(150, checkpoint.config().vocab_size);
     let (_, specs) = common::rows::ways(checkpoint.config()).remove(0);
     let rows = common::rows::coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 });
+    // Which rows a query reads exactly depends on how the text is cut, and that on how fast the device is, unless it is said.
+    let options = |capacity| SequenceOptions { capacity, chunk: Some(64), ..SequenceOptions::default() };
     for rows in [None, Some(rows)] {
         let device = common::device(Options::default());
         let model = Arc::new(Model::with_rows(&checkpoint, rows, device.clone()).unwrap());
-        let mut first = model.sequence(400).unwrap();
+        let mut first = model.sequence(options(400)).unwrap();
         let expected = first.forward(&tokens, Logits::Last).unwrap();
         // What all logits of a chunk take is allocated when they are first asked for.
         first.forward(&tokens[..3], Logits::All).unwrap();
         let (scratch, begun) = (first.memory().scratch_bytes, device.allocated_bytes());
-        let mut others: Vec<GpuSequence> = (0..7).map(|_| model.sequence(400).unwrap()).collect();
+        let mut others: Vec<GpuSequence> = (0..7).map(|_| model.sequence(options(400)).unwrap()).collect();
         assert_eq!(first.memory().scratch_bytes, scratch);
         let cache = first.memory().allocated_bytes;
         if let (Some(begun), Some(now)) = (begun, device.allocated_bytes()) {
@@ -207,7 +209,7 @@ fn eight_sequences_take_no_more_than_their_caches() {
             assert!(grown <= cache + 1024, "{grown} bytes for each of 7 sequences whose cache is {cache}; scratch is {scratch}");
         }
         // A longer one makes the scratch anew; the others follow with their next call, from as many threads.
-        let mut long = model.sequence(900).unwrap();
+        let mut long = model.sequence(options(900)).unwrap();
         long.forward(&tokens, Logits::Last).unwrap();
         let read = |mut sequence: GpuSequence| {
             sequence.truncate(0);
