@@ -77,7 +77,7 @@ fn plans() -> Vec<Plan> {
     vec![
         lowkey(Layout::default()),
         lowkey(Layout::Small { span: 2 }),
-        lowkey(Layout::Fast { context: 256 }),
+        lowkey(Layout::Fast { context: 256, row_heads: None }),
         recalkv(),
         Plan::new(Method::KqSvd(HALF)),
         Plan::new(Method::Dense { bits: 4 }),

@@ -33,8 +33,8 @@ fn logits(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Vec<f32> {
     model.sequence(options, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap()
 }
 
-fn plans(budget: Budget) -> [Plan; 3] {
-    [Layout::default(), Layout::Small { span: 2 }, Layout::FAST]
+fn plans(budget: Budget) -> [Plan; 4] {
+    [Layout::default(), Layout::Small { span: 2 }, Layout::FAST, Layout::Fast { context: 8192, row_heads: Some(3) }]
         .map(|layout| Plan::new(Method::LowKey(LowKey { budget, layout, ..LowKey::default() })))
 }
 
@@ -93,7 +93,7 @@ fn sensitivity_is_what_was_gathered() {
     assert!(message(LowKey { layout: Layout::Small { span: 4 }, ..scalar }, Some(&statistics)).contains("gather them anew"));
     assert!(message(scalar, None).contains("calibrate first"));
     assert!(message(LowKey { layout: Layout::Small { span: 0 }, ..scalar }, Some(&statistics)).starts_with("span: "));
-    assert!(message(LowKey { layout: Layout::Fast { context: 0 }, ..scalar }, Some(&statistics)).starts_with("context: "));
+    assert!(message(LowKey { layout: Layout::Fast { context: 0, row_heads: None }, ..scalar }, Some(&statistics)).starts_with("context: "));
     let nothing = LowKey { budget: Budget::Bytes(8), layout: Layout::FAST, ..scalar };
     assert!(message(nothing, Some(&statistics)).starts_with("budget: 8 bytes per token are too few"));
 }

@@ -6,7 +6,7 @@
 //! budget of bits is water-filled over all of them (`bands.rs`). Scales for every row are bought from the same budget (`scales.rs`).
 //!
 //! - **small**: a row holds keys before RoPE and values, of one layer or of a span of consecutive ones. Keys are rebuilt when they are read.
-//! - **fast**: keys after RoPE and values, in rows of their own, each over all heads. Nothing is rebuilt: a query is taken to the row's coordinates once, and values are summed as they are
+//! - **fast**: keys after RoPE and values, in rows of their own, each over all heads, or over few: then fewer numbers are multiplied for every head. Nothing is rebuilt: a query is taken to the row's coordinates once, and values are summed as they are
 //!   stored. Keys are coded about a mean that turns, in a basis for every position of the context that the plan is for (`turned.rs`). RoPE smears what heads have in common over its phases, but not all of it: the slow frequencies, and what the mean position leaves. Rows over all heads lose less than half of what rows by
 //!   head do at equal bytes (docs/rejected.md).
 //!
@@ -34,7 +34,7 @@ pub(super) struct Solver<'a> {
 impl Solver<'_> {
     pub(super) fn new<'a>(context: &'a Context<'a>, options: LowKey) -> Solver<'a> {
         // Keys before RoPE stand nowhere.
-        let longest = if let Layout::Fast { context } = options.layout { context } else { 1 };
+        let longest = if let Layout::Fast { context, .. } = options.layout { context } else { 1 };
         Solver { context, options, positions: Positions::up_to(longest, context.checkpoint.config().rope_frequencies()) }
     }
 
@@ -42,7 +42,7 @@ impl Solver<'_> {
     pub(super) fn units(&self, layers: Range<usize>) -> Result<Vec<Unit>> {
         match self.options.layout {
             Layout::Small { .. } => self.small(layers),
-            Layout::Fast { .. } => self.fast(layers.start),
+            Layout::Fast { row_heads, .. } => self.fast(layers.start, row_heads.unwrap_or(self.context.heads)),
         }
     }
 
@@ -76,31 +76,41 @@ impl Solver<'_> {
         let what = format!("keys and values of layers {} to {}", layers.start, layers.end - 1);
         let moments = self.context.statistics.rows(layers.clone())?;
         let metrics: Vec<Roots> =
-            layers.clone().flat_map(|layer| [Side::Keys, Side::Values].map(move |side| self.metric(layer, side, false))).collect::<Result<_>>()?;
+            layers.clone().flat_map(|layer| [Side::Keys, Side::Values].map(move |side| self.metric(layer, side))).collect::<Result<_>>()?;
         let basis = Basis::principal(&what, &moments, moments.mean.map(f64::from), Some(&Roots::blocks(&metrics)))?;
         Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), holds: Holds::Both, first_head: 0, kv_heads: self.context.heads, basis }])
     }
 
-    /// The rows of the `fast` layout for one layer: keys and values, each over all heads.
-    fn fast(&self, layer: usize) -> Result<Vec<Unit>> {
-        let n = self.context.heads * self.context.head_dim;
-        let unit = |holds, basis| Unit { first_layer: layer, layers: 1, holds, first_head: 0, kv_heads: self.context.heads, basis };
-        let before = self.context.statistics.rows(layer..layer + 1)?.part(0..n);
-        let mean = before.mean.map(f64::from);
-        let second = self.positions.second(&about(&before, &mean));
-        let keys = Basis::components(&format!("the turned keys of layer {layer}"), mean, second, Some(&self.metric(layer, Side::Keys, true)?))?;
-        let moments = self.context.statistics.rows(layer..layer + 1)?.part(n..2 * n);
-        let metric = self.metric(layer, Side::Values, false)?;
-        let values = Basis::principal(&format!("the values of layer {layer}"), &moments, moments.mean.map(f64::from), Some(&metric))?;
-        Ok(vec![unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)])
+    /// The rows of the `fast` layout for one layer: keys and values, each over so many heads.
+    fn fast(&self, layer: usize, row_heads: usize) -> Result<Vec<Unit>> {
+        let (heads, d) = (self.context.heads, self.context.head_dim);
+        let moments = self.context.statistics.rows(layer..layer + 1)?;
+        let [of_keys, of_values] = [self.gram(layer, Side::Keys, true)?, self.gram(layer, Side::Values, false)?];
+        let mut units = Vec::new();
+        for first in (0..heads).step_by(row_heads) {
+            let kv_heads = row_heads.min(heads - first);
+            let (at, width) = (first * d, kv_heads * d);
+            let metric =
+                |gram: &DMatrix<f64>| Roots::of(&format!("the sensitivity of layer {layer}"), &gram.view((at, at), (width, width)).into_owned());
+            let unit = |holds, basis| Unit { first_layer: layer, layers: 1, holds, first_head: first, kv_heads, basis };
+            let before = moments.part(at..at + width);
+            let mean = before.mean.map(f64::from);
+            let second = self.positions.second(&about(&before, &mean));
+            let keys = Basis::components(&format!("the turned keys of layer {layer}"), mean, second, Some(&metric(&of_keys)?))?;
+            let values = moments.part(heads * d + at..heads * d + at + width);
+            let mean = values.mean.map(f64::from);
+            let values = Basis::principal(&format!("the values of layer {layer}"), &values, mean, Some(&metric(&of_values)?))?;
+            units.extend([unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)]);
+        }
+        Ok(units)
     }
 
-    /// A root of `M` of one side of a layer, of keys after RoPE where they are `turned`.
-    fn metric(&self, layer: usize, side: Side, turned: bool) -> Result<Roots> {
-        Roots::of(&format!("the sensitivity of layer {layer}"), &self.gram(layer, side, turned)?)
+    /// A root of `M` of one side of a layer.
+    fn metric(&self, layer: usize, side: Side) -> Result<Roots> {
+        Roots::of(&format!("the sensitivity of layer {layer}"), &self.gram(layer, side, false)?)
     }
 
-    /// `M` of one side of a layer, `[H_kv·d, H_kv·d]`.
+    /// `M` of one side of a layer, `[H_kv·d, H_kv·d]`, of keys after RoPE where they are `turned`.
     fn gram(&self, layer: usize, side: Side, turned: bool) -> Result<DMatrix<f64>> {
         let n = self.context.heads * self.context.head_dim;
         let missing = |kind: &str| {

@@ -70,12 +70,14 @@ pub enum Layout {
     Fast {
         /// The longest context, in tokens, whose positions keys are coded for; at least 1.
         context: usize,
+        /// Key/value heads that share a row, at least 1; `None` for all.
+        row_heads: Option<usize>,
     },
 }
 
 impl Layout {
-    /// Keys after RoPE, for 8,192 tokens.
-    pub const FAST: Layout = Layout::Fast { context: 8192 };
+    /// Keys after RoPE, for 8,192 tokens, in rows over all heads.
+    pub const FAST: Layout = Layout::Fast { context: 8192, row_heads: None };
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -263,7 +265,10 @@ impl Method {
             budget.bytes(config.dense_kv_bytes_per_token())?;
         }
         match self {
-            Method::LowKey(LowKey { layout: Layout::Fast { context: 0 }, .. }) => refuse("context", "a context of no tokens; choose at least 1"),
+            Method::LowKey(LowKey { layout: Layout::Fast { context: 0, .. }, .. }) => refuse("context", "a context of no tokens; choose at least 1"),
+            Method::LowKey(LowKey { layout: Layout::Fast { row_heads: Some(0), .. }, .. }) => {
+                refuse("row_heads", "rows over no heads; choose at least 1")
+            }
             Method::LowKey(LowKey { layout: Layout::Small { span: 0 }, .. }) => refuse("span", "rows of no layers; choose at least 1"),
             Method::Palu(Palu { group_heads: 0, .. }) | Method::ReCalKv(ReCalKv { group_heads: 0, .. }) => {
                 refuse("group_heads", "groups of no heads; choose at least 1")

@@ -31,7 +31,7 @@ impl Plan {
     /// The longest context, in tokens, whose positions its rows are made for, where they are made for any.
     pub fn context(&self) -> Option<usize> {
         match self.method {
-            Method::LowKey(LowKey { layout: Layout::Fast { context }, .. }) => Some(context),
+            Method::LowKey(LowKey { layout: Layout::Fast { context, .. }, .. }) => Some(context),
             _ => None,
         }
     }

@@ -29,6 +29,9 @@ pub(super) struct MethodArgs {
     /// lowkey, fast: the longest context that rows are made for; beyond it keys are coded worse [default: 8192, or the model's own where that is shorter].
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// lowkey, fast: key/value heads that share a row, a number or `all`; fewer decode faster and are a little farther from the model [default: all].
+    #[arg(long, value_name = "N", value_parser = row_heads)]
+    row_heads: Option<usize>,
     /// palu, recalkv: key heads that share a row [default: 4, or all where there are fewer].
     #[arg(long, value_name = "N")]
     group_heads: Option<usize>,
@@ -58,6 +61,13 @@ enum Grouping {
     Cka,
     /// By what the groups lose.
     Loss,
+}
+
+fn row_heads(text: &str) -> std::result::Result<usize, String> {
+    match text {
+        "all" => Ok(usize::MAX),
+        number => number.parse().map_err(|_| "a number of heads, or all".to_owned()),
+    }
 }
 
 impl MethodArgs {
@@ -108,9 +118,10 @@ impl MethodArgs {
         };
         match layout {
             compress::Layout::Small { span } => compress::Layout::Small { span: self.span.take().unwrap_or(span) },
-            compress::Layout::Fast { context } => {
-                compress::Layout::Fast { context: self.context.take().unwrap_or(context.min(config.max_position_embeddings)) }
-            }
+            compress::Layout::Fast { context, row_heads } => compress::Layout::Fast {
+                context: self.context.take().unwrap_or(context.min(config.max_position_embeddings)),
+                row_heads: self.row_heads.take().map(|heads| heads.min(config.num_key_value_heads)).or(row_heads),
+            },
         }
     }
 
@@ -124,6 +135,7 @@ impl MethodArgs {
             ("kv-bytes", self.kv_bytes.is_some(), BUDGET),
             ("layout", self.layout.is_some(), "only `--method lowkey` has a choice of rows"),
             ("context", self.context.is_some(), "only `--method lowkey --layout fast` codes keys by their position"),
+            ("row-heads", self.row_heads.is_some(), "only `--method lowkey --layout fast` has rows over as many heads as one likes"),
             ("span", self.span.is_some(), SPAN),
             ("group-heads", self.group_heads.is_some(), "only palu and recalkv put heads into groups"),
             ("grouping", self.grouping.is_some(), "only `--method recalkv` reorders heads"),
