@@ -7,12 +7,12 @@
 
 #include "lib/lowest.wgsl"
 
-struct Step {
+struct Params {
     count: u32,   // logits
     numbers: u32, // of what is looked at
     lot: u32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 // A logit and its index; the largest of all and `count` where a logit is not finite.
 struct Best {
@@ -47,7 +47,7 @@ fn look(i: u32) -> Best {
     // By its bits: compilers may assume that no number is infinite or none at all.
     let logit = logits[i];
     if (bitcast<u32>(logit) & 0x7f800000u) == 0x7f800000u {
-        return Best(-LOWEST, step.count);
+        return Best(-LOWEST, params.count);
     }
     return Best(logit, i);
 #endif
@@ -55,9 +55,9 @@ fn look(i: u32) -> Best {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let end = min(step.numbers, (id.x + 1u) * step.lot);
-    var best = Best(LOWEST, step.count);
-    for (var i = id.x * step.lot + local; i < end; i += WORKGROUP * AHEAD) {
+    let end = min(params.numbers, (id.x + 1u) * params.lot);
+    var best = Best(LOWEST, params.count);
+    for (var i = id.x * params.lot + local; i < end; i += WORKGROUP * AHEAD) {
         // Past the last it is looked at again.
         var seen: array<Best, AHEAD>;
         for (var j = 0u; j < AHEAD; j++) {

@@ -7,13 +7,13 @@
 // CHANNEL_FACTORS  (BALANCED) lines are tokens, and channels have factors; else lines are channels, and tokens have them
 #include "lib/reduce.wgsl"
 
-struct Step {
+struct Params {
     bits: u32,
     least: f32, // standard deviation that one is taken for at the least; at the most one over it
     low: f32,   // the least and the largest logarithm of a factor
     high: f32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> coordinates: array<f32>;    // [tokens][HEADS · WIDTH]
 @group(0) @binding(1) var<storage, read_write> numbers: array<f32>;  // by block: [TOKENS][OWN], then what its tokens share, [SHARED]
@@ -89,7 +89,7 @@ fn divided(id: vec2<u32>, line: u32, i: u32) -> f32 {
 
 fn divide(begin: u32, count: u32, local: u32) {
     for (var i = begin + local; i < begin + count; i += WORKGROUP) {
-        logarithms[i] = clamp(logarithms[i] + log(clamp(deviations[i], step.least, 1.0 / step.least)), step.low, step.high);
+        logarithms[i] = clamp(logarithms[i] + log(clamp(deviations[i], params.least, 1.0 / params.least)), params.low, params.high);
         inverses[i] = exp(-logarithms[i]);
     }
 }
@@ -173,7 +173,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let factor = 1.0;
 #endif
         let at = pair_at(id, line);
-        numbers[at] = max(nearest_half((high - low) / f32((1u << step.bits) - 1u) * factor), LEAST);
+        numbers[at] = max(nearest_half((high - low) / f32((1u << params.bits) - 1u) * factor), LEAST);
         numbers[at + 1u] = nearest_half(low * factor);
     }
 }

@@ -9,7 +9,7 @@
 #include "lib/nth.wgsl"
 #include "lib/ring.wgsl"
 
-struct Step {
+struct Params {
     begin: u32,      // position of the first token that leaves
     leaving: u32,    // at least one
     held: u32,       // candidates so far
@@ -22,7 +22,7 @@ struct Step {
     promoted: u32,   // word of moves at which those who take a slot begin
     listed: u32,     // (CODED) tokens in list so far
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read_write> marks: array<u32>;  // as src/kernels/eviction.rs has them
 // How many become vague, and how many take a slot; at word 4, four each, of those who become vague: slot (a candidate's, or the ring's of one who leaves), place in the sketch, position, attention
@@ -49,18 +49,18 @@ struct Contender {
 }
 
 fn contender(i: u32) -> Contender {
-    if i < step.held {
-        let at = step.places + 2u * i;
-        return Contender(true, marks[at], marks[at + 1u], step.sinks + step.ring + i);
+    if i < params.held {
+        let at = params.places + 2u * i;
+        return Contender(true, marks[at], marks[at + 1u], params.sinks + params.ring + i);
     }
-    if i < step.held + step.leaving {
-        let position = step.begin + i - step.held;
+    if i < params.held + params.leaving {
+        let position = params.begin + i - params.held;
         let at = slot(position);
-        return Contender(true, position, marks[step.received + at], at);
+        return Contender(true, position, marks[params.received + at], at);
     }
 #if SKETCH
-    let bucket = i - step.held - step.leaving;
-    if bucket < step.buckets {
+    let bucket = i - params.held - params.leaving;
+    if bucket < params.buckets {
         let at = 4u * bucket;
         return Contender(marks[at] + marks[at + 1u] == 1u, marks[at + 2u], marks[at + 3u], ALONE | (2u * bucket + marks[at + 1u]));
     }
@@ -81,8 +81,8 @@ fn key(mass: u32, i: u32, by: u32) -> u32 {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) local: u32) {
-    let own = step.held + step.leaving;
-    let count = own + step.buckets;
+    let own = params.held + params.leaving;
+    let count = own + params.buckets;
     if local == 0u {
         atomicStore(&alone, 0u);
     }
@@ -93,7 +93,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         }
     }
     workgroupBarrier();
-    let stay = min(step.candidates, own + atomicLoad(&alone));
+    let stay = min(params.candidates, own + atomicLoad(&alone));
     let last = nth(0u, count, stay, BY_MASS, local);
     let latest = nth(last.x, count, last.y, BY_POSITION, local);
 
@@ -105,7 +105,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         let c = contender(i);
         let stays = c.there && (c.mass + 1u > last.x || (c.mass + 1u == last.x && ~c.position >= latest.x));
         let goes = i < own && !stays;
-        freed += place(u32(goes && i < step.held), local).y;
+        freed += place(u32(goes && i < params.held), local).y;
         let down = place(u32(goes), local);
         if goes {
             let at = 4u + 4u * (demoted + down.x);
@@ -117,10 +117,10 @@ fn main(@builtin(local_invocation_index) local: u32) {
             moves[at + 3u] = c.mass;
         }
         demoted += down.y;
-        let comes = i >= step.held && stays;
+        let comes = i >= params.held && stays;
         let up = place(u32(comes), local);
         if comes {
-            let at = step.promoted + 4u * (promoted + up.x);
+            let at = params.promoted + 4u * (promoted + up.x);
             moves[at] = c.source;
             moves[at + 2u] = c.position;
             moves[at + 3u] = c.mass;
@@ -129,13 +129,13 @@ fn main(@builtin(local_invocation_index) local: u32) {
     }
     storageBarrier();
     workgroupBarrier();
-    let base = step.sinks + step.ring;
+    let base = params.sinks + params.ring;
     for (var j = local; j < promoted; j += WORKGROUP) {
-        let at = step.promoted + 4u * j;
-        let to = select(base + step.held + j - freed, moves[4u + 4u * j], j < freed);
+        let at = params.promoted + 4u * j;
+        let to = select(base + params.held + j - freed, moves[4u + 4u * j], j < freed);
         moves[at + 1u] = to;
-        marks[step.places + 2u * (to - base)] = moves[at + 2u];
-        marks[step.places + 2u * (to - base) + 1u] = moves[at + 3u];
+        marks[params.places + 2u * (to - base)] = moves[at + 2u];
+        marks[params.places + 2u * (to - base) + 1u] = moves[at + 3u];
 #if SKETCH
         if moves[at] >= ALONE {
             let bucket = (moves[at] - ALONE) / 2u;
@@ -167,7 +167,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
 #endif
 #if CODED
     for (var j = 0u; j < demoted; j++) {
-        list[step.listed + j] = moves[4u + 4u * j + 2u];
+        list[params.listed + j] = moves[4u + 4u * j + 2u];
     }
 #endif
 }

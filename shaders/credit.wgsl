@@ -5,7 +5,7 @@
 #include "lib/lowest.wgsl"
 #include "lib/ring.wgsl"
 
-struct Step {
+struct Params {
     first: u32,    // position of the block's first token
     tokens: u32,
     exact: u32,    // columns of exact rows
@@ -20,7 +20,7 @@ struct Step {
     places: u32,   // word of marks at which candidates begin
     received: u32, // and what exact rows have received
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> scores: array<f32>;         // [tokens][HEADS][stride]
 @group(0) @binding(1) var<storage, read> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]: m, Σ p
@@ -29,7 +29,7 @@ var<immediate> step: Step;
 var<workgroup> norms: array<vec2<f32>, WORKGROUP>; // of a line: its largest score, and what a weight is to be multiplied by
 
 fn weight(line: u32, column: u32, norm: vec2<f32>) -> f32 {
-    return exp(scores[line * step.stride + column] - norm.x) * norm.y;
+    return exp(scores[line * params.stride + column] - norm.x) * norm.y;
 }
 
 fn fade(tokens: u32) -> f32 {
@@ -37,32 +37,32 @@ fn fade(tokens: u32) -> f32 {
 }
 
 fn add(word: u32, mass: f32) {
-    marks[word] = bitcast<u32>(fma(bitcast<f32>(marks[word]), fade(step.tokens), mass));
+    marks[word] = bitcast<u32>(fma(bitcast<f32>(marks[word]), fade(params.tokens), mass));
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let receiver = group.x * WORKGROUP + local;
-    let own = step.exact + step.held;
-    let there = receiver < own + step.buckets;
+    let own = params.exact + params.held;
+    let there = receiver < own + params.buckets;
     let is_bucket = receiver >= own;
     let column = select(receiver, own + 2u * (receiver - own), is_bucket);
-    let lines = step.tokens * HEADS;
+    let lines = params.tokens * HEADS;
     var mass = 0.0;
     for (var begin = 0u; begin < lines; begin += WORKGROUP) {
         let line = begin + local;
         if line < lines {
-            let at = line / HEADS * step.splits * HEADS + line % HEADS;
+            let at = line / HEADS * params.splits * HEADS + line % HEADS;
             var largest = LOWEST;
-            for (var s = 0u; s < step.splits; s++) {
+            for (var s = 0u; s < params.splits; s++) {
                 largest = max(largest, weights[at + s * HEADS].x);
             }
             var total = 0.0;
-            for (var s = 0u; s < step.splits; s++) {
+            for (var s = 0u; s < params.splits; s++) {
                 let w = weights[at + s * HEADS];
                 total += exp(w.x - largest) * w.y;
             }
-            norms[local] = vec2<f32>(largest, fade(step.tokens - 1u - line / HEADS) / total);
+            norms[local] = vec2<f32>(largest, fade(params.tokens - 1u - line / HEADS) / total);
         }
         workgroupBarrier();
         if there {
@@ -80,12 +80,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if is_bucket {
         add(4u * (receiver - own) + 3u, mass);
-    } else if receiver >= step.exact {
-        add(step.places + 2u * (receiver - step.exact) + 1u, mass);
+    } else if receiver >= params.exact {
+        add(params.places + 2u * (receiver - params.exact) + 1u, mass);
     } else {
-        let key = select(step.near + column - step.fixed, column, column < step.fixed);
-        let word = step.received + slot(key);
-        if key >= step.first {
+        let key = select(params.near + column - params.fixed, column, column < params.fixed);
+        let word = params.received + slot(key);
+        if key >= params.first {
             // A row of the block's own: what was counted here was another's.
             marks[word] = bitcast<u32>(mass);
         } else {

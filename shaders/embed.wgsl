@@ -3,12 +3,12 @@
 // Grid: x = tokens.
 #include "lib/half.wgsl"
 
-struct Step {
+struct Params {
     first: u32, // row of the whole table at which this part begins
     rows: u32,  // rows of this part
     width: u32, // D / 4
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> table: array<half4>;            // [rows][width]
 @group(0) @binding(1) var<storage, read> tokens: array<u32>;             // [tokens]
@@ -16,10 +16,10 @@ var<immediate> step: Step;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let row = tokens[group.x] - step.first; // wraps below: then it is no less than rows
-    if row < step.rows {
-        for (var k = local; k < step.width; k += WORKGROUP) {
-            out[group.x * step.width + k] = widen(table[row * step.width + k]);
+    let row = tokens[group.x] - params.first; // wraps below: then it is no less than rows
+    if row < params.rows {
+        for (var k = local; k < params.width; k += WORKGROUP) {
+            out[group.x * params.width + k] = widen(table[row * params.width + k]);
         }
     }
 }

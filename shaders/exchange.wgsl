@@ -6,12 +6,12 @@
 // MEAN      there is a sum of all, and its mean
 #include "lib/half.wgsl"
 
-struct Step {
+struct Params {
     promoted: u32, // word of moves at which those who take a slot begin
     stash: u32,    // and at which vectors that come out of the sketch wait, [promoted][2][EXACT_ROW]
     vague: u32,    // tokens that are vague afterwards
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read_write> keys: array<half4>;    // [slots][EXACT_ROW / 4]
 @group(0) @binding(1) var<storage, read_write> values: array<half4>;
@@ -59,7 +59,7 @@ fn mean(v: u32) -> vec4<f32> {
     high = select(high, ~high + borrow, negative);
     low = select(low, ~low + vec4<u32>(1u), negative);
     let size = vec4<f32>(high) * 4294967296.0 + vec4<f32>(low);
-    return select(size, -size, negative) / UNIT / f32(max(step.vague, 1u));
+    return select(size, -size, negative) / UNIT / f32(max(params.vague, 1u));
 }
 #endif
 
@@ -73,14 +73,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let promoted = moves[1];
 #if SKETCH
     for (var j = 0u; j < promoted; j++) {
-        let source = moves[step.promoted + 4u * j];
+        let source = moves[params.promoted + 4u * j];
         if source >= ALONE {
             let place = source - ALONE;
             let at = (place / 2u) * (2u * VECTORS) + v;
             let x = bucket_sums[at] * (1 - 2 * i32(place % 2u));
             bucket_sums[at] = vec4<i32>();
             for (var k = 0u; k < 4u; k++) {
-                moves[step.stash + 4u * (j * 2u * VECTORS + v) + k] = bitcast<u32>(x[k]);
+                moves[params.stash + 4u * (j * 2u * VECTORS + v) + k] = bitcast<u32>(x[k]);
             }
 #if MEAN
             add_to_total(v, -x);
@@ -101,14 +101,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 #endif
     for (var j = 0u; j < promoted; j++) {
-        let source = moves[step.promoted + 4u * j];
-        let to = moves[step.promoted + 4u * j + 1u];
+        let source = moves[params.promoted + 4u * j];
+        let to = moves[params.promoted + 4u * j + 1u];
         var x: half4;
 #if SKETCH
         if source >= ALONE {
             var sum: vec4<i32>;
             for (var k = 0u; k < 4u; k++) {
-                sum[k] = bitcast<i32>(moves[step.stash + 4u * (j * 2u * VECTORS + v) + k]);
+                sum[k] = bitcast<i32>(moves[params.stash + 4u * (j * 2u * VECTORS + v) + k]);
             }
             x = narrow(vec4<f32>(sum) / UNIT);
         } else {

@@ -1,12 +1,12 @@
 // Sums over tokens of products of their numbers: out[i][j] += Σ_t x[t][i] · x[t][j], and in a line after the last, out[width][j] += Σ_t x[t][j].
 //
 // Grid: x = tiles of j, y = tiles of i. A lane has SIDE × SIDE of a tile's sums; tokens are brought into workgroup memory some at a time.
-struct Step {
+struct Params {
     tokens: u32,
     width: u32,
     stride: u32, // numbers from one token to the next in x
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;            // [tokens][stride]
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;    // [width + 1][width]
@@ -24,23 +24,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let i0 = group.y * TILE;
     let j0 = group.x * TILE;
     var sums: array<array<f32, SIDE>, SIDE>;
-    for (var begin = 0u; begin < step.tokens; begin += TOKENS) {
+    for (var begin = 0u; begin < params.tokens; begin += TOKENS) {
         workgroupBarrier();
         for (var n = local; n < TOKENS * TILE; n += 64u) {
             let t = begin + n / TILE;
             let i = i0 + n % TILE;
             let j = j0 + n % TILE;
-            let there = t < step.tokens;
+            let there = t < params.tokens;
             left[n] = 0.0;
             right[n] = 0.0;
-            if there && i < step.width {
-                left[n] = x[t * step.stride + i];
+            if there && i < params.width {
+                left[n] = x[t * params.stride + i];
             }
-            if there && i == step.width {
+            if there && i == params.width {
                 left[n] = 1.0;
             }
-            if there && j < step.width {
-                right[n] = x[t * step.stride + j];
+            if there && j < params.width {
+                right[n] = x[t * params.stride + j];
             }
         }
         workgroupBarrier();
@@ -57,8 +57,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var b = 0u; b < SIDE; b++) {
             let i = i0 + (local / LANES) * SIDE + a;
             let j = j0 + (local % LANES) * SIDE + b;
-            if i <= step.width && j < step.width {
-                out[i * step.width + j] += sums[a][b];
+            if i <= params.width && j < params.width {
+                out[i * params.width + j] += sums[a][b];
             }
         }
     }

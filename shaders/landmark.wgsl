@@ -5,14 +5,14 @@
 #include "lib/reduce.wgsl"
 #include "lib/ring.wgsl"
 
-struct Step {
+struct Params {
     chunk: u32,
     first: u32, // the first token that counts, and the one after the last
     end: u32,
     sinks: u32,
     ring: u32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> keys: array<half4>;               // [slots][KV_HEADS][PADDED / 4], after RoPE
 @group(0) @binding(1) var<storage, read_write> landmarks: array<u32>;      // [chunks][KV_HEADS][1 + WORDS]: step and least number, codes
@@ -26,10 +26,10 @@ var<workgroup> codes: array<u32, 2u * WORDS>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let chunk = step.chunk + group.x;
+    let chunk = params.chunk + group.x;
     let kv = group.y;
-    let from_token = max(chunk * CHUNK, step.first);
-    let to_token = min((chunk + 1u) * CHUNK, step.end);
+    let from_token = max(chunk * CHUNK, params.first);
+    let to_token = min((chunk + 1u) * CHUNK, params.end);
     var mean: array<vec4<f32>, UNITS>;
     var low = LARGEST;
     var high = -LARGEST;

@@ -8,14 +8,14 @@
 // FULL      weights are f32
 #include "lib/half.wgsl"
 
-struct Step {
+struct Params {
     first: u32,  // row of the whole matrix at which this part begins
     rows: u32,   // rows of this part
     width: u32,  // K / 4
     tokens: u32,
     stride: u32, // numbers from one token to the next in out
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 #if FULL
 @group(0) @binding(0) var<storage, read> weights: array<vec4<f32>>; // [rows][width]
@@ -53,13 +53,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let down = local / ACROSS;
     var sums: array<array<f32, TN>, TM>;
 
-    for (var k = 0u; k < step.width; k += VECTORS) {
+    for (var k = 0u; k < params.width; k += VECTORS) {
         for (var i = local; i < VECTORS * BM; i += ACROSS * DOWN) {
             let v = i % VECTORS;
             let t = block_token + i / VECTORS;
             var value = vec4<f32>();
-            if t < step.tokens && k + v < step.width {
-                value = x[t * step.width + k + v];
+            if t < params.tokens && k + v < params.width {
+                value = x[t * params.width + k + v];
             }
             xs[v * BM + i / VECTORS] = value;
         }
@@ -67,11 +67,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let v = i % VECTORS;
             let row = block_row + i / VECTORS;
             var value = vec4<f32>();
-            if row < step.rows && k + v < step.width {
+            if row < params.rows && k + v < params.width {
 #if FULL
-                value = weights[row * step.width + k + v];
+                value = weights[row * params.width + k + v];
 #else
-                value = widen(weights[row * step.width + k + v]);
+                value = widen(weights[row * params.width + k + v]);
 #endif
             }
             ws[v * BN + i / VECTORS] = value;
@@ -94,25 +94,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     for (var i = 0u; i < TM; i++) {
         let t = block_token + down + i * DOWN;
-        if t >= step.tokens {
+        if t >= params.tokens {
             continue;
         }
 #if GATED
         for (var j = 0u; j < TN; j += 2u) {
             let row = block_row + row_of(across, j);
-            if row < step.rows {
+            if row < params.rows {
                 let gate = sums[i][j];
-                out[t * step.stride + (step.first + row) / 2u] = gate / (1.0 + exp(-gate)) * sums[i][j + 1u];
+                out[t * params.stride + (params.first + row) / 2u] = gate / (1.0 + exp(-gate)) * sums[i][j + 1u];
             }
         }
 #else
         for (var j = 0u; j < TN; j++) {
             let row = block_row + row_of(across, j);
-            if row < step.rows {
-                let at = t * step.stride + step.first + row;
+            if row < params.rows {
+                let at = t * params.stride + params.first + row;
                 var y = sums[i][j];
 #if BIAS
-                y += bias[step.first + row];
+                y += bias[params.first + row];
 #endif
 #if RESIDUAL
                 y += out[at];

@@ -10,14 +10,14 @@
 // RESIDUAL  out[row] += …, and BIAS adds bias[row]
 #include "lib/half.wgsl"
 
-struct Step {
+struct Params {
     first: u32,   // row of the whole matrix at which this part begins
     rows: u32,    // rows of this part
     width: u32,   // a row's loads
     count: u32,   // numbers under the mean of squares: K without padding (NORM)
     epsilon: f32, // (NORM)
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 #if PAIRED
 alias Load = vec4<u32>;
@@ -54,15 +54,15 @@ fn finish(row: u32, sums: array<f32, UNROLL>, scale: f32) {
     var s = sums;
 #if GATED
     for (var u = 0u; u < UNROLL; u += 2u) {
-        if row + u < step.rows {
+        if row + u < params.rows {
             let gate = s[u] * scale;
-            out[(step.first + row + u) / 2u] = gate / (1.0 + exp(-gate)) * (s[u + 1u] * scale);
+            out[(params.first + row + u) / 2u] = gate / (1.0 + exp(-gate)) * (s[u + 1u] * scale);
         }
     }
 #else
     for (var u = 0u; u < UNROLL; u++) {
-        if row + u < step.rows {
-            let i = step.first + row + u;
+        if row + u < params.rows {
+            let i = params.first + row + u;
             var y = s[u] * scale;
 #if BIAS
             y += bias[i];
@@ -105,22 +105,22 @@ fn main(
         let row = block + offset;
         var sums: array<f32, UNROLL>;
         var squares = 0.0;
-        if offset < ROWS && row < step.rows {
+        if offset < ROWS && row < params.rows {
             var base: array<u32, UNROLL>;
             for (var u = 0u; u < UNROLL; u++) {
-                base[u] = min(row + u, step.rows - 1u) * step.width;
+                base[u] = min(row + u, params.rows - 1u) * params.width;
             }
-            for (var k = lane; k < step.width; k += lanes * AHEAD) {
+            for (var k = lane; k < params.width; k += lanes * AHEAD) {
                 // Past the row's end its last load is read again, and multiplied by nothing.
                 var loads: array<array<Load, UNROLL>, AHEAD>;
                 for (var a = 0u; a < AHEAD; a++) {
-                    let at = select(min(k + a * lanes, step.width - 1u), k, a == 0u);
+                    let at = select(min(k + a * lanes, params.width - 1u), k, a == 0u);
                     for (var u = 0u; u < UNROLL; u++) {
                         loads[a][u] = weights[base[u] + at];
                     }
                 }
                 for (var a = 0u; a < AHEAD; a++) {
-                    let there = a == 0u || k + a * lanes < step.width;
+                    let there = a == 0u || k + a * lanes < params.width;
                     let at = select(0u, k + a * lanes, there);
                     for (var i = 0u; i < EACH; i++) {
                         var v = x[at * EACH + i];
@@ -165,7 +165,7 @@ fn main(
         if lane == 0u && offset < ROWS {
 #endif
 #if NORM
-            let scale = inverseSqrt(squares / f32(step.count) + step.epsilon);
+            let scale = inverseSqrt(squares / f32(params.count) + params.epsilon);
 #else
             let scale = 1.0;
 #endif

@@ -6,14 +6,14 @@
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 
-struct Step {
+struct Params {
     splits: u32, // at least one, at most SPLITS
     exact: u32,  // those of exact values
     at: u32,     // the block's first token in out
     stride: u32, // numbers from one token to the next in out
     sums: u32,   // vectors of sums in a split
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> sums: array<vec4<f32>>;     // [tokens][splits][sums]: exact ones [HEADS][PADDED / 4]
 @group(0) @binding(1) var<storage, read> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]
@@ -63,7 +63,7 @@ fn join(at: u32, vectors: u32, first: u32, end: u32, local: u32) {
     for (var s = first + local / dims; s < end; s += teams * IN_FLIGHT) {
         var v: array<vec4<f32>, IN_FLIGHT>;
         for (var j = 0u; j < IN_FLIGHT; j++) {
-            v[j] = sums[min(s + j * teams, end - 1u) * step.sums + vector];
+            v[j] = sums[min(s + j * teams, end - 1u) * params.sums + vector];
         }
         for (var j = 0u; j < IN_FLIGHT; j++) {
             let i = s + j * teams;
@@ -83,11 +83,11 @@ fn join(at: u32, vectors: u32, first: u32, end: u32, local: u32) {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let splits = id.y * step.splits;
-    let across = lanes_for(step.splits);
+    let splits = id.y * params.splits;
+    let across = lanes_for(params.splits);
     var largest = LOWEST;
     for (var lot = 0u; lot < LOTS; lot++) {
-        let s = min(lot * WORKGROUP + local, step.splits - 1u);
+        let s = min(lot * WORKGROUP + local, params.splits - 1u);
         largest = max(largest, weights[(splits + s) * HEADS + id.x].x);
     }
     parts[local].x = largest;
@@ -104,11 +104,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     var total = vec2<f32>();
     for (var lot = 0u; lot < LOTS; lot++) {
         let s = lot * WORKGROUP + local;
-        if s < step.splits {
+        if s < params.splits {
             let w = weights[(splits + s) * HEADS + id.x];
             let e = exp(w.x - largest);
             share[s] = e;
-            total += e * w.y * vec2<f32>(1.0, select(0.0, 1.0, s >= step.exact));
+            total += e * w.y * vec2<f32>(1.0, select(0.0, 1.0, s >= params.exact));
         }
     }
     parts[local] = total;
@@ -121,11 +121,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     workgroupBarrier();
     total = parts[0];
 
-    let base = (step.at + id.y) * step.stride + id.x * PADDED;
-    let begin = splits * step.sums;
+    let base = (params.at + id.y) * params.stride + id.x * PADDED;
+    let begin = splits * params.sums;
     for (var block = 0u; block < PADDED / 4u; block += WORKGROUP) {
         let vectors = min(WORKGROUP, PADDED / 4u - block);
-        join(begin + id.x * (PADDED / 4u) + block, vectors, 0u, step.exact, local);
+        join(begin + id.x * (PADDED / 4u) + block, vectors, 0u, params.exact, local);
         if local < vectors {
 #if CODED
             whole[block + local] = joined[local];
@@ -142,10 +142,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     let column = local % COLUMNS;
     let slice = local / COLUMNS; // lanes that are over have one beyond the last
     var result: array<f32, OUTPUTS>;
-    if step.exact < step.splits {
+    if params.exact < params.splits {
         for (var slab = 0u; slab < head.width; slab += WORKGROUP) {
             let vectors = min(WORKGROUP, head.width - slab);
-            join(begin + head.sums + slab, vectors, step.exact, step.splits, local);
+            join(begin + head.sums + slab, vectors, params.exact, params.splits, local);
             if slice < SLICES {
                 for (var o = 0u; o < OUTPUTS; o++) {
                     let c = column + o * COLUMNS;

@@ -3,12 +3,12 @@
 // Grid: x = tokens.
 #include "lib/reduce.wgsl"
 
-struct Step {
+struct Params {
     width: u32,   // D / 4
     count: u32,   // D
     epsilon: f32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;         // [tokens][width]
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;      // [width]
@@ -16,13 +16,13 @@ var<immediate> step: Step;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let base = group.x * step.width;
+    let base = group.x * params.width;
     var squares = 0.0;
-    for (var k = local; k < step.width; k += WORKGROUP) {
+    for (var k = local; k < params.width; k += WORKGROUP) {
         squares += dot(x[base + k], x[base + k]);
     }
-    let scale = inverseSqrt(workgroup_sum(squares, local) / f32(step.count) + step.epsilon);
-    for (var k = local; k < step.width; k += WORKGROUP) {
+    let scale = inverseSqrt(workgroup_sum(squares, local) / f32(params.count) + params.epsilon);
+    for (var k = local; k < params.width; k += WORKGROUP) {
         out[base + k] = x[base + k] * scale * gain[k];
     }
 }

@@ -6,7 +6,7 @@
 #include "lib/rows.wgsl"
 #include "lib/trellis.wgsl"
 
-struct Step {
+struct Params {
     first: u32, // position of the first token
     at: u32,    // word of a token at which the row begins
     words: u32, // words of a token
@@ -16,7 +16,7 @@ struct Step {
     lot: u32,    // runs of a lot
     clip: u32,   // in percent: groups are cut to the magnitude that so many of their coordinates are below
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> coordinates: array<f32>;    // [tokens][runs][16]
 @group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;    // codebooks, [bands] or groups of (first run, runs, bits, scale), [runs]
@@ -36,10 +36,10 @@ fn code(z: f32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
 
 // The magnitude that the coordinates begin.. of a group are cut to: that with `clip` percent of them below, where equal ones count in their order.
 fn find_bound(begin: u32, end: u32, local: u32) -> f32 {
-    if step.clip >= 100u {
+    if params.clip >= 100u {
         return LARGEST;
     }
-    let wanted = step.clip * (end - begin) / 100u;
+    let wanted = params.clip * (end - begin) / 100u;
     for (var i = begin + local; i < end; i += WORKGROUP) {
         let own = abs(coordinates[i]);
         var below = 0u;
@@ -60,27 +60,27 @@ fn find_bound(begin: u32, end: u32, local: u32) -> f32 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.x;
-    let row = (step.first + token) * step.words + step.at;
+    let row = (params.first + token) * params.words + params.at;
     var own = 0u;
     var before = group.y; // lots of its band before this one
-    for (; own + 1u < step.bands; own++) {
-        let lots = (table[BOOKS + own].y + step.lot - 1u) / step.lot;
+    for (; own + 1u < params.bands; own++) {
+        let lots = (table[BOOKS + own].y + params.lot - 1u) / params.lot;
         if before < lots {
             break;
         }
         before -= lots;
     }
-    let first = table[BOOKS + own].x + before * step.lot;
-    let runs_end = min(first + step.lot, table[BOOKS + own].x + table[BOOKS + own].y);
+    let first = table[BOOKS + own].x + before * params.lot;
+    let runs_end = min(first + params.lot, table[BOOKS + own].x + table[BOOKS + own].y);
     load_book(local);
     var header = 0u;
     var scale = vec2<f32>(0.0, 1.0); // what is taken off the band's coordinates, and what they are divided by
-    for (var b = 0u; b < step.bands; b++) {
+    for (var b = 0u; b < params.bands; b++) {
         if b != own && group.y > 0u {
             continue;
         }
         let band = table[BOOKS + b];
-        let begin = (token * step.runs + band.x) * 16u;
+        let begin = (token * params.runs + band.x) * 16u;
         let end = begin + band.y * 16u;
         var of_band = vec2<f32>(0.0, 1.0);
         if band.w >= AFFINE {
@@ -118,16 +118,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             scale = of_band;
         }
     }
-    if local == 0u && group.y == 0u && step.header != 0u && table[BOOKS].w < AFFINE {
+    if local == 0u && group.y == 0u && params.header != 0u && table[BOOKS].w < AFFINE {
         rows[row] = header;
     }
     workgroupBarrier();
-    if trellis(table[BOOKS + step.bands + first]) {
+    if trellis(table[BOOKS + params.bands + first]) {
         // All runs of a band are so.
         for (var base = first; base < runs_end; base += WORKGROUP / LANES) {
             let index = min(base + local / LANES, runs_end - 1u);
-            let run = table[BOOKS + step.bands + index];
-            let z = (token * step.runs + index) * 16u;
+            let run = table[BOOKS + params.bands + index];
+            let z = (token * params.runs + index) * 16u;
             search(z, run.y, scale.y, local);
             workgroupBarrier();
             // One lane writes for the sixteen.
@@ -150,8 +150,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     for (var index = first + local; index < runs_end; index += WORKGROUP) {
-        let run = table[BOOKS + step.bands + index];
-        let z = (token * step.runs + index) * 16u;
+        let run = table[BOOKS + params.bands + index];
+        let z = (token * params.runs + index) * 16u;
         if run.y == 16u {
             for (var i = 0u; i < 8u; i++) {
                 let pair = vec2<f32>(coordinates[z + 2u * i], coordinates[z + 2u * i + 1u]);

@@ -7,13 +7,13 @@
 // BIAS      query, key and value have a bias
 // QK_NORM   query and key heads are normalised before RoPE
 // ABSORBED  coded keys are scored without being rebuilt: their basis is absorbed into the query, q̃ = B·q, and so is what their mean adds to a score, which
-//           turns with the key: q · R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in which there is a mean
+//           rotates with the key: q · R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in which there is a mean
 #include "lib/half.wgsl"
 #include "lib/reduce.wgsl"
 #include "lib/rope.wgsl"
 #include "lib/ring.wgsl"
 
-struct Step {
+struct Params {
     first: u32,    // position of the first token
     stride: u32,   // numbers from one token to the next in projected
     queries: u32,  // and in queries
@@ -23,10 +23,10 @@ struct Step {
     record: u32,   // number of queries from which it stands what was too large for 16 bits: the largest, and by layer the largest of keys and of values
     layer: u32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> projected: array<f32>;          // [tokens][stride]: query heads (PADDED each), key heads, value heads
-@group(0) @binding(1) var<storage, read> turns: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> rope_table: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read_write> queries: array<f32>;      // [tokens][queries]: [QUERY_HEADS][PADDED], padding zero; (ABSORBED) then where table says
 @group(0) @binding(3) var<storage, read_write> keys: array<half4>;       // [slots][EXACT_ROW / 4]
 @group(0) @binding(4) var<storage, read_write> values: array<half4>;     // [slots][EXACT_ROW / 4]
@@ -53,9 +53,9 @@ var<workgroup> head: array<f32, PADDED>;
 
 fn input(token: u32, at: u32) -> f32 {
 #if BIAS
-    return projected[token * step.stride + at] + added[BIASES + at];
+    return projected[token * params.stride + at] + added[BIASES + at];
 #else
-    return projected[token * step.stride + at];
+    return projected[token * params.stride + at];
 #endif
 }
 
@@ -63,7 +63,7 @@ fn input4(token: u32, at: u32) -> vec4<f32> {
     return vec4<f32>(input(token, at), input(token, at + 1u), input(token, at + 2u), input(token, at + 3u));
 }
 
-// Loads a head into workgroup memory, normalised and turned.
+// Loads a head into workgroup memory, normalised and rotated.
 fn load_head(token: u32, at: u32, side: u32, local: u32) {
     var scale = 1.0;
 #if QK_NORM
@@ -71,7 +71,7 @@ fn load_head(token: u32, at: u32, side: u32, local: u32) {
     for (var i = local; i < HEAD; i += WORKGROUP) {
         squares += input(token, at + i) * input(token, at + i);
     }
-    scale = inverseSqrt(workgroup_sum(squares, local) / f32(HEAD) + step.epsilon);
+    scale = inverseSqrt(workgroup_sum(squares, local) / f32(HEAD) + params.epsilon);
 #endif
     for (var i = local; i < PAIRS; i += WORKGROUP) {
         var a = input(token, at + i) * scale;
@@ -80,7 +80,7 @@ fn load_head(token: u32, at: u32, side: u32, local: u32) {
         a *= added[side * HEAD + i];
         b *= added[side * HEAD + i + PAIRS];
 #endif
-        let c = turn(step.first + token, i);
+        let c = rope(params.first + token, i);
         head[i] = a * c.x - b * c.y;
         head[i + PAIRS] = b * c.x + a * c.y;
     }
@@ -102,8 +102,8 @@ fn absorb(token: u32, query: u32, unit: u32, local: u32) {
     let rank = info.z * 16u;
     let more = table[BOOKS + 2u * kv + 1u];
     let first = more.x;
-    let turning = (more.z + 1u) / 2u; // vectors of two pairs
-    let out = token * step.queries + 4u * (info.w + query % GROUP * (rank / 4u + turning));
+    let pair_vectors = (more.z + 1u) / 2u; // vectors of two pairs
+    let out = token * params.queries + 4u * (info.w + query % GROUP * (rank / 4u + pair_vectors));
     for (var i = unit * SHARE + local; i < min(rank, (unit + 1u) * SHARE); i += WORKGROUP) {
         var sum = 0.0;
         for (var v = 0u; v < PADDED / 4u; v++) {
@@ -114,7 +114,7 @@ fn absorb(token: u32, query: u32, unit: u32, local: u32) {
     if unit > 0u {
         return;
     }
-    for (var i = local; i < 2u * turning; i += WORKGROUP) {
+    for (var i = local; i < 2u * pair_vectors; i += WORKGROUP) {
         var both = vec2<f32>();
         if i < more.z {
             let pair = table[more.y + i / 4u][i % 4u];
@@ -136,8 +136,8 @@ fn mean_of(kv: u32, i: u32) -> f32 {
 fn note(v: vec4<f32>, side: u32) {
     let most = max(max(abs(v.x), abs(v.y)), max(abs(v.z), abs(v.w)));
     if most >= BEYOND {
-        let at = step.record + 1u + 2u * step.layer + side;
-        queries[step.record] = max(queries[step.record], most);
+        let at = params.record + 1u + 2u * params.layer + side;
+        queries[params.record] = max(queries[params.record], most);
         queries[at] = max(queries[at], most);
     }
 }
@@ -145,14 +145,14 @@ fn note(v: vec4<f32>, side: u32) {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.y;
-    let at = slot(step.first + token) * EXACT_ROW;
+    let at = slot(params.first + token) * EXACT_ROW;
     var unit = group.x;
     if unit < QUERY_HEADS * SHARES {
         let query = unit / SHARES;
         load_head(token, query * PADDED, 0u, local);
         if unit % SHARES == 0u {
             for (var i = local; i < PADDED; i += WORKGROUP) {
-                queries[token * step.queries + query * PADDED + i] = head[i];
+                queries[token * params.queries + query * PADDED + i] = head[i];
             }
         }
 #if ABSORBED

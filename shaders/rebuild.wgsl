@@ -1,6 +1,6 @@
 // Coded keys as they were: k = RoPE(ẑ·B + μ), in f16, for columns of one key/value head.
 //
-// Grid: x = tiles of TILE columns, y = key/value heads. A lane owns a pair of RoPE for STRETCH keys, UNITS times, and turns it in registers. Neighbouring lanes have neighbouring pairs: they share
+// Grid: x = tiles of TILE columns, y = key/value heads. A lane owns a pair of RoPE for STRETCH keys, UNITS times, and rotates it in registers. Neighbouring lanes have neighbouring pairs: they share
 // the coordinates and read `up` in a row.
 //
 // LISTED    columns are those of a list (lib/columns.wgsl)
@@ -10,18 +10,18 @@
 #include "lib/rope.wgsl"
 #include "lib/unpack.wgsl"
 
-struct Step {
+struct Params {
     start: u32, // as in lib/columns.wgsl
     coded: u32, // columns
     words: u32, // of a token in rows
     sinks: u32,
     ring: u32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> rows: array<u32>;               // [capacity][words]
 @group(0) @binding(1) var<storage, read> table: array<vec4<u32>>;        // as in score.wgsl
-@group(0) @binding(2) var<storage, read> turns: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> rope_table: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read> up: array<half4>;               // by head: [rank / 4][HEAD]
 @group(0) @binding(4) var<storage, read_write> rebuilt: array<half4>;    // [columns][EXACT_ROW / 4]
 
@@ -31,7 +31,7 @@ const VECTORS = PADDED / 4u;
 const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
 const UNITS = (PAIRS * (TILE / STRETCH) + WORKGROUP - 1u) / WORKGROUP;
 const PITCH = VECTORS + 1u;
-// When all coordinates are used up, a tile of turned keys until they are written in a row.
+// When all coordinates are used up, a tile of keys after RoPE until they are written in a row.
 const ROOM = TILE * PITCH;
 
 fn mean(i: u32) -> f32 {
@@ -77,7 +77,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var t = 0u; t < STRETCH; t++) {
                 let a = low[u][t] + mean(kv * HEAD + pair);
                 let b = high[u][t] + mean(kv * HEAD + pair + PAIRS);
-                let c = turn(column_row(kv, begin + stretch + t), pair);
+                let c = rope(column_row(kv, begin + stretch + t), pair);
                 let at = (stretch + t) * PITCH;
                 stage[at + pair / 4u][pair % 4u] = a * c.x - b * c.y;
                 stage[at + (pair + PAIRS) / 4u][(pair + PAIRS) % 4u] = b * c.x + a * c.y;
@@ -94,7 +94,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     for (var i = local; i < TILE * VECTORS; i += WORKGROUP) {
         let t = i / VECTORS;
-        if begin + t < step.coded {
+        if begin + t < params.coded {
             rebuilt[((begin + t) * KV_HEADS + kv) * VECTORS + i % VECTORS] = narrow(stage[t * PITCH + i % VECTORS]);
         }
     }

@@ -2,11 +2,11 @@
 //
 // COPY   grid x: blocks of WORKGROUP vectors; to[i] = from[i]
 // F32, HALVES   grid x: any; every lane runs `rounds` of 8 independent multiply-adds on four-vectors
-struct Step {
+struct Params {
     rounds: u32,
     count: u32, // vectors to copy (COPY)
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> source: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> sink: array<vec4<f32>>;
@@ -14,7 +14,7 @@ var<immediate> step: Step;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
 #if COPY
-    for (var i = id.x; i < step.count; i += groups.x * WORKGROUP) {
+    for (var i = id.x; i < params.count; i += groups.x * WORKGROUP) {
         sink[i] = source[i];
     }
 #else
@@ -34,7 +34,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     var s5 = -b;
     var s6 = a * b;
     var s7 = -a * b;
-    for (var r = 0u; r < step.rounds; r++) {
+    for (var r = 0u; r < params.rounds; r++) {
         s0 = fma(s0, a, b);
         s1 = fma(s1, a, b);
         s2 = fma(s2, a, b);

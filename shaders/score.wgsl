@@ -4,7 +4,7 @@
 // Plain columns come first, then coded ones (lib/columns.wgsl); a tile is of either kind. Which query reads which keys exactly, and which by their codes, is src/rows/exact.rs.
 // A tile of keys that are stored in f16 is brought into workgroup memory once, and every line is scored against it.
 //
-// ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE turned to the key's position t
+// ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the key's position t
 // REBUILT   coded keys have been rebuilt (rebuild.wgsl), in f16
 // LISTED    coded columns are those of a list
 // COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own, each of which stands for several tokens
@@ -17,7 +17,7 @@
 #include "lib/unpack.wgsl"
 #endif
 
-struct Step {
+struct Params {
     first: u32,   // position of the block's first token
     tokens: u32,  // tokens of the block
     at: u32,      // the block's first token in queries
@@ -35,7 +35,7 @@ struct Step {
     high: u32,
     words: u32,   // (ABSORBED) words of a token in rows; (REBUILT) the first coded column's row in rebuilt
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;     // [tokens][queries / 4]: [KV_HEADS · GROUP][PADDED / 4], padding zero; then absorbed queries
 @group(0) @binding(1) var<storage, read> keys: array<half4>;            // [slots][KV_HEADS][PADDED / 4], after RoPE
@@ -43,9 +43,9 @@ var<immediate> step: Step;
 #if ABSORBED
 @group(0) @binding(3) var<storage, read> rows: array<u32>;              // [capacity][words]
 // Codebooks; two vectors for each key/value head: (word at which its row begins, first run, runs, vector of queries at which its absorbed queries begin), (vector of up,
-// vector at which the pairs begin whose mean turns, how many); means [KV_HEADS][HEAD] in f32; those pairs, four to a vector; runs.
+// vector at which the pairs begin whose mean rotates, how many); means [KV_HEADS][HEAD] in f32; those pairs, four to a vector; runs.
 @group(0) @binding(4) var<storage, read> table: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read> turns: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> rope_table: array<vec2<f32>>;
 #endif
 #if REBUILT
 @group(0) @binding(6) var<storage, read> rebuilt: array<half4>;         // [columns][KV_HEADS][PADDED / 4]
@@ -73,20 +73,20 @@ var<workgroup> tile: array<half4, TILE * PITCH>; // [TILE][PITCH]
 
 // The first key that the query at a position reads exactly again.
 fn reach(position: u32) -> u32 {
-    let due = max(position + 1u, step.recent) - step.recent;
-    return clamp(step.sinks + (max(due, step.sinks) - step.sinks) / ALIGN * ALIGN, step.low, step.high);
+    let due = max(position + 1u, params.recent) - params.recent;
+    return clamp(params.sinks + (max(due, params.sinks) - params.sinks) / ALIGN * ALIGN, params.low, params.high);
 }
 
 // A vector of the key of a column of either kind, which is stored.
 fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
 #if REBUILT
     if coded {
-        return rebuilt[(step.words + column) * (EXACT_ROW / 4u) + vector];
+        return rebuilt[(params.words + column) * (EXACT_ROW / 4u) + vector];
     }
 #endif
 #if COUNTED
-    if column >= plain.exact + step.beside - COUNTED_COLUMNS {
-        return counted[(column + COUNTED_COLUMNS - plain.exact - step.beside) * (EXACT_ROW / 4u) + vector];
+    if column >= plain.exact + params.beside - COUNTED_COLUMNS {
+        return counted[(column + COUNTED_COLUMNS - plain.exact - params.beside) * (EXACT_ROW / 4u) + vector];
     }
 #endif
     return keys[plain_slot(plain, column) * (EXACT_ROW / 4u) + vector];
@@ -95,21 +95,21 @@ fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let kv = group.y;
-    let end = step.first + step.tokens;
+    let end = params.first + params.tokens;
     let t = local % TILE;
     let team = local / TILE;
-    let fixed = min(step.sinks, end);
-    let plain = Plain(fixed, fixed + max(end, step.near) - step.near, (max(step.near, step.sinks) - step.sinks) % step.ring);
-    let plain_columns = plain.exact + step.beside;
+    let fixed = min(params.sinks, end);
+    let plain = Plain(fixed, fixed + max(end, params.near) - params.near, (max(params.near, params.sinks) - params.sinks) % params.ring);
+    let plain_columns = plain.exact + params.beside;
     let tiles = (plain_columns + TILE - 1u) / TILE;
     let coded = group.x >= tiles;
     let begin = select(group.x, group.x - tiles, coded) * TILE; // among the columns of its kind
-    let count = select(plain_columns, step.coded, coded);
+    let count = select(plain_columns, params.coded, coded);
     // The key that this lane scores, its column, and whether there is one.
     let there = begin + t < count;
     let own = min(begin + t, count - 1u);
     let column = select(0u, plain_columns, coded) + begin + t;
-    var key = select(step.near + own - fixed, own, own < fixed);
+    var key = select(params.near + own - fixed, own, own < fixed);
     if coded {
         key = coded_token(kv, own);
     }
@@ -136,7 +136,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
 
     let heads = KV_HEADS * GROUP;
-    let lines = step.tokens * GROUP;
+    let lines = params.tokens * GROUP;
     let lines_end = min(lines, (group.z + 1u) * SPAN);
     // Every team passes through the loop equally often: there are barriers in it.
     for (var block = group.z * SPAN; block < lines_end; block += TEAMS * ROWS) {
@@ -145,21 +145,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var base: array<u32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
             let q = min(line + r, lines - 1u);
-            base[r] = (step.at + q / GROUP) * (step.queries / 4u) + (kv * GROUP + q % GROUP) * VECTORS;
+            base[r] = (params.at + q / GROUP) * (params.queries / 4u) + (kv * GROUP + q % GROUP) * VECTORS;
         }
 #if ABSORBED
         if coded {
             let info = table[BOOKS + 2u * kv];
             let more = table[BOOKS + 2u * kv + 1u];
-            let turning = (more.z + 1u) / 2u; // vectors of two pairs
+            let pair_vectors = (more.z + 1u) / 2u; // vectors of two pairs
             for (var r = 0u; r < ROWS; r++) {
                 let q = min(line + r, lines - 1u);
-                base[r] = (step.at + q / GROUP) * (step.queries / 4u) + info.w + q % GROUP * (4u * info.z + turning);
+                base[r] = (params.at + q / GROUP) * (params.queries / 4u) + info.w + q % GROUP * (4u * info.z + pair_vectors);
             }
             let position = column_row(kv, begin + t);
-            for (var v = 0u; v < turning; v++) {
+            for (var v = 0u; v < pair_vectors; v++) {
                 let pairs = table[more.y + v / 2u];
-                let z = vec4<f32>(turn(position, pairs[2u * (v % 2u)]), turn(position, pairs[2u * (v % 2u) + 1u]));
+                let z = vec4<f32>(rope(position, pairs[2u * (v % 2u)]), rope(position, pairs[2u * (v % 2u) + 1u]));
                 for (var r = 0u; r < ROWS; r++) {
                     sums[r] = dot_add(z, queries[base[r] + 4u * info.z + v], sums[r]);
                 }
@@ -178,7 +178,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
         // Some vectors at a time, and a bound that compilers do not know: all of them at once would take all registers.
         if loads {
-            for (var c = 0u; c < min(VECTORS, step.queries); c += VECTORS_AT_ONCE) {
+            for (var c = 0u; c < min(VECTORS, params.queries); c += VECTORS_AT_ONCE) {
                 for (var j = 0u; j < VECTORS_AT_ONCE; j++) {
                     let k = widen(tile[t * PITCH + c + j]);
                     for (var r = 0u; r < ROWS; r++) {
@@ -191,9 +191,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var r = 0u; r < ROWS; r++) {
                 let q = line + r;
                 if q < lines_end {
-                    let position = step.first + q / GROUP;
+                    let position = params.first + q / GROUP;
                     var s = sums[r] * SCALE;
-                    var seen = key <= position && position - key < step.window && (key >= step.sinks && key < reach(position)) == coded;
+                    var seen = key <= position && position - key < params.window && (key >= params.sinks && key < reach(position)) == coded;
                     if !coded && own >= plain.exact {
                         seen = true;
 #if COUNTED
@@ -204,7 +204,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                         }
 #endif
                     }
-                    scores[((q / GROUP) * heads + kv * GROUP + q % GROUP) * step.stride + column] = select(LOWEST, s, seen);
+                    scores[((q / GROUP) * heads + kv * GROUP + q % GROUP) * params.stride + column] = select(LOWEST, s, seen);
                 }
             }
         }

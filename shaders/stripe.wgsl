@@ -4,14 +4,14 @@
 //
 // TOKEN_FACTORS, CHANNEL_FACTORS  as in lib/rows.wgsl
 
-struct Step {
+struct Params {
     first: u32,  // position of the first token
     tokens: u32,
     at: u32,     // word of a token at which the row begins
     words: u32,  // words of a token
     bits: u32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> coordinates: array<f32>;    // [tokens][HEADS · WIDTH]
 @group(0) @binding(1) var<storage, read> numbers: array<f32>;        // by block: [TOKENS][OWN], then what its tokens share, [SHARED], as f16 holds them
@@ -45,7 +45,7 @@ fn code(token: u32, c: u32) -> u32 {
     z /= numbers[own + head];
 #endif
 #endif
-    return u32(clamp(round((z - numbers[pair + 1u]) / numbers[pair]), 0.0, f32((1u << step.bits) - 1u)));
+    return u32(clamp(round((z - numbers[pair + 1u]) / numbers[pair]), 0.0, f32((1u << params.bits) - 1u)));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -53,17 +53,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let i = group.x * WORKGROUP + local;
     let token = i / EACH;
     let word = i % EACH;
-    if token >= step.tokens {
+    if token >= params.tokens {
         return;
     }
     var made = 0u;
     if word < HEADER {
         made = pack2x16float(vec2<f32>(header(token, 2u * word), header(token, 2u * word + 1u)));
     } else {
-        let count = 32u / step.bits;
+        let count = 32u / params.bits;
         for (var k = 0u; k < count; k++) {
-            made |= code(token, (word - HEADER) * count + k) << (k * step.bits);
+            made |= code(token, (word - HEADER) * count + k) << (k * params.bits);
         }
     }
-    rows[(step.first + token) * step.words + step.at + word] = made;
+    rows[(params.first + token) * params.words + params.at + word] = made;
 }

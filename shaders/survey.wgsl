@@ -1,12 +1,12 @@
 // How well the landmark of every chunk answers a token's queries: dots[head][chunk] = (q · landmark) / √head_dim (src/rows/select/mod.rs).
 //
 // Grid: x = tiles of WORKGROUP chunks, a lane each; y = key/value heads.
-struct Step {
+struct Params {
     first: u32,  // the first chunk
     count: u32,  // chunks
     stride: u32, // from one query head to the next in dots
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 @group(0) @binding(0) var<storage, read> queries: array<vec4<f32>>;   // [KV_HEADS · GROUP][PADDED / 4], padding zero
 @group(0) @binding(1) var<storage, read> landmarks: array<u32>;       // [chunks][KV_HEADS][1 + WORDS], as landmark.wgsl packs them
@@ -19,10 +19,10 @@ const SCALE = 1.0 / sqrt(f32(HEAD));
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let kv = id.y;
-    if id.x >= step.count {
+    if id.x >= params.count {
         return;
     }
-    let row = ((step.first + id.x) * KV_HEADS + kv) * (1u + WORDS);
+    let row = ((params.first + id.x) * KV_HEADS + kv) * (1u + WORDS);
     let header = unpack2x16float(landmarks[row]);
     var sums: array<f32, GROUP>;
     for (var v = 0u; v < VECTORS; v++) {
@@ -34,6 +34,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
     for (var h = 0u; h < GROUP; h++) {
-        dots[(kv * GROUP + h) * step.stride + id.x] = sums[h] * SCALE;
+        dots[(kv * GROUP + h) * params.stride + id.x] = sums[h] * SCALE;
     }
 }

@@ -17,7 +17,7 @@
 #include "lib/rows.wgsl"
 #endif
 
-struct Step {
+struct Params {
     plain: u32,   // plain columns
     coded: u32,   // (CODED) coded columns
     tokens: u32,
@@ -35,7 +35,7 @@ struct Step {
     sinks: u32,
     ring: u32,
 }
-var<immediate> step: Step;
+var<immediate> params: Params;
 
 struct Group {
     at: u32,    // exact: vector at which the slice begins; coded: word at which its row begins
@@ -73,8 +73,8 @@ var<workgroup> ends: array<vec4<f32>, SLAB * WORKGROUP>;
 // A vector of the value of a plain column.
 fn plain_value(plain: Plain, column: u32, vector: u32) -> half4 {
 #if COUNTED
-    if column + COUNTED_COLUMNS >= step.plain {
-        return counted[(column + COUNTED_COLUMNS - step.plain) * (EXACT_ROW / 4u) + vector];
+    if column + COUNTED_COLUMNS >= params.plain {
+        return counted[(column + COUNTED_COLUMNS - params.plain) * (EXACT_ROW / 4u) + vector];
     }
 #endif
     return values[plain_slot(plain, column) * (EXACT_ROW / 4u) + vector];
@@ -83,26 +83,26 @@ fn plain_value(plain: Plain, column: u32, vector: u32) -> half4 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     var entry = id.y;
-    var begin = id.x * step.length;
-    var end = min(begin + step.length, step.plain);
-    var entries_end = step.entries;
+    var begin = id.x * params.length;
+    var end = min(begin + params.length, params.plain);
+    var entries_end = params.entries;
 #if CODED
     load_book(local);
-    let splits = (step.plain + max(step.length, 1u) - 1u) / max(step.length, 1u);
+    let splits = (params.plain + max(params.length, 1u) - 1u) / max(params.length, 1u);
     let coded = id.x >= splits;
     if coded {
-        entry += step.entries;
-        entries_end = step.all;
-        begin = step.plain + (id.x - splits) * step.along;
-        end = min(begin + step.along, step.plain + step.coded);
+        entry += params.entries;
+        entries_end = params.all;
+        begin = params.plain + (id.x - splits) * params.along;
+        end = min(begin + params.along, params.plain + params.coded);
     }
 #endif
     if entry >= entries_end {
         return; // the whole workgroup: before any barrier
     }
     let group = groups[entry];
-    let plain = Plain(step.fixed, step.exact, step.base);
-    let lines = step.tokens * group.heads;
+    let plain = Plain(params.fixed, params.exact, params.base);
+    let lines = params.tokens * group.heads;
     let first_row = id.z * ROWS;
     if first_row >= lines {
         return;
@@ -121,7 +121,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         token = (first_row + row) / group.heads;
         head = group.first + (first_row + row) % group.heads;
     }
-    let line = (token * HEADS + head) * step.stride;
+    let line = (token * HEADS + head) * params.stride;
 
     var largest = LOWEST;
     if weighs {
@@ -169,7 +169,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         if vector < group.width {
 #if CODED
             if coded {
-                let first = tile - step.plain;
+                let first = tile - params.plain;
                 for (var k = share; k < count; k += sharing * IN_FLIGHT) {
                     var words: array<Fetched, IN_FLIGHT>;
                     for (var j = 0u; j < IN_FLIGHT; j++) {
@@ -225,7 +225,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                 for (var a = 0u; a < sharing; a++) {
                     sum += ends[(i / group.dims) * WORKGROUP + a * group.dims + i % group.dims];
                 }
-                sums[((q / group.heads) * grid.x + id.x) * step.sums + group.sums + (q % group.heads) * group.width + v] = sum;
+                sums[((q / group.heads) * grid.x + id.x) * params.sums + group.sums + (q % group.heads) * group.width + v] = sum;
             }
         }
         workgroupBarrier();

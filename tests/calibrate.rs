@@ -24,7 +24,7 @@ fn statistics(model: &Arc<Model>, texts: &[Vec<u32>], options: Options) -> Resul
     Ok(gather(model, texts, "source".into(), "text".into(), options, &mut quietly)?.0)
 }
 
-/// A layer's queries, keys, turned keys and values, a column for each token of one window.
+/// A layer's queries, keys, keys after RoPE and values, a column for each token of one window.
 type Layer = [DMatrix<f64>; 4];
 
 /// Keeps all heads of one window.
@@ -32,7 +32,7 @@ struct Keep(Vec<Layer>);
 
 impl Observer for Keep {
     fn heads(&mut self, layer: usize, position: usize, heads: &Heads) {
-        for (kept, here) in self.0[layer].iter_mut().zip([heads.queries, heads.keys, heads.turned_keys, heads.values]) {
+        for (kept, here) in self.0[layer].iter_mut().zip([heads.queries, heads.keys, heads.post_rope_keys, heads.values]) {
             kept.resize_mut(here.nrows(), position + here.ncols(), 0.0);
             kept.columns_mut(position, here.ncols()).copy_from(&here.map(f64::from));
         }
@@ -87,12 +87,12 @@ fn sums_are_those_of_the_positions_that_count_over_any_span() {
         assert_eq!((found.tokens, found.longest, found.span, found.moments.len()), (900, window, span, 5usize.div_ceil(span)));
         for layer in 0..5 {
             near_moments(&found.rows(layer..layer + 1).unwrap(), &rows(layer..layer + 1));
-            let turned_keys = tokens(3, &|kept, token| kept[layer][2].column(token).into_owned());
-            near_moments(&found.layers[layer].turned_keys, &turned_keys);
+            let post_rope_keys = tokens(3, &|kept, token| kept[layer][2].column(token).into_owned());
+            near_moments(&found.layers[layer].post_rope_keys, &post_rope_keys);
             // Every fourth of 891 tokens is no more than 256.
             let every_fourth = |all: Vec<DVector<f64>>| DMatrix::from_columns(&all.into_iter().step_by(4).collect::<Vec<_>>());
             near(&found.layers[layer].sample.rows, &every_fourth(rows(layer..layer + 1)));
-            near(&found.layers[layer].sample.turned_keys, &every_fourth(turned_keys));
+            near(&found.layers[layer].sample.post_rope_keys, &every_fourth(post_rope_keys));
             for (head, found) in found.layers[layer].queries.iter().enumerate() {
                 let mut expected = DMatrix::zeros(synthetic.head_dim, synthetic.head_dim);
                 for queries in tokens(20, &|kept, token| kept[layer][0].column(token).into_owned()) {

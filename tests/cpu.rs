@@ -48,7 +48,7 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32], di
     };
     let d = model.head_dim;
     let frequencies = config.rope_frequencies();
-    // The heads of a query or key, each normalised where the family does, then turned to its position.
+    // The heads of a query or key, each normalised where the family does, then rotated to its position.
     let heads = |layer: &str, side: &str, x: &[f64], position: usize, moved: Option<&Disturbance>| -> Vec<Vec<f64>> {
         let mut heads: Vec<Vec<f64>> = linear(&format!("{layer}.{side}_proj"), x).chunks(d).map(<[f64]>::to_vec).collect();
         for (index, head) in heads.iter_mut().enumerate() {

@@ -7,7 +7,7 @@ use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest}
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Float, Grouping, Layout, LowKey, LowRank, Method, Output, Palu, Plan, Ranks, ReCalKv, Report, run};
 use lowkey::cpu::{Model, RowType};
-use lowkey::rows::{Exact, Holds, RUN};
+use lowkey::rows::{Exact, RUN, RowKind};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::task::Progress;
 use lowkey::{Error, Result};
@@ -111,19 +111,19 @@ fn by_every_rule_error_falls_with_the_budget_and_the_budget_is_kept() {
     }
 }
 
-/// Palu's groups are as asked for; the methods that read turned keys have a row for each head.
+/// Palu's groups are as asked for; the methods that read keys after RoPE have a row for each head.
 #[test]
 fn rows_are_what_the_papers_say() {
     for_every_family(|family, checkpoint, statistics, outputs| {
         let heads = checkpoint.config().num_key_value_heads;
         let [_, recalkv, kqsvd, _, eigen] = published(keep(0.5, None), heads);
         let palu = |group_heads| Method::Palu(Palu { low_rank: keep(0.5, None), group_heads });
-        for (index, (method, keys, holds)) in [
-            (palu(1), heads, Holds::Keys),
-            (palu(heads), 1, Holds::Keys),
-            (recalkv, 1, Holds::Keys),
-            (kqsvd, heads, Holds::TurnedKeys),
-            (eigen, heads, Holds::TurnedKeys),
+        for (index, (method, keys, kind)) in [
+            (palu(1), heads, RowKind::PreRopeKeys),
+            (palu(heads), 1, RowKind::PreRopeKeys),
+            (recalkv, 1, RowKind::PreRopeKeys),
+            (kqsvd, heads, RowKind::PostRopeKeys),
+            (eigen, heads, RowKind::PostRopeKeys),
         ]
         .into_iter()
         .enumerate()
@@ -133,7 +133,7 @@ fn rows_are_what_the_papers_say() {
             let (_, factored) = compress(checkpoint, statistics, &plan, &output).unwrap();
             let rows = factored.rows().unwrap().unwrap();
             let layers = checkpoint.config().num_hidden_layers;
-            let found = rows.specs.iter().filter(|spec| spec.holds == holds).count();
+            let found = rows.specs.iter().filter(|spec| spec.kind == kind).count();
             assert_eq!(found, keys * layers, "{family}, {}", method.name());
         }
     });
@@ -200,7 +200,7 @@ fn biased(norm: f32) -> tempfile::TempDir {
     directory
 }
 
-/// Rows that are coded about a mean which turns lose no more of keys with large biases than of keys without, on the processor and on a GPU in every tier, up to the end of the context.
+/// Rows that are coded about a mean which rotates lose no more of keys with large biases than of keys without, on the processor and on a GPU in every tier, up to the end of the context.
 #[test]
 fn key_biases_cost_nothing_where_means_turn() {
     use lowkey::compress::factor;

@@ -1,7 +1,7 @@
 // Which row each column of attention is. Plain columns come first: tokens' exact rows, the sinks and then those from `near` on, and those beside, in slots behind the ring. After them come
 // coded columns: consecutive tokens, or (LISTED) those of a list.
 //
-// Wants `step.sinks` and `step.ring`: slots of either; `step.start`: the first coded token, or (LISTED) the last there is.
+// Wants `params.sinks` and `params.ring`: slots of either; `params.start`: the first coded token, or (LISTED) the last there is.
 //
 // LISTED    LIST entries for each key/value head, or none where all heads read the same
 #if LISTED
@@ -18,8 +18,8 @@ struct Plain {
 // The slot of a plain column. The ring comes round once at the most. Without branches, so that several loads can be under way.
 fn plain_slot(plain: Plain, column: u32) -> u32 {
     let at = plain.base + column - plain.fixed;
-    let exact = step.sinks + select(at, at - step.ring, at >= step.ring);
-    return select(select(exact, step.sinks + step.ring + column - plain.exact, column >= plain.exact), column, column < plain.fixed);
+    let exact = params.sinks + select(at, at - params.ring, at >= params.ring);
+    return select(select(exact, params.sinks + params.ring + column - plain.exact, column >= plain.exact), column, column < plain.fixed);
 }
 
 // The token of a coded column.
@@ -27,14 +27,14 @@ fn coded_token(kv: u32, column: u32) -> u32 {
 #if LISTED
     return list[kv * LIST + column];
 #else
-    return step.start + column;
+    return params.start + column;
 #endif
 }
 
 // The token whose row a coded column reads: where there is none, the last.
 fn coded_row(kv: u32, column: u32) -> u32 {
 #if LISTED
-    return min(coded_token(kv, column), step.start);
+    return min(coded_token(kv, column), params.start);
 #else
     return coded_token(kv, column);
 #endif

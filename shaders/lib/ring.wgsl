@@ -1,10 +1,10 @@
 // Where exact rows stand: the first tokens in slots of their own, those after them in a ring.
 //
-// Wants `step.sinks` and `step.ring`: the number of either.
+// Wants `params.sinks` and `params.ring`: the number of either.
 
 fn slot(position: u32) -> u32 {
-    if position < step.sinks {
+    if position < params.sinks {
         return position;
     }
-    return step.sinks + (position - step.sinks) % step.ring;
+    return params.sinks + (position - params.sinks) % params.ring;
 }

@@ -3,7 +3,7 @@
 // Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8 bits. A run is
 // (its word within the row, its bits, where the upper bits of its codes stand if they are apart, what scales it).
 //
-// BLOCKS    tokens are coded in blocks of TOKENS, as src/rows/blocks.rs has it, from `step.sinks` on; wants `step.words`, words of a token in rows. A run is (its word within the row, its bits,
+// BLOCKS    tokens are coded in blocks of TOKENS, as src/rows/blocks.rs has it, from `params.sinks` on; wants `params.words`, words of a token in rows. A run is (its word within the row, its bits,
 //           its first coordinate, its head). A header has OWN numbers of the token and STRIPE of the block. Steps are by channel;
 //           TOKEN_FACTORS: and each token and head has a factor; CHANNEL_FACTORS: steps are by token and head, and each channel has a factor
 
@@ -52,13 +52,13 @@ fn number(row: u32, i: u32) -> f32 {
 
 // A number that the tokens of a key's block share.
 fn shared_number(key: u32, at: u32, i: u32) -> f32 {
-    let first = key - (key - step.sinks) % TOKENS;
-    return number((first + i / STRIPE) * step.words + at, OWN + i % STRIPE);
+    let first = key - (key - params.sinks) % TOKENS;
+    return number((first + i / STRIPE) * params.words + at, OWN + i % STRIPE);
 }
 
 // `at`: the word of a token at which the row begins. Quarter: which four of the run's sixteen.
 fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
-    let row = key * step.words + at;
+    let row = key * params.words + at;
     let width = run.y;
     let word = rows[row + run.x + quarter * width / 8u] >> (quarter * width * 4u % 32u);
     let code = vec4<f32>((vec4<u32>(word) >> (vec4<u32>(0u, 1u, 2u, 3u) * width)) & vec4<u32>((1u << width) - 1u));
@@ -95,7 +95,7 @@ alias Fetched = vec3<u32>;
 // The words that four coordinates are in, and the header's that scales them. `at`: the word of a token at which the row begins. Quarter: which four of the run's sixteen. All are read whether they
 // are needed or not: a lane can have several such reads under way.
 fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
-    let row = key * step.words + at;
+    let row = key * params.words + at;
     let together = trellis(run);
     let first = run.x + select(quarter * run.y / 8u, 0u, together);
     let second = select(select(first, first + 1u, run.y == 16u), run.z / 2u, together);

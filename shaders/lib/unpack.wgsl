@@ -1,6 +1,6 @@
 // A tile of coded columns, unpacked a few runs at a time into workgroup memory.
 //
-// Wants lib/rows.wgsl and lib/columns.wgsl; `step.coded`: coded columns; TILE of them in a tile; ROOM: vectors of `stage` that are wanted besides.
+// Wants lib/rows.wgsl and lib/columns.wgsl; `params.coded`: coded columns; TILE of them in a tile; ROOM: vectors of `stage` that are wanted besides.
 
 const STAGE = 2u; // runs unpacked at a time
 const ACROSS = TILE + 1u;
@@ -10,7 +10,7 @@ var<workgroup> stage: array<vec4<f32>, max(STAGE * 4u * ACROSS, ROOM)>; // [STAG
 
 // The token that a lane brings in for a coded column; past the last column, the last's.
 fn column_row(kv: u32, column: u32) -> u32 {
-    return coded_row(kv, min(column, step.coded - 1u));
+    return coded_row(kv, min(column, params.coded - 1u));
 }
 
 // Brings runs first, … of the tile that begins with coded column `begin` into `stage`. `info`: of the row, as in score.wgsl's table.

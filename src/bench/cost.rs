@@ -50,8 +50,8 @@ pub struct Forgetting {
 pub struct RowsMade {
     /// What stays exact beside them.
     pub exact: Option<Exact>,
-    /// By row, frequency pairs in which a mean turns, over all its heads ([`RowSet::turning`]).
-    pub turning: Vec<usize>,
+    /// By row, frequency pairs in which a mean rotates, over all its heads ([`RowSet::mean_pairs`]).
+    pub mean_pairs: Vec<usize>,
 }
 
 impl RowsMade {
@@ -60,7 +60,7 @@ impl RowsMade {
     /// # Errors
     /// Those of reading their means.
     pub fn of(checkpoint: &Checkpoint) -> Result<RowsMade> {
-        Ok(RowsMade { exact: checkpoint.factored().map(|factored| factored.exact), turning: checkpoint.turning()? })
+        Ok(RowsMade { exact: checkpoint.factored().map(|factored| factored.exact), mean_pairs: checkpoint.mean_pairs()? })
     }
 }
 
@@ -69,7 +69,7 @@ pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, byte
     let (config, exact) = (config.clone(), options.exact.or(made.exact).unwrap_or_default());
     move |sequence| {
         let (rows, capacity) = (sequence.rows(), sequence.capacity());
-        let cost = Cost::of(&config, (rows, &made.turning), options.method.read(), bytes_per_weight);
+        let cost = Cost::of(&config, (rows, &made.mean_pairs), options.method.read(), bytes_per_weight);
         let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
         // A sequence whose stores are refused was never made.
         match options.method.eviction().and_then(|eviction| eviction.stores(&config.geometry(), rows, exact, capacity).ok()) {
@@ -80,9 +80,9 @@ pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, byte
 }
 
 impl Cost {
-    /// Counts from a model's shapes, its coded rows (none where it is dense) with the frequency pairs in which their means turn, as [`Price::of`] takes both, and how many tokens are read, with
+    /// Counts from a model's shapes, its coded rows (none where it is dense) with the frequency pairs in which their means rotate, as [`Price::of`] takes both, and how many tokens are read, with
     /// `bytes_per_weight` bytes for each weight.
-    pub fn of(config: &Config, (rows, turning): (&[RowSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
+    pub fn of(config: &Config, (rows, mean_pairs): (&[RowSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
         let [d, i, heads, layers, vocab] =
             [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
         let q_width = heads * config.head_dim as u64;
@@ -90,7 +90,7 @@ impl Cost {
 
         // Matrices of all layers and the head; the norm at the end has the width of one more row.
         let matrices = layers * (2 * d * q_width + 2 * d * kv_width + 3 * d * i) + vocab * d;
-        let price = Price::of(rows, turning, &config.geometry());
+        let price = Price::of(rows, mean_pairs, &config.geometry());
         let (chunk, select) = (Selection::CHUNK as u64, read.selection());
         Cost {
             weight_bytes: (matrices + d + price.basis_numbers) * bytes_per_weight,
@@ -157,15 +157,15 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::{Format, Holds, Vague};
+    use crate::rows::{Format, RowKind, Vague};
 
     fn config() -> Config {
         Config { hidden_size: 10, intermediate_size: 20, head_dim: 8, ..Config::example() }
     }
 
-    fn rows(holds: Holds) -> Vec<RowSpec> {
-        let row = |first_layer, holds, runs| RowSpec { first_layer, layers: 1, holds, first_head: 0, kv_heads: 2, format: Format::half(runs) };
-        (0..2).flat_map(|layer| [row(layer, holds, 2), row(layer, Holds::Values, 1)]).collect()
+    fn rows(kind: RowKind) -> Vec<RowSpec> {
+        let row = |first_layer, kind, runs| RowSpec { first_layer, layers: 1, kind, first_head: 0, kv_heads: 2, format: Format::half(runs) };
+        (0..2).flat_map(|layer| [row(layer, kind, 2), row(layer, RowKind::Values, 1)]).collect()
     }
 
     #[test]
@@ -184,18 +184,18 @@ mod tests {
         let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
         // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
         let ups = [16 * 32, 16 * 16];
-        let rebuilt = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
+        let rebuilt = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
         assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
         assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
         assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
-        let direct = Cost::of(&config(), (&rows(Holds::TurnedKeys), &[]), Read::All, 1);
+        let direct = Cost::of(&config(), (&rows(RowKind::PostRopeKeys), &[]), Read::All, 1);
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
-        // A mean that turns in three pairs, scored by two query heads.
-        let turning = Cost::of(&config(), (&rows(Holds::TurnedKeys), &[3]), Read::All, 1);
-        assert_eq!(turning.flops_per_cached_token, direct.flops_per_cached_token + 2 * 2 * 2 * 3);
-        assert_eq!(turning.weight_bytes, direct.weight_bytes + 2 * 3);
+        // A mean that rotates in three pairs, scored by two query heads.
+        let mean_pairs = Cost::of(&config(), (&rows(RowKind::PostRopeKeys), &[3]), Read::All, 1);
+        assert_eq!(mean_pairs.flops_per_cached_token, direct.flops_per_cached_token + 2 * 2 * 2 * 3);
+        assert_eq!(mean_pairs.weight_bytes, direct.weight_bytes + 2 * 3);
     }
 
     #[test]
@@ -212,16 +212,16 @@ mod tests {
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
-        let coded = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
-        let forgetting = coded.forgetting(&config(), &stores(Vague::Rows), exact, &rows(Holds::Keys));
+        let coded = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
+        let forgetting = coded.forgetting(&config(), &stores(Vague::Rows), exact, &rows(RowKind::PreRopeKeys));
         assert_eq!(forgetting.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
         assert_eq!(forgetting.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
     }
 
     #[test]
     fn what_is_chosen_is_read_and_every_landmark() {
-        let all = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::All, 1);
-        let some = Cost::of(&config(), (&rows(Holds::Keys), &[]), Read::top(Some(64)), 1);
+        let all = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
+        let some = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::top(Some(64)), 1);
         // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
         assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);

@@ -3,7 +3,7 @@
 use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::compress::rotated;
 use crate::linalg::Random;
-use crate::rows::{Band, Coder, Exact, Format, Holds, RUN, Read, RowSet, RowSpec, Scale};
+use crate::rows::{Band, Coder, Exact, Format, RUN, Read, RowKind, RowSet, RowSpec, Scale};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use std::str::FromStr;
@@ -181,15 +181,15 @@ impl RandomRows {
     /// Coders of random bases for a model of this shape; `None` where every row is exact.
     pub fn rows(self, config: &Config) -> Option<RowSet> {
         let all = config.num_key_value_heads;
-        let fast = |heads| Some(random(config, (1, heads), &[(Holds::TurnedKeys, FAST_KEYS), (Holds::Values, FAST_VALUES)], true));
+        let fast = |heads| Some(random(config, (1, heads), &[(RowKind::PostRopeKeys, FAST_KEYS), (RowKind::Values, FAST_VALUES)], true));
         match self {
             RandomRows::Dense => None,
             RandomRows::Rotated => Some(rotated(config, 4, Exact::default())),
             RandomRows::Fast => fast(all),
             RandomRows::FastPairs => fast(2),
             RandomRows::FastHeads => fast(1),
-            RandomRows::Small | RandomRows::Select => Some(random(config, (1, all), &[(Holds::Both, SMALL)], true)),
-            RandomRows::Xkv => Some(random(config, (GROUP, all), &[(Holds::Keys, XKV_KEYS), (Holds::Values, XKV_VALUES)], false)),
+            RandomRows::Small | RandomRows::Select => Some(random(config, (1, all), &[(RowKind::Both, SMALL)], true)),
+            RandomRows::Xkv => Some(random(config, (GROUP, all), &[(RowKind::PreRopeKeys, XKV_KEYS), (RowKind::Values, XKV_VALUES)], false)),
         }
     }
 }
@@ -203,20 +203,20 @@ impl FromStr for RandomRows {
 }
 
 /// Rows over `span` layers and `heads` key/value heads each. `down`: whether what codes them is another matrix than what reads them.
-fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(Holds, Shares)], down: bool) -> RowSet {
+fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(RowKind, Shares)], down: bool) -> RowSet {
     let (mut specs, mut coders): (Vec<RowSpec>, Vec<Coder>) = (Vec::new(), Vec::new());
     for first_layer in (0..config.num_hidden_layers).step_by(span) {
         let layers = span.min(config.num_hidden_layers - first_layer);
         let firsts = (0..config.num_key_value_heads).step_by(heads);
-        for ((holds, shares), first_head) in kinds.iter().flat_map(|kind| firsts.clone().map(move |first| (kind, first))) {
+        for ((kind, shares), first_head) in kinds.iter().flat_map(|kind| firsts.clone().map(move |first| (kind, first))) {
             let empty = Format { bands: Vec::new(), scale: Scale::Band };
             let kv_heads = heads.min(config.num_key_value_heads - first_head);
-            let mut spec = RowSpec { first_layer, layers, holds: *holds, first_head, kv_heads, format: empty };
+            let mut spec = RowSpec { first_layer, layers, kind: *kind, first_head, kv_heads, format: empty };
             let width = spec.width(config.head_dim);
             let runs = |share: f64| ((share * width as f64 / RUN as f64).round() as usize).max(1);
             spec.format.bands = shares.iter().map(|(bits, share)| Band { bits: *bits, runs: runs(*share) }).collect();
             // Which numbers they are does not matter, only that no two coordinates are alike: layers of a shape share theirs.
-            let alike = specs.iter().position(|other| (other.holds, other.layers, other.kv_heads) == (spec.holds, spec.layers, spec.kv_heads));
+            let alike = specs.iter().position(|other| (other.kind, other.layers, other.kv_heads) == (spec.kind, spec.layers, spec.kv_heads));
             coders.push(alike.map_or_else(|| coder(spec.format.clone(), width, down), |i| coders[i].clone()));
             specs.push(spec);
         }
@@ -228,7 +228,7 @@ fn coder(format: Format, width: usize, down: bool) -> Coder {
     let (mut random, rank) = (Random::new(width as u64), format.rank());
     let scale = (3.0 / rank as f64).sqrt();
     let up = DMatrix::from_fn(rank, width, |_, _| ((random.unit() * 2.0 - 1.0) * scale) as f32);
-    // Not zero: a mean that turns with the keys has its price.
+    // Not zero: a mean that rotates with the keys has its price.
     Coder { format, mean: DVector::from_element(width, 0.1), down: down.then(|| up.transpose()), up }
 }
 

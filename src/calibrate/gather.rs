@@ -160,7 +160,7 @@ pub fn gather(
     seconds.backward -= summing;
     seconds.moments = forward.seconds + summing;
 
-    let Gathered { moments, turned_keys, samples, queries } = forward.finish()?;
+    let Gathered { moments, post_rope_keys, samples, queries } = forward.finish()?;
     let start = Instant::now();
     let scalars = match options.sensitivity {
         SensitivityKind::Scalar if options.scalar_windows > 0 => {
@@ -173,10 +173,10 @@ pub fn gather(
     };
     seconds.disturb = start.elapsed().as_secs_f64();
     let mut found = backward.map(Backward::finish).transpose()?.map(Vec::into_iter);
-    let layers = turned_keys.into_iter().zip(samples).zip(queries).enumerate().map(|(layer, ((turned_keys, sample), queries))| {
+    let layers = post_rope_keys.into_iter().zip(samples).zip(queries).enumerate().map(|(layer, ((post_rope_keys, sample), queries))| {
         let scalar = scalars.as_ref().map(|scalars| scalars[layer]);
         let (sensitivity, fisher) = found.as_mut().and_then(Iterator::next).unzip();
-        LayerStatistics { turned_keys, sample, queries, scalar, fisher, sensitivity }
+        LayerStatistics { post_rope_keys, sample, queries, scalar, fisher, sensitivity }
     });
     let statistics = Statistics {
         source,

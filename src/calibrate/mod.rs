@@ -4,10 +4,10 @@
 //! width `d`, `n = H_kv·d`, a token's keys `k: [n]` (with bias, after QK-norm, before RoPE) and values `v: [n]` make up its row `y = [k ; v]`, `[2n]`. There are
 //!
 //! - the mean of `y` and of `yyᵀ`, by layer or over a span of consecutive layers;
-//! - the same of keys after RoPE ("turned keys"), and the mean of `qqᵀ` for the queries that meet them;
+//! - the same of keys after RoPE ("post-RoPE keys"), and the mean of `qqᵀ` for the queries that meet them;
 //! - the *sensitivity*: how much the output moves when keys or values are disturbed (`sensitivity.rs`), and the Fisher information of their projections, by
 //!   which Palu (Chang et al., arXiv 2407.21118) deals out ranks;
-//! - `y` and turned keys themselves, of a small sample of tokens.
+//! - `y` and keys after RoPE themselves, of a small sample of tokens.
 //!
 //! The first positions of every window are in none of it: caches keep them exactly.
 

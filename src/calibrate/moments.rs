@@ -50,7 +50,7 @@ pub(super) struct Forward {
     /// The rows `y = [k ; v]` of the current group of layers and chunk of tokens, `[layers·2n, tokens]`.
     rows: DMatrix<f32>,
     groups: Vec<Sum>,
-    turned_keys: Vec<Sum>,
+    post_rope_keys: Vec<Sum>,
     /// One token of so many is in the sample.
     every: usize,
     samples: Vec<Kept>,
@@ -67,13 +67,13 @@ pub(super) struct Forward {
 #[derive(Clone, Default)]
 struct Kept {
     rows: Vec<f32>,
-    turned_keys: Vec<f32>,
+    post_rope_keys: Vec<f32>,
 }
 
 /// What [`Forward`] comes to.
 pub(super) struct Gathered {
     pub(super) moments: Vec<Moments>,
-    pub(super) turned_keys: Vec<Moments>,
+    pub(super) post_rope_keys: Vec<Moments>,
     pub(super) samples: Vec<Sample>,
     pub(super) queries: Vec<Vec<DMatrix<f32>>>,
 }
@@ -94,7 +94,7 @@ impl Forward {
             span: options.span,
             rows: DMatrix::zeros(0, 0),
             groups: (0..layers).step_by(options.span).map(|first| Sum::new(options.span.min(layers - first) * 2 * n)).collect(),
-            turned_keys: (0..layers).map(|_| Sum::new(n)).collect(),
+            post_rope_keys: (0..layers).map(|_| Sum::new(n)).collect(),
             every: beyond(options.sinks).div_ceil(Self::SAMPLE),
             samples: vec![Kept::default(); layers],
             queries: vec![vec![DMatrix::zeros(d, d); config.num_key_value_heads]; layers],
@@ -111,9 +111,9 @@ impl Forward {
     pub(super) fn finish(self) -> Result<Gathered> {
         let layered = |what: &str, layer: usize| format!("the second moment of {what} of layer {layer}");
         let (span, count) = (self.span, self.queries_count as f64);
-        let samples = self.samples.into_iter().zip(&self.turned_keys).map(|(kept, sum)| {
+        let samples = self.samples.into_iter().zip(&self.post_rope_keys).map(|(kept, sum)| {
             let (n, tokens) = (sum.mean.len(), sum.count.div_ceil(self.every));
-            Sample { rows: DMatrix::from_vec(2 * n, tokens, kept.rows), turned_keys: DMatrix::from_vec(n, tokens, kept.turned_keys) }
+            Sample { rows: DMatrix::from_vec(2 * n, tokens, kept.rows), post_rope_keys: DMatrix::from_vec(n, tokens, kept.post_rope_keys) }
         });
         let samples = samples.collect();
         let queries: Vec<Vec<_>> =
@@ -128,8 +128,8 @@ impl Forward {
                 .enumerate()
                 .map(|(group, sum)| sum.finish(&format!("the second moment of keys and values from layer {} on", group * span)))
                 .collect::<Result<_>>()?,
-            turned_keys: self
-                .turned_keys
+            post_rope_keys: self
+                .post_rope_keys
                 .into_iter()
                 .enumerate()
                 .map(|(layer, sum)| sum.finish(&layered("the keys", layer)))
@@ -155,7 +155,7 @@ impl Observer for Forward {
 
     fn heads(&mut self, layer: usize, position: usize, heads: &Heads) {
         let start = Instant::now();
-        let [counted, values, turned_keys] = [heads.keys, heads.values, heads.turned_keys].map(|columns| from(self.sinks, position, columns));
+        let [counted, values, post_rope_keys] = [heads.keys, heads.values, heads.post_rope_keys].map(|columns| from(self.sinks, position, columns));
         let (n, count, within) = (counted.nrows(), counted.ncols(), layer % self.span);
         if within == 0 {
             self.rows = DMatrix::zeros(self.groups[layer / self.span].mean.len(), count);
@@ -165,12 +165,12 @@ impl Observer for Forward {
         if (within + 1) * 2 * n == self.rows.nrows() {
             self.groups[layer / self.span].add(&self.rows);
         }
-        for token in (0..count).filter(|token| (self.turned_keys[layer].count + token).is_multiple_of(self.every)) {
-            let Kept { rows, turned_keys: turned } = &mut self.samples[layer];
+        for token in (0..count).filter(|token| (self.post_rope_keys[layer].count + token).is_multiple_of(self.every)) {
+            let Kept { rows, post_rope_keys: keys } = &mut self.samples[layer];
             rows.extend(counted.column(token).iter().chain(values.column(token).iter()));
-            turned.extend(turned_keys.column(token).iter());
+            keys.extend(post_rope_keys.column(token).iter());
         }
-        self.turned_keys[layer].add(&turned_keys);
+        self.post_rope_keys[layer].add(&post_rope_keys);
 
         let queries = from(self.recent, position, heads.queries);
         let sums = &mut self.queries[layer];

@@ -40,14 +40,14 @@ pub struct Sample {
     /// The rows `y`, `[2n, tokens]`.
     pub rows: DMatrix<f32>,
     /// Keys after RoPE, `[n, tokens]`.
-    pub turned_keys: DMatrix<f32>,
+    pub post_rope_keys: DMatrix<f32>,
 }
 
 /// One layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerStatistics {
     /// Keys after RoPE, `[n]`.
-    pub turned_keys: Moments,
+    pub post_rope_keys: Moments,
     /// Some tokens of those that the sums are over.
     pub sample: Sample,
     /// By key/value head, `[d, d]`: the mean over tokens (from position `recent` on) of `Σ q qᵀ` over the head's queries, after RoPE.
@@ -148,9 +148,9 @@ impl Statistics {
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let name = |part: &str| format!("layers.{index}.{part}");
-            all.extend(Named::moments(&name("turned_keys"), &layer.turned_keys));
+            all.extend(Named::moments(&name("turned_keys"), &layer.post_rope_keys));
             all.push(Named::columns(name("sample.rows"), &layer.sample.rows));
-            all.push(Named::columns(name("sample.turned_keys"), &layer.sample.turned_keys));
+            all.push(Named::columns(name("sample.turned_keys"), &layer.sample.post_rope_keys));
             all.extend(layer.queries.iter().enumerate().map(|(head, queries)| Named::matrix(name(&format!("queries.{head}")), queries)));
             all.extend(layer.scalar.iter().map(|numbers| Named::line(name("scalar"), numbers)));
             all.extend(layer.fisher.iter().map(|numbers| Named::line(name("fisher"), numbers)));
@@ -199,10 +199,10 @@ impl Statistics {
             let name = |part: &str| format!("layers.{index}.{part}");
             let square = |part: &str| read.square(&name(&format!("sensitivity.{part}")), keys);
             Ok(LayerStatistics {
-                turned_keys: read.moments(&name("turned_keys"), keys)?,
+                post_rope_keys: read.moments(&name("turned_keys"), keys)?,
                 sample: Sample {
                     rows: read.columns(&name("sample.rows"), 2 * keys, sampled)?,
-                    turned_keys: read.columns(&name("sample.turned_keys"), keys, sampled)?,
+                    post_rope_keys: read.columns(&name("sample.turned_keys"), keys, sampled)?,
                 },
                 queries: (0..keys / first).map(|head| read.square(&name(&format!("queries.{head}")), first)).collect::<Result<_>>()?,
                 scalar: read.pair("scalar", index)?,
@@ -232,8 +232,8 @@ impl Statistics {
     /// [`Error::Argument`] where they are another model's.
     pub fn check(&self, checkpoint: &Checkpoint, source: &str) -> Result<()> {
         let Config { num_hidden_layers: layers, hidden_size: hidden, num_key_value_heads: heads, head_dim: d, .. } = *checkpoint.config();
-        let alike =
-            self.layers.len() == layers && self.layers.iter().all(|layer| layer.queries.len() == heads && layer.turned_keys.mean.len() == heads * d);
+        let alike = self.layers.len() == layers
+            && self.layers.iter().all(|layer| layer.queries.len() == heads && layer.post_rope_keys.mean.len() == heads * d);
         let message = if !alike {
             format!("were gathered from a model of another shape than {} ({layers} layers, {hidden} wide)", checkpoint.path().display())
         } else if self.source != source {

@@ -86,7 +86,7 @@ impl Config {
         self.geometry().group_size()
     }
 
-    /// RoPE's angular frequencies `[head_dim / 2]`, scaling applied: position `p` turns pair `i` by `p · f[i]`.
+    /// RoPE's angular frequencies `[head_dim / 2]`, scaling applied: position `p` rotates pair `i` by `p · f[i]`.
     pub fn rope_frequencies(&self) -> Vec<f64> {
         let d = self.head_dim as f64;
         (0..self.head_dim / 2)

@@ -6,12 +6,12 @@
 //!
 //! | tensor | shape | what |
 //! |---|---|---|
-//! | `rows.{i}.mean` | `[w]` | `μ`; of keys after RoPE the mean before it, which turns with the token's position |
+//! | `rows.{i}.mean` | `[w]` | `μ`; of keys after RoPE the mean before it, which rotates with the token's position |
 //! | `rows.{i}.down.weight` | `[r, w]` | `Aᵀ`; left out where it is `B` |
 //! | `rows.{i}.up.weight` | `[w, r]` | `Bᵀ` |
 
 use super::{Checkpoint, Config, Source};
-use crate::rows::{Coder, Exact, Holds, RowSet, RowSpec};
+use crate::rows::{Coder, Exact, RowKind, RowSet, RowSpec};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub struct Factored {
     pub source_digest: String,
     /// What stays exact beside the rows unless a session asks otherwise.
     pub exact: Exact,
-    /// The longest context that rows of turned keys were made for; `None` where that does not matter.
+    /// The longest context that rows of keys after RoPE were made for; `None` where that does not matter.
     pub context: Option<usize>,
     /// The rows that a token leaves in the cache.
     pub rows: Vec<RowSpec>,
@@ -97,18 +97,18 @@ pub(crate) fn row_tensors(index: usize, spec: &RowSpec, head_dim: usize) -> [(St
 }
 
 impl Checkpoint {
-    /// By coded row, the frequency pairs of RoPE in which a mean turns, over all its heads: reads no basis. None where the model is dense.
+    /// By coded row, the frequency pairs of RoPE in which a mean rotates, over all its heads: reads no basis. None where the model is dense.
     ///
     /// # Errors
     /// [`Error::Tensor`] where a mean is not finite, and those of reading.
-    pub fn turning(&self) -> Result<Vec<usize>> {
+    pub fn mean_pairs(&self) -> Result<Vec<usize>> {
         let (d, rows) = (self.config().head_dim, self.factored().map_or(&[][..], |factored| &factored.rows));
         let pairs = |(index, spec): (usize, &RowSpec)| {
-            if spec.holds != Holds::TurnedKeys {
+            if spec.kind != RowKind::PostRopeKeys {
                 return Ok(0);
             }
             let [(name, shape), ..] = row_tensors(index, spec, d);
-            Ok(spec.turning(&self.f32(&name, &shape)?, d))
+            Ok(spec.mean_pairs(&self.f32(&name, &shape)?, d))
         };
         rows.iter().enumerate().map(pairs).collect()
     }

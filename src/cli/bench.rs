@@ -139,7 +139,7 @@ struct Run<'a> {
     roofline: Option<Roofline>,
 }
 
-/// A kind of rows, how many frequency pairs turn in each, and a sequence of them.
+/// A kind of rows, how many frequency pairs rotate in each, and a sequence of them.
 type Filled = (RandomRows, Vec<usize>, Text);
 
 impl Run<'_> {
@@ -239,16 +239,16 @@ impl Run<'_> {
         self.console.remark(&format!("{}, {what}: left out: {error}", shape.name()));
     }
 
-    /// A sequence of every kind of `rows` that fits, with the frequency pairs in which the means of its rows turn.
+    /// A sequence of every kind of `rows` that fits, with the frequency pairs in which the means of its rows rotate.
     fn sequences(&mut self, shape: Shape, model: &Arc<decoder::Model>, rows: &[RandomRows], capacity: usize) -> Result<Vec<Filled>> {
         let mut sequences = Vec::new();
         for &rows in rows {
             self.bar.show("fill", 0, None)?;
             let options = SequenceOptions { capacity, method: CacheMethod::Calibrated(rows.read()), ..SequenceOptions::default() };
             let set = rows.rows(model.config());
-            let turning = set.as_ref().map_or(Vec::new(), |set| set.turning(model.config().head_dim));
+            let mean_pairs = set.as_ref().map_or(Vec::new(), |set| set.mean_pairs(model.config().head_dim));
             match model.random_sequence(set.as_ref(), options, 2) {
-                Ok(sequence) => sequences.push((rows, turning, Text::Random(Box::new(sequence)))),
+                Ok(sequence) => sequences.push((rows, mean_pairs, Text::Random(Box::new(sequence)))),
                 Err(error @ Error::OutOfMemory { .. }) => self.unfit(shape, rows.name(), &error),
                 Err(error) => return Err(name_depth(error)),
             }
@@ -259,7 +259,7 @@ impl Run<'_> {
     fn shapes(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], capacity: usize) -> Result<()> {
         let mut all: Vec<Row> = Vec::new();
         self.random(shapes, |run, shape, model| {
-            let subject = |(rows, turning, text): Filled| {
+            let subject = |(rows, mean_pairs, text): Filled| {
                 let config = model.config().clone();
                 Subject {
                     model: shape.name().into(),
@@ -267,7 +267,7 @@ impl Run<'_> {
                     layout: rows.name().into(),
                     weights: "f16".into(),
                     vocab: config.vocab_size,
-                    cost: Box::new(move |sequence| Cost::of(&config, (sequence.rows(), &turning), rows.read(), 2)),
+                    cost: Box::new(move |sequence| Cost::of(&config, (sequence.rows(), &mean_pairs), rows.read(), 2)),
                     text,
                 }
             };

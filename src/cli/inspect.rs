@@ -104,7 +104,7 @@ impl Args {
             tensors,
             kv_bytes_per_token,
             kv_bytes_per_token_dense: dense,
-            flops_per_cached_token: Price::of(rows, &checkpoint.turning()?, &config.geometry()).flops_per_cached_token,
+            flops_per_cached_token: Price::of(rows, &checkpoint.mean_pairs()?, &config.geometry()).flops_per_cached_token,
             flops_per_cached_token_dense: Price::of(&[], &[], &config.geometry()).flops_per_cached_token,
             compresses_to: if checkpoint.factored().is_none() { choices(&config)? } else { Vec::new() },
             factored: checkpoint.factored().cloned(),

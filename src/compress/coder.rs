@@ -32,9 +32,9 @@ pub(super) fn coder(basis: &Basis, format: &Format) -> Coder {
             b.row_mut(i).scale_mut(square.sqrt());
         }
         if band.bits < 16 {
-            let turn = rotation(count, ROTATION_SEED).rows(0, held).into_owned();
-            down.columns_mut(first, count).copy_from(&(&a * &turn));
-            up.rows_mut(first, count).copy_from(&(turn.transpose() * &b));
+            let rotation = rotation(count, ROTATION_SEED).rows(0, held).into_owned();
+            down.columns_mut(first, count).copy_from(&(&a * &rotation));
+            up.rows_mut(first, count).copy_from(&(rotation.transpose() * &b));
         } else {
             down.columns_mut(first, held).copy_from(&a);
             up.rows_mut(first, held).copy_from(&b);

@@ -7,13 +7,13 @@ use super::basis::Basis;
 use super::coder::coder;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::rows::{Band, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale};
+use crate::rows::{Band, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale};
 use nalgebra::{DMatrix, DVector};
 
-/// How much of a bias's energy is taken out of the keys; what is left is no larger than keys are without one, and each pair of RoPE in which the mean turns costs a key two multiply-adds more.
+/// How much of a bias's energy is taken out of the keys; what is left is no larger than keys are without one, and each pair of RoPE in which the mean rotates costs a key two multiply-adds more.
 const COVERED: f64 = 0.999;
 
-/// Has keys coded about their projection's bias, as it turns with the position, and values about theirs. A key bias of a norm of hundreds, as in Qwen2, leaves nothing of the rest of the key in 4 bits.
+/// Has keys coded about their projection's bias, as it rotates with the position, and values about theirs. A key bias of a norm of hundreds, as in Qwen2, leaves nothing of the rest of the key in 4 bits.
 ///
 /// # Errors
 /// Those of reading.
@@ -21,14 +21,14 @@ pub(super) fn about_biases(rows: &mut RowSet, checkpoint: &Checkpoint) -> Result
     let (config, d) = (checkpoint.config(), checkpoint.config().head_dim);
     for (spec, coder) in rows.specs.iter().zip(&mut rows.coders) {
         // With QK-norm a bias is no mean.
-        let (part, norm) = if spec.holds == Holds::TurnedKeys { ("k_proj", config.qk_norm) } else { ("v_proj", false) };
+        let (part, norm) = if spec.kind == RowKind::PostRopeKeys { ("k_proj", config.qk_norm) } else { ("v_proj", false) };
         let name = format!("model.layers.{}.self_attn.{part}.bias", spec.first_layer);
         if norm || !checkpoint.has(&name) {
             continue;
         }
         let bias = checkpoint.f32(&name, &[config.num_key_value_heads * d])?;
         let mut mean = DVector::from_column_slice(&bias[spec.first_head * d..][..d]);
-        if spec.holds == Holds::TurnedKeys {
+        if spec.kind == RowKind::PostRopeKeys {
             keep_largest(&mut mean);
         }
         coder.mean = mean;
@@ -66,8 +66,8 @@ pub fn rotated(config: &Config, bits: u8, exact: Exact) -> RowSet {
     let coder = coder(&basis, &format);
     let mut specs = Vec::new();
     for first_layer in 0..config.num_hidden_layers {
-        for holds in [Holds::TurnedKeys, Holds::Values] {
-            let spec = |first_head| RowSpec { first_layer, layers: 1, holds, first_head, kv_heads: 1, format: format.clone() };
+        for kind in [RowKind::PostRopeKeys, RowKind::Values] {
+            let spec = |first_head| RowSpec { first_layer, layers: 1, kind, first_head, kv_heads: 1, format: format.clone() };
             specs.extend((0..config.num_key_value_heads).map(spec));
         }
     }

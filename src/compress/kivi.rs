@@ -8,7 +8,7 @@
 
 use super::coder::by_head;
 use crate::checkpoint::Config;
-use crate::rows::{Band, Blocks, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale, Steps};
+use crate::rows::{Band, Blocks, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale, Steps};
 use nalgebra::DMatrix;
 
 /// Tokens of a channel of keys, and channels of a token's values, that share a step.
@@ -23,9 +23,9 @@ pub fn rows(config: &Config, bits: u8, exact: Exact) -> RowSet {
     let channels = DMatrix::identity(d, runs * RUN);
     let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
     for first_layer in 0..config.num_hidden_layers {
-        for (holds, format) in [(Holds::TurnedKeys, &keys), (Holds::Values, &values)] {
+        for (kind, format) in [(RowKind::PostRopeKeys, &keys), (RowKind::Values, &values)] {
             for first_head in 0..config.num_key_value_heads {
-                set.specs.push(RowSpec { first_layer, layers: 1, holds, first_head, kv_heads: 1, format: format.clone() });
+                set.specs.push(RowSpec { first_layer, layers: 1, kind, first_head, kv_heads: 1, format: format.clone() });
                 set.coders.push(by_head(&channels, 1, format.clone()));
             }
         }

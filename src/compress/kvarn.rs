@@ -9,7 +9,7 @@
 use super::coder::by_head;
 use crate::checkpoint::Config;
 use crate::linalg::rotation;
-use crate::rows::{Band, Blocks, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale, Steps};
+use crate::rows::{Band, Blocks, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale, Steps};
 
 /// Tokens of a block.
 const BLOCK: usize = 128;
@@ -22,11 +22,12 @@ pub fn rows(config: &Config, [key_bits, value_bits]: [u8; 2], exact: Exact) -> R
     let basis = rotation(width, ROTATION_SEED).rows(0, d).into_owned();
     let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
     for first_layer in 0..config.num_hidden_layers {
-        for (holds, steps, bits) in [(Holds::TurnedKeys, Steps::BalancedChannels, key_bits), (Holds::Values, Steps::BalancedTokens, value_bits)] {
+        for (kind, steps, bits) in [(RowKind::PostRopeKeys, Steps::BalancedChannels, key_bits), (RowKind::Values, Steps::BalancedTokens, value_bits)]
+        {
             let format = smallest(config.num_key_value_heads, width, steps, bits);
             let kv_heads = format.rank() / width;
             for first_head in (0..config.num_key_value_heads).step_by(kv_heads) {
-                set.specs.push(RowSpec { first_layer, layers: 1, holds, first_head, kv_heads, format: format.clone() });
+                set.specs.push(RowSpec { first_layer, layers: 1, kind, first_head, kv_heads, format: format.clone() });
                 set.coders.push(by_head(&basis, kv_heads, format.clone()));
             }
         }

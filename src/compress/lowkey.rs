@@ -6,19 +6,19 @@
 //! budget of bits is water-filled over all of them (`bands.rs`). Scales for every row are bought from the same budget (`scales.rs`).
 //!
 //! - **small**: a row holds keys before RoPE and values, of one layer or of a span of consecutive ones. Keys are rebuilt when they are read.
-//! - **fast**: keys after RoPE and values, in rows of their own, each over all heads, or over few: then fewer numbers are multiplied for every head. Nothing is rebuilt: a query is taken to the row's coordinates once, and values are summed as they are
-//!   stored. Keys are coded about a mean that turns, in a basis for every position of the context that the plan is for (`turned.rs`). RoPE smears what heads have in common over its phases, but not all of it: the slow frequencies, and what the mean position leaves. Rows over all heads lose less than half of what rows by
+//! - **fast**: keys after RoPE and values, in rows of their own, each over all heads, or over few: then fewer numbers are multiplied for every head. Nothing is rebuilt: a query absorbs the row's basis once, and values are summed as they are
+//!   stored. Keys are coded about a mean that rotates, in a basis for every position of the context that the plan is for (`positions.rs`). RoPE smears what heads have in common over its phases, but not all of it: the slow frequencies, and what the mean position leaves. Rows over all heads lose less than half of what rows by
 //!   head do at equal bytes (docs/rejected.md).
 //!
 //! With scalar sensitivity `M` is the identity times one number for each side and layer.
 
 use super::basis::{Basis, Roots, about};
 use super::method::{Layout, LowKey, Scales, Sensing};
-use super::turned::Positions;
+use super::positions::Positions;
 use super::unit::{Context, Unit};
 use super::{bands, scales};
 use crate::calibrate::LayerStatistics;
-use crate::rows::{Format, Holds, Scale, Side};
+use crate::rows::{Format, RowKind, Scale, Side};
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use std::ops::Range;
@@ -78,7 +78,7 @@ impl Solver<'_> {
         let metrics: Vec<Roots> =
             layers.clone().flat_map(|layer| [Side::Keys, Side::Values].map(move |side| self.metric(layer, side))).collect::<Result<_>>()?;
         let basis = Basis::principal(&what, &moments, moments.mean.map(f64::from), Some(&Roots::blocks(&metrics)))?;
-        Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), holds: Holds::Both, first_head: 0, kv_heads: self.context.heads, basis }])
+        Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), kind: RowKind::Both, first_head: 0, kv_heads: self.context.heads, basis }])
     }
 
     /// The rows of the `fast` layout for one layer: keys and values, each over so many heads.
@@ -92,15 +92,15 @@ impl Solver<'_> {
             let (at, width) = (first * d, kv_heads * d);
             let metric =
                 |gram: &DMatrix<f64>| Roots::of(&format!("the sensitivity of layer {layer}"), &gram.view((at, at), (width, width)).into_owned());
-            let unit = |holds, basis| Unit { first_layer: layer, layers: 1, holds, first_head: first, kv_heads, basis };
+            let unit = |kind, basis| Unit { first_layer: layer, layers: 1, kind, first_head: first, kv_heads, basis };
             let before = moments.part(at..at + width);
             let mean = before.mean.map(f64::from);
             let second = self.positions.second(&about(&before, &mean));
-            let keys = Basis::components(&format!("the turned keys of layer {layer}"), mean, second, Some(&metric(&of_keys)?))?;
+            let keys = Basis::components(&format!("the keys after RoPE of layer {layer}"), mean, second, Some(&metric(&of_keys)?))?;
             let values = moments.part(heads * d + at..heads * d + at + width);
             let mean = values.mean.map(f64::from);
             let values = Basis::principal(&format!("the values of layer {layer}"), &values, mean, Some(&metric(&of_values)?))?;
-            units.extend([unit(Holds::TurnedKeys, keys), unit(Holds::Values, values)]);
+            units.extend([unit(RowKind::PostRopeKeys, keys), unit(RowKind::Values, values)]);
         }
         Ok(units)
     }
@@ -110,8 +110,8 @@ impl Solver<'_> {
         Roots::of(&format!("the sensitivity of layer {layer}"), &self.gram(layer, side, false)?)
     }
 
-    /// `M` of one side of a layer, `[H_kv·d, H_kv·d]`, of keys after RoPE where they are `turned`.
-    fn gram(&self, layer: usize, side: Side, turned: bool) -> Result<DMatrix<f64>> {
+    /// `M` of one side of a layer, `[H_kv·d, H_kv·d]`, of keys after RoPE where they are `rotated`.
+    fn gram(&self, layer: usize, side: Side, rotated: bool) -> Result<DMatrix<f64>> {
         let n = self.context.heads * self.context.head_dim;
         let missing = |kind: &str| {
             let message = format!("hold no {kind} sensitivity of layer {layer}; gather them anew with it");
@@ -121,7 +121,7 @@ impl Solver<'_> {
         match self.options.sensing {
             Sensing::Full => {
                 let full = sensitivity.as_ref().ok_or_else(|| missing("full"))?;
-                let gram = match (side, turned) {
+                let gram = match (side, rotated) {
                     (Side::Keys, false) => &full.keys,
                     (Side::Keys, true) => return Ok(self.positions.second(&full.keys.map(f64::from))),
                     (Side::Values, _) => &full.values,

@@ -20,12 +20,12 @@ mod method;
 pub mod oscar;
 pub mod palu;
 mod plan;
+mod positions;
 mod ranks;
 pub mod recalkv;
 mod scales;
 mod standalone;
 mod tensors;
-mod turned;
 mod unit;
 pub mod xkv;
 
@@ -271,7 +271,7 @@ pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>
         options: factored.options,
         kv_bytes_per_token: factored.kv_bytes_per_token,
         kv_bytes_per_token_dense: checkpoint.config().dense_kv_bytes_per_token(),
-        flops_per_cached_token: Price::of(&made.rows.specs, &made.rows.turning(geometry.head_dim), &geometry).flops_per_cached_token,
+        flops_per_cached_token: Price::of(&made.rows.specs, &made.rows.mean_pairs(geometry.head_dim), &geometry).flops_per_cached_token,
         flops_per_cached_token_dense: Price::of(&[], &[], &geometry).flops_per_cached_token,
         seconds,
         peak_rss_bytes: peak_rss_bytes(),

@@ -2,7 +2,7 @@
 //!
 //! One rotation for all heads of a layer. Of keys after RoPE by the second moment of the queries, `C_K = (1/H_kv)·Σ_h E[qᵀq]`; of values by that of the values, weighted by how well their
 //! token's key answers the queries of its head, `w_t = k_tᵀ·E[qᵀq]·k_t` over its mean: `C_V = (1/H_kv)·Σ_h E[w·vᵀv]`. With `U` the eigenvectors by falling eigenvalue the rotation is
-//! `R = U·H·P`: a Hadamard matrix spreads every eigenvector over all coordinates, and a bit-reversed order spreads neighbours over groups. Queries are turned by `R_K`, and what values sum to
+//! `R = U·H·P`: a Hadamard matrix spreads every eigenvector over all coordinates, and a bit-reversed order spreads neighbours over groups. Queries are rotated by `R_K`, and what values sum to
 //! back by `R_Vᵀ`: nothing is rebuilt.
 //!
 //! `yR` is rounded to equal steps between the least and the largest of 128 coordinates (f16 both), after those are cut to the magnitude that 96 % (keys) or 92 % (values) of them are below, as the
@@ -18,7 +18,7 @@ use super::unit::Context;
 use crate::Result;
 use crate::calibrate::LayerStatistics;
 use crate::linalg::{Eigen, rotation};
-use crate::rows::{Band, Coder, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale};
+use crate::rows::{Band, Coder, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
@@ -82,11 +82,11 @@ fn of_layer(context: &Context, layer: usize, bits: u8) -> Result<Vec<(RowSpec, C
     let queries: Vec<DMatrix<f64>> = queries.iter().map(|moment| moment.map(f64::from)).collect();
     let values = sample.rows.rows(heads * d, heads * d).map(f64::from);
     let moments = [
-        (Holds::TurnedKeys, "keys", key_moment(&queries)),
-        (Holds::Values, "values", value_moment(&sample.turned_keys.map(f64::from), &values, &queries)),
+        (RowKind::PostRopeKeys, "keys", key_moment(&queries)),
+        (RowKind::Values, "values", value_moment(&sample.post_rope_keys.map(f64::from), &values, &queries)),
     ];
     let mut rows = Vec::new();
-    for ((holds, side, moment), clip) in moments.into_iter().zip(CLIP) {
+    for ((kind, side, moment), clip) in moments.into_iter().zip(CLIP) {
         let clip = if bits == 2 { clip } else { 100 };
         let basis = basis(&format!("OSCAR's moment of the {side} of layer {layer}"), &moment)?;
         let together = (GROUP / basis.ncols()).clamp(1, heads);
@@ -95,7 +95,7 @@ fn of_layer(context: &Context, layer: usize, bits: u8) -> Result<Vec<(RowSpec, C
             let runs = kv_heads * basis.ncols() / RUN;
             let format = Format { bands: vec![Band { bits, runs }], scale: Scale::Groups { runs: GROUP / RUN, clip } };
             let coder = by_head(&basis, kv_heads, format.clone());
-            rows.push((RowSpec { first_layer: layer, layers: 1, holds, first_head, kv_heads, format }, coder));
+            rows.push((RowSpec { first_layer: layer, layers: 1, kind, first_head, kv_heads, format }, coder));
         }
     }
     Ok(rows)

@@ -16,7 +16,7 @@ use super::Basis;
 use super::unit::{Context, Unit};
 use crate::Result;
 use crate::linalg::Moments;
-use crate::rows::{Holds, Side};
+use crate::rows::{RowKind, Side};
 use nalgebra::DVector;
 
 /// The basis of one group of heads: `outputs` are the moments of what it caches, `[s·d]`, and `bias: [s·d]` is the projection's (zero where it has
@@ -33,14 +33,14 @@ pub(super) fn units(context: &Context, group_heads: usize, layer: usize) -> Resu
     let (heads, d) = (context.heads, context.head_dim);
     let moments = context.statistics.rows(layer..layer + 1)?;
     let mut units = Vec::new();
-    for (side, holds, start) in [(Side::Keys, Holds::Keys, 0), (Side::Values, Holds::Values, heads * d)] {
+    for (side, kind, start) in [(Side::Keys, RowKind::PreRopeKeys, 0), (Side::Values, RowKind::Values, heads * d)] {
         let bias = context.bias(layer, side)?;
         for first_head in (0..heads).step_by(group_heads) {
             let kv_heads = group_heads.min(heads - first_head);
             let (first, width) = (first_head * d, kv_heads * d);
             let what = format!("the {side:?} of layer {layer}, group at head {first_head}").to_lowercase();
             let basis = basis(&what, &moments.part(start + first..start + first + width), bias.rows(first, width).into_owned())?;
-            units.push(Unit { first_layer: layer, layers: 1, holds, first_head, kv_heads, basis });
+            units.push(Unit { first_layer: layer, layers: 1, kind, first_head, kv_heads, basis });
         }
     }
     Ok(units)

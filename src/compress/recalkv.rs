@@ -5,7 +5,7 @@
 //! - **Keys: head-wise similarity reordering.** Similarity of heads `i` and `j` is linear CKA of their outputs, `‖G_ij‖²_F / (‖G_ii‖_F·‖G_jj‖_F)`, where
 //!   `G = W_KᵀCW_K`, `[H_kv·d, H_kv·d]`, is all that is needed. Greedily, the most similar heads share a group of at most `s`; each group
 //!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`Basis`]). The row `x·[A_1 … A_G]` is cached, before RoPE; the key is rebuilt
-//!   from it, `z·B + b`, and turned as ever.
+//!   from it, `z·B + b`, and rotated as ever.
 //! - **Values: offline calibration.** All heads share one latent, `W_V ≈ A·B`. The paper alternates least squares, `B ← (AᵀCA)⁻¹AᵀCW` (its equation 7) and
 //!   `A ← WBᵀ(BBᵀ)⁻¹` (equation 8), from a plain SVD. The whitened SVD of the same `C` is the fixed point of both, and the global optimum: it is computed at once.
 //! - **Fusion.** The paper folds `B_h·W_O^(h)` into the output projection. The exact rows that stand beside the coded ones here need `W_O` as it is, so the sum of latents is brought back
@@ -24,7 +24,7 @@ use super::unit::{Context, Unit};
 use crate::Result;
 use crate::linalg::Eigen;
 use crate::linalg::Moments;
-use crate::rows::{Holds, Side};
+use crate::rows::{RowKind, Side};
 use nalgebra::{DMatrix, DVector};
 use std::collections::HashMap;
 
@@ -54,17 +54,17 @@ pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Resul
     let (key_bias, value_bias) = (bias(Side::Keys)?, bias(Side::Values)?);
 
     let (keys, values) = (side(0), side(n));
-    let unit = |holds, first_head, kv_heads, basis| Unit { first_layer: layer, layers: 1, holds, first_head, kv_heads, basis };
+    let unit = |kind, first_head, kv_heads, basis| Unit { first_layer: layer, layers: 1, kind, first_head, kv_heads, basis };
     let (mut units, mut first) = (Vec::new(), 0);
     for size in sizes {
         let range = first * d..(first + size) * d;
         let bias = key_bias.rows_range(range.clone()).into_owned();
         let what = format!("the keys of layer {layer}, group at {first}");
-        units.push(unit(Holds::Keys, first, size, Basis::principal(&what, &keys.part(range), bias, None)?));
+        units.push(unit(RowKind::PreRopeKeys, first, size, Basis::principal(&what, &keys.part(range), bias, None)?));
         first += size;
     }
     let basis = Basis::principal(&format!("the values of layer {layer}"), &values, value_bias, None)?;
-    units.push(unit(Holds::Values, 0, heads, basis));
+    units.push(unit(RowKind::Values, 0, heads, basis));
     Ok((units, tensors))
 }
 
@@ -271,11 +271,11 @@ mod tests {
     fn cka_ignores_rotations_and_scales_within_a_head() {
         let (n, d) = (50, 3);
         let x = DMatrix::from_fn(n, d, |i, j| ((i * 7 + j * 31) as f64 * 0.61).sin());
-        let turn = nalgebra::Rotation3::from_euler_angles(0.3, 1.1, -0.7).matrix().map(|x| 2.5 * x);
+        let rotation = nalgebra::Rotation3::from_euler_angles(0.3, 1.1, -0.7).matrix().map(|x| 2.5 * x);
         let other = DMatrix::from_fn(n, d, |i, j| ((i * 13 + j * 17) as f64 * 1.37).cos());
         let mut heads = DMatrix::zeros(n, 4 * d);
         heads.columns_mut(0, d).copy_from(&x);
-        heads.columns_mut(d, d).copy_from(&(&x * turn));
+        heads.columns_mut(d, d).copy_from(&(&x * rotation));
         heads.columns_mut(2 * d, d).copy_from(&other);
         let cka = similarity(&(heads.transpose() * &heads), d);
         assert!((cka[(0, 0)] - 1.0).abs() < 1e-12);

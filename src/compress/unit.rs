@@ -1,11 +1,11 @@
 //! What a method answers with: the vectors that share a row, and the basis it would code them in. How many bits they get is the plan's.
 
 use super::basis::Basis;
-use super::turned::Positions;
+use super::positions::Positions;
 use super::{Part, Ranks};
 use crate::calibrate::{LayerStatistics, Sample, Sensitivity, Statistics};
 use crate::checkpoint::Checkpoint;
-use crate::rows::{Budget, Format, Holds, RowSpec, Side};
+use crate::rows::{Budget, Format, RowKind, RowSpec, Side};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 
@@ -58,7 +58,7 @@ impl Context<'_> {
 pub(super) struct Unit {
     pub(super) first_layer: usize,
     pub(super) layers: usize,
-    pub(super) holds: Holds,
+    pub(super) kind: RowKind,
     pub(super) first_head: usize,
     pub(super) kv_heads: usize,
     pub(super) basis: Basis,
@@ -67,8 +67,8 @@ pub(super) struct Unit {
 impl Unit {
     /// The row, packed as `format`.
     pub(super) fn spec(&self, format: Format) -> RowSpec {
-        let Unit { first_layer, layers, holds, first_head, kv_heads, .. } = *self;
-        RowSpec { first_layer, layers, holds, first_head, kv_heads, format }
+        let Unit { first_layer, layers, kind, first_head, kv_heads, .. } = *self;
+        RowSpec { first_layer, layers, kind, first_head, kv_heads, format }
     }
 
     /// What it holds of the sample's tokens, `[w, tokens]`; keys after RoPE as if they stood anywhere in the context.
@@ -78,12 +78,12 @@ impl Unit {
         let parts: Vec<_> = layers
             .iter()
             .flat_map(|layer| {
-                let Sample { rows, turned_keys } = &layer.sample;
-                let (keys, values) = (rows.rows(first, height), rows.rows(turned_keys.nrows() + first, height));
-                match self.holds {
-                    Holds::Keys | Holds::TurnedKeys => vec![keys],
-                    Holds::Values => vec![values],
-                    Holds::Both => vec![keys, values],
+                let Sample { rows, post_rope_keys } = &layer.sample;
+                let (keys, values) = (rows.rows(first, height), rows.rows(post_rope_keys.nrows() + first, height));
+                match self.kind {
+                    RowKind::PreRopeKeys | RowKind::PostRopeKeys => vec![keys],
+                    RowKind::Values => vec![values],
+                    RowKind::Both => vec![keys, values],
                 }
             })
             .collect();
@@ -91,11 +91,11 @@ impl Unit {
         for (index, part) in parts.iter().enumerate() {
             all.rows_mut(index * height, height).copy_from(part);
         }
-        if self.holds == Holds::TurnedKeys {
-            // About a mean that turns with them: as if it stood still.
+        if self.kind == RowKind::PostRopeKeys {
+            // About a mean that rotates with them: as if it stood still.
             let mean = self.basis.mean.map(|x| x as f32);
             all.column_iter_mut().for_each(|mut column| column -= &mean);
-            positions.turn(&mut all);
+            positions.rotate(&mut all);
             all.column_iter_mut().for_each(|mut column| column += &mean);
         }
         all
@@ -103,7 +103,7 @@ impl Unit {
 
     /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is spread over the coordinates, and from the sensitivity what it is altogether.
     pub(super) fn part(&self, context: &Context, rule: Ranks) -> Result<Part> {
-        let side = if self.holds == Holds::Values { Side::Values } else { Side::Keys };
+        let side = if self.kind == RowKind::Values { Side::Values } else { Side::Keys };
         let Basis { down, up, variance, loss, .. } = &self.basis;
         let mut weight = context.weight(rule, self.first_layer, side)?;
         if rule == Ranks::Spectrum {
@@ -124,17 +124,17 @@ pub(super) fn by_head(
     values: impl Fn(&str, usize, &DMatrix<f64>) -> Result<Basis>,
 ) -> Result<Vec<Unit>> {
     let (heads, d) = (context.heads, context.head_dim);
-    let turned = &context.statistics.layers[layer].turned_keys;
+    let rotated = &context.statistics.layers[layer].post_rope_keys;
     let untouched = context.statistics.rows(layer..layer + 1)?.part(heads * d..2 * heads * d);
     let mut units = Vec::new();
     for head in 0..heads {
-        let basis = keys(&format!("the keys of layer {layer}, head {head}"), head, &turned.part(head * d..(head + 1) * d).second.map(f64::from))?;
-        units.push(Unit { first_layer: layer, layers: 1, holds: Holds::TurnedKeys, first_head: head, kv_heads: 1, basis });
+        let basis = keys(&format!("the keys of layer {layer}, head {head}"), head, &rotated.part(head * d..(head + 1) * d).second.map(f64::from))?;
+        units.push(Unit { first_layer: layer, layers: 1, kind: RowKind::PostRopeKeys, first_head: head, kv_heads: 1, basis });
     }
     for head in 0..heads {
         let basis =
             values(&format!("the values of layer {layer}, head {head}"), head, &untouched.part(head * d..(head + 1) * d).second.map(f64::from))?;
-        units.push(Unit { first_layer: layer, layers: 1, holds: Holds::Values, first_head: head, kv_heads: 1, basis });
+        units.push(Unit { first_layer: layer, layers: 1, kind: RowKind::Values, first_head: head, kv_heads: 1, basis });
     }
     Ok(units)
 }
@@ -150,15 +150,15 @@ mod tests {
         let (heads, d, tokens) = (2, 2, 4);
         let layer = |layer: usize| {
             let columns = |height, kind: usize| DMatrix::from_fn(height, tokens, |i, token| (1000 * kind + 100 * layer + 10 * i + token) as f32);
-            let turned_keys = Moments { mean: DVector::zeros(heads * d), second: DMatrix::zeros(heads * d, heads * d) };
-            let sample = Sample { rows: columns(2 * heads * d, 1), turned_keys: columns(heads * d, 2) };
-            LayerStatistics { turned_keys, sample, queries: Vec::new(), scalar: None, fisher: None, sensitivity: None }
+            let post_rope_keys = Moments { mean: DVector::zeros(heads * d), second: DMatrix::zeros(heads * d, heads * d) };
+            let sample = Sample { rows: columns(2 * heads * d, 1), post_rope_keys: columns(heads * d, 2) };
+            LayerStatistics { post_rope_keys, sample, queries: Vec::new(), scalar: None, fisher: None, sensitivity: None }
         };
         let layers: Vec<_> = (0..3).map(layer).collect();
         let none = || DMatrix::zeros(0, 0);
-        // At a single position nothing is turned.
+        // At a single position nothing is rotated.
         let positions = Positions::up_to(1, vec![0.1]);
-        for holds in [Holds::Keys, Holds::TurnedKeys, Holds::Values, Holds::Both] {
+        for kind in [RowKind::PreRopeKeys, RowKind::PostRopeKeys, RowKind::Values, RowKind::Both] {
             for (first_layer, count, first_head, kv_heads) in [(0, 1, 0, 2), (1, 1, 1, 1), (1, 2, 0, 2), (0, 3, 1, 1)] {
                 let basis = Basis {
                     mean: DVector::zeros(count * kv_heads * d),
@@ -167,7 +167,7 @@ mod tests {
                     variance: DVector::zeros(0),
                     loss: DVector::zeros(0),
                 };
-                let unit = Unit { first_layer, layers: count, holds, first_head, kv_heads, basis };
+                let unit = Unit { first_layer, layers: count, kind, first_head, kv_heads, basis };
                 let (found, spec) = (unit.sample(&layers, d, &positions), unit.spec(Format::half(1)));
                 assert_eq!(found.shape(), (spec.width(d), tokens));
                 for (layer, LayerStatistics { sample, .. }) in layers.iter().enumerate().skip(first_layer).take(count) {
@@ -176,7 +176,7 @@ mod tests {
                         assert_eq!(
                             found.rows(offset, kv_heads * d),
                             sample.rows.rows(below + first_head * d, kv_heads * d),
-                            "{holds:?}, {layer}, {side:?}"
+                            "{kind:?}, {layer}, {side:?}"
                         );
                     }
                 }

@@ -18,7 +18,7 @@ use super::basis::{Basis, about};
 use super::coder::coder;
 use crate::Result;
 use crate::linalg::Moments;
-use crate::rows::{Coder, Format, Geometry, Holds, PromptBases, RUN, RowSpec, Scale, Xkv, basis_bytes, distortion};
+use crate::rows::{Coder, Format, Geometry, PromptBases, RUN, RowKind, RowSpec, Scale, Xkv, basis_bytes, distortion};
 use nalgebra::{DMatrix, DVector};
 use std::ops::Range;
 
@@ -46,13 +46,13 @@ impl PromptBases for Solver {
         let [keys, values] = [basis(("keys", moments[0]))?, basis(("values", moments[1]))?];
         let bytes = self.0.share(geometry, group)?;
         let formats = self.0.fixed(geometry, group, bytes, tokens).unwrap_or_else(|| by_spectrum([&keys, &values], bytes, tokens));
-        let row = |(basis, holds, format): (Basis, Holds, Format)| {
+        let row = |(basis, kind, format): (Basis, RowKind, Format)| {
             let (first_layer, layers) = (group.start, group.len());
             let coder = orthonormal(basis, &format);
-            (RowSpec { first_layer, layers, holds, first_head: 0, kv_heads: geometry.kv_heads, format }, coder)
+            (RowSpec { first_layer, layers, kind, first_head: 0, kv_heads: geometry.kv_heads, format }, coder)
         };
         let [key_format, value_format] = formats;
-        Ok([row((keys, Holds::Keys, key_format)), row((values, Holds::Values, value_format))])
+        Ok([row((keys, RowKind::PreRopeKeys, key_format)), row((values, RowKind::Values, value_format))])
     }
 }
 

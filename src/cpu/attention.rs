@@ -33,7 +33,7 @@ pub struct Heads<'a> {
     /// `[H_kv·d, tokens]`, with bias and after QK-norm where the family has them, before RoPE.
     pub keys: &'a DMatrix<f32>,
     /// `[H_kv·d, tokens]`, after RoPE.
-    pub turned_keys: &'a DMatrix<f32>,
+    pub post_rope_keys: &'a DMatrix<f32>,
     /// `[H_kv·d, tokens]`, with bias where the family has one.
     pub values: &'a DMatrix<f32>,
 }
@@ -59,18 +59,18 @@ impl Attention {
         })
     }
 
-    /// Queries, keys and values, `[heads·d, tokens]` each, of `x: [hidden, tokens]`, whose first token stands at `position`; the first two normalised and turned.
+    /// Queries, keys and values, `[heads·d, tokens]` each, of `x: [hidden, tokens]`, whose first token stands at `position`; the first two normalised and rotated.
     /// `look` is shown them on the way.
     pub(super) fn project(&self, x: &DMatrix<f32>, position: usize, rope: &Rope, look: Option<&mut dyn FnMut(&Heads)>) -> [DMatrix<f32>; 3] {
         let mut queries = self.query.apply(x);
         finish(&mut queries, &self.query_norm, rope, position);
         let mut keys = self.key.apply(x);
         normalise(&mut keys, &self.key_norm);
-        let unturned = look.is_some().then(|| keys.clone());
-        rope.turn(&mut keys, position);
+        let pre_rope = look.is_some().then(|| keys.clone());
+        rope.rotate(&mut keys, position);
         let values = self.value.apply(x);
-        if let (Some(look), Some(unturned)) = (look, unturned) {
-            look(&Heads { queries: &queries, keys: &unturned, turned_keys: &keys, values: &values });
+        if let (Some(look), Some(pre_rope)) = (look, pre_rope) {
+            look(&Heads { queries: &queries, keys: &pre_rope, post_rope_keys: &keys, values: &values });
         }
         [queries, keys, values]
     }
@@ -121,7 +121,7 @@ impl Attention {
 /// What follows a query or key projection: the norm of each head where the family has one, then RoPE from position `first` on.
 pub(super) fn finish(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>, rope: &Rope, first: usize) {
     normalise(heads, norm);
-    rope.turn(heads, first);
+    rope.rotate(heads, first);
 }
 
 /// The norm of each head, where there is one.

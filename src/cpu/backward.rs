@@ -155,7 +155,7 @@ impl Attention {
         let query = stack(&heads.into_iter().map(|head| head.query).collect::<Vec<_>>());
 
         let project = |mut gradient: DMatrix<f32>, norm: &Option<RmsNorm>, projected: &DMatrix<f32>| {
-            rope.turn_back(&mut gradient, 0);
+            rope.rotate_back(&mut gradient, 0);
             match norm {
                 Some(norm) => norm.backward(projected, gradient),
                 None => gradient,
@@ -163,7 +163,7 @@ impl Attention {
         };
         let query = project(query, &self.query_norm, &projected_queries);
         let key = project(key, &self.key_norm, &projected_keys);
-        rope.turn_back(&mut far_key, 0);
+        rope.rotate_back(&mut far_key, 0);
         let gradients =
             LayerGradients { keys: far_key, values: far_value, key_weight: outer_products(x, &key), value_weight: outer_products(x, &value) };
         (self.query.backward(&query) + self.key.backward(&key) + self.value.backward(&value), gradients)

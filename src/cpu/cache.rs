@@ -11,7 +11,7 @@ use super::rows::Rows;
 use super::side::{self, Leaving};
 use crate::linalg::stack;
 use crate::linalg::tr_product;
-use crate::rows::{Call, Coder, Coding, Energy, Holds, Reach, RowSet, RowSpec, Schedule, Selection, Side, Slots, Stores};
+use crate::rows::{Call, Coder, Coding, Energy, Reach, RowKind, RowSet, RowSpec, Schedule, Selection, Side, Slots, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -98,8 +98,8 @@ impl Cache {
                     for side in [Side::Keys, Side::Values] {
                         let Some(offset) = spec.offset(layer, side, coded.head_dim) else { continue };
                         let mut part = self.exact(layer, side, call.code.clone()).rows(first, height).into_owned();
-                        if side == Side::Keys && spec.holds != Holds::TurnedKeys {
-                            rope.turn_back(&mut part, call.code.start);
+                        if side == Side::Keys && spec.kind != RowKind::PostRopeKeys {
+                            rope.rotate_back(&mut part, call.code.start);
                         }
                         y.rows_mut(offset, height).copy_from(&part);
                     }
@@ -191,7 +191,7 @@ impl Cache {
         }
     }
 
-    /// Makes the landmarks of the layers from `first` on, whose turned keys `from` holds.
+    /// Makes the landmarks of the layers from `first` on, whose keys after RoPE `from` holds.
     pub(super) fn make_landmarks(&mut self, first: usize, from: &Cache, tokens: Range<usize>) {
         if let Some(landmarks) = self.coded.as_mut().and_then(|coded| coded.landmarks.as_mut()) {
             (0..from.layers.len()).for_each(|within| landmarks.make(first + within, tokens.start, &from.exact(within, Side::Keys, tokens.clone())));
@@ -216,7 +216,7 @@ impl Cache {
             .map(|layer| {
                 let mut part = self.exact(layer, side, tokens.clone());
                 if side == Side::Keys {
-                    rope.turn_back(&mut part, tokens.start);
+                    rope.rotate_back(&mut part, tokens.start);
                 }
                 part
             })
@@ -348,8 +348,8 @@ impl Coded {
                 for run in runs {
                     let mut y = y.columns_mut(run.column - first, run.tokens.len());
                     y += means(coder, spec, offset..offset + height, run.tokens.clone(), rope);
-                    if side == 0 && spec.holds != Holds::TurnedKeys {
-                        rope.turn(y, run.tokens.start);
+                    if side == 0 && spec.kind != RowKind::PostRopeKeys {
+                        rope.rotate(y, run.tokens.start);
                     }
                 }
                 all.view_mut((head, first), (height, count)).copy_from(&y);
@@ -358,12 +358,12 @@ impl Coded {
     }
 }
 
-/// What a part of a row is about, for some tokens: the mean, which turns as the keys do where they are coded after RoPE.
+/// What a part of a row is about, for some tokens: the mean, which rotates as the keys do where they are coded after RoPE.
 fn means(coder: &Coder, spec: &RowSpec, part: Range<usize>, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
     let mean = coder.mean.rows_range(part);
     let mut means = DMatrix::from_fn(mean.len(), tokens.len(), |i, _| mean[i]);
-    if spec.holds == Holds::TurnedKeys {
-        rope.turn(&mut means, tokens.start);
+    if spec.kind == RowKind::PostRopeKeys {
+        rope.rotate(&mut means, tokens.start);
     }
     means
 }

@@ -60,11 +60,11 @@ impl Attention {
         let (mut queries, mut keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
         finish(&mut queries, &self.query_norm, rope, 0);
         finish(&mut keys, &self.key_norm, rope, 0);
-        // A turn is linear: what is added before it is added, turned, after it.
+        // RoPE is linear: noise added before it is the same noise, rotated, added after it.
         let (key_noise, value_noise) = match disturbance {
             Disturbance::Keys(noise) => {
                 let mut noise = noise.clone();
-                rope.turn(&mut noise, 0);
+                rope.rotate(&mut noise, 0);
                 (Some(noise), None)
             }
             Disturbance::Values(noise) => (None, Some(noise)),

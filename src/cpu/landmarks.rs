@@ -23,7 +23,7 @@ impl Landmarks {
         Landmarks { selection, head_dim, words, layers: (0..layers).map(|_| (0..width / head_dim).map(|_| head()).collect()).collect() }
     }
 
-    /// Makes the landmarks of the chunks that hold the tokens from `first` on, whose turned keys in `layer` are the columns of `keys`.
+    /// Makes the landmarks of the chunks that hold the tokens from `first` on, whose keys after RoPE in `layer` are the columns of `keys`.
     pub(super) fn make(&mut self, layer: usize, first: usize, keys: &DMatrix<f32>) {
         let (d, words, end) = (self.head_dim, self.words, first + keys.ncols());
         for chunk in first / Selection::CHUNK..end.div_ceil(Selection::CHUNK) {

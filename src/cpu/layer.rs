@@ -19,7 +19,7 @@ pub(super) struct Layer {
     pub(super) mlp: Mlp,
 }
 
-/// A run of tokens through all layers: which they are, what is read, and how keys turn.
+/// A run of tokens through all layers: which they are, what is read, and how keys rotate.
 #[derive(Clone, Copy)]
 pub(super) struct ForwardPass<'a> {
     pub(super) call: &'a Call,

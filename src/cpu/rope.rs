@@ -1,4 +1,4 @@
-//! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout: dimension `i` of a head turns with dimension `i + d/2`.
+//! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout: dimension `i` of a head rotates with dimension `i + d/2`.
 
 use crate::checkpoint::Config;
 use nalgebra::DMatrixViewMut;
@@ -8,42 +8,42 @@ pub(super) struct Rope {
     /// `[d / 2]`, scaling applied.
     frequencies: Vec<f64>,
     /// `[positions][d / 2]`: cosine and sine.
-    turns: Vec<(f32, f32)>,
+    table: Vec<(f32, f32)>,
 }
 
 impl Rope {
     pub(super) fn new(config: &Config) -> Rope {
-        Rope { frequencies: config.rope_frequencies(), turns: Vec::new() }
+        Rope { frequencies: config.rope_frequencies(), table: Vec::new() }
     }
 
     /// Makes ready for positions below `end`. The angles are taken in f64: in f32 they would be off by 1e-3 at position 10,000.
     pub(super) fn reach(&mut self, end: usize) {
-        let known = self.turns.len() / self.frequencies.len();
+        let known = self.table.len() / self.frequencies.len();
         for position in known..end {
-            self.turns.extend(self.frequencies.iter().map(|frequency| {
+            self.table.extend(self.frequencies.iter().map(|frequency| {
                 let (sine, cosine) = (position as f64 * frequency).sin_cos();
                 (cosine as f32, sine as f32)
             }));
         }
     }
 
-    /// Turns every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at position `first + j`, which has been reached.
-    pub(super) fn turn<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
-        self.turn_towards(x.into(), first, 1.0);
+    /// Rotates every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at position `first + j`, which has been reached.
+    pub(super) fn rotate<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
+        self.rotate_towards(x.into(), first, 1.0);
     }
 
-    /// Undoes [`turn`](Self::turn). A turn is orthogonal, so this also takes a gradient back through one.
-    pub(super) fn turn_back<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
-        self.turn_towards(x.into(), first, -1.0);
+    /// Undoes [`rotate`](Self::rotate). A rotation is orthogonal, so this also takes a gradient back through one.
+    pub(super) fn rotate_back<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
+        self.rotate_towards(x.into(), first, -1.0);
     }
 
-    /// Turns by `direction` times the angle.
-    fn turn_towards(&self, mut x: DMatrixViewMut<f32>, first: usize, direction: f32) {
+    /// Rotates by `direction` times the angle.
+    fn rotate_towards(&self, mut x: DMatrixViewMut<f32>, first: usize, direction: f32) {
         let half = self.frequencies.len();
-        for (mut column, turns) in x.column_iter_mut().zip(self.turns[first * half..].chunks_exact(half)) {
+        for (mut column, table) in x.column_iter_mut().zip(self.table[first * half..].chunks_exact(half)) {
             for head in column.as_mut_slice().chunks_exact_mut(2 * half) {
                 let (low, high) = head.split_at_mut(half);
-                for ((a, b), (cosine, sine)) in low.iter_mut().zip(high).zip(turns) {
+                for ((a, b), (cosine, sine)) in low.iter_mut().zip(high).zip(table) {
                     let sine = direction * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
                 }

@@ -6,7 +6,7 @@ use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
 use crate::rows::Layout;
-use crate::rows::{Energy, Exact, Holds, RUN, RowSet, RowSpec, Side};
+use crate::rows::{Energy, Exact, RUN, RowKind, RowSet, RowSpec, Side};
 use crate::{Error, Result};
 use half::f16;
 use nalgebra::DMatrix;
@@ -171,10 +171,10 @@ fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize
 
 impl CodedLayer {
     fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(attention, &rows.specs, layout, layer, side));
         let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
-        let absorbed = rows.specs[keys.slices[0].row].holds == Holds::TurnedKeys;
+        let absorbed = rows.specs[keys.slices[0].row].kind == RowKind::PostRopeKeys;
         let key_means = means(config, rows, &keys);
         let keys = if absorbed { keys.about(attention, &key_means) } else { keys };
         let key_up = match absorbed {
@@ -208,8 +208,8 @@ pub(super) fn check(specs: &[RowSpec], checkpoint: &Checkpoint) -> Result<()> {
     RowSet::check(specs, &config.geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
     for layer in 0..config.num_hidden_layers {
         let keys = RowSet::sources(specs, layer, Side::Keys, config.head_dim);
-        let turned = keys.iter().filter(|source| specs[source.row].holds == Holds::TurnedKeys).count();
-        if turned > 0 && turned < keys.len() {
+        let rotated = keys.iter().filter(|source| specs[source.row].kind == RowKind::PostRopeKeys).count();
+        if rotated > 0 && rotated < keys.len() {
             let message =
                 format!("layer {layer} codes some keys before RoPE and others after it, which the GPU kernels do not take. --device cpu runs it");
             return Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });

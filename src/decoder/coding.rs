@@ -19,7 +19,7 @@ use crate::kernels::matmul::Matmul;
 use crate::kernels::pack::{Pack, PackedRow};
 use crate::kernels::project::{Project, Slice};
 use crate::kernels::stripe::Stripe;
-use crate::rows::{Call, Holds, Scale, Side, Slots, Stores};
+use crate::rows::{Call, RowKind, Scale, Side, Slots, Stores};
 use std::ops::Range;
 
 /// Every row of the model.
@@ -46,7 +46,7 @@ impl Forgetting {
     /// In every layer; none where nothing is forgotten.
     fn plan(model: &Model, cache: &Cache) -> Result<Vec<Forgetting>> {
         let (device, config) = (&*model.device, &model.config);
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let Some(first) = cache.layers.first().and_then(|layer| layer.side.as_ref()) else { return Ok(Vec::new()) };
         let moves = Moves::new(device, &first.stores, 2 * config.num_key_value_heads * pad(config.head_dim))?;
         let mut layers = Vec::new();
@@ -100,7 +100,7 @@ pub(super) struct CodingBuffers<'a> {
     pub exact: &'a [ExactRows],
     pub slots: Slots,
     /// RoPE's tables.
-    pub turns: &'a Tensor,
+    pub rope_table: &'a Tensor,
     pub vectors: &'a Tensor,
     pub coordinates: &'a Tensor,
     pub scales: &'a Tensor,
@@ -110,17 +110,17 @@ impl Row {
     /// Codes `row` into its place in `stores`.
     pub fn plan(model: &Model, coded: &CodedRows, row: usize, stores: &[Tensor], b: CodingBuffers) -> Result<Row> {
         let (device, config) = (&*model.device, &model.config);
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let (spec, basis, place) = (&coded.specs[row], &coded.bases[row], coded.layout.places[row]);
         let (format, layers) = (&spec.format, spec.first_layer..=spec.last_layer());
         let vectors = &b.vectors.view(Shape::padded(CHUNK, spec.width(config.head_dim)));
         let coordinates = &b.coordinates.view(Shape::dense(CHUNK, format.rank()));
         let gather = |layer: usize| {
-            let from = Source { attention, rows: &b.exact[layer], slots: b.slots, turns: b.turns };
+            let from = Source { attention, rows: &b.exact[layer], slots: b.slots, rope_table: b.rope_table };
             Gather::plan(device, from, spec, layer, &basis.mean, vectors)
         };
         let project = |layer: usize| {
-            let side = if spec.holds == Holds::Values { Side::Values } else { Side::Keys };
+            let side = if spec.kind == RowKind::Values { Side::Values } else { Side::Keys };
             let read = &coded.layers[layer];
             let up = if side == Side::Values { &read.value_up } else { &read.key_up };
             let slice = Slice {
@@ -176,11 +176,11 @@ impl Coding {
         let forgetting = Forgetting::plan(model, cache)?;
         let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), forgetting, sinks, most }) };
         let (device, config) = (&*model.device, &model.config);
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let buffers = CodingBuffers {
             exact: &cache.layers,
             slots: cache.slots,
-            turns: &b.attention.rope,
+            rope_table: &b.attention.rope,
             vectors: &b.vectors,
             coordinates: &b.coordinates,
             scales: &b.scales,

@@ -1,7 +1,7 @@
 //! What all sequences of a model use in turns: scratch, and the way logits are read back.
 
 use super::Model;
-use super::chunk::AllLogits;
+use super::prefill::AllLogits;
 use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
 use crate::Result;
 use crate::cache::Cache;

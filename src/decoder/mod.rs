@@ -3,16 +3,17 @@
 //! What is computed is what [`crate::cpu`] computes, and in the order it stands there. A token's way through a layer is eight dispatches, listed in
 //! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back eight bytes.
 
-mod chunk;
+mod attention;
 mod coded;
 mod coding;
+mod decode;
 mod executor;
+mod prefill;
 mod prompt;
 mod random;
 mod reach;
 mod scratch;
 mod sequence;
-mod step;
 mod weights;
 
 pub use sequence::GpuSequence;
@@ -72,7 +73,7 @@ impl Model {
 
     /// What a cache of this model for `capacity` tokens is like.
     fn cache_shape(&self, capacity: usize) -> CacheShape {
-        CacheShape { attention: attention(&self.config), layers: self.config.num_hidden_layers, capacity }
+        CacheShape { attention: attention_shape(&self.config), layers: self.config.num_hidden_layers, capacity }
     }
 
     /// The device it is on.
@@ -90,7 +91,7 @@ impl Model {
 }
 
 /// The attention of every layer.
-fn attention(config: &Config) -> AttentionShape {
+fn attention_shape(config: &Config) -> AttentionShape {
     AttentionShape {
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,

@@ -4,10 +4,10 @@
 //! on the device, their eigenvectors found on the processor, and its rows coded; then the next group's exact rows take the place of this one's.
 
 use super::Model;
-use super::chunk::{AllLogits, Chunk};
 use super::coded::CodedRows;
 use super::coding::{Coding, CodingBuffers, Row};
 use super::executor::Shared;
+use super::prefill::{AllLogits, PrefillPlan};
 use super::scratch::{Buffers, CHUNK};
 use super::sequence::{GpuSequence, check_capacity, finite};
 use crate::Result;
@@ -18,7 +18,7 @@ use crate::kernels::gather::{Gather, Source};
 use crate::kernels::gram::Gram;
 use crate::kernels::landmark::Landmark;
 use crate::linalg::Moments;
-use crate::rows::{self, Call, Cursor, Format, Holds, RUN, RowSet, RowSpec, Slots, Xkv};
+use crate::rows::{self, Call, Cursor, Format, RUN, RowKind, RowSet, RowSpec, Slots, Xkv};
 use crate::sequence::{ChunkPolicy, Logits, Prompt, SequenceOptions};
 use crate::task::Cancel;
 use nalgebra::{DMatrix, DVector};
@@ -50,8 +50,8 @@ impl Model {
         let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
         for group in groups {
             reading.run(group.clone(), prompt.cancel)?;
-            let moments = |holds| reading.moments(&group, holds, exact.sinks.min(tokens.len() - 1));
-            let moments = [&moments(Holds::Keys)?, &moments(Holds::Values)?];
+            let moments = |kind| reading.moments(&group, kind, exact.sinks.min(tokens.len() - 1));
+            let moments = [&moments(RowKind::PreRopeKeys)?, &moments(RowKind::Values)?];
             for (spec, coder) in prompt.bases.rows(&geometry, &group, moments, tokens.len())? {
                 cache.add_store(device, spec.format.words())?;
                 set.specs.push(spec);
@@ -81,7 +81,7 @@ struct Reading<'a> {
     /// Exact rows of all tokens, for the layers of one group at a time.
     exact: Cache,
     buffers: Buffers,
-    chunk: Chunk,
+    prefill: PrefillPlan,
     coding: Coding,
     /// The residual stream, by chunk `[CHUNK][D]`.
     stream: Vec<Tensor>,
@@ -94,7 +94,7 @@ impl<'a> Reading<'a> {
     fn new(model: &'a Model, tokens: &'a [u32], xkv: &Xkv, shared: &mut Shared) -> Result<Reading<'a>> {
         let (device, config, count) = (&*model.device, &model.config, tokens.len());
         let together = xkv.layers.min(config.num_hidden_layers);
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let some = (0..together)
             .map(|_| ExactRows::new(device, attention, &format!("a prompt of {count} tokens"), Slots::ALL, count))
             .collect::<Result<Vec<_>>>()?;
@@ -104,7 +104,7 @@ impl<'a> Reading<'a> {
         let width = together * config.num_key_value_heads * config.head_dim;
         let floats = |what: &str, width: usize| Tensor::zeroed(device, what, ElementType::F32, Shape::padded(CHUNK, width));
         Ok(Reading {
-            chunk: Chunk::plan(model, None, &exact, &buffers)?,
+            prefill: PrefillPlan::plan(model, None, &exact, &buffers)?,
             coding: Coding::plan(model, None, &exact, &buffers, CHUNK)?,
             stream: tokens.chunks(CHUNK).map(|_| floats("the prompt's residual stream", config.hidden_size)).collect::<Result<_>>()?,
             vectors: floats("rows of the prompt to be coded", width)?,
@@ -128,7 +128,7 @@ impl<'a> Reading<'a> {
             let call = Call::exact(index * CHUNK..index * CHUNK + tokens.len());
             for layer in group.clone() {
                 // One submit for each: long prompts have long attention.
-                self.submit(|pass| self.chunk.record(pass, layer..layer + 1, &self.coding, &call))?;
+                self.submit(|pass| self.prefill.record(pass, layer..layer + 1, &self.coding, &call))?;
             }
             self.copy(&self.buffers.x, 0, stream, stream.size())?;
             device.wait_unless(&|| cancel.is_set())?;
@@ -137,13 +137,13 @@ impl<'a> Reading<'a> {
     }
 
     /// Mean and second moment of one side of a group's layers, over the tokens from `from` on.
-    fn moments(&self, group: &Range<usize>, holds: Holds, from: usize) -> Result<Moments> {
+    fn moments(&self, group: &Range<usize>, kind: RowKind, from: usize) -> Result<Moments> {
         let (device, config) = (&*self.model.device, &self.model.config);
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let spec = RowSpec {
             first_layer: group.start,
             layers: group.len(),
-            holds,
+            kind,
             first_head: 0,
             kv_heads: config.num_key_value_heads,
             format: Format::half(1),
@@ -154,7 +154,7 @@ impl<'a> Reading<'a> {
         let sums = Tensor::zeroed(device, "second moments", ElementType::F32, Shape::dense(width + 1, width))?;
         let vectors = self.vectors.view(Shape::padded(CHUNK, width));
         let gather = |layer: usize| {
-            let from = Source { attention, rows: &self.exact.layers[layer], slots: Slots::ALL, turns: &self.buffers.attention.rope };
+            let from = Source { attention, rows: &self.exact.layers[layer], slots: Slots::ALL, rope_table: &self.buffers.attention.rope };
             Gather::plan(device, from, &spec, layer, &zero, &vectors)
         };
         let gathers = group.clone().map(gather).collect::<Result<Vec<_>>>()?;
@@ -183,11 +183,11 @@ impl<'a> Reading<'a> {
     /// Codes the first `coded` tokens' rows of a group, the last of `rows`, and makes their landmarks.
     fn code(&self, rows: &CodedRows, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
-        let attention = &super::attention(config);
+        let attention = &super::attention_shape(config);
         let buffers = CodingBuffers {
             exact: &self.exact.layers,
             slots: Slots::ALL,
-            turns: &self.buffers.attention.rope,
+            rope_table: &self.buffers.attention.rope,
             vectors: &self.vectors,
             coordinates: &self.coordinates,
             scales: &self.buffers.scales,
@@ -233,7 +233,7 @@ impl<'a> Reading<'a> {
         let bytes = 4 * out.len() as u64;
         let copy =
             |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&sequence.buffers.logits, 0, &sequence.buffers.logits_back, 0, bytes);
-        let (commands, _) = device.encode("logits", |pass| sequence.step.end(pass), copy)?;
+        let (commands, _) = device.encode("logits", |pass| sequence.decode.end(pass), copy)?;
         device.submit_and_read(commands, &sequence.buffers.logits_back, &mut out)?;
         Ok(out)
     }

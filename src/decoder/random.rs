@@ -68,7 +68,7 @@ impl Weights<'_> {
 
     /// Layer `l`; its norms are ones and its biases zeros.
     fn layer(&mut self, c: &Config, l: usize) -> Result<Layer> {
-        let attention = &super::attention(c);
+        let attention = &super::attention_shape(c);
         let (hidden, ffn, heads) = (c.hidden_size, c.intermediate_size, c.num_attention_heads * pad(c.head_dim));
         let label = |what: &str| format!("layer {l}'s {what}");
         let mut added = vec![1f32; if c.qk_norm { 2 * c.head_dim } else { 0 }];

@@ -7,7 +7,7 @@ use crate::cache::Cache;
 use crate::gpu::{ElementType, Shape, Tensor, pad};
 use crate::kernels::blocks::Blocks;
 use crate::kernels::prepare::record_len;
-use crate::kernels::{AttentionBuffers, turns, values};
+use crate::kernels::{AttentionBuffers, rope_table, values};
 use crate::rows::{Format, RowSet, Scale, Selection};
 
 /// The most tokens that go through the layers together.
@@ -94,7 +94,7 @@ fn apart(columns: usize) -> usize {
 impl View {
     /// Of a sequence with this cache, which reads `coded` rows or none.
     pub(super) fn new(model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> View {
-        let attention = &super::attention(&model.config);
+        let attention = &super::attention_shape(&model.config);
         let (capacity, stores) = (cache.shape.capacity, cache.layers.first().and_then(|layer| layer.side.as_ref()).map(|side| side.stores));
         let (device, c) = (&*model.device, &model.config);
         let heads = c.num_attention_heads;
@@ -164,7 +164,7 @@ impl Scratch {
     /// # Errors
     /// [`OutOfMemory`](crate::Error::OutOfMemory).
     pub(super) fn new(model: &Model, needs: &Needs) -> Result<Scratch> {
-        let (device, c, attention) = (&*model.device, &model.config, &super::attention(&model.config));
+        let (device, c, attention) = (&*model.device, &model.config, &super::attention_shape(&model.config));
         let numbers = |what: &str, count: usize| device.buffer(what, 4 * count as u64);
         let floats = |what: &str, shape: Shape| Tensor::zeroed(device, what, ElementType::F32, shape);
         let words = |what: &str, count: usize| Tensor::zeroed(device, what, ElementType::U32, Shape::dense(count, 1));
@@ -172,15 +172,15 @@ impl Scratch {
         let room = |what: &str, count: usize| floats(what, Shape::dense(1, count));
         let counted = |what: &str| numbers(&format!("{what} of a sketch"), needs.counted * attention.kv_row() / 2);
         let frequencies = c.rope_frequencies();
-        let turns = turns(&frequencies, needs.positions);
-        let rope = Shape::dense(turns.len() / frequencies.len(), 2 * frequencies.len());
+        let rope_table = rope_table(&frequencies, needs.positions);
+        let rope = Shape::dense(rope_table.len() / frequencies.len(), 2 * frequencies.len());
         Ok(Scratch {
             tokens: words("tokens", CHUNK)?,
             x: each("residual stream", c.hidden_size)?,
             normed: each("normalised input", c.hidden_size)?,
             attention: AttentionBuffers {
                 projected: each("projected input", attention.projection_row())?,
-                rope: Tensor::upload(device, "RoPE tables", turns.as_flattened(), rope)?,
+                rope: Tensor::upload(device, "RoPE tables", rope_table.as_flattened(), rope)?,
                 queries: numbers("queries", needs.queries + record_len(c.num_hidden_layers))?,
                 record: needs.queries as u32,
                 scores: numbers("attention scores", needs.scores)?,

@@ -1,12 +1,12 @@
 //! A sequence on the device: its cache, its buffers, and the two ways forward, one token or a chunk.
 
 use super::Model;
-use super::chunk::Chunk;
 use super::coded::CodedRows;
 use super::coding::Coding;
+use super::decode::DecodePlan;
 use super::executor::{Pacing, Shared};
+use super::prefill::PrefillPlan;
 use super::scratch::{Buffers, CHUNK};
-use super::step::Step;
 use crate::cache::Cache;
 use crate::kernels::score::most_keys;
 use crate::rows::{self, CacheMethod, Call, Cursor, Energy, Exact, Reach, RowSet, RowSpec, Slots};
@@ -23,8 +23,8 @@ pub struct GpuSequence {
     pub(super) buffers: Buffers,
     /// The scratch that plans are bound to: [`Shared::generation`].
     generation: u64,
-    pub(super) step: Step,
-    chunk: Chunk,
+    pub(super) decode: DecodePlan,
+    prefill: PrefillPlan,
     coding: Coding,
     cursor: Cursor,
     pub(super) rows: Option<Arc<CodedRows>>,
@@ -95,8 +95,8 @@ impl GpuSequence {
         let read = rows.as_deref();
         let buffers = shared.buffers(&model, read, &cache)?;
         Ok(GpuSequence {
-            step: Step::plan(&model, read, &cache, &buffers)?,
-            chunk: Chunk::plan(&model, read, &cache, &buffers)?,
+            decode: DecodePlan::plan(&model, read, &cache, &buffers)?,
+            prefill: PrefillPlan::plan(&model, read, &cache, &buffers)?,
             coding: Coding::plan(&model, read, &cache, &buffers, CHUNK)?,
             generation: shared.generation,
             cursor,
@@ -127,8 +127,8 @@ impl GpuSequence {
     fn bind(&mut self, shared: &mut Shared) -> Result<()> {
         let (model, rows, cache) = (&self.model, self.rows.as_deref(), &self.cache);
         let buffers = shared.buffers(model, rows, cache)?;
-        self.step = Step::plan(model, rows, cache, &buffers)?;
-        self.chunk = Chunk::plan(model, rows, cache, &buffers)?;
+        self.decode = DecodePlan::plan(model, rows, cache, &buffers)?;
+        self.prefill = PrefillPlan::plan(model, rows, cache, &buffers)?;
         self.coding = Coding::plan(model, rows, cache, &buffers, CHUNK)?;
         (self.buffers, self.generation) = (buffers, shared.generation);
         Ok(())
@@ -167,7 +167,7 @@ impl GpuSequence {
         let call = self.cursor.call_within(1, reach);
         let (commands, dispatches) = device.encode(
             "step",
-            |pass| self.step.record(pass, &self.coding, &call),
+            |pass| self.decode.record(pass, &self.coding, &call),
             |encoder| {
                 encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes - 4);
                 self.buffers.copy_reach(encoder, back, bytes - 4);
@@ -191,7 +191,7 @@ impl GpuSequence {
         for start in (0..layers).step_by(self.pacing.layers_per_submit) {
             let end = (start + self.pacing.layers_per_submit).min(layers);
             let copy = |encoder: &mut wgpu::CommandEncoder| self.buffers.copy_reach(encoder, &self.buffers.reach_back, 0);
-            let (commands, dispatches) = device.encode("chunk", |pass| self.chunk.record(pass, start..end, &self.coding, &call), copy)?;
+            let (commands, dispatches) = device.encode("chunk", |pass| self.prefill.record(pass, start..end, &self.coding, &call), copy)?;
             if end < layers {
                 device.submit(commands)?;
             } else {

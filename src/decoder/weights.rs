@@ -103,7 +103,7 @@ impl Layer {
         let at = |rest: &str| format!("{prefix}.{rest}");
         let label = |what: &str| format!("layer {l}'s {what}");
         let gain = |rest: &str, width: usize| Tensor::vector(device, &at(rest), &checkpoint.f32(&at(rest), &[width])?);
-        let shape = &super::attention(c);
+        let shape = &super::attention_shape(c);
         let attention = Attention { checkpoint, config: c, prefix: at("self_attn") };
 
         let projection = attention.projection()?;

@@ -18,7 +18,7 @@ pub struct Roofline {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     rounds: u32,
     count: u32,
 }
@@ -38,7 +38,7 @@ pub(super) fn spec(flags: &[&'static str]) -> Spec {
 pub(crate) fn empty_dispatches(device: &Device, count: usize) -> Result<()> {
     let [source, sink] = [device.buffer("empty/source", 16)?, device.buffer("empty/sink", 16)?];
     let kernel = device.kernel(spec(&["COPY"]), &[&source, &sink])?;
-    let record = |pass: &mut super::Pass| (0..count).for_each(|_| kernel.record(pass, &Step { rounds: 0, count: 0 }, [1, 1, 1], Work::default()));
+    let record = |pass: &mut super::Pass| (0..count).for_each(|_| kernel.record(pass, &Params { rounds: 0, count: 0 }, [1, 1, 1], Work::default()));
     device.submit(device.encode("empty", record, |_| ())?.0)?;
     device.wait()
 }
@@ -68,10 +68,10 @@ pub fn roofline(device: &Device) -> Result<Roofline> {
     let [source, sink] = buffers(device)?;
     let make = |flags: &[&'static str]| device.kernel(spec(flags), &[&source, &sink]);
     // The best of several runs: a ceiling is not an average.
-    let best = |kernel: &super::Kernel, step: Step, groups: u32, times: u32| -> Result<f64> {
+    let best = |kernel: &super::Kernel, params: Params, groups: u32, times: u32| -> Result<f64> {
         let (mut best, started, mut runs) = (f64::INFINITY, Instant::now(), 0);
         while runs < 3 || started.elapsed() < Duration::from_millis(60) {
-            let record = |pass: &mut super::Pass| (0..times).for_each(|_| kernel.record(pass, &step, [groups, 1, 1], Work::default()));
+            let record = |pass: &mut super::Pass| (0..times).for_each(|_| kernel.record(pass, &params, [groups, 1, 1], Work::default()));
             let (commands, _) = device.encode("roofline", record, |_| ())?;
             let start = Instant::now();
             device.submit(commands)?;
@@ -93,10 +93,10 @@ pub fn roofline(device: &Device) -> Result<Roofline> {
         }
     };
     let (copy, vectors) = (make(&["COPY"])?, source.size() / 16);
-    let copy_gbps = 32e-9 * vectors as f64 * rate(&|times| best(&copy, Step { rounds: 0, count: vectors as u32 }, 4096, times))?;
+    let copy_gbps = 32e-9 * vectors as f64 * rate(&|times| best(&copy, Params { rounds: 0, count: vectors as u32 }, 4096, times))?;
     let arithmetic = |flags: &[&'static str]| -> Result<f64> {
         let kernel = make(flags)?;
-        let rounds = rate(&|rounds| best(&kernel, Step { rounds, count: 0 }, (LANES / WORKGROUP as u64) as u32, 1))?;
+        let rounds = rate(&|rounds| best(&kernel, Params { rounds, count: 0 }, (LANES / WORKGROUP as u64) as u32, 1))?;
         Ok((LANES * 8 * 4 * 2) as f64 * rounds * 1e-9)
     };
     let f32_gflops = arithmetic(&[])?;

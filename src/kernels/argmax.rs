@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     count: u32,
     numbers: u32,
     lot: u32,
@@ -14,7 +14,7 @@ struct Step {
 
 /// Finds the largest of `vocab` logits.
 pub struct Argmax {
-    stages: Vec<(Kernel, Step, u32)>,
+    stages: Vec<(Kernel, Params, u32)>,
 }
 
 pub(super) fn variant(flags: &[&'static str]) -> Spec {
@@ -32,19 +32,19 @@ impl Argmax {
         token.expect("argmax", ElementType::U32, 1);
         let lot = device.tuning().logits;
         let lots = vocab.div_ceil(lot);
-        let step = |numbers, lot| Step { count: vocab, numbers, lot };
+        let params = |numbers, lot| Params { count: vocab, numbers, lot };
         if lots <= 1 {
-            return Ok(Argmax { stages: vec![(device.kernel(variant(&[]), &[logits, token])?, step(vocab, vocab), 1)] });
+            return Ok(Argmax { stages: vec![(device.kernel(variant(&[]), &[logits, token])?, params(vocab, vocab), 1)] });
         }
         let left = device.buffer("largest logits", u64::from(lots) * 8)?;
         let (leave, choose) = (device.kernel(variant(&["LEAVE"]), &[logits, &left])?, device.kernel(variant(&["CHOOSE"]), &[&left, token])?);
-        Ok(Argmax { stages: vec![(leave, step(vocab, lot), lots), (choose, step(lots, lots), 1)] })
+        Ok(Argmax { stages: vec![(leave, params(vocab, lot), lots), (choose, params(lots, lots), 1)] })
     }
 
     /// One workgroup, or one for each lot and one for what they leave.
     pub fn record(&self, pass: &mut Pass) {
-        for (kernel, step, lots) in &self.stages {
-            kernel.record(pass, step, [*lots, 1, 1], Work { bytes: 4 * u64::from(step.numbers), flops: 0 });
+        for (kernel, params, lots) in &self.stages {
+            kernel.record(pass, params, [*lots, 1, 1], Work { bytes: 4 * u64::from(params.numbers), flops: 0 });
         }
     }
 }

@@ -51,7 +51,7 @@ impl AttentionShape {
 pub struct AttentionBuffers {
     /// Query heads, key heads and value heads `[n][`[`projection_row`](AttentionShape::projection_row)`]`.
     pub(crate) projected: Tensor,
-    /// RoPE's [`turns`](super::turns).
+    /// RoPE's [`rope_table`](super::rope_table).
     pub(crate) rope: Tensor,
     /// After RoPE `[n][H][pad(head_dim)]`, and behind those of a token the absorbed ones.
     pub(crate) queries: wgpu::Buffer,

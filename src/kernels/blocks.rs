@@ -7,7 +7,7 @@ use crate::rows::{Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, 
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     bits: u32,
     least: f32,
     low: f32,
@@ -21,7 +21,7 @@ pub struct Blocks {
     /// Coordinates of a row, and numbers of a block.
     rank: usize,
     numbers: usize,
-    step: Step,
+    params: Params,
 }
 
 /// What shaders know of blocks: flags and constants.
@@ -73,15 +73,15 @@ impl Blocks {
     /// As [`Device::kernel`].
     pub(crate) fn plan(device: &Device, format: &Format, shape: Shape, coordinates: &Tensor, numbers: &Tensor) -> Result<Blocks> {
         check("blocks", format, shape, coordinates, numbers);
-        let step = Step { bits: u32::from(format.bands[0].bits), least: LEAST_DEVIATION, low: LOGARITHMS[0], high: LOGARITHMS[1] };
+        let params = Params { bits: u32::from(format.bands[0].bits), least: LEAST_DEVIATION, low: LOGARITHMS[0], high: LOGARITHMS[1] };
         let kernel = device.kernel(variant(format, shape), &[coordinates, numbers])?;
-        Ok(Blocks { kernel, shape, rank: format.rank(), numbers: Blocks::numbers(format, shape, 1), step })
+        Ok(Blocks { kernel, shape, rank: format.rank(), numbers: Blocks::numbers(format, shape, 1), params })
     }
 
     /// Those of the first `tokens`, which are whole blocks.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         let blocks = tokens / self.shape.tokens as u32;
         let work = Work { bytes: 4 * (u64::from(tokens) * self.rank as u64 + u64::from(blocks) * self.numbers as u64), flops: 0 };
-        self.kernel.record(pass, &self.step, [blocks, self.shape.heads as u32, 1], work);
+        self.kernel.record(pass, &self.params, [blocks, self.shape.heads as u32, 1], work);
     }
 }

@@ -40,8 +40,8 @@ pub(crate) struct Coded {
     pub words: usize,
     /// In the order of the heads, all of which they cover.
     pub slices: Vec<Slice>,
-    /// By key/value head, where keys are coded after RoPE: the pairs of RoPE in which their mean, which turns, is not zero. Else nothing.
-    pub turning: Vec<Vec<u32>>,
+    /// By key/value head, where keys are coded after RoPE: the pairs of RoPE in which their mean, which rotates, is not zero. Else nothing.
+    pub mean_pairs: Vec<Vec<u32>>,
     /// Tokens that are coded together, of this side or of the other.
     pub block: usize,
 }
@@ -86,7 +86,7 @@ impl Coded {
                 runs: part * runs..(part + 1) * runs,
             })
         });
-        Coded { store, words: layout.stores[store], slices: slices.collect(), turning: Vec::new(), block: RowSet::block(specs) }
+        Coded { store, words: layout.stores[store], slices: slices.collect(), mean_pairs: Vec::new(), block: RowSet::block(specs) }
     }
 
     /// How the rows' blocks are read.
@@ -98,12 +98,12 @@ impl Coded {
     pub fn about(self, attention: &AttentionShape, means: &[f32]) -> Coded {
         let half = attention.head_dim / 2;
         let pairs = |mean: &[f32]| (0..half as u32).filter(|&p| mean[p as usize] != 0.0 || mean[p as usize + half] != 0.0).collect();
-        Coded { turning: means.chunks_exact(2 * half).map(pairs).collect(), ..self }
+        Coded { mean_pairs: means.chunks_exact(2 * half).map(pairs).collect(), ..self }
     }
 
-    /// The pairs in which the mean of a key/value head's keys turns.
-    fn turning(&self, kv_head: usize) -> &[u32] {
-        self.turning.get(kv_head).map_or(&[], Vec::as_slice)
+    /// The pairs in which the mean of a key/value head's keys rotates.
+    fn mean_pairs(&self, kv_head: usize) -> &[u32] {
+        self.mean_pairs.get(kv_head).map_or(&[], Vec::as_slice)
     }
 
     /// The slice that a key/value head reads, and its place among them.
@@ -134,10 +134,10 @@ impl Coded {
             .collect()
     }
 
-    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and what the mean adds, two numbers for each pair in which it turns.
+    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and what the mean adds, two numbers for each pair in which it rotates.
     fn queries(&self, attention: &AttentionShape, taken: bool) -> Vec<usize> {
         let whole = attention.heads * pad(attention.head_dim) / 4;
-        let each = |kv: usize| if taken { attention.group_size() * (self.rank(kv) / 4 + self.turning(kv).len().div_ceil(2)) } else { 0 };
+        let each = |kv: usize| if taken { attention.group_size() * (self.rank(kv) / 4 + self.mean_pairs(kv).len().div_ceil(2)) } else { 0 };
         self.begins(attention.kv_heads, each).iter().map(|at| whole + at).collect()
     }
 
@@ -153,17 +153,17 @@ impl Coded {
         let queries = self.queries(attention, taken);
         let mut table = books();
         let pairs_at = table.len() + 2 * heads + means.len().div_ceil(4);
-        let pairs_of = self.begins(heads, |kv| self.turning(kv).len().div_ceil(4));
+        let pairs_of = self.begins(heads, |kv| self.mean_pairs(kv).len().div_ceil(4));
         let runs_at = pairs_at + pairs_of[heads];
         let runs_of = self.begins(self.slices.len(), |i| self.slices[i].runs.len());
         for kv in 0..heads {
             let (i, slice) = self.of_head(kv);
             table.push([slice.word, runs_at + runs_of[i], slice.runs.len(), queries[kv]].map(|n| n as u32));
-            table.push([up[kv], pairs_at + pairs_of[kv], self.turning(kv).len(), 0].map(|n| n as u32));
+            table.push([up[kv], pairs_at + pairs_of[kv], self.mean_pairs(kv).len(), 0].map(|n| n as u32));
         }
         table.extend(floats(means));
         for kv in 0..heads {
-            table.extend(self.turning(kv).chunks(4).map(|pairs| std::array::from_fn(|i| pairs.get(i).copied().unwrap_or(0))));
+            table.extend(self.mean_pairs(kv).chunks(4).map(|pairs| std::array::from_fn(|i| pairs.get(i).copied().unwrap_or(0))));
         }
         self.slices.iter().for_each(|slice| table.extend_from_slice(&runs(&slice.format)[slice.runs.clone()]));
         table

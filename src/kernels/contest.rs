@@ -10,7 +10,7 @@ use std::ops::Range;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     begin: u32,
     leaving: u32,
     held: u32,
@@ -54,7 +54,7 @@ impl Moves {
 /// Decides in one layer.
 pub struct Contest {
     kernel: Kernel,
-    step: Step,
+    params: Params,
 }
 
 fn variant(vague: Vague) -> Spec {
@@ -73,7 +73,7 @@ impl Contest {
         buffers.extend(sketched.into_iter().chain(&side.listed));
         Ok(Contest {
             kernel: device.kernel(variant(side.stores.vague), &buffers)?,
-            step: Step {
+            params: Params {
                 candidates: side.stores.candidates as u32,
                 buckets: side.stores.buckets as u32,
                 sinks: slots.sinks,
@@ -88,10 +88,15 @@ impl Contest {
 
     /// Tokens `leaving` the window, at least one and `MOST_LEAVING` at most, when `evicted` have left it before them.
     pub fn record(&self, pass: &mut Pass, leaving: &Range<usize>, evicted: usize) {
-        let held = evicted.min(self.step.candidates as usize) as u32;
+        let held = evicted.min(self.params.candidates as usize) as u32;
         // A candidate's position and attention, a leaving token's attention.
         let work = Work { bytes: 8 * u64::from(held) + 4 * leaving.len() as u64, flops: 0 };
         let listed = evicted as u32 - held;
-        self.kernel.record(pass, &Step { begin: leaving.start as u32, leaving: leaving.len() as u32, held, listed, ..self.step }, [1, 1, 1], work);
+        self.kernel.record(
+            pass,
+            &Params { begin: leaving.start as u32, leaving: leaving.len() as u32, held, listed, ..self.params },
+            [1, 1, 1],
+            work,
+        );
     }
 }

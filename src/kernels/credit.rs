@@ -12,7 +12,7 @@ use crate::rows::HALF_LIFE;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     tokens: u32,
     exact: u32,
@@ -34,7 +34,7 @@ pub struct Credit {
     heads: u64,
     vague: u32,
     tuning: Tuning,
-    step: Step,
+    params: Params,
 }
 
 fn variant(attention: &AttentionShape) -> Spec {
@@ -51,7 +51,7 @@ impl Credit {
             heads: attention.heads as u64,
             vague: side.stores.vague_columns() as u32,
             tuning: device.tuning(),
-            step: Step {
+            params: Params {
                 buckets: side.stores.buckets as u32,
                 stride: b.columns as u32,
                 sinks: slots.sinks,
@@ -66,7 +66,7 @@ impl Credit {
     /// For a block that has been attended to.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(exact, _), (coded, _)] = splits(block, &self.tuning);
-        let step = Step {
+        let params = Params {
             first: block.first,
             tokens: block.tokens,
             exact: block.exact(),
@@ -74,11 +74,11 @@ impl Credit {
             fixed: block.fixed,
             near: block.near,
             splits: exact + coded,
-            ..self.step
+            ..self.params
         };
-        let columns = step.exact + step.held + step.buckets;
-        let work = Work { bytes: 4 * u64::from(columns) * (u64::from(step.tokens) * self.heads + 2), flops: 0 };
-        self.kernel.record(pass, &step, [columns.div_ceil(WORKGROUP), 1, 1], work);
+        let columns = params.exact + params.held + params.buckets;
+        let work = Work { bytes: 4 * u64::from(columns) * (u64::from(params.tokens) * self.heads + 2), flops: 0 };
+        self.kernel.record(pass, &params, [columns.div_ceil(WORKGROUP), 1, 1], work);
     }
 }
 

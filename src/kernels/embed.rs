@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, ElementType, Kernel, Matrix, Part, Pass, Spec, 
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     rows: u32,
     width: u32,
@@ -14,7 +14,7 @@ struct Step {
 
 /// Looks tokens up in every part of the table.
 pub struct Embed {
-    parts: Vec<(Kernel, Step)>,
+    parts: Vec<(Kernel, Params)>,
 }
 
 pub(super) fn variant() -> Spec {
@@ -31,18 +31,18 @@ impl Embed {
         out.expect_padded("embed", ElementType::F32, table.cols);
         let part = |part: &Part| {
             assert!(part.kind == WeightType::F16, "embed: {} where the table is F16", part.weights);
-            let step = Step { first: part.first as u32, rows: part.rows() as u32, width: (pad(table.cols) / 4) as u32 };
-            Ok((device.kernel(variant(), &[&part.weights, tokens, out])?, step))
+            let params = Params { first: part.first as u32, rows: part.rows() as u32, width: (pad(table.cols) / 4) as u32 };
+            Ok((device.kernel(variant(), &[&part.weights, tokens, out])?, params))
         };
         Ok(Embed { parts: table.parts.iter().map(part).collect::<Result<_>>()? })
     }
 
     /// One dispatch per part of the table.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        for (kernel, step) in &self.parts {
+        for (kernel, params) in &self.parts {
             // As if every part held all of them: which holds how many is not known here.
-            let work = Work { bytes: (8 + 16) * u64::from(tokens) * u64::from(step.width), flops: 0 };
-            kernel.record(pass, step, [tokens, 1, 1], work);
+            let work = Work { bytes: (8 + 16) * u64::from(tokens) * u64::from(params.width), flops: 0 };
+            kernel.record(pass, params, [tokens, 1, 1], work);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, 
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     tokens: u32,
     width: u32,
     stride: u32,
@@ -20,7 +20,7 @@ pub(crate) const LOTS: usize = 32;
 /// Adds up one row's squares.
 pub struct Energy {
     kernel: Kernel,
-    step: Step,
+    params: Params,
 }
 
 fn variant() -> Spec {
@@ -40,15 +40,15 @@ impl Energy {
         z.expect("energy", ElementType::F32, rank);
         sums.expect("energy", ElementType::F32, 2 * LOTS);
         assert!(row < sums.shape.rows, "energy: row {row} of {sums}");
-        let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32, rank: rank as u32, at: row as u32 };
-        Ok(Energy { kernel: device.kernel(variant(), &[y, z, sums])?, step })
+        let params = Params { tokens: 0, width: width as u32, stride: pad(width) as u32, rank: rank as u32, at: row as u32 };
+        Ok(Energy { kernel: device.kernel(variant(), &[y, z, sums])?, params })
     }
 
     /// Those of the first `tokens`, one at least.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        let numbers = u64::from(tokens) * u64::from(self.step.width + self.step.rank);
+        let numbers = u64::from(tokens) * u64::from(self.params.width + self.params.rank);
         let work = Work { bytes: 4 * numbers, flops: 2 * numbers };
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [tokens.clamp(1, LOTS as u32), 1, 1], work);
+        self.kernel.record(pass, &Params { tokens, ..self.params }, [tokens.clamp(1, LOTS as u32), 1, 1], work);
     }
 }
 

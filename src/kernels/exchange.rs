@@ -9,7 +9,7 @@ use crate::rows::Vague;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     promoted: u32,
     stash: u32,
     vague: u32,
@@ -19,7 +19,7 @@ struct Step {
 pub struct Exchange {
     kernel: Kernel,
     vectors: u32,
-    step: Step,
+    params: Params,
 }
 
 fn exact_row(attention: &AttentionShape) -> u32 {
@@ -46,14 +46,14 @@ impl Exchange {
         Ok(Some(Exchange {
             kernel: device.kernel(variant(attention, side.stores.vague), &buffers)?,
             vectors: exact_row(attention) / 2,
-            step: Step { promoted: moves.promoted as u32, stash: moves.stash as u32, vague: 0 },
+            params: Params { promoted: moves.promoted as u32, stash: moves.stash as u32, vague: 0 },
         }))
     }
 
     /// After a contest that leaves `vague` tokens without a slot.
     pub fn record(&self, pass: &mut Pass, vague: usize) {
         // How many move is decided on the device.
-        self.kernel.record(pass, &Step { vague: vague as u32, ..self.step }, [self.vectors.div_ceil(WORKGROUP), 1, 1], Work::default());
+        self.kernel.record(pass, &Params { vague: vague as u32, ..self.params }, [self.vectors.div_ceil(WORKGROUP), 1, 1], Work::default());
     }
 }
 

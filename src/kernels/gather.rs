@@ -5,17 +5,17 @@ use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, pad};
 use crate::kernels::exact::ExactRows;
 use crate::rows::Slots;
-use crate::rows::{Holds, RowSpec, Side};
+use crate::rows::{RowKind, RowSpec, Side};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     sinks: u32,
     ring: u32,
     head: u32,
     keys: u32,
-    unturn: u32,
+    pre_rope: u32,
     at: u32,
     width: u32,
     stride: u32,
@@ -24,7 +24,7 @@ struct Step {
 /// One layer's part of a row's `y − μ`.
 pub struct Gather {
     kernel: Kernel,
-    step: Step,
+    params: Params,
     heads: u32,
     head_dim: u32,
 }
@@ -47,8 +47,8 @@ pub(crate) struct Source<'a> {
     /// In their slots.
     pub rows: &'a ExactRows,
     pub slots: Slots,
-    /// RoPE's tables: [`turns`](super::turns).
-    pub turns: &'a Tensor,
+    /// RoPE's tables: [`rope_table`](super::rope_table).
+    pub rope_table: &'a Tensor,
 }
 
 impl Gather {
@@ -62,29 +62,29 @@ impl Gather {
         let (keys, values) = (side(Side::Keys), side(Side::Values));
         let heads = row.kv_heads as u32;
         let width = row.width(head_dim);
-        from.turns.expect("gather", ElementType::F32, head_dim);
+        from.rope_table.expect("gather", ElementType::F32, head_dim);
         mean.expect("gather", ElementType::F32, width);
         out.expect_padded("gather", ElementType::F32, width);
-        let step = Step {
+        let params = Params {
             first: 0,
             sinks: from.slots.sinks,
             ring: from.slots.ring,
             head: row.first_head as u32,
             keys: if keys.is_some() { heads } else { 0 },
-            unturn: u32::from(row.holds != Holds::TurnedKeys),
+            pre_rope: u32::from(row.kind != RowKind::PostRopeKeys),
             at: keys.or(values).unwrap_or(0) as u32,
             width: width as u32,
             stride: pad(width) as u32,
         };
         let sides = u32::from(keys.is_some()) + u32::from(values.is_some());
-        let kernel = device.kernel(variant(from.attention), &[&from.rows.keys, &from.rows.values, from.turns, mean, out])?;
-        Ok(Gather { kernel, step, heads: sides * heads, head_dim: head_dim as u32 })
+        let kernel = device.kernel(variant(from.attention), &[&from.rows.keys, &from.rows.values, from.rope_table, mean, out])?;
+        Ok(Gather { kernel, params, heads: sides * heads, head_dim: head_dim as u32 })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
         let numbers = u64::from(tokens) * u64::from(self.heads) * u64::from(self.head_dim);
-        self.kernel.record(pass, &Step { first, ..self.step }, [self.heads, tokens, 1], Work { bytes: (2 + 4) * numbers, flops: 0 });
+        self.kernel.record(pass, &Params { first, ..self.params }, [self.heads, tokens, 1], Work { bytes: (2 + 4) * numbers, flops: 0 });
     }
 }
 
@@ -92,8 +92,8 @@ impl Gather {
 mod tests {
     use super::*;
     use crate::gpu::Shape;
-    use crate::kernels::oracle::{assert_close, devices, frequencies, halves, numbers, run, turned};
-    use crate::kernels::turns;
+    use crate::kernels::oracle::{assert_close, devices, frequencies, halves, numbers, rotated, run};
+    use crate::kernels::rope_table;
     use crate::rows::Format;
 
     /// Two layers side by side, from slots that wrap around: keys before RoPE and values, keys after it, values alone.
@@ -103,20 +103,22 @@ mod tests {
         let slots = Slots { sinks: 2, ring: 7 };
         let (first, tokens, padded) = (63, 5, pad(c.head_dim));
         let exact: Vec<_> = (0..4).map(|seed| halves(seed, slots.count() * 3 * padded)).collect();
-        for holds in [Holds::Both, Holds::Keys, Holds::TurnedKeys, Holds::Values] {
-            let row = RowSpec { first_layer: 4, layers: 2, holds, first_head: 1, kv_heads: 2, format: Format::half(1) };
+        for kind in [RowKind::Both, RowKind::PreRopeKeys, RowKind::PostRopeKeys, RowKind::Values] {
+            let row = RowSpec { first_layer: 4, layers: 2, kind, first_head: 1, kv_heads: 2, format: Format::half(1) };
             let (w, mean) = (row.width(c.head_dim), numbers(9, row.width(c.head_dim)));
             let mut expected = Vec::new();
             for position in first..first + tokens {
                 let mut y = Vec::new();
                 for layer in exact.chunks(2) {
                     for (side, numbers) in layer.iter().enumerate() {
-                        if [Holds::Both, [Holds::Keys, Holds::Values][side]].contains(&holds) || (side == 0 && holds == Holds::TurnedKeys) {
+                        if [RowKind::Both, [RowKind::PreRopeKeys, RowKind::Values][side]].contains(&kind)
+                            || (side == 0 && kind == RowKind::PostRopeKeys)
+                        {
                             for head in 1..3 {
                                 let from = &numbers[(slots.of(position) * 3 + head) * padded..][..c.head_dim];
                                 let pair = |i: usize| {
                                     let (a, b) = (from[i % 7].to_f64(), from[i % 7 + 7].to_f64());
-                                    let (sin, cos) = match side == 0 && holds != Holds::TurnedKeys {
+                                    let (sin, cos) = match side == 0 && kind != RowKind::PostRopeKeys {
                                         true => (position as f64 * frequencies(c.head_dim)[i % 7]).sin_cos(),
                                         false => (0.0, 1.0),
                                     };
@@ -129,8 +131,8 @@ mod tests {
                 }
                 assert_eq!(y.len(), w);
                 let wide: Vec<f64> = mean.iter().map(|x| f64::from(*x)).collect();
-                let about: Vec<f64> = match holds {
-                    Holds::TurnedKeys => wide.chunks(14).flat_map(|head| turned(&c, head, None, position)).collect(),
+                let about: Vec<f64> = match kind {
+                    RowKind::PostRopeKeys => wide.chunks(14).flat_map(|head| rotated(&c, head, None, position)).collect(),
                     _ => wide,
                 };
                 y.iter_mut().zip(about).for_each(|(y, mean)| *y -= mean);
@@ -138,19 +140,21 @@ mod tests {
                 expected.extend(y);
             }
             for device in devices(None) {
-                let turns = turns(&frequencies(c.head_dim), 70);
-                let turns = Tensor::upload(&device, "turns", turns.as_flattened(), Shape::dense(2 * turns.len() / c.head_dim, c.head_dim)).unwrap();
+                let rope_table = rope_table(&frequencies(c.head_dim), 70);
+                let rope_table =
+                    Tensor::upload(&device, "RoPE tables", rope_table.as_flattened(), Shape::dense(2 * rope_table.len() / c.head_dim, c.head_dim))
+                        .unwrap();
                 let mean = Tensor::vector(&device, "mean", &mean).unwrap();
                 let out = Tensor::vector(&device, "out", &vec![f32::NAN; expected.len()]).unwrap().view(Shape::padded(tokens, w));
                 let gathers: Vec<_> = (0..2)
                     .map(|l| {
                         let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
                         let rows = &ExactRows { keys: upload(0), values: upload(1), slots, side: None };
-                        Gather::plan(&device, Source { attention: &c, rows, slots, turns: &turns }, &row, 4 + l, &mean, &out).unwrap()
+                        Gather::plan(&device, Source { attention: &c, rows, slots, rope_table: &rope_table }, &row, 4 + l, &mean, &out).unwrap()
                     })
                     .collect();
                 let got = run::<f32>(&device, &out, expected.len(), |pass| gathers.iter().for_each(|g| g.record(pass, first as u32, tokens as u32)));
-                assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{holds:?}, {:?}", device.tier()));
+                assert_close(got.into_iter().map(f64::from), &expected, 1e-10, &format!("{kind:?}, {:?}", device.tier()));
             }
         }
     }

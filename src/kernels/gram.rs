@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Shape, Spec, Tensor,
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     tokens: u32,
     width: u32,
     stride: u32,
@@ -15,7 +15,7 @@ struct Step {
 /// Adds products of numbers up over tokens.
 pub struct Gram {
     kernel: Kernel,
-    step: Step,
+    params: Params,
 }
 
 fn variant() -> Spec {
@@ -32,17 +32,17 @@ impl Gram {
         x.expect_padded("gram", ElementType::F32, width);
         sums.expect("gram", ElementType::F32, width);
         assert!(sums.shape == Shape::dense(width + 1, width), "gram: {sums} of {x}");
-        let step = Step { tokens: 0, width: width as u32, stride: pad(width) as u32 };
-        Ok(Gram { kernel: device.kernel(variant(), &[x, sums])?, step })
+        let params = Params { tokens: 0, width: width as u32, stride: pad(width) as u32 };
+        Ok(Gram { kernel: device.kernel(variant(), &[x, sums])?, params })
     }
 
     /// Adds those of the first `tokens`.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         const TILE: u32 = 32;
         let tiles = |lines: u32| lines.div_ceil(TILE);
-        let [n, width] = [tokens, self.step.width].map(u64::from);
+        let [n, width] = [tokens, self.params.width].map(u64::from);
         let work = Work { bytes: 4 * n * width + 8 * width * (width + 1), flops: 2 * n * width * (width + 1) };
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [tiles(self.step.width), tiles(self.step.width + 1), 1], work);
+        self.kernel.record(pass, &Params { tokens, ..self.params }, [tiles(self.params.width), tiles(self.params.width + 1), 1], work);
     }
 }
 

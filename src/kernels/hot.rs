@@ -87,5 +87,5 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
 fn rows_over(attention: &AttentionShape, kv_heads: usize) -> Coded {
     let format = Format { bands: Vec::new(), scale: Scale::Band };
     let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
-    Coded { store: 0, words: 0, slices: (0..attention.kv_heads).step_by(kv_heads).map(slice).collect(), turning: Vec::new(), block: 1 }
+    Coded { store: 0, words: 0, slices: (0..attention.kv_heads).step_by(kv_heads).map(slice).collect(), mean_pairs: Vec::new(), block: 1 }
 }

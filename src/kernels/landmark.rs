@@ -10,7 +10,7 @@ use std::ops::Range;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     chunk: u32,
     first: u32,
     end: u32,
@@ -45,7 +45,7 @@ pub struct Landmark {
     kv_heads: u32,
     /// Bytes of a chunk's keys of one head, and of its landmark.
     bytes: u64,
-    step: Step,
+    params: Params,
 }
 
 pub(super) fn variant(attention: &AttentionShape) -> Spec {
@@ -62,10 +62,10 @@ impl Landmark {
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, slots: Slots, landmarks: &Landmarks) -> Result<Landmark> {
         let words = Selection::format(attention.head_dim).words();
         landmarks.words.expect("landmark", ElementType::U32, attention.kv_heads * words);
-        let step = Step { sinks: slots.sinks, ring: slots.ring, ..bytemuck::Zeroable::zeroed() };
+        let params = Params { sinks: slots.sinks, ring: slots.ring, ..bytemuck::Zeroable::zeroed() };
         let bytes = (2 * Selection::CHUNK * attention.head_dim + 4 * words) as u64;
         let kernel = device.kernel(variant(attention), &[&cache.keys, &landmarks.words])?;
-        Ok(Landmark { kernel, kv_heads: attention.kv_heads as u32, bytes, step })
+        Ok(Landmark { kernel, kv_heads: attention.kv_heads as u32, bytes, params })
     }
 
     /// Those of the chunks that hold `tokens`, which are coded and no sinks.
@@ -74,9 +74,9 @@ impl Landmark {
             return;
         }
         let chunks = Selection::range(tokens.start, tokens.end);
-        let step = Step { chunk: chunks.start as u32, first: tokens.start as u32, end: tokens.end as u32, ..self.step };
+        let params = Params { chunk: chunks.start as u32, first: tokens.start as u32, end: tokens.end as u32, ..self.params };
         let work = Work { bytes: chunks.len() as u64 * u64::from(self.kv_heads) * self.bytes, flops: 0 };
-        self.kernel.record(pass, &step, [chunks.len() as u32, self.kv_heads, 1], work);
+        self.kernel.record(pass, &params, [chunks.len() as u32, self.kv_heads, 1], work);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::gpu::{Device, Kernel, Matrix, Pass, Spec, Tensor, Tile, WeightType, W
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     rows: u32,
     width: u32,
@@ -18,7 +18,7 @@ struct Step {
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is fused with it.
 pub struct Matmul {
     /// With the bytes of its weights.
-    parts: Vec<(Kernel, Step, u64)>,
+    parts: Vec<(Kernel, Params, u64)>,
     tile: Tile,
 }
 
@@ -45,17 +45,17 @@ impl Matmul {
             let spec = variant(part.kind, &fusion.flags(), &tile);
             let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
             let [first, rows, width, stride] = [part.first, part.rows(), cols / 4, out.shape.stride].map(|n| n as u32);
-            Ok((kernel, Step { first, rows, width, tokens: 0, stride }, part.bytes()))
+            Ok((kernel, Params { first, rows, width, tokens: 0, stride }, part.bytes()))
         });
         Ok(Matmul { parts: parts.collect::<Result<_>>()?, tile })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        for (kernel, step, bytes) in &self.parts {
-            let [rows, width, n] = [step.rows, 4 * step.width, tokens].map(u64::from);
+        for (kernel, params, bytes) in &self.parts {
+            let [rows, width, n] = [params.rows, 4 * params.width, tokens].map(u64::from);
             let work = Work { bytes: bytes + 4 * n * (rows + width), flops: 2 * n * rows * width };
-            kernel.record(pass, &Step { tokens, ..*step }, [step.rows.div_ceil(self.tile.rows), tokens.div_ceil(self.tile.tokens), 1], work);
+            kernel.record(pass, &Params { tokens, ..*params }, [params.rows.div_ceil(self.tile.rows), tokens.div_ceil(self.tile.tokens), 1], work);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::gpu::{Device, Kernel, Matrix, Pass, Spec, Tensor, Tier, Tuning, Weigh
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     rows: u32,
     width: u32,
@@ -20,7 +20,7 @@ const TEAM: u32 = 16;
 
 /// `out[row] = Σ_k weights[row][k] · x[k]`, and what is fused with it.
 pub struct Matvec {
-    parts: Vec<(Kernel, Step, [u32; 3], Work)>,
+    parts: Vec<(Kernel, Params, [u32; 3], Work)>,
 }
 
 /// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups have so many lanes, or without subgroups.
@@ -63,18 +63,18 @@ impl Matvec {
             let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
             let (width, rows) = (cols / if paired(cols, &tuning) { 8 } else { 4 }, part.rows() as u32);
             let epsilon = fusion.norm.map_or(0.0, |norm| norm.epsilon);
-            let step = Step { first: part.first as u32, rows, width: width as u32, count: weights.cols as u32, epsilon };
+            let params = Params { first: part.first as u32, rows, width: width as u32, count: weights.cols as u32, epsilon };
             let blocks = rows.div_ceil(block);
             let across = blocks.min(32768);
             let work = Work { bytes: part.bytes() + 4 * (part.rows() + cols) as u64, flops: 2 * (part.rows() * cols) as u64 };
-            Ok((kernel, step, [across, blocks.div_ceil(across), 1], work))
+            Ok((kernel, params, [across, blocks.div_ceil(across), 1], work))
         });
         Ok(Matvec { parts: parts.collect::<Result<_>>()? })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass) {
-        self.parts.iter().for_each(|(kernel, step, grid, work)| kernel.record(pass, step, *grid, *work));
+        self.parts.iter().for_each(|(kernel, params, grid, work)| kernel.record(pass, params, *grid, *work));
     }
 }
 

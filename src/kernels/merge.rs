@@ -11,7 +11,7 @@ use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     splits: u32,
     exact: u32,
     at: u32,
@@ -38,7 +38,7 @@ pub struct Merge {
     /// Bytes of the up-projection, and operations with it for one token.
     up: Work,
     tuning: Tuning,
-    step: Step,
+    params: Params,
 }
 
 pub(super) fn variant(attention: &AttentionShape, coded: bool, many: bool, tuning: &Tuning) -> Spec {
@@ -74,7 +74,7 @@ impl Merge {
         let mut buffers: Vec<&wgpu::Buffer> = vec![&b.sums, &b.weights, &b.attended];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
         let heads = attention.heads;
-        let step = Step {
+        let params = Params {
             stride: (heads * pad(attention.head_dim)) as u32,
             sums: sums(attention, up.map(|up| up.coded)) as u32 / 4,
             ..bytemuck::Zeroable::zeroed()
@@ -84,17 +84,17 @@ impl Merge {
         let work = Work { bytes: 2 * numbers, flops: 2 * attention.group_size() as u64 * numbers };
         let tuning = device.tuning();
         let kernel = device.kernel(variant(attention, up.is_some(), many, &tuning), &buffers)?;
-        Ok(Merge { kernel, heads: heads as u32, up: work, tuning, step })
+        Ok(Merge { kernel, heads: heads as u32, up: work, tuning, params })
     }
 
     /// One workgroup per query head and token.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(exact, _), (coded, _)] = splits(block, &self.tuning);
-        let step = Step { splits: exact + coded, exact, at: block.at, ..self.step };
-        let [splits, sums, stride, tokens] = [step.splits, step.sums, step.stride, block.tokens].map(u64::from);
+        let params = Params { splits: exact + coded, exact, at: block.at, ..self.params };
+        let [splits, sums, stride, tokens] = [params.splits, params.sums, params.stride, block.tokens].map(u64::from);
         let up = if coded > 0 { self.up } else { Work::default() };
         let work = Work { bytes: up.bytes + tokens * (16 * splits * sums + 4 * stride), flops: tokens * (up.flops + 8 * splits * sums) };
-        self.kernel.record(pass, &step, [self.heads, block.tokens, 1], work);
+        self.kernel.record(pass, &params, [self.heads, block.tokens, 1], work);
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! Beside coded rows the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
 //! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores:
-//! landmarks are scored, and [`choose`] chooses.
+//! landmarks are scored, and [`select`] chooses.
 //!
 //! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
 
@@ -53,12 +53,12 @@ use std::collections::BTreeMap;
 /// Lanes of a workgroup in every kernel but the reductions over whole rows. Two subgroups on NVIDIA, one or two on AMD, eight on a software renderer.
 pub(crate) const WORKGROUP: u32 = 64;
 
-/// Positions of RoPE's first table: see [`turns`].
+/// Positions of RoPE's first table: see [`rope_table`].
 const NEAR: u32 = 64;
 
-/// RoPE's tables, `(cos, sin)` as `[NEAR + ceil(capacity / NEAR)][frequencies]`: the positions below `NEAR`, then its multiples, from angles in f64. A shader turns
+/// RoPE's tables, `(cos, sin)` as `[NEAR + ceil(capacity / NEAR)][frequencies]`: the positions below `NEAR`, then its multiples, from angles in f64. A shader rotates
 /// by the sum of two angles.
-pub(crate) fn turns(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
+pub(crate) fn rope_table(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
     let near = NEAR as usize;
     let positions = (0..near).chain((0..capacity.div_ceil(near)).map(|i| near * i));
     let row = |p: usize| frequencies.iter().map(move |f| [(p as f64 * f).cos() as f32, (p as f64 * f).sin() as f32]);
@@ -157,16 +157,16 @@ mod oracle {
         (0..head_dim / 2).map(|i| 1e4f64.powf(-2.0 * i as f64 / head_dim as f64)).collect()
     }
 
-    /// A head as attention sees it: normalised and multiplied by `gain` where there is one, then turned to its position.
-    pub fn turned(attention: &AttentionShape, head: &[f64], gain: Option<&[f32]>, position: usize) -> Vec<f64> {
+    /// A head as attention sees it: normalised and multiplied by `gain` where there is one, then rotated to its position.
+    pub fn rotated(attention: &AttentionShape, head: &[f64], gain: Option<&[f32]>, position: usize) -> Vec<f64> {
         let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f64>() / head.len() as f64 + attention.epsilon as f64).sqrt();
         let x: Vec<f64> = head.iter().enumerate().map(|(i, x)| gain.map_or(*x, |g| x * scale * g[i] as f64)).collect();
         let (half, frequencies) = (head.len() / 2, frequencies(head.len()));
-        let turn = |i: usize| {
+        let rotate = |i: usize| {
             let (sin, cos) = (position as f64 * frequencies[i % half]).sin_cos();
             if i < half { x[i] * cos - x[i + half] * sin } else { x[i] * cos + x[i - half] * sin }
         };
-        (0..head.len()).map(turn).collect()
+        (0..head.len()).map(rotate).collect()
     }
 
     /// What kernels hand on to each other: nothing yet, with so many columns of scores.
@@ -310,7 +310,7 @@ mod oracle {
             coordinates: Vec::new(),
             ups: Vec::new(),
             head_dim: attention.head_dim,
-            coded: Coded { store: 0, words: word, slices, turning: Vec::new(), block: 1 },
+            coded: Coded { store: 0, words: word, slices, mean_pairs: Vec::new(), block: 1 },
         };
         for (i, slice) in side.coded.slices.iter().enumerate() {
             let (rank, words) = (slice.format.rank(), slice.format.words());

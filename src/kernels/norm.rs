@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, 
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     width: u32,
     count: u32,
     epsilon: f32,
@@ -24,7 +24,7 @@ pub(crate) struct RmsNorm<'a> {
 /// Normalises rows.
 pub struct Norm {
     kernel: Kernel,
-    step: Step,
+    params: Params,
 }
 
 pub(super) fn variant() -> Spec {
@@ -39,14 +39,14 @@ impl Norm {
     pub(crate) fn plan(device: &Device, x: &Tensor, RmsNorm { gain, epsilon }: RmsNorm, out: &Tensor) -> Result<Norm> {
         let width = x.shape.cols;
         [x, gain, out].iter().for_each(|tensor| tensor.expect_padded("norm", ElementType::F32, width));
-        let step = Step { width: (pad(width) / 4) as u32, count: width as u32, epsilon };
-        Ok(Norm { kernel: device.kernel(variant(), &[x, gain, out])?, step })
+        let params = Params { width: (pad(width) / 4) as u32, count: width as u32, epsilon };
+        Ok(Norm { kernel: device.kernel(variant(), &[x, gain, out])?, params })
     }
 
     /// One workgroup per token.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        let numbers = u64::from(tokens) * u64::from(self.step.count);
-        self.kernel.record(pass, &self.step, [tokens, 1, 1], Work { bytes: 8 * numbers, flops: 4 * numbers });
+        let numbers = u64::from(tokens) * u64::from(self.params.count);
+        self.kernel.record(pass, &self.params, [tokens, 1, 1], Work { bytes: 8 * numbers, flops: 4 * numbers });
     }
 }
 

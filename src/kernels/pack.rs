@@ -8,7 +8,7 @@ use crate::rows::{Format, RUN, Scale};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     at: u32,
     words: u32,
@@ -29,7 +29,7 @@ pub struct Pack {
     bytes: u64,
     /// Lots of a token.
     lots: u32,
-    step: Step,
+    params: Params,
 }
 
 pub(super) fn variant() -> Spec {
@@ -80,14 +80,14 @@ impl Pack {
             kernel: device.kernel(variant(), &[coordinates, table, to.store])?,
             bytes,
             lots,
-            step: Step { first: 0, at, words, bands, runs, header, lot, clip },
+            params: Params { first: 0, at, words, bands, runs, header, lot, clip },
         })
     }
 
     /// Tokens at positions `first`, `first + 1`, ….
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
         let work = Work { bytes: u64::from(tokens) * self.bytes, flops: 0 };
-        self.kernel.record(pass, &Step { first, ..self.step }, [tokens, self.lots, 1], work);
+        self.kernel.record(pass, &Params { first, ..self.params }, [tokens, self.lots, 1], work);
     }
 }
 

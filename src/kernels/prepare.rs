@@ -10,7 +10,7 @@ use crate::kernels::exact::ExactRows;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     stride: u32,
     queries: u32,
@@ -48,7 +48,7 @@ pub(crate) struct Absorbed<'a> {
 /// Makes a layer's queries and exact rows from its projection.
 pub struct Prepare {
     kernel: Kernel,
-    step: Step,
+    params: Params,
     units: u32,
     /// What a token takes, and what is read once for all.
     each: Work,
@@ -106,7 +106,7 @@ impl Prepare {
         buffers.extend(added.map(|added| added.numbers));
         buffers.extend(absorbed.iter().flat_map(|absorbed| [absorbed.table, absorbed.up]));
         let whole = attention.heads * pad(attention.head_dim);
-        let step = Step {
+        let params = Params {
             first: 0,
             stride: attention.projection_row() as u32,
             queries: absorbed.map_or(whole, |absorbed| absorbed.coded.query_stride(attention, true)) as u32,
@@ -125,13 +125,13 @@ impl Prepare {
         let units = heads + kv_heads + (kv_heads * pad(attention.head_dim)).div_ceil(BLOCK);
         let ranks = absorbed.map_or(0, |absorbed| (0..kv_heads).map(|kv| absorbed.coded.rank(kv)).sum::<usize>());
         let each = Work {
-            bytes: (4 * step.stride + 4 * step.queries) as u64 + 4 * (kv_heads * pad(attention.head_dim)) as u64,
+            bytes: (4 * params.stride + 4 * params.queries) as u64 + 4 * (kv_heads * pad(attention.head_dim)) as u64,
             flops: (2 * attention.group_size() * ranks * attention.head_dim) as u64,
         };
         let once = (2 * ranks * pad(attention.head_dim)) as u64;
         Ok(Prepare {
             kernel: device.kernel(variant(attention, added.is_some_and(|added| added.bias), shares_of), &buffers)?,
-            step,
+            params,
             units: units as u32,
             each,
             once,
@@ -142,7 +142,7 @@ impl Prepare {
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
         let n = u64::from(tokens);
         let work = Work { bytes: self.once + n * self.each.bytes, flops: n * self.each.flops };
-        self.kernel.record(pass, &Step { first, ..self.step }, [self.units, tokens, 1], work);
+        self.kernel.record(pass, &Params { first, ..self.params }, [self.units, tokens, 1], work);
     }
 }
 
@@ -150,9 +150,9 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, buffers, coded_side, devices, frequencies, numbers, run, tuned_devices, turned, upload};
+    use crate::kernels::oracle::{assert_close, buffers, coded_side, devices, frequencies, numbers, rotated, run, tuned_devices, upload};
     use crate::kernels::pack::tests::formats;
-    use crate::kernels::turns;
+    use crate::kernels::rope_table;
     use crate::rows::Slots;
     use half::f16;
 
@@ -175,7 +175,7 @@ mod tests {
             let added = |i: usize| if bias { f64::from(biases[i]) } else { 0.0 };
             let input = |t: usize, at: usize, width: usize| (at..at + width).map(|i| projected[t * stride + i] as f64 + added(i)).collect::<Vec<_>>();
             let head = |t: usize, at: usize, gain: &[f32]| {
-                let mut head = turned(&c, &input(t, at, c.head_dim), qk_norm.then_some(gain), first + t);
+                let mut head = rotated(&c, &input(t, at, c.head_dim), qk_norm.then_some(gain), first + t);
                 head.resize(padded, 0.0);
                 head
             };
@@ -202,9 +202,11 @@ mod tests {
             added.extend(biases.iter().filter(|_| bias));
             let up: Vec<_> = (0..3).flat_map(|kv| by_dimensions(|i, d| side.up(kv, i, d), side.coded.rank(kv), c.head_dim)).collect();
             for (device, tuning) in tuned_devices(None) {
-                let [projected, turns] = [&projected, turns(&frequencies(c.head_dim), 70).as_flattened()].map(|v| upload(&device, v, v.len()));
+                let [projected, rope_table] =
+                    [&projected, rope_table(&frequencies(c.head_dim), 70).as_flattened()].map(|v| upload(&device, v, v.len()));
                 let out = device.buffer("queries", (queries.len() + record_len(2)) as u64 * 4).unwrap();
-                let through = AttentionBuffers { projected, rope: turns, queries: out.clone(), record: queries.len() as u32, ..buffers(&device, 0) };
+                let through =
+                    AttentionBuffers { projected, rope: rope_table, queries: out.clone(), record: queries.len() as u32, ..buffers(&device, 0) };
                 let count = if absorbed { slots.count() } else { 70 };
                 let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
                 let cache = ExactRows { keys: rows(), values: rows(), slots, side: None };
@@ -238,12 +240,12 @@ mod tests {
             let note = |large: &[(usize, f32)]| {
                 let mut projected = vec![0.5f32; tokens * stride];
                 large.iter().for_each(|&(at, x)| projected[at] = x);
-                let [projected, turns] = [&projected, turns(&frequencies(8), 70).as_flattened()].map(|v| upload(&device, v, v.len()));
+                let [projected, rope_table] = [&projected, rope_table(&frequencies(8), 70).as_flattened()].map(|v| upload(&device, v, v.len()));
                 let count = tokens * attention.query_row();
                 let out = device.buffer("queries", 4 * (count + record_len(3)) as u64).unwrap();
                 let rows = || device.buffer("rows", 2 * (tokens * attention.kv_row()) as u64).unwrap();
                 let cache = ExactRows { keys: rows(), values: rows(), slots: Slots::ALL, side: None };
-                let through = AttentionBuffers { projected, rope: turns, queries: out.clone(), record: count as u32, ..buffers(&device, 0) };
+                let through = AttentionBuffers { projected, rope: rope_table, queries: out.clone(), record: count as u32, ..buffers(&device, 0) };
                 let prepare = Prepare::plan(&device, (&attention, 2), &through, &cache, None, None).unwrap();
                 run::<f32>(&device, &out, count + record_len(3), |pass| prepare.record(pass, 0, tokens as u32)).split_off(count)
             };

@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     tokens: u32,
     at: u32,
     stride: u32,
@@ -20,7 +20,7 @@ pub struct Project {
     kernel: Kernel,
     /// Numbers of a token that it reads.
     width: u32,
-    step: Step,
+    params: Params,
 }
 
 fn variant(head_dim: usize) -> Spec {
@@ -50,16 +50,16 @@ impl Project {
         up.expect("project", ElementType::F16, width * rank);
         z.expect_padded("project", ElementType::F32, rank);
         let [at, stride, heads, vectors] = [slice.at, y.shape.stride, slice.heads, rank / 4].map(|n| n as u32);
-        let step = Step { tokens: 0, at, stride, heads, vectors, onto: u32::from(slice.onto) };
-        Ok(Project { kernel: device.kernel(variant(slice.head_dim), &[y, up, z])?, width: width as u32, step })
+        let params = Params { tokens: 0, at, stride, heads, vectors, onto: u32::from(slice.onto) };
+        Ok(Project { kernel: device.kernel(variant(slice.head_dim), &[y, up, z])?, width: width as u32, params })
     }
 
     /// Those of the first `tokens`.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
         const TOKENS: u32 = 8;
-        let [n, width, rank] = [tokens, self.width, 4 * self.step.vectors].map(u64::from);
+        let [n, width, rank] = [tokens, self.width, 4 * self.params.vectors].map(u64::from);
         let work = Work { bytes: 2 * rank * width + 4 * n * (width + rank), flops: 2 * n * width * rank };
-        self.kernel.record(pass, &Step { tokens, ..self.step }, [self.step.vectors.div_ceil(WORKGROUP), tokens.div_ceil(TOKENS), 1], work);
+        self.kernel.record(pass, &Params { tokens, ..self.params }, [self.params.vectors.div_ceil(WORKGROUP), tokens.div_ceil(TOKENS), 1], work);
     }
 }
 

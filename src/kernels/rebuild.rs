@@ -11,7 +11,7 @@ use crate::rows::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     start: u32,
     coded: u32,
     words: u32,
@@ -26,7 +26,7 @@ pub struct Rebuild {
     kv_heads: u32,
     /// What a column takes.
     each: Work,
-    step: Step,
+    params: Params,
 }
 
 pub(super) fn variant(attention: &AttentionShape, kinds: Kinds) -> Spec {
@@ -56,7 +56,7 @@ impl Rebuild {
             tile: tile(attention.head_dim),
             kv_heads: attention.kv_heads as u32,
             each: Work { bytes: bytes as u64, flops: (2 * ranks * attention.head_dim) as u64 },
-            step: Step { start: 0, coded: 0, words: keys.coded.words as u32, sinks: slots.sinks, ring: slots.ring },
+            params: Params { start: 0, coded: 0, words: keys.coded.words as u32, sinks: slots.sinks, ring: slots.ring },
         })
     }
 
@@ -66,6 +66,6 @@ impl Rebuild {
             return;
         }
         let work = Work { bytes: self.each.bytes * u64::from(columns), flops: self.each.flops * u64::from(columns) };
-        self.kernel.record(pass, &Step { start, coded: columns, ..self.step }, [columns.div_ceil(self.tile), self.kv_heads, 1], work);
+        self.kernel.record(pass, &Params { start, coded: columns, ..self.params }, [columns.div_ceil(self.tile), self.kv_heads, 1], work);
     }
 }

@@ -6,7 +6,7 @@ use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     count: u32,
     period: u32,
 }
@@ -16,7 +16,7 @@ const WORKGROUP: u32 = 256;
 /// Fills one buffer.
 pub struct Repeat {
     kernel: Kernel,
-    step: Step,
+    params: Params,
 }
 
 fn variant() -> Spec {
@@ -32,13 +32,13 @@ impl Repeat {
     /// As [`Device::kernel`].
     pub(crate) fn plan(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<Repeat> {
         let [period, count] = [pattern, to].map(|buffer| (device.bytes_of(buffer) / 16) as u32);
-        Ok(Repeat { kernel: device.kernel(variant(), &[pattern, to])?, step: Step { count, period } })
+        Ok(Repeat { kernel: device.kernel(variant(), &[pattern, to])?, params: Params { count, period } })
     }
 
     /// Some hundred thousand lanes at the most.
     pub fn record(&self, pass: &mut Pass) {
-        let work = Work { bytes: 16 * u64::from(self.step.count), flops: 0 };
-        self.kernel.record(pass, &self.step, [self.step.count.div_ceil(WORKGROUP).min(4096), 1, 1], work);
+        let work = Work { bytes: 16 * u64::from(self.params.count), flops: 0 };
+        self.kernel.record(pass, &self.params, [self.params.count.div_ceil(WORKGROUP).min(4096), 1, 1], work);
     }
 }
 

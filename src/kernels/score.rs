@@ -10,7 +10,7 @@ use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     tokens: u32,
     at: u32,
@@ -59,7 +59,7 @@ pub struct Score {
     each: [Work; 2],
     /// Bytes of a plain key, and of a coded one.
     row: [u32; 2],
-    step: Step,
+    params: Params,
 }
 
 /// Keys per tile: as many as fit, in f32, into half of the least workgroup memory that any device has.
@@ -176,7 +176,7 @@ impl Score {
             group: group as u32,
             each: [plain, each],
             row: [2 * attention.kv_row(), row].map(|bytes| bytes as u32),
-            step: Step {
+            params: Params {
                 stride: b.columns as u32,
                 queries: queries as u32,
                 sinks: cache.slots.sinks,
@@ -189,7 +189,7 @@ impl Score {
 
     /// One workgroup per tile, key/value head, and span of lines. `rebuilt`: the row of the first of the block's rebuilt keys.
     pub fn record(&self, pass: &mut Pass, block: &Block, rebuilt: u32) {
-        let step = Step {
+        let params = Params {
             first: block.first,
             tokens: block.tokens,
             at: block.at,
@@ -201,17 +201,17 @@ impl Score {
             recent: block.reach.recent as u32,
             low: block.reach.low as u32,
             high: block.reach.high as u32,
-            words: if self.rebuilt { rebuilt } else { self.step.words },
-            ..self.step
+            words: if self.rebuilt { rebuilt } else { self.params.words },
+            ..self.params
         };
         let tiles = block.plain().div_ceil(self.tile) + block.coded.div_ceil(self.tile);
-        let [tokens, plain, coded, queries] = [block.tokens, block.plain(), block.coded, self.step.queries].map(u64::from);
+        let [tokens, plain, coded, queries] = [block.tokens, block.plain(), block.coded, self.params.queries].map(u64::from);
         let ([of_plain, of_coded], [row, coded_row]) = (self.each, self.row.map(u64::from));
         let work = Work {
             bytes: tokens * (4 * queries + plain * of_plain.bytes + coded * of_coded.bytes) + plain * row + coded * coded_row,
             flops: tokens * (plain * of_plain.flops + coded * of_coded.flops),
         };
-        self.kernel.record(pass, &step, [tiles, self.kv_heads, (block.tokens * self.group).div_ceil(self.span)], work);
+        self.kernel.record(pass, &params, [tiles, self.kv_heads, (block.tokens * self.group).div_ceil(self.span)], work);
     }
 }
 
@@ -219,10 +219,10 @@ impl Score {
 mod tests {
     use super::*;
     use crate::kernels::coded::{by_coordinates, by_dimensions};
-    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, frequencies, halves, numbers, run, turned, upload};
+    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, frequencies, halves, numbers, rotated, run, upload};
     use crate::kernels::rebuild::Rebuild;
+    use crate::kernels::rope_table;
     use crate::kernels::sketch::Sketch;
-    use crate::kernels::turns;
     use crate::rows::{Exact, Format, Slots, Vague};
 
     /// Blocks of one token and of several, from the beginning and from within, of keys that are all exact.
@@ -319,7 +319,7 @@ mod tests {
         }
     }
 
-    /// Sinks, a ring and coded rows of uneven slices: rebuilt and turned, or with the query absorbed to them; every query reads every key once, exactly or by its code.
+    /// Sinks, a ring and coded rows of uneven slices: rebuilt and rotated, or with the query absorbed to them; every query reads every key once, exactly or by its code.
     #[test]
     fn coded_keys_are_scored_as_what_they_decode_to() {
         let exact = Exact { sinks: 3, recent: 5 };
@@ -348,14 +348,14 @@ mod tests {
                     (head..query).for_each(|i| queries[plain(t, h, i)] = 0.0);
                     if absorbed {
                         let (kv, rank) = (h / group, side.coded.rank(h / group));
-                        let turning = &side.coded.turning[kv];
-                        let vectors = rank / 4 + turning.len().div_ceil(2);
+                        let mean_pairs = &side.coded.mean_pairs[kv];
+                        let vectors = rank / 4 + mean_pairs.len().div_ceil(2);
                         let at = t * stride + 4 * (table[(BOOKS as usize) + 2 * kv][3] as usize + h % group * vectors);
                         for i in 0..rank {
                             queries[at + i] = (0..head).map(|d| queries[plain(t, h, d)] * side.up(kv, i, d)).sum();
                         }
                         queries[at + rank..at + 4 * vectors].fill(0.0);
-                        for (i, &pair) in turning.iter().enumerate() {
+                        for (i, &pair) in mean_pairs.iter().enumerate() {
                             let (a, b) = (pair as usize, pair as usize + head / 2);
                             let ([q, p], [m, n]) = ([a, b].map(|d| queries[plain(t, h, d)]), [a, b].map(|d| means[kv * head + d]));
                             (queries[at + rank + 2 * i], queries[at + rank + 2 * i + 1]) = (q * m + p * n, p * m - q * n);
@@ -377,7 +377,7 @@ mod tests {
                             let at = |d: usize| about[d] + z.iter().enumerate().map(|(i, z)| z * f64::from(side.up(kv, i, d))).sum::<f64>();
                             (0..head).map(at).collect::<Vec<f64>>()
                         };
-                        if absorbed { from(&turned(c, &mean, None, position)) } else { turned(c, &from(&mean), None, position) }
+                        if absorbed { from(&rotated(c, &mean, None, position)) } else { rotated(c, &from(&mean), None, position) }
                     })
                     .collect();
                 let blocks = [
@@ -390,7 +390,8 @@ mod tests {
                 ];
                 for device in devices(None) {
                     let cache = crate::kernels::oracle::exact(&device, slots, [&ring, &[]]);
-                    let [from, turns] = [&queries, turns(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| upload(&device, v, v.len()));
+                    let [from, rope_table] =
+                        [&queries, rope_table(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| upload(&device, v, v.len()));
                     let (rows, table, up) =
                         (device.upload("rows", &side.rows).unwrap(), device.upload("table", &table).unwrap(), device.upload("up", &up).unwrap());
                     let keys = CodedKeys { coded: &side.coded, rows: &rows, table: &table, up: &up, absorbed, list: None };
@@ -402,7 +403,7 @@ mod tests {
                         let out = device.buffer("scores", (tokens * heads * columns * 4) as u64).unwrap();
                         let through = AttentionBuffers {
                             queries: wgpu::Buffer::clone(&from),
-                            rope: turns.clone(),
+                            rope: rope_table.clone(),
                             scores: out.clone(),
                             rebuilt: rebuilt.clone(),
                             ..buffers(&device, columns)

@@ -9,7 +9,7 @@ use crate::rows::{Blocks, Format};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     tokens: u32,
     at: u32,
@@ -23,7 +23,7 @@ pub struct Stripe {
     /// Words of a row, and bytes of a token's coordinates and of its row.
     each: u32,
     bytes: u64,
-    step: Step,
+    params: Params,
 }
 
 fn variant(format: &Format, shape: Blocks) -> Spec {
@@ -40,15 +40,15 @@ impl Stripe {
         check("stripe", format, shape, coordinates, numbers);
         to.check("stripe", format);
         let [at, words] = [to.at, to.store.shape.cols].map(|n| n as u32);
-        let step = Step { first: 0, tokens: 0, at, words, bits: u32::from(format.bands[0].bits) };
+        let params = Params { first: 0, tokens: 0, at, words, bits: u32::from(format.bands[0].bits) };
         let kernel = device.kernel(variant(format, shape), &[coordinates, numbers, to.store])?;
-        Ok(Stripe { kernel, each: format.words() as u32, bytes: 4 * (format.rank() + format.words()) as u64, step })
+        Ok(Stripe { kernel, each: format.words() as u32, bytes: 4 * (format.rank() + format.words()) as u64, params })
     }
 
     /// Tokens at positions `first`, `first + 1`, …, which are whole blocks.
     pub fn record(&self, pass: &mut Pass, first: u32, tokens: u32) {
         let work = Work { bytes: u64::from(tokens) * self.bytes, flops: 0 };
-        self.kernel.record(pass, &Step { first, tokens, ..self.step }, [(tokens * self.each).div_ceil(WORKGROUP), 1, 1], work);
+        self.kernel.record(pass, &Params { first, tokens, ..self.params }, [(tokens * self.each).div_ceil(WORKGROUP), 1, 1], work);
     }
 }
 

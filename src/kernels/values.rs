@@ -12,7 +12,7 @@ use crate::rows::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     plain: u32,
     coded: u32,
     tokens: u32,
@@ -64,7 +64,7 @@ pub struct Values {
     once: [u64; 2],
     tuning: Tuning,
     slots: Slots,
-    step: Step,
+    params: Params,
 }
 
 /// The most query heads of a group, and how many of them a workgroup sums for. Where each key/value head reads its own list (`apart`) a group is one of these.
@@ -177,7 +177,7 @@ impl Values {
             once: [2 * attention.kv_row(), 4 * row].map(|bytes| bytes as u64),
             tuning,
             slots: cache.slots,
-            step: Step {
+            params: Params {
                 stride: b.columns as u32,
                 sums: sums(attention, side) as u32 / 4,
                 entries,
@@ -193,7 +193,7 @@ impl Values {
     /// One workgroup per split, entry of the table and block of rows.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(splits, length), (more, along)] = splits(block, &self.tuning);
-        let step = Step {
+        let params = Params {
             plain: block.plain(),
             coded: block.coded,
             tokens: block.tokens,
@@ -203,17 +203,17 @@ impl Values {
             fixed: block.fixed,
             exact: block.exact(),
             base: block.base(self.slots),
-            ..self.step
+            ..self.params
         };
-        let entries = step.entries.max(step.all - step.entries);
+        let entries = params.entries.max(params.all - params.entries);
         let [tokens, plain, coded] = [block.tokens, block.plain(), block.coded].map(u64::from);
         let each = |plain_each: u64, coded_each: u64| plain * plain_each + coded * coded_each;
-        let sums = 16 * u64::from(splits + more) * u64::from(self.step.sums);
+        let sums = 16 * u64::from(splits + more) * u64::from(self.params.sums);
         let work = Work {
             bytes: tokens * (each(self.each[0].bytes, self.each[1].bytes) + sums) + each(self.once[0], self.once[1]),
             flops: tokens * each(self.each[0].flops, self.each[1].flops),
         };
-        self.kernel.record(pass, &step, [splits + more, entries, (block.tokens * self.heads).div_ceil(self.rows)], work);
+        self.kernel.record(pass, &params, [splits + more, entries, (block.tokens * self.heads).div_ceil(self.rows)], work);
     }
 }
 

@@ -8,7 +8,7 @@
 use crate::linalg::Random;
 use nalgebra::DMatrix;
 
-/// An orthogonal matrix `O: [n, n]` to turn row vectors by, `y·O`: a Hadamard matrix over `√n` with random signs of its rows where one of this order
+/// An orthogonal matrix `O: [n, n]` to rotate row vectors by, `y·O`: a Hadamard matrix over `√n` with random signs of its rows where one of this order
 /// is known, otherwise a random rotation or reflection, uniform among all. The same for equal `seed`.
 pub fn rotation(n: usize, seed: u64) -> DMatrix<f64> {
     let mut random = Random::new(seed);
@@ -92,10 +92,10 @@ mod tests {
     #[test]
     fn rotations_keep_lengths_and_even_out_where_they_can() {
         for n in (0..65).chain([80, 92, 112, 144, 176, 257, 576]) {
-            let turn = rotation(n, 7);
-            assert!((&turn * turn.transpose() - DMatrix::identity(n, n)).norm() < 1e-12 * (1.0 + n as f64), "{n}");
+            let rotation = rotation(n, 7);
+            assert!((&rotation * rotation.transpose() - DMatrix::identity(n, n)).norm() < 1e-12 * (1.0 + n as f64), "{n}");
             if n % 8 == 0 {
-                assert!(turn.iter().all(|x| (x.abs() - 1.0 / (n as f64).sqrt()).abs() < 1e-15), "{n}");
+                assert!(rotation.iter().all(|x| (x.abs() - 1.0 / (n as f64).sqrt()).abs() < 1e-15), "{n}");
             }
         }
     }
@@ -120,7 +120,7 @@ mod tests {
         }
     }
 
-    /// An outlier is shared out: the largest entry of a turned unit vector is `1/√n`.
+    /// An outlier is shared out: the largest entry of a rotated unit vector is `1/√n`.
     #[test]
     fn one_large_entry_becomes_many_small_ones() {
         let mut y = nalgebra::RowDVector::zeros(96);

@@ -56,34 +56,34 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::{Format, Holds};
+    use crate::rows::{Format, RowKind};
 
     #[test]
     fn rows_that_are_read_together_share_a_store() {
-        let row = |first_layer, layers, holds, first_head| RowSpec {
+        let row = |first_layer, layers, kind, first_head| RowSpec {
             first_layer,
             layers,
-            holds,
+            kind,
             first_head,
             kv_heads: 1,
             format: Format::half(1 + first_head),
         };
         let specs = [
-            row(0, 1, Holds::Keys, 0),
-            row(1, 1, Holds::Keys, 0),
-            row(0, 2, Holds::Values, 0),
-            row(0, 1, Holds::Keys, 1),
-            row(1, 1, Holds::Keys, 1),
-            row(0, 2, Holds::Values, 1),
-            row(2, 1, Holds::Both, 0),
-            row(2, 1, Holds::Both, 1),
+            row(0, 1, RowKind::PreRopeKeys, 0),
+            row(1, 1, RowKind::PreRopeKeys, 0),
+            row(0, 2, RowKind::Values, 0),
+            row(0, 1, RowKind::PreRopeKeys, 1),
+            row(1, 1, RowKind::PreRopeKeys, 1),
+            row(0, 2, RowKind::Values, 1),
+            row(2, 1, RowKind::Both, 0),
+            row(2, 1, RowKind::Both, 1),
         ];
         let layout = Layout::new(&specs, 3, 16);
         let place = |store, word| Place { store, word };
         assert_eq!(layout.stores, [24; 4]);
         assert_eq!(layout.places, [place(0, 0), place(1, 0), place(2, 0), place(0, 8), place(1, 8), place(2, 8), place(3, 0), place(3, 8)]);
         // Keys of two layers that share a row with one another's values are all one.
-        let chained = [row(0, 1, Holds::Keys, 0), row(0, 2, Holds::Keys, 1), row(1, 1, Holds::Both, 0)];
+        let chained = [row(0, 1, RowKind::PreRopeKeys, 0), row(0, 2, RowKind::PreRopeKeys, 1), row(1, 1, RowKind::Both, 0)];
         assert_eq!(Layout::new(&chained, 2, 16).stores, [32]);
     }
 }

@@ -51,7 +51,7 @@ pub use run::{RUN, Run, ScaleSource};
 pub use select::{Selection, Selector};
 pub use sketch::{Sketch, SketchColumns};
 pub use slots::{Slots, Stretch};
-pub use spec::{Holds, RowSet, RowSpec, Side, Source};
+pub use spec::{RowKind, RowSet, RowSpec, Side, Source};
 pub use trellis::levels;
 pub(crate) use xkv::basis_bytes;
 pub use xkv::{PromptBases, Xkv};

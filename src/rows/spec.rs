@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 /// What a row is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Holds {
-    /// Keys after bias and QK-norm, before RoPE: a reader rebuilds the key and turns it.
-    Keys,
-    /// Keys after RoPE: a reader takes its query to the row's coordinates instead and rebuilds nothing.
-    TurnedKeys,
+pub enum RowKind {
+    /// Keys after bias and QK-norm, before RoPE: a reader rebuilds and rotates them.
+    #[serde(rename = "keys")]
+    PreRopeKeys,
+    /// Keys after RoPE: a reader absorbs the basis into its query and rebuilds nothing.
+    #[serde(rename = "turned_keys")]
+    PostRopeKeys,
     /// Values with their bias.
     Values,
     /// Keys before RoPE, then values.
@@ -25,7 +27,8 @@ pub struct RowSpec {
     /// How many.
     pub layers: usize,
     /// What of them.
-    pub holds: Holds,
+    #[serde(rename = "holds")]
+    pub kind: RowKind,
     /// Its key/value heads are this one and those after it.
     pub first_head: usize,
     /// How many.
@@ -51,25 +54,25 @@ impl RowSpec {
 
     /// What one layer takes of it.
     fn stride(&self, head_dim: usize) -> usize {
-        self.kv_heads * head_dim * if self.holds == Holds::Both { 2 } else { 1 }
+        self.kv_heads * head_dim * if self.kind == RowKind::Both { 2 } else { 1 }
     }
 
     /// Where in `y` the first head of one side of `layer` begins; `None` where the row does not hold it.
     pub fn offset(&self, layer: usize, side: Side, head_dim: usize) -> Option<usize> {
         let within = layer.checked_sub(self.first_layer).filter(|&within| within < self.layers)?;
         let start = within * self.stride(head_dim);
-        match (self.holds, side) {
-            (Holds::Both, Side::Values) => Some(start + self.kv_heads * head_dim),
-            (Holds::Both | Holds::Keys | Holds::TurnedKeys, Side::Keys) | (Holds::Values, Side::Values) => Some(start),
+        match (self.kind, side) {
+            (RowKind::Both, Side::Values) => Some(start + self.kv_heads * head_dim),
+            (RowKind::Both | RowKind::PreRopeKeys | RowKind::PostRopeKeys, Side::Keys) | (RowKind::Values, Side::Values) => Some(start),
             _ => None,
         }
     }
 
-    /// Frequency pairs of RoPE in which `mean: [w]` turns with the position, over all heads.
-    pub fn turning(&self, mean: &[f32], head_dim: usize) -> usize {
+    /// Frequency pairs of RoPE in which `mean: [w]` rotates with the position, over all heads.
+    pub fn mean_pairs(&self, mean: &[f32], head_dim: usize) -> usize {
         let half = head_dim / 2;
         let pairs = |head: &[f32]| (0..half).filter(|&p| head[p] != 0.0 || head[p + half] != 0.0).count();
-        if self.holds == Holds::TurnedKeys { mean.chunks_exact(head_dim).map(pairs).sum() } else { 0 }
+        if self.kind == RowKind::PostRopeKeys { mean.chunks_exact(head_dim).map(pairs).sum() } else { 0 }
     }
 
     /// The last of its layers.
@@ -113,9 +116,9 @@ impl RowSet {
         specs.iter().map(|spec| spec.format.block()).max().unwrap_or(1)
     }
 
-    /// By row, the frequency pairs of RoPE in which the mean of a key head is not zero, over all its heads. Only the mean of keys after RoPE turns.
-    pub fn turning(&self, head_dim: usize) -> Vec<usize> {
-        self.specs.iter().zip(&self.coders).map(|(spec, coder)| spec.turning(coder.mean.as_slice(), head_dim)).collect()
+    /// By row, the frequency pairs of RoPE in which the mean of a key head is not zero, over all its heads. Only the mean of keys after RoPE rotates.
+    pub fn mean_pairs(&self, head_dim: usize) -> Vec<usize> {
+        self.specs.iter().zip(&self.coders).map(|(spec, coder)| spec.mean_pairs(coder.mean.as_slice(), head_dim)).collect()
     }
 
     /// Whether any row belongs to several layers.
@@ -153,7 +156,7 @@ impl RowSet {
             }
             if let Scale::Blocks(blocks) = spec.format.scale {
                 // A block is coded at once, and what is read together is striped alike.
-                let beside = |other: &&RowSpec| (other.first_layer, other.holds) == (spec.first_layer, spec.holds);
+                let beside = |other: &&RowSpec| (other.first_layer, other.kind) == (spec.first_layer, spec.kind);
                 let alike = specs.iter().filter(beside).all(|other| other.format == spec.format);
                 if blocks.tokens != RowSet::block(specs) || blocks.heads != spec.kv_heads || !alike {
                     let Blocks { tokens, heads, .. } = blocks;
@@ -162,7 +165,7 @@ impl RowSet {
             }
             if spec.format.by_head() {
                 let runs = spec.format.rank() / super::RUN;
-                if runs != spec.kv_heads * geometry.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.holds == Holds::Both {
+                if runs != spec.kv_heads * geometry.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.kind == RowKind::Both {
                     return Err(format!("row {index} keeps heads apart, but has {runs} runs of {} heads in {} layers", spec.kv_heads, spec.layers));
                 }
                 continue;

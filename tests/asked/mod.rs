@@ -8,7 +8,7 @@ use lowkey::checkpoint::{Architecture, Checkpoint, Config};
 use lowkey::compress::{Budget, Method, Plan, Solver, factor};
 use lowkey::decoder::Model;
 use lowkey::gpu::{Device, Options, Spec, Tuning, roofline};
-use lowkey::rows::{Band, CacheMethod, Coder, Exact, Format, Holds, Read, Reviver, RowSet, RowSpec, Scale, Selector, Vague, Xkv};
+use lowkey::rows::{Band, CacheMethod, Coder, Exact, Format, Read, Reviver, RowKind, RowSet, RowSpec, Scale, Selector, Vague, Xkv};
 use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::task::Cancel;
 use nalgebra::{DMatrix, DVector};
@@ -149,9 +149,10 @@ fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
     plan(None, &[&[CacheMethod::Full][..], &dense].concat());
     let coded = [&calibrated()[..], &[evicting(Vague::Rows)]].concat();
     // Orthonormal or not, joint or apart, keys before RoPE and after.
-    let sides = [(true, vec![Holds::Both]), (true, vec![Holds::TurnedKeys, Holds::Values]), (false, vec![Holds::Keys, Holds::Values])];
-    for (down, holds) in sides {
-        plan(Some(narrow(config, holds, down)), &coded);
+    let sides =
+        [(true, vec![RowKind::Both]), (true, vec![RowKind::PostRopeKeys, RowKind::Values]), (false, vec![RowKind::PreRopeKeys, RowKind::Values])];
+    for (down, kind) in sides {
+        plan(Some(narrow(config, kind, down)), &coded);
     }
     // Bases of wider ones are large.
     if config.num_key_value_heads * config.head_dim <= 1024 {
@@ -163,10 +164,10 @@ fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
 }
 
 /// Rows of one run of coordinates over all heads of a layer, of bases that are zero.
-fn narrow(config: &Config, holds: Vec<Holds>, down: bool) -> RowSet {
+fn narrow(config: &Config, kind: Vec<RowKind>, down: bool) -> RowSet {
     let format = Format { bands: vec![Band { bits: 4, runs: 1 }], scale: Scale::Band };
-    let spec = |holds| RowSpec { first_layer: 0, layers: 1, holds, first_head: 0, kv_heads: config.num_key_value_heads, format: format.clone() };
-    let specs: Vec<RowSpec> = holds.into_iter().map(spec).collect();
+    let spec = |kind| RowSpec { first_layer: 0, layers: 1, kind, first_head: 0, kv_heads: config.num_key_value_heads, format: format.clone() };
+    let specs: Vec<RowSpec> = kind.into_iter().map(spec).collect();
     let coder = |spec: &RowSpec| {
         let (width, rank) = (spec.width(config.head_dim), spec.format.rank());
         let down = down.then(|| DMatrix::zeros(width, rank));

@@ -3,7 +3,7 @@
 use super::Random;
 use lowkey::checkpoint::{Checkpoint, Config};
 use lowkey::cpu::{self, Heads, Observer, RowType};
-use lowkey::rows::{Band, Coder, Exact, Format, Holds, RUN, RowSet, RowSpec, Scale, Side};
+use lowkey::rows::{Band, Coder, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale, Side};
 use lowkey::sequence::Logits;
 use nalgebra::{DMatrix, DVector};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ impl Observer for Seen {
     fn residual(&mut self, _: usize, _: usize, _: &DMatrix<f32>) {}
 
     fn heads(&mut self, _: usize, _: usize, heads: &Heads) {
-        self.0.push([heads.keys, heads.turned_keys, heads.values].map(Clone::clone));
+        self.0.push([heads.keys, heads.post_rope_keys, heads.values].map(Clone::clone));
     }
 }
 
@@ -34,7 +34,7 @@ pub fn coded(checkpoint: &Checkpoint, specs: Vec<RowSpec>, exact: Exact) -> RowS
         let (w, r, d) = (spec.width(config.head_dim), spec.format.rank(), config.head_dim);
         let mut y = DMatrix::zeros(w, tokens.len());
         for layer in spec.first_layer..=spec.last_layer() {
-            let keys = usize::from(spec.holds == Holds::TurnedKeys);
+            let keys = usize::from(spec.kind == RowKind::PostRopeKeys);
             for (side, from) in [(Side::Keys, keys), (Side::Values, 2)] {
                 if let Some(offset) = spec.offset(layer, side, d) {
                     let part = seen.0[layer][from].rows(spec.first_head * d, spec.kv_heads * d);
@@ -58,8 +58,8 @@ pub fn coded(checkpoint: &Checkpoint, specs: Vec<RowSpec>, exact: Exact) -> RowS
     RowSet { coders: specs.iter().map(&mut coder).collect(), specs, exact }
 }
 
-fn row(first_layer: usize, layers: usize, holds: Holds, heads: (usize, usize), bands: Vec<Band>, scale: Scale) -> RowSpec {
-    RowSpec { first_layer, layers, holds, first_head: heads.0, kv_heads: heads.1, format: Format { bands, scale } }
+fn row(first_layer: usize, layers: usize, kind: RowKind, heads: (usize, usize), bands: Vec<Band>, scale: Scale) -> RowSpec {
+    RowSpec { first_layer, layers, kind, first_head: heads.0, kv_heads: heads.1, format: Format { bands, scale } }
 }
 
 /// Runs of 16 coordinates that hold a whole vector of `width`, and the bands they fall into: the first some of each of `bits`, the rest of the last.
@@ -84,22 +84,22 @@ pub fn ways(config: &Config) -> Vec<(&'static str, Vec<RowSpec>)> {
     let half = |heads: usize| vec![Band { bits: 16, runs: (heads * d * 2 / 3).div_ceil(RUN) }];
     vec![
         ("f16 latents in two groups", {
-            let groups = |l: usize, holds| slices().map(move |slice| row(l, 1, holds, slice, half(slice.1), Scale::Fixed)).collect::<Vec<_>>();
-            by_layer(&|l| [groups(l, Holds::Keys), groups(l, Holds::Values)].concat())
+            let groups = |l: usize, kind| slices().map(move |slice| row(l, 1, kind, slice, half(slice.1), Scale::Fixed)).collect::<Vec<_>>();
+            by_layer(&|l| [groups(l, RowKind::PreRopeKeys), groups(l, RowKind::Values)].concat())
         }),
-        ("joint rows", by_layer(&|l| vec![row(l, 1, Holds::Both, all, bands(2 * width, &[8, 4, 3, 2]), Scale::Band)])),
+        ("joint rows", by_layer(&|l| vec![row(l, 1, RowKind::Both, all, bands(2 * width, &[8, 4, 3, 2]), Scale::Band)])),
         ("joint rows over two layers", {
-            let span = |l: usize| row(l, 2.min(layers - l), Holds::Both, all, bands(2 * width * 2.min(layers - l), &[16, 8, 4]), Scale::Fixed);
+            let span = |l: usize| row(l, 2.min(layers - l), RowKind::Both, all, bands(2 * width * 2.min(layers - l), &[16, 8, 4]), Scale::Fixed);
             (0..layers).step_by(2).map(span).collect()
         }),
-        ("turned keys by head, values over two layers", {
-            let keys = by_layer(&|l| (0..heads).map(|h| row(l, 1, Holds::TurnedKeys, (h, 1), bands(d, &[8, 4]), Scale::Band)).collect());
-            let values = |l: usize| row(l, 2.min(layers - l), Holds::Values, all, bands(width * 2.min(layers - l), &[8, 4]), Scale::Fixed);
+        ("keys after RoPE by head, values over two layers", {
+            let keys = by_layer(&|l| (0..heads).map(|h| row(l, 1, RowKind::PostRopeKeys, (h, 1), bands(d, &[8, 4]), Scale::Band)).collect());
+            let values = |l: usize| row(l, 2.min(layers - l), RowKind::Values, all, bands(width * 2.min(layers - l), &[8, 4]), Scale::Fixed);
             keys.into_iter().chain((0..layers).step_by(2).map(values)).collect()
         }),
         ("eight bits throughout", {
-            let affine = |l: usize, holds| row(l, 1, holds, all, bands(width, &[8]), Scale::Affine);
-            by_layer(&|l| vec![affine(l, Holds::TurnedKeys), affine(l, Holds::Values)])
+            let affine = |l: usize, kind| row(l, 1, kind, all, bands(width, &[8]), Scale::Affine);
+            by_layer(&|l| vec![affine(l, RowKind::PostRopeKeys), affine(l, RowKind::Values)])
         }),
     ]
 }

@@ -13,7 +13,7 @@ use crate::rows::{Selection, Selector};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Step {
+struct Params {
     first: u32,
     count: u32,
     stride: u32,
@@ -83,12 +83,12 @@ impl Select {
         if count == 0 {
             return;
         }
-        let step = Step { first, count, stride: self.stride };
+        let params = Params { first, count, stride: self.stride };
         let [chunks, kv_heads, heads, dim, words] = [count, self.kv_heads, self.heads, self.head_dim, self.words].map(u64::from);
         let dots = 4 * chunks * heads;
         let survey = Work { bytes: 4 * chunks * kv_heads * words + dots + 4 * heads * dim, flops: 2 * chunks * heads * dim };
-        self.survey.record(pass, &step, [count.div_ceil(WORKGROUP), self.kv_heads, 1], survey);
-        self.choose.record(pass, &step, [self.lists, 1, 1], Work { bytes: dots, flops: 0 });
+        self.survey.record(pass, &params, [count.div_ceil(WORKGROUP), self.kv_heads, 1], survey);
+        self.choose.record(pass, &params, [self.lists, 1, 1], Work { bytes: dots, flops: 0 });
     }
 }
 

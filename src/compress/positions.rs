@@ -1,14 +1,14 @@
 //! Moments of keys after RoPE, for every position of a context.
 //!
-//! Calibration runs windows of a few hundred tokens, and there a slow frequency has hardly begun to turn: moments of turned keys taken from the windows say nothing of what a later position looks like. But a
+//! Calibration runs windows of a few hundred tokens, and there a slow frequency has hardly begun to rotate: moments of keys after RoPE taken from the windows say nothing of what a later position looks like. But a
 //! key at position `t` is `R_t κ`, and what the key before RoPE, `κ`, has for moments does not depend on `t`. So with `C = E[κ κᵀ]`
 //!
 //! `E[k kᵀ] = E_t[R_t C R_tᵀ]`,
 //!
-//! which needs no text. With the two numbers that a frequency `θ` turns as one complex number, `z → e^{itθ} z`, a pair of numbers of frequencies `θ, φ` has `E[z w̄] → E_t[e^{it(θ−φ)}]·E[z w̄]` and
+//! which needs no text. With the two numbers that a frequency `θ` rotates as one complex number, `z → e^{itθ} z`, a pair of numbers of frequencies `θ, φ` has `E[z w̄] → E_t[e^{it(θ−φ)}]·E[z w̄]` and
 //! `E[z w] → E_t[e^{it(θ+φ)}]·E[z w]`, and the average over the first `N` positions is `e^{i(N−1)φ/2}·sin(Nφ/2) / (N sin(φ/2))`.
 //!
-//! The same holds of gradients with respect to keys: those before RoPE, turned. The mean of the keys need not be averaged: it turns with the position and is known at each, so that rows are coded about it
+//! The same holds of gradients with respect to keys: those before RoPE, rotated. The mean of the keys need not be averaged: it rotates with the position and is known at each, so that rows are coded about it
 //! (`R_t μ`), and `C` is about `μ`. With key biases of a norm of hundreds, as in Qwen2, that is most of a key.
 
 use nalgebra::{Complex, DMatrix};
@@ -49,24 +49,24 @@ impl Positions {
             DMatrix::from_fn(half, half, factor)
         };
         let (apart, together) = (pairs(-1.0), pairs(1.0));
-        let mut turned = DMatrix::zeros(second.nrows(), second.ncols());
+        let mut rotated = DMatrix::zeros(second.nrows(), second.ncols());
         for (g, h) in (0..heads).flat_map(|g| (0..heads).map(move |h| (g, h))) {
             for (p, q) in (0..half).flat_map(|p| (0..half).map(move |q| (p, q))) {
                 let ([x, y], [u, v]) = ([0, half].map(|part| 2 * g * half + p + part), [0, half].map(|part| 2 * h * half + q + part));
                 let (xu, xv, yu, yv) = (second[(x, u)], second[(x, v)], second[(y, u)], second[(y, v)]);
                 let a = Complex::new(xu + yv, yu - xv) * apart[(p, q)];
                 let b = Complex::new(xu - yv, yu + xv) * together[(p, q)];
-                turned[(x, u)] = (a.re + b.re) / 2.0;
-                turned[(y, v)] = (a.re - b.re) / 2.0;
-                turned[(y, u)] = (a.im + b.im) / 2.0;
-                turned[(x, v)] = (b.im - a.im) / 2.0;
+                rotated[(x, u)] = (a.re + b.re) / 2.0;
+                rotated[(y, v)] = (a.re - b.re) / 2.0;
+                rotated[(y, u)] = (a.im + b.im) / 2.0;
+                rotated[(x, v)] = (b.im - a.im) / 2.0;
             }
         }
-        turned
+        rotated
     }
 
-    /// Turns columns of keys before RoPE, each to a position of its own, spread over the contexts.
-    pub(super) fn turn(&self, keys: &mut DMatrix<f32>) {
+    /// Rotates columns of keys before RoPE, each to a position of its own, spread over the contexts.
+    pub(super) fn rotate(&self, keys: &mut DMatrix<f32>) {
         let (half, count) = (self.frequencies.len(), keys.ncols());
         for (index, mut column) in keys.column_iter_mut().enumerate() {
             // Golden ratio's multiples fill an interval evenly, however many there are.
@@ -99,7 +99,7 @@ mod tests {
         let width = 2 * half * heads;
         let root = DMatrix::from_fn(width, width, |_, _| random.gaussian());
         let second = &root * root.transpose();
-        let turn = |t: usize| {
+        let rotate = |t: usize| {
             let mut r = DMatrix::<f64>::zeros(width, width);
             for head in (0..width).step_by(2 * half) {
                 for (p, frequency) in frequencies.iter().enumerate() {
@@ -113,7 +113,7 @@ mod tests {
         let mut expected = DMatrix::zeros(width, width);
         for n in [512, 1024, 1100] {
             for t in 0..n {
-                let r = turn(t);
+                let r = rotate(t);
                 expected += &r * &second * r.transpose() / (3 * n) as f64;
             }
         }

@@ -1,10 +1,10 @@
 //! The plan of a chunk of tokens, as a prompt is read: the same attention, matrix products in place of matrix-vector products.
 
 use super::Model;
+use super::attention::Attention;
 use super::coded::CodedRows;
 use super::coding::Coding;
 use super::scratch::Buffers;
-use super::step::Attention;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::{ElementType, Pass, Shape, Tensor};
@@ -15,7 +15,7 @@ use crate::kernels::norm::{Norm, RmsNorm};
 use crate::rows::Call;
 use std::ops::Range;
 
-struct LayerChunk {
+struct LayerPlan {
     attention_norm: Norm,
     projection: Matmul,
     attention: Attention,
@@ -26,21 +26,21 @@ struct LayerChunk {
 }
 
 /// Many tokens through the model.
-pub(super) struct Chunk {
+pub(super) struct PrefillPlan {
     embed: Embed,
-    layers: Vec<LayerChunk>,
+    layers: Vec<LayerPlan>,
     block: u32,
     window: Option<usize>,
 }
 
-impl Chunk {
-    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<Chunk> {
+impl PrefillPlan {
+    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<PrefillPlan> {
         let (device, c) = (&*model.device, &model.config);
         let norm = |gain| Norm::plan(device, &b.x, RmsNorm { gain, epsilon: c.rms_norm_eps }, &b.normed);
         let layers = model.layers.iter().enumerate().map(|(index, layer)| {
             let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
             let gated = Fusion { gated: true, ..Default::default() };
-            Ok(LayerChunk {
+            Ok(LayerPlan {
                 attention_norm: norm(&layer.attention_gain)?,
                 projection: Matmul::plan(device, &layer.projection, &b.normed, &b.attention.projected, Fusion::default())?,
                 attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, true)?,
@@ -50,7 +50,7 @@ impl Chunk {
                 down: Matmul::plan(device, &layer.down, &b.gated, &b.x, onto(None))?,
             })
         });
-        Ok(Chunk {
+        Ok(PrefillPlan {
             embed: Embed::plan(device, &model.ends.embedding, &b.tokens, &b.x)?,
             layers: layers.collect::<Result<_>>()?,
             block: b.block as u32,

@@ -1,20 +1,14 @@
-//! The plan of one token: every kernel of every layer, bound once.
+//! Attention of one layer, from the projection to the heads' outputs: every kernel of it, bound once.
 
 use super::Model;
-use super::coded::{CodedLayer, CodedRows};
-use super::coding::Coding;
+use super::coded::CodedLayer;
 use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::Pass;
-use crate::kernels::Fusion;
-use crate::kernels::argmax::Argmax;
 use crate::kernels::columns::{Block, List};
 use crate::kernels::credit::Credit;
-use crate::kernels::embed::Embed;
-use crate::kernels::matvec::Matvec;
 use crate::kernels::merge::{self, Merge};
-use crate::kernels::norm::RmsNorm;
 use crate::kernels::prepare::{Absorbed, Added, Prepare};
 use crate::kernels::rebuild::Rebuild;
 use crate::kernels::score::{CodedKeys, Score};
@@ -42,7 +36,7 @@ pub(super) struct Attention {
 impl Attention {
     /// That of layer `index`, which reads `coded` rows, those of them that a token chooses where it goes through alone, or none.
     pub fn plan(model: &Model, index: usize, coded: Option<&CodedLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
-        let (device, attention) = (&*model.device, &super::attention(&model.config));
+        let (device, attention) = (&*model.device, &super::attention_shape(&model.config));
         let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
         let select = cache.select.filter(|_| !many && coded.is_some());
         let evicted = exact.side.as_ref().and_then(|side| side.listed.as_ref());
@@ -126,69 +120,5 @@ impl Attention {
                 credit.record(pass, &block);
             }
         }
-    }
-}
-
-struct LayerStep {
-    projection: Matvec,
-    attention: Attention,
-    output: Matvec,
-    gate_up: Matvec,
-    down: Matvec,
-}
-
-/// One token through the model.
-pub(super) struct Step {
-    embed: Embed,
-    layers: Vec<LayerStep>,
-    head: Matvec,
-    argmax: Argmax,
-    window: Option<usize>,
-}
-
-impl Step {
-    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<Step> {
-        let (device, c) = (&*model.device, &model.config);
-        let norm = |gain| Fusion { norm: Some(RmsNorm { gain, epsilon: c.rms_norm_eps }), ..Default::default() };
-        let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
-        let layers = model.layers.iter().enumerate().map(|(index, layer)| {
-            Ok(LayerStep {
-                projection: Matvec::plan(device, &layer.projection, &b.x, &b.attention.projected, norm(&layer.attention_gain))?,
-                attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, false)?,
-                output: Matvec::plan(device, &layer.output, &b.attention.attended, &b.x, onto(layer.output_bias.as_ref()))?,
-                gate_up: Matvec::plan(device, &layer.gate_up, &b.x, &b.gated, Fusion { gated: true, ..norm(&layer.mlp_gain) })?,
-                down: Matvec::plan(device, &layer.down, &b.gated, &b.x, onto(None))?,
-            })
-        });
-        let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
-        Ok(Step {
-            embed: Embed::plan(device, &model.ends.embedding, &b.tokens, &b.x)?,
-            layers: layers.collect::<Result<_>>()?,
-            head: Matvec::plan(device, head, &b.x, &b.logits, norm(&model.ends.final_gain))?,
-            argmax: Argmax::plan(device, &b.logits, &b.token)?,
-            window: c.sliding_window,
-        })
-    }
-
-    /// The token in `tokens[0]`, that of `call`.
-    pub fn record(&self, pass: &mut Pass, coding: &Coding, call: &Call) {
-        self.embed.record(pass, 1);
-        for (index, layer) in self.layers.iter().enumerate() {
-            layer.projection.record(pass);
-            layer.attention.prepare(pass, call.tokens.start as u32, 1);
-            coding.record(pass, index, call, true);
-            layer.attention.attend(pass, 1, self.window, call);
-            coding.record(pass, index, call, false);
-            layer.output.record(pass);
-            layer.gate_up.record(pass);
-            layer.down.record(pass);
-        }
-        self.end(pass);
-    }
-
-    /// What follows the last layer: logits, and the largest.
-    pub fn end(&self, pass: &mut Pass) {
-        self.head.record(pass);
-        self.argmax.record(pass);
     }
 }
