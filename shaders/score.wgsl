@@ -92,6 +92,28 @@ fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
     return keys[plain_slot(plain, column) * (EXACT_ROW / 4u) + vector];
 }
 
+#if ABSORBED
+// How RoPE rotates the tile's keys: vectors first, … of two pairs each, of those that begin with vector `pairs` of table, into `stage`. The lanes find together what each key needs.
+fn stage_rotations(pairs: u32, first: u32, vectors: u32, kv: u32, begin: u32, local: u32) {
+    var rotations: array<vec4<f32>, UNPACKED>;
+    for (var i = 0u; i < UNPACKED; i++) {
+        let v = first + min((local + i * WORKGROUP) % (4u * STAGE), vectors - 1u);
+        let position = column_row(kv, begin + min((local + i * WORKGROUP) / (4u * STAGE), TILE - 1u));
+        let four = table[pairs + v / 2u];
+        rotations[i] = vec4<f32>(rope(position, four[2u * (v % 2u)]), rope(position, four[2u * (v % 2u) + 1u]));
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < UNPACKED; i++) {
+        let v = (local + i * WORKGROUP) % (4u * STAGE);
+        let t = (local + i * WORKGROUP) / (4u * STAGE);
+        if t < TILE {
+            stage[v * ACROSS + t] = rotations[i];
+        }
+    }
+    workgroupBarrier();
+}
+#endif
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let kv = group.y;
@@ -156,12 +178,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let q = min(line + r, lines - 1u);
                 base[r] = (params.at + q / GROUP) * (params.queries / 4u) + info.w + q % GROUP * (4u * info.z + pair_vectors);
             }
-            let position = column_row(kv, begin + t);
-            for (var v = 0u; v < pair_vectors; v++) {
-                let pairs = table[more.y + v / 2u];
-                let z = vec4<f32>(rope(position, pairs[2u * (v % 2u)]), rope(position, pairs[2u * (v % 2u) + 1u]));
-                for (var r = 0u; r < ROWS; r++) {
-                    sums[r] = dot_add(z, queries[base[r] + 4u * info.z + v], sums[r]);
+            for (var first = 0u; first < pair_vectors; first += 4u * STAGE) {
+                let vectors = min(4u * STAGE, pair_vectors - first);
+                stage_rotations(more.y, first, vectors, kv, begin, local);
+                for (var v = 0u; v < vectors; v++) {
+                    let z = stage[v * ACROSS + t];
+                    for (var r = 0u; r < ROWS; r++) {
+                        sums[r] = dot_add(z, queries[base[r] + 4u * info.z + first + v], sums[r]);
+                    }
                 }
             }
             for (var first = 0u; first < info.z; first += STAGE) {
