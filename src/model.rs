@@ -201,7 +201,7 @@ impl Model {
         }
     }
 
-    /// Which tokens stay exact in a sequence of this model with these options; `None` where no rows are coded and no token is forgotten, so that all are.
+    /// Which tokens stay exact in a sequence of this model with these options; `None` where no rows are coded and no token is evicted, so that all are.
     pub fn exact(&self, options: &SequenceOptions) -> Option<Exact> {
         let made = self.checkpoint.factored().map(|factored| factored.exact);
         let exact = options.exact.or(made).unwrap_or_default();

@@ -224,7 +224,7 @@ fn racer(toy: Toy) -> bench::Subject {
             flops_per_cached_token: 7,
             landmarks: [0, 0],
             most: usize::MAX,
-            forgetting: None,
+            eviction: None,
         }),
         text: bench::Text::Read(Box::new(toy)),
     }

@@ -322,7 +322,7 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
 /// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
 #[test]
 fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
-    use lowkey::rows::{CacheMethod, Read, Reviver, Vague};
+    use lowkey::rows::{CacheMethod, Evicted, Read, Reviver};
     let (_, synthetic) = families().remove(0);
     let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
@@ -347,7 +347,7 @@ fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
             let error = nmse(&after, &fresh.forward(&other, Logits::All).unwrap());
             assert!(error < 1e-2, "{}, cut at {cut}: {error}", method.name());
         }
-        let evict = CacheMethod::Evict(Reviver::new(Budget::Keep(0.5), Some(Vague::None)));
+        let evict = CacheMethod::Evict(Reviver::new(Budget::Keep(0.5), Some(Evicted::None)));
         for (method, name) in [(CacheMethod::Calibrated(Read::top(Some(16))), "select"), (evict, "method")] {
             let error = model.sequence(SequenceOptions { method, ..options }).err().unwrap();
             assert!(matches!(&error, Error::Argument { name: found, .. } if found == name) && error.to_string().contains("blocks of"), "{error}");

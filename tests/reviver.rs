@@ -1,4 +1,4 @@
-//! KVReviver: tokens that are forgotten, and what is left of them.
+//! KVReviver: tokens that are evicted, and what is left of them.
 
 mod common;
 
@@ -7,13 +7,13 @@ use common::{Random, SyntheticModel, nmse};
 use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::cpu::{self, RowType};
 use lowkey::gpu::{self, Tier};
-use lowkey::rows::{Budget, CacheMethod, Exact, Reviver, RowSet, Vague};
+use lowkey::rows::{Budget, CacheMethod, Evicted, Exact, Reviver, RowSet};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::{Device, Engine, Error, LoadOptions, decoder};
 use safetensors::Dtype;
 use std::sync::Arc;
 
-const DENSE: [Vague; 4] = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk];
+const DENSE: [Evicted; 4] = [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk];
 
 fn narrow() -> SyntheticModel {
     SyntheticModel { layers: 3, kv_heads: 2, heads: 4, head_dim: 16, dtype: Dtype::F32, ..SyntheticModel::default() }
@@ -23,8 +23,8 @@ fn cpu(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Arc<cpu::Model> {
     Arc::new(cpu::Model::with_rows(checkpoint, rows).unwrap())
 }
 
-fn options(capacity: usize, keep: f64, vague: Vague) -> SequenceOptions {
-    let method = CacheMethod::Evict(Reviver::new(Budget::Keep(keep), Some(vague)));
+fn options(capacity: usize, keep: f64, evicted_as: Evicted) -> SequenceOptions {
+    let method = CacheMethod::Evict(Reviver::new(Budget::Keep(keep), Some(evicted_as)));
     SequenceOptions { capacity, exact: Some(Exact { sinks: 4, recent: 10 }), method, ..Default::default() }
 }
 
@@ -44,7 +44,7 @@ fn devices() -> [Arc<gpu::Device>; 3] {
 
 /// On a GPU of every tier: a prompt of several chunks and then steps, with few slots, whatever is left of the evicted, is what the processor makes of it. Both keep rows in f16.
 #[test]
-fn a_gpu_forgets_as_the_processor_does() {
+fn a_gpu_evicts_as_the_processor_does() {
     let devices = devices();
     let dense = SyntheticModel { dtype: Dtype::F16, ..narrow() };
     let odd = SyntheticModel { heads: 6, head_dim: 14, ..dense.clone() };
@@ -54,17 +54,17 @@ fn a_gpu_forgets_as_the_processor_does() {
         let tokens = Random(2).tokens(260, checkpoint.config().vocab_size);
         let exact = Exact { sinks: 4, recent: 10 };
         let all: Vec<_> = match has_rows {
-            false => DENSE.map(|vague| ("dense", None, vague)).into(),
-            true => ways(checkpoint.config()).into_iter().map(|(way, specs)| (way, Some(coded(&checkpoint, specs, exact)), Vague::Rows)).collect(),
+            false => DENSE.map(|evicted_as| ("dense", None, evicted_as)).into(),
+            true => ways(checkpoint.config()).into_iter().map(|(way, specs)| (way, Some(coded(&checkpoint, specs, exact)), Evicted::Rows)).collect(),
         };
-        for (way, rows, vague) in all {
-            let options = SequenceOptions { exact: Some(exact), ..options(300, if has_rows { 1.0 } else { 0.3 }, vague) };
+        for (way, rows, evicted_as) in all {
+            let options = SequenceOptions { exact: Some(exact), ..options(300, if has_rows { 1.0 } else { 0.3 }, evicted_as) };
             let expected = read(&mut cpu(&checkpoint, rows.clone()).sequence(options, RowType::F16).unwrap(), &tokens);
             // A code that rounds the other way travels far.
             let most = if has_rows { 1e-4 } else { 1e-6 };
-            // One way to code rows has all tiers: who is a candidate is the same for all.
+            // One way to code rows has all tiers: which tokens are candidates is the same for all.
             for device in &devices[..if has_rows && way != "joint rows" { 1 } else { devices.len() }] {
-                let what = format!("{way}, {vague:?}, {:?}", device.tier());
+                let what = format!("{way}, {evicted_as:?}, {:?}", device.tier());
                 let mut sequence = gpu(&checkpoint, rows.clone(), device).sequence(options).unwrap();
                 let found = read(&mut sequence, &tokens);
                 let error = nmse(&found, &expected);
@@ -86,7 +86,7 @@ fn windows_may_be_as_small_as_they_like() {
     let tokens = Random(7).tokens(220, checkpoint.config().vocab_size);
     let [device, ..] = devices();
     for (sinks, recent, chunk) in [(0, 0, None), (0, 1, Some(7)), (3, 0, Some(1)), (0, 40, Some(32))] {
-        let options = SequenceOptions { exact: Some(Exact { sinks, recent }), chunk, ..options(230, 0.3, Vague::Mean) };
+        let options = SequenceOptions { exact: Some(Exact { sinks, recent }), chunk, ..options(230, 0.3, Evicted::Mean) };
         let expected = read(&mut cpu(&checkpoint, None).sequence(options, RowType::F16).unwrap(), &tokens);
         let found = read(&mut gpu(&checkpoint, None, &device).sequence(options).unwrap(), &tokens);
         assert!(nmse(&found, &expected) < 1e-6, "{sinks} {recent} {chunk:?}: {}", nmse(&found, &expected));
@@ -104,7 +104,7 @@ fn what_fails_can_be_tried_again() {
     common::write_tensors(&directory.path().join("model.safetensors"), &tensors, Dtype::F32);
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let tokens = Random(8).tokens(120, checkpoint.config().vocab_size);
-    let options = options(200, 0.5, Vague::Mean);
+    let options = options(200, 0.5, Evicted::Mean);
     let bare: [Box<dyn Sequence>; 2] = [
         Box::new(cpu(&checkpoint, None).sequence(options, RowType::F16).unwrap()),
         Box::new(gpu(&checkpoint, None, &devices()[0]).sequence(options).unwrap()),
@@ -138,19 +138,19 @@ fn a_sketch_without_collisions_is_the_dense_model() {
         &mut cpu(&checkpoint, None).sequence(SequenceOptions { capacity: 260, exact: Some(exact), ..Default::default() }, RowType::F16).unwrap(),
         &tokens,
     );
-    for vague in [Vague::Sketch, Vague::Shrunk] {
+    for evicted_as in [Evicted::Sketch, Evicted::Shrunk] {
         // Room for 260 buckets, a mean and the window, and for a few candidates.
         let layer = (260 * (4 * width + 16)) as f64 / 0.98 + (12 * width + 14 * 2 * width + 4 * 260) as f64;
         let budget = Budget::Bytes((layer * config.num_hidden_layers as f64 / 260.0).ceil() as u64);
-        let reviver = Reviver { sketch_share: 0.98, ..Reviver::new(budget, Some(vague)) };
+        let reviver = Reviver { sketch_share: 0.98, ..Reviver::new(budget, Some(evicted_as)) };
         let stores = reviver.stores(&config.geometry(), &[], exact, 260).unwrap();
         assert!(stores.buckets == 260 && stores.candidates < 25, "{stores:?}");
-        let options = SequenceOptions { method: CacheMethod::Evict(reviver), ..options(260, 1.0, vague) };
+        let options = SequenceOptions { method: CacheMethod::Evict(reviver), ..options(260, 1.0, evicted_as) };
         let found = read(&mut cpu(&checkpoint, None).sequence(options, RowType::F16).unwrap(), &tokens);
-        assert!(nmse(&found, &dense) < 1e-7, "{vague:?}: {}", nmse(&found, &dense));
+        assert!(nmse(&found, &dense) < 1e-7, "{evicted_as:?}: {}", nmse(&found, &dense));
         for device in devices() {
             let found = read(&mut gpu(&checkpoint, None, &device).sequence(options).unwrap(), &tokens);
-            assert!(nmse(&found, &dense) < 1e-7, "{vague:?}, {:?}: {}", device.tier(), nmse(&found, &dense));
+            assert!(nmse(&found, &dense) < 1e-7, "{evicted_as:?}, {:?}: {}", device.tier(), nmse(&found, &dense));
         }
     }
 }
@@ -163,28 +163,28 @@ fn a_gpu_keeps_the_budget() {
     let dense = checkpoint.config().dense_kv_bytes_per_token() as f64;
     let device = gpu::Device::open(&gpu::Options::default()).unwrap();
     let model = gpu(&checkpoint, None, &device);
-    for vague in DENSE {
+    for evicted_as in DENSE {
         for (capacity, keep) in [(300, 0.5), (1000, 0.25)] {
-            let memory = model.sequence(options(capacity, keep, vague)).unwrap().memory();
+            let memory = model.sequence(options(capacity, keep, evicted_as)).unwrap().memory();
             let taken = (memory.allocated_bytes - memory.kv_fixed_bytes) as f64 + 14.0 * dense;
             let asked = keep * dense * capacity as f64;
             // Buffers are multiples of 16 bytes.
-            assert!(taken <= asked + 256.0 && taken > asked - 2000.0, "{vague:?} {capacity} {keep}: {taken} of {asked}");
-            assert_eq!(memory.kv_fixed_bytes, (4 + 10 + 32 + 32) * (dense as u64 + 3 * 4), "{vague:?}");
+            assert!(taken <= asked + 256.0 && taken > asked - 2000.0, "{evicted_as:?} {capacity} {keep}: {taken} of {asked}");
+            assert_eq!(memory.kv_fixed_bytes, (4 + 10 + 32 + 32) * (dense as u64 + 3 * 4), "{evicted_as:?}");
         }
     }
     for (way, specs) in ways(checkpoint.config()) {
         let budget = RowSet::bytes_per_token(&specs) + dense as u64 / 2;
         let model = gpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })), &device);
         let method = CacheMethod::Evict(Reviver::new(Budget::Bytes(budget), None));
-        let memory = model.sequence(SequenceOptions { method, ..options(1000, 1.0, Vague::Rows) }).unwrap().memory();
+        let memory = model.sequence(SequenceOptions { method, ..options(1000, 1.0, Evicted::Rows) }).unwrap().memory();
         let taken = (memory.allocated_bytes - memory.kv_fixed_bytes) as f64 + 14.0 * dense;
         let asked = 1000.0 * budget as f64;
         assert!(taken <= asked + 256.0 && taken > asked - 2000.0, "{way}: {taken} of {asked}");
     }
 }
 
-/// What fits is not forgotten, whatever would be left of it.
+/// What fits is not evicted, whatever would be left of it.
 #[test]
 fn with_slots_for_all_tokens_it_is_the_dense_model() {
     let directory = narrow().write_temporary();
@@ -194,15 +194,15 @@ fn with_slots_for_all_tokens_it_is_the_dense_model() {
     let exact = Some(Exact { sinks: 4, recent: 10 });
     for row_type in [RowType::F16, RowType::F32] {
         let dense = read(&mut model.sequence(SequenceOptions { capacity: 700, exact, ..Default::default() }, row_type).unwrap(), &tokens);
-        for vague in DENSE {
-            let found = read(&mut model.sequence(options(700, 1.0, vague), row_type).unwrap(), &tokens);
+        for evicted_as in DENSE {
+            let found = read(&mut model.sequence(options(700, 1.0, evicted_as), row_type).unwrap(), &tokens);
             let error = nmse(&found, &dense);
-            assert!(error < 1e-9, "{vague:?}, {row_type:?}: {error}");
+            assert!(error < 1e-9, "{evicted_as:?}, {row_type:?}: {error}");
         }
     }
 }
 
-/// Where slots are few every way forgets something, another something.
+/// Where slots are few every way loses something, another something.
 #[test]
 fn with_few_slots_something_is_lost_and_not_everything() {
     let directory = narrow().write_temporary();
@@ -210,31 +210,31 @@ fn with_few_slots_something_is_lost_and_not_everything() {
     let tokens = Random(2).tokens(260, checkpoint.config().vocab_size);
     let model = cpu(&checkpoint, None);
     let dense = read(&mut model.sequence(300, RowType::F16).unwrap(), &tokens);
-    let found = DENSE.map(|vague| read(&mut model.sequence(options(300, 0.25, vague), RowType::F16).unwrap(), &tokens));
+    let found = DENSE.map(|evicted_as| read(&mut model.sequence(options(300, 0.25, evicted_as), RowType::F16).unwrap(), &tokens));
     let errors = [0, 1, 2, 3].map(|way| nmse(&found[way], &dense));
     assert!(errors.iter().all(|&error| error > 1e-6), "{errors:?}");
     // Sums with noise are worth less than nothing, shrunk ones less so.
     assert!(errors[0].max(errors[1]) < errors[3] && errors[3] < errors[2], "{errors:?}");
     assert!(nmse(&found[1], &found[0]) > 1e-6);
-    assert_eq!(read(&mut model.sequence(options(300, 0.25, Vague::Shrunk), RowType::F16).unwrap(), &tokens), found[3]);
+    assert_eq!(read(&mut model.sequence(options(300, 0.25, Evicted::Shrunk), RowType::F16).unwrap(), &tokens), found[3]);
 }
 
-/// Sinks, recent tokens, candidates and the vague take what was asked for, and nearly all of it.
+/// Sinks, recent tokens, candidates and the evicted tokens take what was asked for, and nearly all of it.
 #[test]
 fn the_budget_is_kept_and_counted() {
     let directory = narrow().write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let (model, dense) = (cpu(&checkpoint, None), checkpoint.config().dense_kv_bytes_per_token() as f64);
-    for vague in DENSE {
+    for evicted_as in DENSE {
         for (capacity, keep) in [(300, 0.5), (1000, 0.25), (2000, 0.1)] {
-            let memory = model.sequence(options(capacity, keep, vague), RowType::F16).unwrap().memory();
+            let memory = model.sequence(options(capacity, keep, evicted_as), RowType::F16).unwrap().memory();
             let window = (4.0 + 10.0) * dense;
             let taken = (memory.allocated_bytes - memory.kv_fixed_bytes) as f64 + window;
             let asked = keep * dense * capacity as f64;
-            assert!(taken <= asked && taken > asked - 2000.0, "{vague:?} {capacity} {keep}: {taken} of {asked}");
+            assert!(taken <= asked && taken > asked - 2000.0, "{evicted_as:?} {capacity} {keep}: {taken} of {asked}");
             assert_eq!(memory.kv_bytes_per_token, (memory.allocated_bytes - memory.kv_fixed_bytes) / capacity as u64);
             // The window and the blocks under way, and what they received.
-            assert_eq!(memory.kv_fixed_bytes, (4 + 10 + 32 + 32) * (dense as u64 + 3 * 4), "{vague:?}");
+            assert_eq!(memory.kv_fixed_bytes, (4 + 10 + 32 + 32) * (dense as u64 + 3 * 4), "{evicted_as:?}");
         }
     }
 }
@@ -255,7 +255,7 @@ fn candidates_are_read_instead_of_their_rows() {
                 0 => CacheMethod::default(),
                 slots => CacheMethod::Evict(Reviver::new(Budget::Bytes(bytes + (slots + 14) * each / 700 + 1), None)),
             };
-            let options = SequenceOptions { method, chunk: Some(32), ..options(700, 1.0, Vague::Rows) };
+            let options = SequenceOptions { method, chunk: Some(32), ..options(700, 1.0, Evicted::Rows) };
             let mut sequence = model.sequence(options, RowType::F16).unwrap();
             let error = nmse(&read(&mut sequence, &tokens), &dense);
             assert!(slots == 0 || sequence.memory().kv_bytes_per_token >= bytes, "{way}");
@@ -266,7 +266,7 @@ fn candidates_are_read_instead_of_their_rows() {
     }
 }
 
-/// What has been forgotten is read anew where a sequence is cut within it, and nothing is where it is not.
+/// What has been evicted is read anew where a sequence is cut within it, and nothing is where it is not.
 #[test]
 fn cuts_go_back_to_any_token() {
     [Device::Cpu, Device::Auto].into_iter().for_each(cuts);
@@ -278,7 +278,7 @@ fn cuts(device: Device) {
     let model = Engine::open(&LoadOptions { device, ..Default::default() }).unwrap().load(checkpoint.path()).unwrap();
     let tokens = Random(5).tokens(250, checkpoint.config().vocab_size);
     let vocab = checkpoint.config().vocab_size;
-    let mut sequence = model.sequence(options(260, 0.4, Vague::Shrunk)).unwrap();
+    let mut sequence = model.sequence(options(260, 0.4, Evicted::Shrunk)).unwrap();
     let whole = sequence.forward(&tokens, Logits::All).unwrap();
     for cut in [0, 3, 100, 200] {
         sequence.truncate(cut);
@@ -288,7 +288,7 @@ fn cuts(device: Device) {
     }
     sequence.truncate(100);
     assert!(nmse(&sequence.forward(&tokens[100..], Logits::Last).unwrap(), &whole[249 * vocab..]) < 1e-9);
-    // Within the exact window nothing is read anew, and as long as nobody is forgotten what was tried is as if it had not been.
+    // Within the exact window nothing is read anew, and as long as nothing is evicted what was tried is as if it had not been.
     let next = sequence.forward(&tokens[..4], Logits::All).unwrap();
     sequence.truncate(250);
     sequence.forward(&tokens[50..53], Logits::None).unwrap();
@@ -305,7 +305,7 @@ fn cuts(device: Device) {
     // And with one, as if it had come so.
     sequence.truncate(20);
     let next = sequence.step(tokens[20]).unwrap();
-    let mut fresh = model.sequence(options(260, 0.4, Vague::Shrunk)).unwrap();
+    let mut fresh = model.sequence(options(260, 0.4, Evicted::Shrunk)).unwrap();
     fresh.forward(&tokens[..20], Logits::None).unwrap();
     assert_eq!(fresh.step(tokens[20]).unwrap(), next);
 }
@@ -321,18 +321,18 @@ fn what_cannot_be_is_refused_by_name() {
         other => panic!("{other:?}"),
     };
     let refused = |options: SequenceOptions| name(model.sequence(options).err());
-    let good = options(300, 0.5, Vague::Mean);
+    let good = options(300, 0.5, Evicted::Mean);
     assert!(model.sequence(good).is_ok());
-    assert_eq!(refused(options(300, 0.5, Vague::Rows)), "vague");
-    assert_eq!(refused(options(300, 0.01, Vague::Mean)), "kv-bytes");
-    assert_eq!(refused(options(300, 1.5, Vague::Mean)), "keep");
-    assert_eq!(refused(options(0, 0.5, Vague::Mean)), "context");
-    assert_eq!(refused(options(usize::MAX, 0.5, Vague::Mean)), "context");
+    assert_eq!(refused(options(300, 0.5, Evicted::Rows)), "evicted");
+    assert_eq!(refused(options(300, 0.01, Evicted::Mean)), "kv-bytes");
+    assert_eq!(refused(options(300, 1.5, Evicted::Mean)), "keep");
+    assert_eq!(refused(options(0, 0.5, Evicted::Mean)), "context");
+    assert_eq!(refused(options(usize::MAX, 0.5, Evicted::Mean)), "context");
 
     let (_, specs) = ways(checkpoint.config()).into_iter().next().unwrap();
     let compressed = cpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })));
-    for vague in DENSE {
-        assert_eq!(name(compressed.sequence(options(300, 1.0, vague), RowType::F16).err()), "vague");
+    for evicted_as in DENSE {
+        assert_eq!(name(compressed.sequence(options(300, 1.0, evicted_as), RowType::F16).err()), "evicted");
     }
     let mistral = SyntheticModel { architecture: Architecture::Mistral, sliding_window: Some(24), ..narrow() }.write_temporary();
     let mistral = cpu(&Checkpoint::open(mistral.path()).unwrap(), None);

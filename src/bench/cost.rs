@@ -4,7 +4,7 @@
 //! width `d`:
 //!
 //! - where tokens are chosen: `2·H·d` for every landmark, one for two tokens, and the price for those chosen;
-//! - where tokens are forgotten: as dense for those that are exact and for every column of what is vague, and the price for rows that the others leave.
+//! - where tokens are evicted: as dense for those that are exact and for every column of what is left of evicted tokens, and the price for rows that the others leave.
 //!
 //! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
 
@@ -26,21 +26,21 @@ pub struct Cost {
     pub landmarks: [u64; 2],
     /// The most coded tokens that are read.
     pub most: usize,
-    /// Where tokens are forgotten.
-    pub forgetting: Option<Forgetting>,
+    /// Where tokens are evicted.
+    pub eviction: Option<EvictionCost>,
 }
 
-/// What is read instead of all tokens where some are forgotten.
+/// What is read instead of all tokens where some are evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forgetting {
+pub struct EvictionCost {
     /// Tokens that are exact at the most, and the bytes of one.
     pub kept: usize,
     /// See [`kept`](Self::kept).
     pub exact_bytes: u64,
-    /// Operations for each exact token, and for each column of the vague.
+    /// Operations for each exact token, and for each column of evicted tokens.
     pub exact_flops: u64,
-    /// Columns of the vague, once there are any, and bytes of what they are read from, in all layers.
-    pub vague: [u64; 2],
+    /// Columns of evicted tokens, once there are any, and bytes of what they are read from, in all layers.
+    pub evicted: [u64; 2],
     /// Bytes of the row that each of the others leaves, if they leave any.
     pub row_bytes: u64,
 }
@@ -73,7 +73,7 @@ pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, byte
         let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
         // A sequence whose stores are refused was never made.
         match options.method.eviction().and_then(|eviction| eviction.stores(&config.geometry(), rows, exact, capacity).ok()) {
-            Some(stores) => cost.forgetting(&config, &stores, exact, rows),
+            Some(stores) => cost.eviction(&config, &stores, exact, rows),
             None => cost,
         }
     }
@@ -101,35 +101,35 @@ impl Cost {
                 [layers * 4 * words as u64 / chunk, layers * 2 * q_width / chunk]
             }),
             most: select.map_or(usize::MAX, |selection| selection.listed(usize::MAX)),
-            forgetting: None,
+            eviction: None,
         }
     }
 
-    /// The same for a sequence that forgets what there is no room for in `stores`, beside what stays `exact`.
-    pub fn forgetting(self, config: &Config, stores: &Stores, exact: Exact, rows: &[RowSpec]) -> Cost {
+    /// The same for a sequence that evicts what there is no room for in `stores`, beside what stays `exact`.
+    pub fn eviction(self, config: &Config, stores: &Stores, exact: Exact, rows: &[RowSpec]) -> Cost {
         let layers = config.num_hidden_layers as u64;
         let exact_flops = 4 * layers * (config.num_attention_heads * config.head_dim) as u64;
         let kept = exact.sinks + exact.recent + Exact::BLOCK / 2 + stores.candidates;
-        let vague = [stores.vague_columns() as u64, layers * stores.vague_bytes() as u64];
+        let evicted = [stores.evicted_columns() as u64, layers * stores.evicted_bytes() as u64];
         Cost {
-            forgetting: Some(Forgetting {
+            eviction: Some(EvictionCost {
                 kept,
                 exact_bytes: config.dense_kv_bytes_per_token(),
                 exact_flops,
-                vague,
+                evicted,
                 row_bytes: RowSet::bytes_per_token(rows),
             }),
             ..self
         }
     }
 
-    /// Bytes that a step moves at `depth`, where a token takes so many. Where tokens are forgotten it is counted what each of them takes.
+    /// Bytes that a step moves at `depth`, where a token takes so many. Where tokens are evicted it is counted what each of them takes.
     pub fn bytes(&self, depth: usize, kv_bytes_per_token: u64) -> u64 {
-        if let Some(Forgetting { kept, exact_bytes, vague, row_bytes, .. }) = self.forgetting {
+        if let Some(EvictionCost { kept, exact_bytes, evicted, row_bytes, .. }) = self.eviction {
             let exact = depth.min(kept);
             let others = match (depth - exact, row_bytes) {
                 (0, _) => 0,
-                (_, 0) => vague[1],
+                (_, 0) => evicted[1],
                 (others, row) => others as u64 * row,
             };
             return self.weight_bytes + exact as u64 * exact_bytes + others;
@@ -141,11 +141,11 @@ impl Cost {
 
     /// Operations that a step makes at `depth`.
     pub fn flops(&self, depth: usize) -> u64 {
-        if let Some(Forgetting { kept, exact_flops, vague, row_bytes, .. }) = self.forgetting {
+        if let Some(EvictionCost { kept, exact_flops, evicted, row_bytes, .. }) = self.eviction {
             let exact = depth.min(kept);
             let others = match (depth - exact, row_bytes) {
                 (0, _) => 0,
-                (_, 0) => vague[0] * exact_flops,
+                (_, 0) => evicted[0] * exact_flops,
                 (others, _) => others as u64 * self.flops_per_cached_token,
             };
             return self.linear_flops + exact as u64 * exact_flops + others;
@@ -157,7 +157,7 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::{Format, RowKind, Vague};
+    use crate::rows::{Evicted, Format, RowKind};
 
     fn config() -> Config {
         Config { hidden_size: 10, intermediate_size: 20, head_dim: 8, ..Config::example() }
@@ -199,23 +199,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_not_read() {
+    fn evicted_tokens_are_not_read() {
         let exact = Exact { sinks: 4, recent: 12 };
         let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
-        let stores = |vague| Stores::some(2 * config().geometry().kv_width(), vague, 20, 5, 400);
+        let stores = |evicted| Stores::some(2 * config().geometry().kv_width(), evicted, 20, 5, 400);
         // 4, 12 and half a block are exact, and 20 candidates.
-        let none = dense.forgetting(&config(), &stores(Vague::None), exact, &[]);
+        let none = dense.eviction(&config(), &stores(Evicted::None), exact, &[]);
         assert_eq!((none.bytes(52, 9), none.bytes(300, 9)), (dense.bytes(52, 128), dense.bytes(52, 128)));
         assert_eq!(none.flops(300), dense.flops(52));
         // Two columns a bucket, of 32 sums of four bytes in two layers; and as long a mean.
-        let shrunk = dense.forgetting(&config(), &stores(Vague::Shrunk), exact, &[]);
+        let shrunk = dense.eviction(&config(), &stores(Evicted::Shrunk), exact, &[]);
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
         let coded = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
-        let forgetting = coded.forgetting(&config(), &stores(Vague::Rows), exact, &rows(RowKind::PreRopeKeys));
-        assert_eq!(forgetting.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
-        assert_eq!(forgetting.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
+        let eviction = coded.eviction(&config(), &stores(Evicted::Rows), exact, &rows(RowKind::PreRopeKeys));
+        assert_eq!(eviction.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
+        assert_eq!(eviction.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
     }
 
     #[test]

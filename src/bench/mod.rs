@@ -11,7 +11,7 @@ mod roofline;
 mod shape;
 
 pub use crate::gpu::Roofline;
-pub use cost::{Cost, Forgetting, RowsMade, step_cost};
+pub use cost::{Cost, EvictionCost, RowsMade, step_cost};
 pub use report::Report;
 pub use roofline::processor_roofline;
 pub use shape::{RandomRows, Shape};

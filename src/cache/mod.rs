@@ -68,7 +68,7 @@ impl Cache {
     /// As [`exact`](Self::exact).
     pub fn evicting(device: &Device, shape: CacheShape, slots: Slots, stores: Stores) -> Result<Cache> {
         let layers = shape.each(|what| ExactRows::beside(device, &shape.attention, what, slots, stores))?;
-        let sketched = match stores.vague.is_sketched() {
+        let sketched = match stores.evicted_as.is_sketched() {
             true => Some(device.upload("places in the sketch", &stores.places())?),
             false => None,
         };
@@ -95,19 +95,19 @@ impl Cache {
         Ok(())
     }
 
-    /// Forgets who is a candidate and what is vague.
+    /// Drops all candidates and what is left of evicted tokens.
     ///
     /// # Errors
     /// The device's.
-    pub fn forget(&self, device: &Device) -> Result<()> {
-        if self.layers.iter().all(|layer| layer.side.is_none()) {
+    pub fn clear_evicted(&self, device: &Device) -> Result<()> {
+        if self.layers.iter().all(|layer| layer.eviction.is_none()) {
             return Ok(());
         }
         let clear = |encoder: &mut wgpu::CommandEncoder| {
-            let buffers = self.layers.iter().filter_map(|layer| layer.side.as_ref()).flat_map(EvictionStore::buffers);
+            let buffers = self.layers.iter().filter_map(|layer| layer.eviction.as_ref()).flat_map(EvictionStore::buffers);
             buffers.for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
         };
-        device.submit(device.encode("forget", |_| (), clear)?.0).map(|_| ())
+        device.submit(device.encode("clear evicted", |_| (), clear)?.0).map(|_| ())
     }
 
     /// Counted from the buffers themselves.
@@ -117,10 +117,10 @@ impl Cache {
         let stores: u64 = self.stores.iter().map(|store| store.size()).sum();
         let mut coded = landmarks + stores + self.sketched.as_ref().map_or(0, |places| places.size());
         let mut exact = all;
-        for side in self.layers.iter().filter_map(|layer| layer.side.as_ref()) {
-            let candidates = 4 * (side.stores.candidates * self.shape.attention.kv_row()) as u64;
-            exact = exact - candidates + side.received_bytes();
-            coded += candidates + side.bytes() - side.received_bytes();
+        for eviction in self.layers.iter().filter_map(|layer| layer.eviction.as_ref()) {
+            let candidates = 4 * (eviction.stores.candidates * self.shape.attention.kv_row()) as u64;
+            exact = exact - candidates + eviction.received_bytes();
+            coded += candidates + eviction.bytes() - eviction.received_bytes();
         }
         let (growing, kv_fixed_bytes) = if self.slots == Slots::ALL { (exact, 0) } else { (coded, exact) };
         KvMemory {

@@ -12,7 +12,7 @@ use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Sha
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
 use lowkey::gpu::{Device, ShaderChecks};
-use lowkey::rows::{Budget, CacheMethod, Reviver, Vague};
+use lowkey::rows::{Budget, CacheMethod, Evicted, Reviver};
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Engine, Error, Result};
 use serde::Serialize;
@@ -297,12 +297,12 @@ impl Run<'_> {
             };
             let mut subjects: Vec<_> =
                 run.sequences(shape, &model, rows, capacity)?.into_iter().map(|(rows, _, text)| subject(rows.name(), text, deepest)).collect();
-            // What a sequence that forgets has beside its rows has to be read: few tokens will do.
-            let method = CacheMethod::Evict(Reviver::new(Budget::Keep(0.25), Some(Vague::None)));
+            // What a sequence that evicts has beside its rows has to be read: few tokens will do.
+            let method = CacheMethod::Evict(Reviver::new(Budget::Keep(0.25), Some(Evicted::None)));
             let read = deepest.min(EVICTING);
             let capacity = (read + task.room()).max(EVICTING);
-            let forgetting = model.sequence(SequenceOptions { capacity, method, ..SequenceOptions::default() })?;
-            subjects.push(subject("kvreviver", Text::Read(Box::new(forgetting)), read));
+            let evicting = model.sequence(SequenceOptions { capacity, method, ..SequenceOptions::default() })?;
+            subjects.push(subject("kvreviver", Text::Read(Box::new(evicting)), read));
             let mut before = all.clone();
             if rows.contains(&RandomRows::Xkv) {
                 let width = 4.min(config.num_hidden_layers) * config.num_key_value_heads * config.head_dim;

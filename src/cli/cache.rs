@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use lowkey::rows::{Budget, CacheMethod, Read, Reviver, Selector, Vague, Xkv};
+use lowkey::rows::{Budget, CacheMethod, Evicted, Read, Reviver, Selector, Xkv};
 use lowkey::{Error, Result};
 
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -27,7 +27,7 @@ pub struct CacheArgs {
     bits: Option<u8>,
     /// kvreviver: what is left of tokens that are evicted [default: rows of a compressed model, nothing of a dense one].
     #[arg(long, value_name = "WHAT", requires = "method", help_heading = "Cache")]
-    vague: Option<Trace>,
+    evicted: Option<EvictedArg>,
     /// Read no more than this many coded tokens for each new one, those that its attention is likeliest to fall on: an even number.
     #[arg(long, value_name = "N", help_heading = "Cache")]
     select: Option<usize>,
@@ -48,7 +48,7 @@ enum Online {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Trace {
+enum EvictedArg {
     /// Nothing.
     None,
     /// Their mean.
@@ -75,7 +75,7 @@ impl CacheArgs {
         let of = |method| self.method == Some(method);
         let budgeted = of(Online::Xkv) || of(Online::Kvreviver);
         let foreign = [
-            ("vague", self.vague.is_some() && !of(Online::Kvreviver), "kvreviver"),
+            ("evicted", self.evicted.is_some() && !of(Online::Kvreviver), "kvreviver"),
             ("group-layers", self.group_layers.is_some() && !of(Online::Xkv), "xkv"),
             ("bits", self.bits.is_some() && !of(Online::Xkv), "xkv"),
             ("times", self.times.is_some() && !budgeted, "xkv"),
@@ -88,12 +88,12 @@ impl CacheArgs {
                 message: format!("this is an option of {method}; leave it out, or choose --method {method}"),
             });
         }
-        let vague = self.vague.map(|vague| match vague {
-            Trace::None => Vague::None,
-            Trace::Mean => Vague::Mean,
-            Trace::Sketch => Vague::Sketch,
-            Trace::Shrunk => Vague::Shrunk,
-            Trace::Rows => Vague::Rows,
+        let evicted = self.evicted.map(|evicted| match evicted {
+            EvictedArg::None => Evicted::None,
+            EvictedArg::Mean => Evicted::Mean,
+            EvictedArg::Sketch => Evicted::Sketch,
+            EvictedArg::Shrunk => Evicted::Shrunk,
+            EvictedArg::Rows => Evicted::Rows,
         });
         let read = Read::top(self.select).by(self.select_by.unwrap_or_default());
         read.selection().map_or(Ok(()), |selection| selection.check())?;
@@ -106,7 +106,7 @@ impl CacheArgs {
             Some(Online::Xkv) => Ok(CacheMethod::Xkv(Xkv { layers: self.group_layers.unwrap_or(4), budget, bits: self.bits }, read)),
             Some(Online::Full) => all(CacheMethod::Full, "an exact cache has no coded rows to choose from"),
             Some(Online::Kvreviver) => {
-                let evict = CacheMethod::Evict(Reviver::new(budget, vague));
+                let evict = CacheMethod::Evict(Reviver::new(budget, evicted));
                 all(evict, "kvreviver keeps what its candidates are, and every token reads all of it")
             }
         }

@@ -18,7 +18,7 @@ use super::positions::Positions;
 use super::unit::{Context, Unit};
 use super::{bands, scales};
 use crate::calibrate::LayerStatistics;
-use crate::rows::{Format, RowKind, Scale, Side};
+use crate::rows::{Format, KvSide, RowKind, Scale};
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use std::ops::Range;
@@ -76,7 +76,7 @@ impl Solver<'_> {
         let what = format!("keys and values of layers {} to {}", layers.start, layers.end - 1);
         let moments = self.context.statistics.rows(layers.clone())?;
         let metrics: Vec<Roots> =
-            layers.clone().flat_map(|layer| [Side::Keys, Side::Values].map(move |side| self.metric(layer, side))).collect::<Result<_>>()?;
+            layers.clone().flat_map(|layer| [KvSide::Keys, KvSide::Values].map(move |side| self.metric(layer, side))).collect::<Result<_>>()?;
         let basis = Basis::principal(&what, &moments, moments.mean.map(f64::from), Some(&Roots::blocks(&metrics)))?;
         Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), kind: RowKind::Both, first_head: 0, kv_heads: self.context.heads, basis }])
     }
@@ -85,7 +85,7 @@ impl Solver<'_> {
     fn fast(&self, layer: usize, row_heads: usize) -> Result<Vec<Unit>> {
         let (heads, d) = (self.context.heads, self.context.head_dim);
         let moments = self.context.statistics.rows(layer..layer + 1)?;
-        let [of_keys, of_values] = [self.gram(layer, Side::Keys, true)?, self.gram(layer, Side::Values, false)?];
+        let [of_keys, of_values] = [self.gram(layer, KvSide::Keys, true)?, self.gram(layer, KvSide::Values, false)?];
         let mut units = Vec::new();
         for first in (0..heads).step_by(row_heads) {
             let kv_heads = row_heads.min(heads - first);
@@ -106,12 +106,12 @@ impl Solver<'_> {
     }
 
     /// A root of `M` of one side of a layer.
-    fn metric(&self, layer: usize, side: Side) -> Result<Roots> {
+    fn metric(&self, layer: usize, side: KvSide) -> Result<Roots> {
         Roots::of(&format!("the sensitivity of layer {layer}"), &self.gram(layer, side, false)?)
     }
 
     /// `M` of one side of a layer, `[H_kv·d, H_kv·d]`, of keys after RoPE where they are `rotated`.
-    fn gram(&self, layer: usize, side: Side, rotated: bool) -> Result<DMatrix<f64>> {
+    fn gram(&self, layer: usize, side: KvSide, rotated: bool) -> Result<DMatrix<f64>> {
         let n = self.context.heads * self.context.head_dim;
         let missing = |kind: &str| {
             let message = format!("hold no {kind} sensitivity of layer {layer}; gather them anew with it");
@@ -122,15 +122,15 @@ impl Solver<'_> {
             Sensing::Full => {
                 let full = sensitivity.as_ref().ok_or_else(|| missing("full"))?;
                 let gram = match (side, rotated) {
-                    (Side::Keys, false) => &full.keys,
-                    (Side::Keys, true) => return Ok(self.positions.second(&full.keys.map(f64::from))),
-                    (Side::Values, _) => &full.values,
+                    (KvSide::Keys, false) => &full.keys,
+                    (KvSide::Keys, true) => return Ok(self.positions.second(&full.keys.map(f64::from))),
+                    (KvSide::Values, _) => &full.values,
                 };
                 Ok(gram.map(f64::from))
             }
             Sensing::Scalar => {
                 let [keys, values] = scalar.ok_or_else(|| missing("scalar"))?;
-                let number = f64::from(if side == Side::Keys { keys } else { values });
+                let number = f64::from(if side == KvSide::Keys { keys } else { values });
                 Ok(DMatrix::from_diagonal_element(n, n, number))
             }
         }

@@ -24,7 +24,7 @@ use super::unit::{Context, Unit};
 use crate::Result;
 use crate::linalg::Eigen;
 use crate::linalg::Moments;
-use crate::rows::{RowKind, Side};
+use crate::rows::{KvSide, RowKind};
 use nalgebra::{DMatrix, DVector};
 use std::collections::HashMap;
 
@@ -41,7 +41,7 @@ pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Resul
     // Losses at the ranks that a uniform deal would give; the rule that deals them out sees the groups only when they stand.
     let keep = context.keep(low_rank.budget)?;
     let ranks: Vec<usize> = sizes.iter().map(|size| (keep * (size * d) as f64).round() as usize).collect();
-    let grams = about(&moments.part(0..n), &context.bias(layer, Side::Keys)?);
+    let grams = about(&moments.part(0..n), &context.bias(layer, KvSide::Keys)?);
     let order = group(&format!("the keys of layer {layer}"), grouping, &grams, d, &sizes, &ranks)?;
     let columns: Vec<usize> = order.iter().flat_map(|&head| head * d..(head + 1) * d).collect();
     let side = |first: usize| {
@@ -51,7 +51,7 @@ pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Resul
     };
     let tensors = reorder(context, layer, &order)?;
     let bias = |side| -> Result<DVector<f64>> { Ok(context.bias(layer, side)?.select_rows(&columns)) };
-    let (key_bias, value_bias) = (bias(Side::Keys)?, bias(Side::Values)?);
+    let (key_bias, value_bias) = (bias(KvSide::Keys)?, bias(KvSide::Values)?);
 
     let (keys, values) = (side(0), side(n));
     let unit = |kind, first_head, kv_heads, basis| Unit { first_layer: layer, layers: 1, kind, first_head, kv_heads, basis };

@@ -5,7 +5,7 @@ use super::positions::Positions;
 use super::{Part, Ranks};
 use crate::calibrate::{LayerStatistics, Sample, Sensitivity, Statistics};
 use crate::checkpoint::Checkpoint;
-use crate::rows::{Budget, Format, RowKind, RowSpec, Side};
+use crate::rows::{Budget, Format, KvSide, RowKind, RowSpec};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 
@@ -21,11 +21,11 @@ pub(super) struct Context<'a> {
 impl Context<'_> {
     /// The bias of a layer's key or value projection, `[H_kv·d]`; zero where it has none. With QK-norm what is cached is no longer linear in the input, and the point to be linear
     /// about is zero.
-    pub(super) fn bias(&self, layer: usize, side: Side) -> Result<DVector<f64>> {
+    pub(super) fn bias(&self, layer: usize, side: KvSide) -> Result<DVector<f64>> {
         let width = self.heads * self.head_dim;
-        let part = if side == Side::Keys { "k_proj" } else { "v_proj" };
+        let part = if side == KvSide::Keys { "k_proj" } else { "v_proj" };
         let name = format!("model.layers.{layer}.self_attn.{part}.bias");
-        if !self.checkpoint.has(&name) || side == Side::Keys && self.checkpoint.config().qk_norm {
+        if !self.checkpoint.has(&name) || side == KvSide::Keys && self.checkpoint.config().qk_norm {
             return Ok(DVector::zeros(width));
         }
         Ok(DVector::from_vec(self.checkpoint.f32(&name, &[width])?).map(f64::from))
@@ -38,8 +38,8 @@ impl Context<'_> {
     }
 
     /// What scales the losses of one side of a layer to those of another.
-    fn weight(&self, rule: Ranks, layer: usize, side: Side) -> Result<f64> {
-        let side = usize::from(side == Side::Values);
+    fn weight(&self, rule: Ranks, layer: usize, side: KvSide) -> Result<f64> {
+        let side = usize::from(side == KvSide::Values);
         let statistics = &self.statistics.layers[layer];
         let missing = |what: &str| {
             let message = format!("hold no {what} of layer {layer}; gather them anew with full sensitivity");
@@ -103,7 +103,7 @@ impl Unit {
 
     /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is spread over the coordinates, and from the sensitivity what it is altogether.
     pub(super) fn part(&self, context: &Context, rule: Ranks) -> Result<Part> {
-        let side = if self.kind == RowKind::Values { Side::Values } else { Side::Keys };
+        let side = if self.kind == RowKind::Values { KvSide::Values } else { KvSide::Keys };
         let Basis { down, up, variance, loss, .. } = &self.basis;
         let mut weight = context.weight(rule, self.first_layer, side)?;
         if rule == Ranks::Spectrum {
@@ -111,7 +111,7 @@ impl Unit {
             let all = self.basis.tail(0);
             weight *= if all > 0.0 { energy / all } else { 0.0 };
         }
-        Ok(Part { width: down.nrows(), module: 2 * self.first_layer + usize::from(side == Side::Values), weight, loss: loss.as_slice().to_vec() })
+        Ok(Part { width: down.nrows(), module: 2 * self.first_layer + usize::from(side == KvSide::Values), weight, loss: loss.as_slice().to_vec() })
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
                 let (found, spec) = (unit.sample(&layers, d, &positions), unit.spec(Format::half(1)));
                 assert_eq!(found.shape(), (spec.width(d), tokens));
                 for (layer, LayerStatistics { sample, .. }) in layers.iter().enumerate().skip(first_layer).take(count) {
-                    for (side, below) in [(Side::Keys, 0), (Side::Values, heads * d)] {
+                    for (side, below) in [(KvSide::Keys, 0), (KvSide::Values, heads * d)] {
                         let Some(offset) = spec.offset(layer, side, d) else { continue };
                         assert_eq!(
                             found.rows(offset, kv_heads * d),

@@ -75,7 +75,7 @@ impl Attention {
         [queries, keys, values]
     }
 
-    /// `[hidden, tokens]` of queries from `position` on, and where the sequence forgets, what each column received over all heads and queries.
+    /// `[hidden, tokens]` of queries from `position` on, and where the sequence evicts, what each column received over all heads and queries.
     pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> (DMatrix<f32>, Vec<f32>) {
         let d = self.head_dim;
         // What a query gives fades until the last of them.
@@ -88,7 +88,7 @@ impl Attention {
                 let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
                 cached.multiply(&mut weights, d);
                 self.softmax(&mut weights, position, cached, kv_head);
-                let received = cached.side.is_some().then(|| &weights * &later);
+                let received = cached.evicted.is_some().then(|| &weights * &later);
                 (product(cached.values.rows(first, d), weights.as_view()), received)
             })
             .unzip();

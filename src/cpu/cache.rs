@@ -1,17 +1,17 @@
 //! A sequence's rows: exact ones by layer, and where the model has a basis for them, coded ones beside.
 //!
 //! For a dense cache all rows are exact. With coded rows ([`RowSet`]) the first tokens stay exact, and the newest in a ring; the rule of who reads what is
-//! [`rows::Exact`](crate::rows::Exact)'s. A sequence that forgets has no coded rows, or has them and yet keeps some of these tokens exactly: what stands *beside* ([`side`]). To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
+//! [`rows::Exact`](crate::rows::Exact)'s. A sequence that evicts has no coded rows, or has them and keeps candidates exactly beside them ([`Eviction`]). To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
 use super::columns::{Columns, Run};
+use super::eviction::{Eviction, Leaving};
 use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
-use super::side::{self, Leaving};
 use crate::linalg::stack;
 use crate::linalg::tr_product;
-use crate::rows::{Call, Coder, Coding, Energy, Reach, RowKind, RowSet, RowSpec, Schedule, Selection, Side, Slots, Stores};
+use crate::rows::{Call, Coder, Coding, Energy, KvSide, Reach, RowKind, RowSet, RowSpec, Schedule, Selection, Slots, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,8 +36,8 @@ struct Coded {
     /// By row: `[capacity][words]`.
     words: Vec<Vec<u32>>,
     landmarks: Option<Landmarks>,
-    /// Candidates and the vague, where the sequence forgets.
-    side: Option<side::Side>,
+    /// Candidates and what is left of evicted tokens, where the sequence evicts.
+    eviction: Option<Eviction>,
     /// What bases hold of the rows that were coded here.
     energy: Energy,
 }
@@ -63,7 +63,7 @@ impl Cache {
             head_dim,
             energy: Energy::default(),
             landmarks: select.map(|selection| Landmarks::new(selection, layers, width, head_dim, capacity)),
-            side: stores.map(|stores| side::Side::new(stores, layers, width, exact, row_type)),
+            eviction: stores.map(|stores| Eviction::new(stores, layers, width, exact, row_type)),
         });
         let rows = || Rows::new(width, exact, row_type);
         Cache { layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded }
@@ -75,7 +75,7 @@ impl Cache {
             let slot = self.slots.of(position + index);
             self.layers[layer].keys.write(slot, key.as_slice());
             self.layers[layer].values.write(slot, value.as_slice());
-            self.side_mut().into_iter().for_each(|side| side.begin(layer, slot));
+            self.eviction_mut().into_iter().for_each(|eviction| eviction.begin(layer, slot));
         }
     }
 
@@ -95,10 +95,10 @@ impl Cache {
                 let mut y = DMatrix::zeros(spec.width(coded.head_dim), call.code.len());
                 let (first, height) = (spec.first_head * coded.head_dim, spec.kv_heads * coded.head_dim);
                 for layer in spec.first_layer..=spec.last_layer() {
-                    for side in [Side::Keys, Side::Values] {
+                    for side in [KvSide::Keys, KvSide::Values] {
                         let Some(offset) = spec.offset(layer, side, coded.head_dim) else { continue };
                         let mut part = self.exact(layer, side, call.code.clone()).rows(first, height).into_owned();
-                        if side == Side::Keys && spec.kind != RowKind::PostRopeKeys {
+                        if side == KvSide::Keys && spec.kind != RowKind::PostRopeKeys {
                             rope.rotate_back(&mut part, call.code.start);
                         }
                         y.rows_mut(offset, height).copy_from(&part);
@@ -111,12 +111,12 @@ impl Cache {
             .collect();
         let keys = coded.landmarks.is_some().then(|| {
             let leaving = call.leaving(coded.schedule.exact.sinks);
-            (leaving.start, self.exact(layer, Side::Keys, leaving))
+            (leaving.start, self.exact(layer, KvSide::Keys, leaving))
         });
         let leaving = self.leaving(layer, call);
         let Some(coded) = &mut self.coded else { return };
-        if let Some(side) = &mut coded.side {
-            side.evict(layer, &leaving);
+        if let Some(eviction) = &mut coded.eviction {
+            eviction.evict(layer, &leaving);
         }
         if let (Some(landmarks), Some((first, keys))) = (&mut coded.landmarks, keys) {
             landmarks.make(layer, first, &keys);
@@ -142,36 +142,36 @@ impl Cache {
         let width = self.layers[layer].keys.width();
         let columns = exact + runs.iter().map(|run| run.tokens.len()).sum::<usize>();
         let [mut keys, mut values] = [(); 2].map(|()| DMatrix::zeros(width, columns));
-        for (side, all) in [(Side::Keys, &mut keys), (Side::Values, &mut values)] {
+        for (side, all) in [(KvSide::Keys, &mut keys), (KvSide::Values, &mut values)] {
             all.columns_mut(0, sinks).copy_from(&self.exact(layer, side, 0..sinks));
             all.columns_mut(sinks, end - window).copy_from(&self.exact(layer, side, window..end));
         }
         if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
             rows.rebuild(layer, &runs, exact, [&mut keys, &mut values], rope);
         }
-        let columns = Columns { keys, values, reach, sinks, window, runs, chosen, side: None };
-        match self.coded.as_ref().and_then(|coded| coded.side.as_ref()) {
-            Some(side) => columns.beside(side.columns(layer)),
+        let columns = Columns { keys, values, reach, sinks, window, runs, chosen, evicted: None };
+        match self.coded.as_ref().and_then(|coded| coded.eviction.as_ref()) {
+            Some(eviction) => columns.beside(eviction.columns(layer)),
             None => columns,
         }
     }
 
     /// The queries of `call` have given each of `columns` so much `attention`.
-    pub(super) fn credit(&mut self, layer: usize, call: &Call, columns: &Columns, attention: &[f32]) {
+    pub(super) fn accumulate(&mut self, layer: usize, call: &Call, columns: &Columns, attention: &[f32]) {
         let slots: Vec<usize> = (0..columns.sinks).chain(columns.window..call.tokens.end).map(|position| self.slots.of(position)).collect();
-        let first = attention.len() - columns.side.as_ref().map_or(0, Vec::len);
-        self.side_mut().into_iter().for_each(|side| side.credit(layer, call.tokens.len(), attention, slots.iter().copied(), first));
+        let first = attention.len() - columns.evicted.as_ref().map_or(0, Vec::len);
+        self.eviction_mut().into_iter().for_each(|eviction| eviction.accumulate(layer, call.tokens.len(), attention, slots.iter().copied(), first));
     }
 
-    fn side_mut(&mut self) -> Option<&mut side::Side> {
-        self.coded.as_mut()?.side.as_mut()
+    fn eviction_mut(&mut self) -> Option<&mut Eviction> {
+        self.coded.as_mut()?.eviction.as_mut()
     }
 
-    /// The tokens that leave the exact window of a sequence that forgets.
+    /// The tokens that leave the exact window of a sequence that evicts.
     fn leaving(&self, layer: usize, call: &Call) -> Vec<Leaving> {
-        let Some(coded) = self.coded.as_ref().filter(|coded| coded.side.is_some()) else { return Vec::new() };
+        let Some(coded) = self.coded.as_ref().filter(|coded| coded.eviction.is_some()) else { return Vec::new() };
         let tokens = call.leaving(coded.schedule.exact.sinks);
-        let [keys, values] = [Side::Keys, Side::Values].map(|side| self.exact(layer, side, tokens.clone()));
+        let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| self.exact(layer, side, tokens.clone()));
         let token = |(index, position)| Leaving {
             position,
             slot: self.slots.of(position),
@@ -185,7 +185,7 @@ impl Cache {
     pub(super) fn keep_exact(&mut self, first: usize, from: &Cache, position: usize) {
         for within in 0..from.layers.len() {
             for positions in self.slots.held(position) {
-                let [keys, values] = [Side::Keys, Side::Values].map(|side| from.exact(within, side, positions.clone()));
+                let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| from.exact(within, side, positions.clone()));
                 self.append(first + within, positions.start, &keys, &values);
             }
         }
@@ -194,7 +194,7 @@ impl Cache {
     /// Makes the landmarks of the layers from `first` on, whose keys after RoPE `from` holds.
     pub(super) fn make_landmarks(&mut self, first: usize, from: &Cache, tokens: Range<usize>) {
         if let Some(landmarks) = self.coded.as_mut().and_then(|coded| coded.landmarks.as_mut()) {
-            (0..from.layers.len()).for_each(|within| landmarks.make(first + within, tokens.start, &from.exact(within, Side::Keys, tokens.clone())));
+            (0..from.layers.len()).for_each(|within| landmarks.make(first + within, tokens.start, &from.exact(within, KvSide::Keys, tokens.clone())));
         }
     }
 
@@ -211,11 +211,11 @@ impl Cache {
     }
 
     /// One side of all layers of a dense cache, keys as they are before RoPE: `[layers·H_kv·d, tokens]`.
-    pub(super) fn vectors(&self, side: Side, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
+    pub(super) fn vectors(&self, side: KvSide, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
         let parts: Vec<DMatrix<f32>> = (0..self.layers.len())
             .map(|layer| {
                 let mut part = self.exact(layer, side, tokens.clone());
-                if side == Side::Keys {
+                if side == KvSide::Keys {
                     rope.rotate_back(&mut part, tokens.start);
                 }
                 part
@@ -224,9 +224,9 @@ impl Cache {
         stack(&parts)
     }
 
-    /// Forgets who is a candidate and what is vague.
+    /// Drops all candidates and what is left of evicted tokens.
     pub(super) fn clear(&mut self) {
-        self.side_mut().into_iter().for_each(side::Side::clear);
+        self.eviction_mut().into_iter().for_each(Eviction::clear);
     }
 
     /// What bases hold of the rows that were coded here.
@@ -246,16 +246,16 @@ impl Cache {
             None => (exact, 0),
             Some(coded) => {
                 let words: usize = coded.words.iter().map(|words| words.capacity() * size_of::<u32>()).sum();
-                let (side, received) = coded.side.as_ref().map_or((0, 0), side::Side::bytes);
-                (words + side + coded.landmarks.as_ref().map_or(0, Landmarks::bytes), exact + received)
+                let (eviction, received) = coded.eviction.as_ref().map_or((0, 0), Eviction::bytes);
+                (words + eviction + coded.landmarks.as_ref().map_or(0, Landmarks::bytes), exact + received)
             }
         }
     }
 
     /// One side's exact rows of `positions`, as columns.
-    fn exact(&self, layer: usize, side: Side, positions: Range<usize>) -> DMatrix<f32> {
+    fn exact(&self, layer: usize, side: KvSide, positions: Range<usize>) -> DMatrix<f32> {
         let LayerRows { keys, values } = &self.layers[layer];
-        let rows = if side == Side::Keys { keys } else { values };
+        let rows = if side == KvSide::Keys { keys } else { values };
         let mut all = DMatrix::zeros(rows.width(), positions.len());
         for stretch in self.slots.stretches(positions.clone()) {
             let first = (stretch.position - positions.start) * rows.width();
@@ -289,9 +289,9 @@ impl Coded {
 
     /// The runs of `tokens` that have nothing but a row: all in one, or those between the candidates.
     fn between(&self, layer: usize, tokens: Range<usize>, column: usize) -> Vec<Run> {
-        let candidates = match &self.side {
+        let candidates = match &self.eviction {
             None => return vec![Run { tokens, column }],
-            Some(side) if side.beside_rows() => side.positions(layer),
+            Some(eviction) if eviction.beside_rows() => eviction.positions(layer),
             // Without rows there is nothing between.
             Some(_) => return Vec::new(),
         };
@@ -336,7 +336,7 @@ impl Coded {
     fn rebuild(&self, layer: usize, runs: &[Run], first: usize, mut sides: [&mut DMatrix<f32>; 2], rope: &Rope) {
         let count = sides[0].ncols() - first;
         for (row, (spec, coder)) in self.set.specs.iter().zip(&self.set.coders).enumerate() {
-            let offsets = [Side::Keys, Side::Values].map(|side| spec.offset(layer, side, self.head_dim));
+            let offsets = [KvSide::Keys, KvSide::Values].map(|side| spec.offset(layer, side, self.head_dim));
             if offsets == [None, None] {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! What attention reads: keys and values of exact and coded tokens side by side.
+//! What attention reads: the columns of keys and values, exact and coded.
 
 use crate::rows::Reach;
 use nalgebra::DMatrix;
@@ -15,8 +15,8 @@ pub(super) struct Columns {
     pub(super) runs: Vec<Run>,
     /// Which runs a key/value head reads, where it does not read all of them.
     pub(super) chosen: Option<Vec<Vec<usize>>>,
-    /// How many tokens each column of the side is; `None` where there is no side.
-    pub(super) side: Option<Vec<u32>>,
+    /// How many tokens each column of candidates and evicted tokens stands for; `None` where nothing is evicted.
+    pub(super) evicted: Option<Vec<u32>>,
 }
 
 /// Consecutive coded tokens, and the column of the first.
@@ -26,7 +26,7 @@ pub(super) struct Run {
 }
 
 /// Columns that every query sees: `[H_kv·d, columns]`.
-pub(super) struct SideColumns {
+pub(super) struct EvictionColumns {
     pub(super) keys: DMatrix<f32>,
     pub(super) values: DMatrix<f32>,
     /// How many tokens each is.
@@ -36,9 +36,9 @@ pub(super) struct SideColumns {
 impl Columns {
     /// Adds to `scores: [columns, tokens]`, which are still to be divided by `√head_dim`, what a column that is many tokens has more: `ln n`.
     pub(super) fn multiply(&self, scores: &mut DMatrix<f32>, head_dim: usize) {
-        let Some(side) = &self.side else { return };
-        let first = scores.nrows() - side.len();
-        for (row, &count) in side.iter().enumerate().filter(|(_, count)| **count > 1) {
+        let Some(evicted) = &self.evicted else { return };
+        let first = scores.nrows() - evicted.len();
+        for (row, &count) in evicted.iter().enumerate().filter(|(_, count)| **count > 1) {
             let more = (count as f32).ln() * (head_dim as f32).sqrt();
             scores.row_mut(first + row).add_scalar_mut(more);
         }
@@ -63,21 +63,21 @@ impl Columns {
             None => self.runs.iter().for_each(&mut add),
             Some(chosen) => chosen[kv_head].iter().for_each(|&run| add(&self.runs[run])),
         }
-        if let Some(side) = self.side.as_ref().filter(|side| !side.is_empty()) {
-            seen.push(self.keys.ncols() - side.len()..self.keys.ncols());
+        if let Some(evicted) = self.evicted.as_ref().filter(|evicted| !evicted.is_empty()) {
+            seen.push(self.keys.ncols() - evicted.len()..self.keys.ncols());
         }
         seen
     }
 
     /// Adds what every query sees besides.
-    pub(super) fn beside(mut self, side: SideColumns) -> Columns {
+    pub(super) fn beside(mut self, evicted: EvictionColumns) -> Columns {
         let first = self.keys.ncols();
-        let count = side.counts.len();
+        let count = evicted.counts.len();
         self.keys = self.keys.insert_columns(first, count, 0.0);
         self.values = self.values.insert_columns(first, count, 0.0);
-        self.keys.columns_mut(first, count).copy_from(&side.keys);
-        self.values.columns_mut(first, count).copy_from(&side.values);
-        self.side = Some(side.counts);
+        self.keys.columns_mut(first, count).copy_from(&evicted.keys);
+        self.values.columns_mut(first, count).copy_from(&evicted.values);
+        self.evicted = Some(evicted.counts);
         self
     }
 }

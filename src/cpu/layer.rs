@@ -48,7 +48,7 @@ impl Layer {
             cache.code(index, call, true, rope);
             let columns = cache.read(index, call, &queries, rope);
             let (attended, received) = self.attention.attend(&queries, position, &columns);
-            cache.credit(index, call, &columns, &received);
+            cache.accumulate(index, call, &columns, &received);
             cache.code(index, call, false, rope);
             attended
         };

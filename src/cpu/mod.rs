@@ -12,6 +12,7 @@ mod backward;
 mod cache;
 mod columns;
 mod disturb;
+mod eviction;
 mod landmarks;
 mod layer;
 mod linear;
@@ -19,7 +20,6 @@ mod prompt;
 mod rope;
 mod rows;
 mod sequence;
-mod side;
 
 pub use attention::Heads;
 pub use backward::{LayerGradients, Residuals};

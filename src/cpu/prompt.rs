@@ -8,7 +8,7 @@ use super::layer::ForwardPass;
 use super::rope::Rope;
 use super::{CpuSequence, Model, RowType};
 use crate::linalg::{Moments, gram};
-use crate::rows::{Call, Energy, Exact, RowSet, Side};
+use crate::rows::{Call, Energy, Exact, KvSide, RowSet};
 use crate::sequence::{Logits, Prompt, SequenceOptions};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
@@ -45,8 +45,10 @@ impl Model {
                 x.columns_mut(start, chunk).copy_from(&part);
             }
             let fitted = exact_tokens.sinks.min(count - 1)..count;
-            let [keys, values] = [Side::Keys, Side::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
-            for ((spec, coder), side) in prompt.bases.rows(&geometry, &group, [&keys, &values], count)?.into_iter().zip([Side::Keys, Side::Values]) {
+            let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
+            for ((spec, coder), side) in
+                prompt.bases.rows(&geometry, &group, [&keys, &values], count)?.into_iter().zip([KvSide::Keys, KvSide::Values])
+            {
                 let mut packed = Vec::new();
                 for tokens in blocks(0..coded) {
                     let (some, held) = coder.encode_measured(&exact.vectors(side, tokens, &sequence.rope));
@@ -83,7 +85,7 @@ fn blocks(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Mean and second moment of one side over `tokens`.
-fn moments(exact: &Cache, side: Side, tokens: Range<usize>, rope: &Rope) -> Moments {
+fn moments(exact: &Cache, side: KvSide, tokens: Range<usize>, rope: &Rope) -> Moments {
     let count = tokens.len() as f64;
     let mut sums: Option<(DVector<f64>, DMatrix<f64>)> = None;
     for block in blocks(tokens) {

@@ -6,8 +6,8 @@ use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::Pass;
+use crate::kernels::accumulate::Accumulate;
 use crate::kernels::columns::{Block, List};
-use crate::kernels::credit::Credit;
 use crate::kernels::merge::{self, Merge};
 use crate::kernels::prepare::{Absorbed, Added, Prepare};
 use crate::kernels::rebuild::Rebuild;
@@ -15,7 +15,7 @@ use crate::kernels::score::{CodedKeys, Score};
 use crate::kernels::select::Select;
 use crate::kernels::sketch::Sketch;
 use crate::kernels::values::{CodedValues, Values};
-use crate::rows::{Call, Selection, Stores, Vague};
+use crate::rows::{Call, Evicted, Selection, Stores};
 
 /// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
 pub(super) struct Attention {
@@ -30,7 +30,7 @@ pub(super) struct Attention {
     values: Values,
     merge: Merge,
     /// Where tokens are evicted.
-    credit: Option<(Credit, Stores)>,
+    accumulate: Option<(Accumulate, Stores)>,
 }
 
 impl Attention {
@@ -39,7 +39,7 @@ impl Attention {
         let (device, attention) = (&*model.device, &super::attention_shape(&model.config));
         let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
         let select = cache.select.filter(|_| !many && coded.is_some());
-        let evicted = exact.side.as_ref().and_then(|side| side.listed.as_ref());
+        let evicted = exact.eviction.as_ref().and_then(|eviction| eviction.listed.as_ref());
         let list = match select {
             Some(select) => Some(List { tokens: &b.chosen, by_head: if select.by.shared() { 0 } else { select.tokens } }),
             None => evicted.map(|tokens| List { tokens, by_head: 0 }),
@@ -64,7 +64,7 @@ impl Attention {
         let select = select.map(|by| Ok((by, Select::plan(device, attention, b, by, &cache.landmarks[index])?)));
         let rebuild = keys.filter(|keys| !keys.absorbed).map(|keys| Rebuild::plan(device, attention, b, keys, cache.slots));
         let added = layer.added.as_ref().map(|numbers| Added { numbers, bias: layer.bias });
-        let credit = Credit::plan(device, attention, b, exact)?;
+        let accumulate = Accumulate::plan(device, attention, b, exact)?;
         Ok(Attention {
             prepare: Prepare::plan(device, (attention, index), b, exact, added, absorbed)?,
             select: select.transpose()?,
@@ -73,7 +73,7 @@ impl Attention {
             score: Score::plan(device, attention, b, exact, keys, many)?,
             values: Values::plan(device, attention, b, exact, &layer.value_groups, values)?,
             merge: Merge::plan(device, attention, b, up, many)?,
-            credit: credit.zip(exact.side.as_ref().map(|side| side.stores)),
+            accumulate: accumulate.zip(exact.eviction.as_ref().map(|eviction| eviction.stores)),
         })
     }
 
@@ -88,10 +88,10 @@ impl Attention {
             Some((selection, _)) => block.choosing(*selection),
             None => block,
         };
-        let Some((_, stores)) = &self.credit else { return block };
+        let Some((_, stores)) = &self.accumulate else { return block };
         let held = stores.held(evicted);
-        let coded = if stores.vague == Vague::Rows { evicted - held } else { 0 };
-        block.beside((held + stores.vague_columns()) as u32).listed(coded as u32)
+        let coded = if stores.evicted_as == Evicted::Rows { evicted - held } else { 0 };
+        block.beside((held + stores.evicted_columns()) as u32).listed(coded as u32)
     }
 
     /// The tokens of `call`, in blocks of at most `block`, each of which sees keys from `window` before it on.
@@ -116,8 +116,8 @@ impl Attention {
             self.score.record(pass, &block, block.start - of_all.start);
             self.values.record(pass, &block);
             self.merge.record(pass, &block);
-            if let Some((credit, _)) = &self.credit {
-                credit.record(pass, &block);
+            if let Some((accumulate, _)) = &self.accumulate {
+                accumulate.record(pass, &block);
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
 use crate::rows::Layout;
-use crate::rows::{Energy, Exact, RUN, RowKind, RowSet, RowSpec, Side};
+use crate::rows::{Energy, Exact, KvSide, RUN, RowKind, RowSet, RowSpec};
 use crate::{Error, Result};
 use half::f16;
 use nalgebra::DMatrix;
@@ -172,7 +172,7 @@ fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize
 impl CodedLayer {
     fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
         let attention = &super::attention_shape(config);
-        let [keys, values] = [Side::Keys, Side::Values].map(|side| Coded::new(attention, &rows.specs, layout, layer, side));
+        let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| Coded::new(attention, &rows.specs, layout, layer, side));
         let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
         let absorbed = rows.specs[keys.slices[0].row].kind == RowKind::PostRopeKeys;
         let key_means = means(config, rows, &keys);
@@ -207,7 +207,7 @@ pub(super) fn check(specs: &[RowSpec], checkpoint: &Checkpoint) -> Result<()> {
     let config = checkpoint.config();
     RowSet::check(specs, &config.geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
     for layer in 0..config.num_hidden_layers {
-        let keys = RowSet::sources(specs, layer, Side::Keys, config.head_dim);
+        let keys = RowSet::sources(specs, layer, KvSide::Keys, config.head_dim);
         let rotated = keys.iter().filter(|source| specs[source.row].kind == RowKind::PostRopeKeys).count();
         if rotated > 0 && rotated < keys.len() {
             let message =

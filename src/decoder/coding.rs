@@ -1,4 +1,4 @@
-//! What becomes of exact rows whose time is up. Where a token leaves a coded row: what the row is made from, less its mean, then its coordinates, then their codes. Where tokens are forgotten: who
+//! What becomes of exact rows whose time is up. Where a token leaves a coded row: what the row is made from, less its mean, then its coordinates, then their codes. Where tokens are evicted: who
 //! takes a slot, and what is left of the others.
 
 use super::Model;
@@ -9,17 +9,17 @@ use crate::cache::Cache;
 use crate::gpu::{Pass, Shape, Tensor, pad};
 use crate::kernels::Fusion;
 use crate::kernels::blocks::Blocks;
-use crate::kernels::contest::{Contest, MOST_LEAVING, Moves};
 use crate::kernels::energy::Energy;
+use crate::kernels::evict::{Evict, MOST_LEAVING, Moves};
 use crate::kernels::exact::ExactRows;
-use crate::kernels::exchange::Exchange;
 use crate::kernels::gather::{Gather, Source};
 use crate::kernels::landmark::Landmark;
 use crate::kernels::matmul::Matmul;
+use crate::kernels::move_rows::MoveRows;
 use crate::kernels::pack::{Pack, PackedRow};
 use crate::kernels::project::{Project, Slice};
 use crate::kernels::stripe::Stripe;
-use crate::rows::{Call, RowKind, Scale, Side, Slots, Stores};
+use crate::rows::{Call, KvSide, RowKind, Scale, Slots, Stores};
 use std::ops::Range;
 
 /// Every row of the model.
@@ -28,32 +28,32 @@ pub(super) struct Coding {
     layers: Vec<Vec<Row>>,
     /// By layer, where tokens choose among coded rows.
     landmarks: Vec<Landmark>,
-    /// By layer, where tokens are forgotten.
-    forgetting: Vec<Forgetting>,
+    /// By layer, where tokens are evicted.
+    eviction: Vec<Eviction>,
     sinks: usize,
     /// Tokens that the buffers take at once.
     most: usize,
 }
 
-/// How tokens leave one layer's window for its slots, or for what is vague.
-struct Forgetting {
-    contest: Contest,
-    exchange: Exchange,
+/// How tokens leave one layer's window for its slots, or for what is left of evicted tokens.
+struct Eviction {
+    evict: Evict,
+    move_rows: MoveRows,
     stores: Stores,
 }
 
-impl Forgetting {
-    /// In every layer; none where nothing is forgotten.
-    fn plan(model: &Model, cache: &Cache) -> Result<Vec<Forgetting>> {
+impl Eviction {
+    /// In every layer; none where nothing is evicted.
+    fn plan(model: &Model, cache: &Cache) -> Result<Vec<Eviction>> {
         let (device, config) = (&*model.device, &model.config);
         let attention = &super::attention_shape(config);
-        let Some(first) = cache.layers.first().and_then(|layer| layer.side.as_ref()) else { return Ok(Vec::new()) };
+        let Some(first) = cache.layers.first().and_then(|layer| layer.eviction.as_ref()) else { return Ok(Vec::new()) };
         let moves = Moves::new(device, &first.stores, 2 * config.num_key_value_heads * pad(config.head_dim))?;
         let mut layers = Vec::new();
         for layer in &cache.layers {
-            if let (Some(side), Some(exchange)) = (&layer.side, Exchange::plan(device, attention, layer, &moves)?) {
-                let contest = Contest::plan(device, side, cache.slots, cache.sketched.as_ref(), &moves)?;
-                layers.push(Forgetting { contest, exchange, stores: side.stores });
+            if let (Some(eviction), Some(move_rows)) = (&layer.eviction, MoveRows::plan(device, attention, layer, &moves)?) {
+                let evict = Evict::plan(device, eviction, cache.slots, cache.sketched.as_ref(), &moves)?;
+                layers.push(Eviction { evict, move_rows, stores: eviction.stores });
             }
         }
         Ok(layers)
@@ -63,9 +63,9 @@ impl Forgetting {
     fn record(&self, pass: &mut Pass, leaving: Range<usize>, mut evicted: usize) {
         for start in leaving.clone().step_by(MOST_LEAVING) {
             let now = start..leaving.end.min(start + MOST_LEAVING);
-            self.contest.record(pass, &now, evicted);
+            self.evict.record(pass, &now, evicted);
             evicted += now.len();
-            self.exchange.record(pass, evicted - self.stores.held(evicted));
+            self.move_rows.record(pass, evicted - self.stores.held(evicted));
         }
     }
 }
@@ -120,9 +120,9 @@ impl Row {
             Gather::plan(device, from, spec, layer, &basis.mean, vectors)
         };
         let project = |layer: usize| {
-            let side = if spec.kind == RowKind::Values { Side::Values } else { Side::Keys };
+            let side = if spec.kind == RowKind::Values { KvSide::Values } else { KvSide::Keys };
             let read = &coded.layers[layer];
-            let up = if side == Side::Values { &read.value_up } else { &read.key_up };
+            let up = if side == KvSide::Values { &read.value_up } else { &read.key_up };
             let slice = Slice {
                 at: spec.offset(layer, side, config.head_dim).unwrap_or(0),
                 heads: spec.kv_heads,
@@ -173,8 +173,8 @@ impl Coding {
     pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
         let mut layers: Vec<Vec<Row>> = model.layers.iter().map(|_| Vec::new()).collect();
         let sinks = cache.slots.sinks as usize;
-        let forgetting = Forgetting::plan(model, cache)?;
-        let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), forgetting, sinks, most }) };
+        let eviction = Eviction::plan(model, cache)?;
+        let Some(coded) = coded else { return Ok(Coding { layers, landmarks: Vec::new(), eviction, sinks, most }) };
         let (device, config) = (&*model.device, &model.config);
         let attention = &super::attention_shape(config);
         let buffers = CodingBuffers {
@@ -190,7 +190,7 @@ impl Coding {
         }
         let landmark = |(exact, landmarks)| Landmark::plan(device, attention, exact, cache.slots, landmarks);
         let landmarks = cache.layers.iter().zip(&cache.landmarks).map(landmark).collect::<Result<_>>()?;
-        Ok(Coding { layers, landmarks, forgetting, sinks, most })
+        Ok(Coding { layers, landmarks, eviction, sinks, most })
     }
 
     /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
@@ -202,8 +202,8 @@ impl Coding {
         if let Some(landmark) = self.landmarks.get(layer) {
             landmark.record(pass, leaving.clone());
         }
-        if let Some(forgetting) = self.forgetting.get(layer) {
-            forgetting.record(pass, leaving, call.evicted);
+        if let Some(eviction) = self.eviction.get(layer) {
+            eviction.record(pass, leaving, call.evicted);
         }
         for row in &self.layers[layer] {
             for first in call.code.clone().step_by(self.most) {

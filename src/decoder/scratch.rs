@@ -95,7 +95,8 @@ impl View {
     /// Of a sequence with this cache, which reads `coded` rows or none.
     pub(super) fn new(model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> View {
         let attention = &super::attention_shape(&model.config);
-        let (capacity, stores) = (cache.shape.capacity, cache.layers.first().and_then(|layer| layer.side.as_ref()).map(|side| side.stores));
+        let (capacity, stores) =
+            (cache.shape.capacity, cache.layers.first().and_then(|layer| layer.eviction.as_ref()).map(|eviction| eviction.stores));
         let (device, c) = (&*model.device, &model.config);
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
@@ -103,7 +104,7 @@ impl View {
         let columns = apart(match stores {
             None => all,
             Some(stores) => {
-                let beside = cache.slots.count() + stores.candidates + stores.vague_columns();
+                let beside = cache.slots.count() + stores.candidates + stores.evicted_columns();
                 beside + if coded.is_some() { capacity } else { 0 }
             }
         });
@@ -133,7 +134,7 @@ impl View {
             landmarks: cache.select.map_or(0, |_| heads * capacity.div_ceil(Selection::CHUNK)),
             chosen: cache.select.map_or(0, |selection| c.num_key_value_heads * selection.listed(usize::MAX)),
             rebuilt: if layers.iter().any(|layer| !layer.absorbed) { capacity * attention.kv_row() / 2 } else { 0 },
-            counted: stores.map_or(0, |stores| stores.vague_columns()),
+            counted: stores.map_or(0, |stores| stores.evicted_columns()),
             positions: capacity,
         };
         View { needs, columns, block }

@@ -35,7 +35,7 @@ pub struct GpuSequence {
     counters: StepCounters,
     policy: ChunkPolicy,
     pacing: Pacing,
-    /// Whether the cache is still to forget what it held of evicted tokens.
+    /// Whether the cache is still to be cleared of evicted tokens.
     stale: bool,
     cancel: Cancel,
 }
@@ -227,7 +227,7 @@ impl GpuSequence {
             self.bind(shared)?;
         }
         if self.stale {
-            self.cache.forget(&self.model.device)?;
+            self.cache.clear_evicted(&self.model.device)?;
             self.stale = false;
         }
         call(self, shared).inspect_err(|_| self.stale |= self.cursor.fail(position, self.policy.max))

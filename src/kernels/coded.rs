@@ -3,7 +3,7 @@
 use super::AttentionShape;
 use crate::gpu::pad;
 use crate::rows::Layout;
-use crate::rows::{EIGHT_BITS, Format, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Side, Steps, levels};
+use crate::rows::{EIGHT_BITS, Format, KvSide, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Steps, levels};
 use half::f16;
 use std::ops::Range;
 
@@ -69,7 +69,7 @@ impl Striped {
 }
 
 impl Coded {
-    pub fn new(attention: &AttentionShape, specs: &[RowSpec], layout: &Layout, layer: usize, side: Side) -> Coded {
+    pub fn new(attention: &AttentionShape, specs: &[RowSpec], layout: &Layout, layer: usize, side: KvSide) -> Coded {
         let sources = RowSet::sources(specs, layer, side, attention.head_dim);
         let store = layout.store(&sources);
         let slices = sources.iter().flat_map(|source| {

@@ -2,20 +2,20 @@
 
 use super::AttentionShape;
 use crate::gpu::Device;
-use crate::rows::{Stores, Vague};
+use crate::rows::{Evicted, Stores};
 use crate::{Error, Result};
 
-/// One layer's candidates, rows apart, and what is vague.
+/// One layer's candidates, rows apart, and what is left of evicted tokens.
 #[derive(Clone)]
 pub struct EvictionStore {
     /// What there is room for.
     pub(crate) stores: Stores,
-    /// Words, in three parts: four for each bucket, how many vectors it has of either sign, the last one's position and its weight, or without buckets how many are vague; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
+    /// Words, in three parts: four for each bucket, how many vectors it has of either sign, the last one's position and its weight, or without buckets how many are evicted; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
     /// received.
     pub(crate) marks: wgpu::Buffer,
     /// Sums of buckets, i32 `[buckets][2][row]`.
     pub(crate) sums: Option<wgpu::Buffer>,
-    /// The mean of the vague, and the two halves of their sum, `[3][2][row]`.
+    /// The mean of evicted tokens, and the two halves of their sum, `[3][2][row]`.
     pub(crate) totals: Option<wgpu::Buffer>,
     /// Tokens that are read from their coded rows, u32 `[capacity]`.
     pub(crate) listed: Option<wgpu::Buffer>,
@@ -39,9 +39,9 @@ impl EvictionStore {
         let is = |there: bool, name: &str, words: u64, each: u64| if there { buffer(name, words, each).map(Some) } else { Ok(None) };
         Ok(EvictionStore {
             marks: buffer("candidates", (received + slots) as u64, 4)?,
-            sums: is(stores.vague.is_sketched(), "sketch", stores.buckets as u64, 2 * row)?,
-            totals: is(stores.vague.has_mean(), "mean of the evicted", 3, 2 * row)?,
-            listed: is(stores.vague == Vague::Rows, "evicted tokens", stores.listed() as u64, 4)?,
+            sums: is(stores.evicted_as.is_sketched(), "sketch", stores.buckets as u64, 2 * row)?,
+            totals: is(stores.evicted_as.has_mean(), "mean of the evicted", 3, 2 * row)?,
+            listed: is(stores.evicted_as == Evicted::Rows, "evicted tokens", stores.listed() as u64, 4)?,
             stores,
             places,
             received,

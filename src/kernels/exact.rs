@@ -14,7 +14,7 @@ pub struct ExactRows {
     /// Where tokens stand.
     pub(crate) slots: Slots,
     /// What is kept beside them, where tokens are evicted: its rows stand in slots behind the others.
-    pub(crate) side: Option<EvictionStore>,
+    pub(crate) eviction: Option<EvictionStore>,
 }
 
 impl ExactRows {
@@ -24,7 +24,7 @@ impl ExactRows {
     /// [`Error::OutOfMemory`], also where they do not fit into one binding.
     pub fn new(device: &Device, attention: &AttentionShape, what: &str, slots: Slots, rows: usize) -> Result<ExactRows> {
         let side = |name: &str| row_buffer(device, format!("{what}'s {name}"), rows, 2 * attention.kv_row());
-        Ok(ExactRows { keys: side("keys")?, values: side("values")?, slots, side: None })
+        Ok(ExactRows { keys: side("keys")?, values: side("values")?, slots, eviction: None })
     }
 
     /// All `slots`, and candidates and what is left of the evicted beside, as `stores` say.
@@ -32,9 +32,9 @@ impl ExactRows {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn beside(device: &Device, attention: &AttentionShape, what: &str, slots: Slots, stores: Stores) -> Result<ExactRows> {
-        let side = EvictionStore::new(device, attention, what, slots.count(), stores)?;
+        let eviction = EvictionStore::new(device, attention, what, slots.count(), stores)?;
         let rows = slots.count().saturating_add(stores.candidates);
-        Ok(ExactRows { side: Some(side), ..ExactRows::new(device, attention, what, slots, rows)? })
+        Ok(ExactRows { eviction: Some(eviction), ..ExactRows::new(device, attention, what, slots, rows)? })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, pad};
 use crate::kernels::exact::ExactRows;
 use crate::rows::Slots;
-use crate::rows::{RowKind, RowSpec, Side};
+use crate::rows::{KvSide, RowKind, RowSpec};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -59,7 +59,7 @@ impl Gather {
     pub(crate) fn plan(device: &Device, from: Source, row: &RowSpec, layer: usize, mean: &Tensor, out: &Tensor) -> Result<Gather> {
         let head_dim = from.attention.head_dim;
         let side = |side| row.offset(layer, side, head_dim);
-        let (keys, values) = (side(Side::Keys), side(Side::Values));
+        let (keys, values) = (side(KvSide::Keys), side(KvSide::Values));
         let heads = row.kv_heads as u32;
         let width = row.width(head_dim);
         from.rope_table.expect("gather", ElementType::F32, head_dim);
@@ -149,7 +149,7 @@ mod tests {
                 let gathers: Vec<_> = (0..2)
                     .map(|l| {
                         let upload = |side: usize| device.upload("exact", &exact[2 * l + side]).unwrap();
-                        let rows = &ExactRows { keys: upload(0), values: upload(1), slots, side: None };
+                        let rows = &ExactRows { keys: upload(0), values: upload(1), slots, eviction: None };
                         Gather::plan(&device, Source { attention: &c, rows, slots, rope_table: &rope_table }, &row, 4 + l, &mean, &out).unwrap()
                     })
                     .collect();

@@ -111,7 +111,8 @@ mod tests {
                 }
             }
             for device in devices(None) {
-                let cache = ExactRows { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap(), slots, side: None };
+                let cache =
+                    ExactRows { keys: device.upload("keys", &keys).unwrap(), values: device.buffer("values", 4).unwrap(), slots, eviction: None };
                 let landmarks = Landmarks::new(&device, &c, 0, 64).unwrap();
                 let landmark = Landmark::plan(&device, &c, &cache, slots, &landmarks).unwrap();
                 let got = run::<u32>(&device, &landmarks.words, chunks.end * 2 * words, |pass| landmark.record(pass, tokens.clone()));

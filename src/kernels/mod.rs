@@ -9,20 +9,19 @@
 //! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores:
 //! landmarks are scored, and [`select`] chooses.
 //!
-//! Where tokens are forgotten a layer has one dispatch more for the attention that they receive ([`credit`]), and in a step in which some leave the window two further ones: [`contest`] and [`exchange`].
+//! Where tokens are evicted a layer has one dispatch more for the attention that they receive ([`accumulate`]), and in a step in which some leave the window two further ones: [`evict`] and [`move_rows`].
 
+pub mod accumulate;
 pub mod argmax;
 mod attention;
 pub mod blocks;
 pub(crate) mod coded;
 pub mod columns;
-pub mod contest;
-pub mod credit;
 pub mod embed;
 pub mod energy;
+pub mod evict;
 pub mod eviction;
 pub mod exact;
-pub mod exchange;
 mod fusion;
 pub mod gather;
 pub mod gram;
@@ -31,6 +30,7 @@ pub mod landmark;
 pub mod matmul;
 pub mod matvec;
 pub mod merge;
+pub mod move_rows;
 pub mod norm;
 pub mod pack;
 pub mod prepare;
@@ -78,7 +78,7 @@ mod oracle {
     use crate::gpu::{Device, Element, Options, Pass, Shape, Tensor, Tier, pad};
     use crate::kernels::exact::ExactRows;
     use crate::rows::Slots;
-    use crate::rows::{Format, RUN, Stores, Vague};
+    use crate::rows::{Evicted, Format, RUN, Stores};
     use half::f16;
     use std::sync::Arc;
 
@@ -194,12 +194,12 @@ mod oracle {
     pub fn exact(device: &Device, slots: Slots, [keys, values]: [&[f16]; 2]) -> ExactRows {
         let [keys, values] =
             [keys, values].map(|rows| if rows.is_empty() { device.buffer("rows", 4).unwrap() } else { device.upload("rows", rows).unwrap() });
-        ExactRows { keys, values, slots, side: None }
+        ExactRows { keys, values, slots, eviction: None }
     }
 
     /// What there is room for beside exact rows, of everything some.
-    pub fn stores(attention: &AttentionShape, vague: Vague) -> Stores {
-        Stores::some(2 * attention.kv_row(), vague, 24, 5, 400)
+    pub fn stores(attention: &AttentionShape, evicted_as: Evicted) -> Stores {
+        Stores::some(2 * attention.kv_row(), evicted_as, 24, 5, 400)
     }
 
     /// A layer's exact rows and what stands beside them, at random.
@@ -214,17 +214,17 @@ mod oracle {
     impl Beside {
         /// Buffers with room for what is made of a sketch.
         pub fn buffers(&self, device: &Device, attention: &AttentionShape, columns: usize) -> AttentionBuffers {
-            let count = self.cache.side.as_ref().map_or(0, |side| side.stores.vague_columns());
+            let count = self.cache.eviction.as_ref().map_or(0, |eviction| eviction.stores.evicted_columns());
             let rows = || device.buffer("rows of a sketch", (2 * count * attention.kv_row()) as u64).unwrap();
             AttentionBuffers { counted: [rows(), rows()], counts: device.buffer("counts", 4 * count as u64).unwrap(), ..buffers(device, columns) }
         }
     }
 
     /// Seven candidates, and sums as they may be.
-    pub fn beside(device: &Device, attention: &AttentionShape, slots: Slots, vague: Vague) -> Beside {
-        let (stores, held, row) = (stores(attention, vague), 7, attention.kv_row());
+    pub fn beside(device: &Device, attention: &AttentionShape, slots: Slots, evicted_as: Evicted) -> Beside {
+        let (stores, held, row) = (stores(attention, evicted_as), 7, attention.kv_row());
         let cache = ExactRows::beside(device, attention, "test", slots, stores).unwrap();
-        let side = cache.side.as_ref().unwrap();
+        let eviction = cache.eviction.as_ref().unwrap();
         let is_padding = |i: usize| i % pad(attention.head_dim) >= attention.head_dim;
         let rows = [60, 61].map(|seed| {
             let mut rows = halves(seed, (slots.count() + stores.candidates) * row);
@@ -244,28 +244,28 @@ mod oracle {
         let members: Vec<[u32; 2]> =
             (0..stores.buckets as u32).map(|bucket| [bucket, 3 - bucket.min(3)].map(|n| if bucket == 2 { 0 } else { n })).collect();
         let split = |both: Vec<f64>| [both[..row].to_vec(), both[row..].to_vec()];
-        match vague {
-            Vague::None | Vague::Rows => {}
-            Vague::Mean => {
-                device.queue.write_buffer(&side.marks, 0, bytemuck::bytes_of(&9u32));
+        match evicted_as {
+            Evicted::None | Evicted::Rows => {}
+            Evicted::Mean => {
+                device.queue.write_buffer(&eviction.marks, 0, bytemuck::bytes_of(&9u32));
                 columns.push((9, split(mean.iter().map(|x| f64::from(*x)).collect())));
             }
-            Vague::Sketch | Vague::Shrunk => {
+            Evicted::Sketch | Evicted::Shrunk => {
                 for (bucket, [plus, minus]) in members.iter().copied().enumerate() {
-                    device.queue.write_buffer(&side.marks, 16 * bucket as u64, bytemuck::cast_slice(&[plus, minus]));
+                    device.queue.write_buffer(&eviction.marks, 16 * bucket as u64, bytemuck::cast_slice(&[plus, minus]));
                     let (n, signs) = (f64::from((plus + minus).max(1)), f64::from(plus) - f64::from(minus));
                     for (count, sign) in [(plus, 1.0), (minus, -1.0)] {
                         let number = |(i, sum): (usize, &i32)| {
                             let (sum, mean) = (f64::from(*sum) / 65536.0, f64::from(mean[i]));
-                            if vague == Vague::Sketch { sign * sum } else { mean + sign * (sum - signs * mean) / n }
+                            if evicted_as == Evicted::Sketch { sign * sum } else { mean + sign * (sum - signs * mean) / n }
                         };
                         columns.push((count, split(sums[bucket * 2 * row..][..2 * row].iter().enumerate().map(number).collect())));
                     }
                 }
             }
         }
-        side.sums.iter().for_each(|buffer| device.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&sums)));
-        side.totals.iter().for_each(|buffer| device.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&mean)));
+        eviction.sums.iter().for_each(|buffer| device.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&sums)));
+        eviction.totals.iter().for_each(|buffer| device.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&mean)));
         Beside { cache, rows, columns }
     }
 

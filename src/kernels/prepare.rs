@@ -209,7 +209,7 @@ mod tests {
                     AttentionBuffers { projected, rope: rope_table, queries: out.clone(), record: queries.len() as u32, ..buffers(&device, 0) };
                 let count = if absorbed { slots.count() } else { 70 };
                 let rows = || device.buffer("rows", count as u64 * row as u64 * 2).unwrap();
-                let cache = ExactRows { keys: rows(), values: rows(), slots, side: None };
+                let cache = ExactRows { keys: rows(), values: rows(), slots, eviction: None };
                 let buffer = (!added.is_empty()).then(|| device.upload("added", &added).unwrap());
                 let (table, up) = (device.upload("table", &side.coded.key_table(&c, true, &means)).unwrap(), device.upload("up", &up).unwrap());
                 let basis = absorbed.then_some(Absorbed { coded: &side.coded, table: &table, up: &up });
@@ -244,7 +244,7 @@ mod tests {
                 let count = tokens * attention.query_row();
                 let out = device.buffer("queries", 4 * (count + record_len(3)) as u64).unwrap();
                 let rows = || device.buffer("rows", 2 * (tokens * attention.kv_row()) as u64).unwrap();
-                let cache = ExactRows { keys: rows(), values: rows(), slots: Slots::ALL, side: None };
+                let cache = ExactRows { keys: rows(), values: rows(), slots: Slots::ALL, eviction: None };
                 let through = AttentionBuffers { projected, rope: rope_table, queries: out.clone(), record: count as u32, ..buffers(&device, 0) };
                 let prepare = Prepare::plan(&device, (&attention, 2), &through, &cache, None, None).unwrap();
                 run::<f32>(&device, &out, count + record_len(3), |pass| prepare.record(pass, 0, tokens as u32)).split_off(count)

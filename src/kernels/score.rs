@@ -160,7 +160,7 @@ impl Score {
                 }
             }
         };
-        let (list, counted) = (coded.and_then(|keys| keys.list), cache.side.as_ref().map_or(0, |side| side.stores.vague_columns()));
+        let (list, counted) = (coded.and_then(|keys| keys.list), cache.eviction.as_ref().map_or(0, |eviction| eviction.stores.evicted_columns()));
         if counted > 0 {
             buffers.extend([&b.counted[0], &b.counts]);
         }
@@ -223,7 +223,7 @@ mod tests {
     use crate::kernels::rebuild::Rebuild;
     use crate::kernels::rope_table;
     use crate::kernels::sketch::Sketch;
-    use crate::rows::{Exact, Format, Slots, Vague};
+    use crate::rows::{Evicted, Exact, Format, Slots};
 
     /// Blocks of one token and of several, from the beginning and from within, of keys that are all exact.
     #[test]
@@ -264,17 +264,17 @@ mod tests {
         }
     }
 
-    /// After exact keys come candidates and what is vague, as many times as they are tokens; nobody looks past a token's window for its exact key.
+    /// After exact keys come candidates and what is left of evicted tokens, as many times as they are tokens; nobody looks past a token's window for its exact key.
     #[test]
     fn what_stands_beside_answers_as_often_as_it_is_tokens() {
         let c = AttentionShape::of(false, None, 6, 2, 14);
         let (heads, padded, columns) = (6, pad(14), 150);
         let (exact, slots) = (Exact { sinks: 3, recent: 5 }, Slots { sinks: 3, ring: 90 });
         let queries: Vec<f32> = numbers(1, 40 * heads * padded).into_iter().enumerate().map(|(i, x)| if i % padded < 14 { x } else { 0.0 }).collect();
-        for (vague, device) in
-            [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().flat_map(|vague| devices(None).map(|d| (vague, d)))
+        for (evicted_as, device) in
+            [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk].into_iter().flat_map(|evicted_as| devices(None).map(|d| (evicted_as, d)))
         {
-            let beside = beside(&device, &c, slots, vague);
+            let beside = beside(&device, &c, slots, evicted_as);
             let from = device.upload("queries", &queries).unwrap();
             for (first, tokens) in [(101, 1), (70, 37)] {
                 let reach = exact.reach(first, tokens, false, 0);
@@ -305,7 +305,7 @@ mod tests {
                             continue;
                         };
                         if count == 0 {
-                            assert!(*got < -3e38, "{vague:?}, {first}, {column}: {got}");
+                            assert!(*got < -3e38, "{evicted_as:?}, {first}, {column}: {got}");
                         } else {
                             seen.push(f64::from(*got));
                             expected.push(dot(&key[h / 3 * padded..][..padded]) + f64::from(count).ln());
@@ -313,8 +313,8 @@ mod tests {
                     }
                 }
                 // What is made of a sketch is rounded to 16 bits.
-                let most = if vague == Vague::None { 1e-10 } else { 1e-6 };
-                assert_close(seen, &expected, most, &format!("{vague:?}, {first}, {:?}", device.tier()));
+                let most = if evicted_as == Evicted::None { 1e-10 } else { 1e-6 };
+                assert_close(seen, &expected, most, &format!("{evicted_as:?}, {first}, {:?}", device.tier()));
             }
         }
     }

@@ -5,7 +5,7 @@ use super::exact::ExactRows;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::Vague;
+use crate::rows::Evicted;
 
 /// Makes rows of one layer's sketch.
 pub struct Sketch {
@@ -14,8 +14,8 @@ pub struct Sketch {
     columns: u32,
 }
 
-fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
-    let parts = [("SKETCH", vague.is_sketched(), 4), ("MEAN", vague.has_mean(), 5)].into_iter().filter(|(_, is, _)| *is);
+fn variant(attention: &AttentionShape, evicted_as: Evicted) -> Spec {
+    let parts = [("SKETCH", evicted_as.is_sketched(), 4), ("MEAN", evicted_as.has_mean(), 5)].into_iter().filter(|(_, is, _)| *is);
     let (flags, mut bindings) =
         (Vec::from_iter(parts.clone().map(|(flag, ..)| flag)), vec![(0, Access::Write), (1, Access::Write), (2, Access::Write)]);
     bindings.push((3, Access::Read));
@@ -26,13 +26,13 @@ fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
 impl Sketch {
     /// Writes `counted` and `counts` of `b`; of a layer that has a sketch or a mean, `None` for others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Sketch>> {
-        let Some(side) = cache.side.as_ref().filter(|side| side.stores.vague_columns() > 0) else { return Ok(None) };
-        let mut buffers = vec![&b.counted[0], &b.counted[1], &b.counts, &side.marks];
-        buffers.extend(side.sums.iter().chain(&side.totals));
+        let Some(eviction) = cache.eviction.as_ref().filter(|eviction| eviction.stores.evicted_columns() > 0) else { return Ok(None) };
+        let mut buffers = vec![&b.counted[0], &b.counted[1], &b.counts, &eviction.marks];
+        buffers.extend(eviction.sums.iter().chain(&eviction.totals));
         Ok(Some(Sketch {
-            kernel: device.kernel(variant(attention, side.stores.vague), &buffers)?,
+            kernel: device.kernel(variant(attention, eviction.stores.evicted_as), &buffers)?,
             vectors: attention.kv_row() as u32 / 2,
-            columns: side.stores.vague_columns() as u32,
+            columns: eviction.stores.evicted_columns() as u32,
         }))
     }
 

@@ -158,7 +158,7 @@ impl Values {
         let (heads, rows) = shape(attention, side, apart);
         let mut buffers = vec![&b.scores, &cache.values, coded.map_or(table, |coded| coded.groups), &b.sums, &b.weights];
         buffers.extend(coded.iter().flat_map(|coded| [coded.rows, coded.table]));
-        let counted = cache.side.as_ref().map_or(0, |side| side.stores.vague_columns());
+        let counted = cache.eviction.as_ref().map_or(0, |eviction| eviction.stores.evicted_columns());
         if counted > 0 {
             buffers.push(&b.counted[1]);
         }
@@ -223,7 +223,7 @@ mod tests {
     use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, halves, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::sketch::Sketch;
-    use crate::rows::{Exact, Format, Slots, Vague};
+    use crate::rows::{Evicted, Exact, Format, Slots};
 
     /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several splits, five in one, and two tokens in one, the last keys of the first masked.
     #[test]
@@ -271,16 +271,16 @@ mod tests {
         }
     }
 
-    /// Candidates and what is vague are summed with exact rows.
+    /// Candidates and what is left of evicted tokens are summed with exact rows.
     #[test]
     fn what_stands_beside_is_summed_with_exact_rows() {
         let c = AttentionShape::of(false, None, 6, 2, 14);
         let (heads, padded, stride) = (6, pad(14), 150);
         let (exact, slots) = (Exact { sinks: 3, recent: 5 }, Slots { sinks: 3, ring: 90 });
-        for (vague, device) in
-            [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().flat_map(|vague| devices(None).map(|d| (vague, d)))
+        for (evicted_as, device) in
+            [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk].into_iter().flat_map(|evicted_as| devices(None).map(|d| (evicted_as, d)))
         {
-            let beside = beside(&device, &c, slots, vague);
+            let beside = beside(&device, &c, slots, evicted_as);
             for (first, tokens) in [(101, 1), (70, 37)] {
                 let reach = exact.reach(first, tokens, false, 0);
                 let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside(beside.columns.len() as u32).listed(0);
@@ -317,8 +317,8 @@ mod tests {
                     values.record(pass, &block);
                 });
                 // What is made of a sketch is rounded to 16 bits.
-                let most = if vague == Vague::None { 1e-10 } else { 1e-6 };
-                assert_close(got.into_iter().map(f64::from), &expected, most, &format!("{vague:?}, {first}, {:?}", device.tier()));
+                let most = if evicted_as == Evicted::None { 1e-10 } else { 1e-6 };
+                assert_close(got.into_iter().map(f64::from), &expected, most, &format!("{evicted_as:?}, {first}, {:?}", device.tier()));
             }
         }
     }

@@ -154,7 +154,7 @@ impl Cursor {
         self.truncate(if self.evicts() { 0 } else { position })
     }
 
-    /// Forgets tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Returns whether the sequence is empty now and was not.
+    /// Drops tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Returns whether the sequence is empty now and was not.
     pub fn truncate(&mut self, position: usize) -> bool {
         if position >= self.position && position > 0 {
             return false;

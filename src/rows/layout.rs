@@ -1,6 +1,6 @@
 //! Where coded rows stand: those that are read together stand together, so that a kernel reads all of a side from one buffer.
 
-use super::{RowSet, RowSpec, Side, Source};
+use super::{KvSide, RowSet, RowSpec, Source};
 
 /// Where one row's words begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Layout {
         // By row, the least row that is read together with it.
         let mut first: Vec<usize> = (0..specs.len()).collect();
         for layer in 0..layers {
-            for side in [Side::Keys, Side::Values] {
+            for side in [KvSide::Keys, KvSide::Values] {
                 let read: Vec<usize> = RowSet::sources(specs, layer, side, head_dim).iter().map(|source| first[source.row]).collect();
                 let least = read.iter().copied().min().unwrap_or(0);
                 first.iter_mut().filter(|row| read.contains(row)).for_each(|row| *row = least);

@@ -11,7 +11,7 @@
 //! Once a step, whatever the depth, queries go through the bases of keys after RoPE, and sums of values through theirs. One multiplication and one addition are two operations. Softmax, RoPE and unpacking
 //! of codes are left out.
 
-use super::{Geometry, RowKind, RowSet, RowSpec, Side};
+use super::{Geometry, KvSide, RowKind, RowSet, RowSpec};
 
 /// What reading the cache costs a decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,14 +45,14 @@ impl Price {
         if specs.is_empty() {
             price.flops_per_cached_token = 4 * geometry.heads as u64 * head;
         }
-        for side in [Side::Keys, Side::Values] {
+        for side in [KvSide::Keys, KvSide::Values] {
             for source in RowSet::sources(specs, layer, side, geometry.head_dim) {
                 let spec = &specs[source.row];
                 let kv_heads = source.kv_heads as u64;
                 let rank = spec.format.rank() as u64 / if spec.format.by_head() { kv_heads } else { 1 };
                 let up = kv_heads * head * rank;
                 price.basis_numbers += up;
-                if side == Side::Keys && spec.kind != RowKind::PostRopeKeys {
+                if side == KvSide::Keys && spec.kind != RowKind::PostRopeKeys {
                     // Rebuilt for every cached token, once for all queries, then scored at full width.
                     price.flops_per_cached_token += 2 * (up + kv_heads * group_size * head);
                     continue;

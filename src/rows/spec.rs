@@ -39,7 +39,7 @@ pub struct RowSpec {
 
 /// A side of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
+pub enum KvSide {
     /// Keys.
     Keys,
     /// Values.
@@ -58,12 +58,12 @@ impl RowSpec {
     }
 
     /// Where in `y` the first head of one side of `layer` begins; `None` where the row does not hold it.
-    pub fn offset(&self, layer: usize, side: Side, head_dim: usize) -> Option<usize> {
+    pub fn offset(&self, layer: usize, side: KvSide, head_dim: usize) -> Option<usize> {
         let within = layer.checked_sub(self.first_layer).filter(|&within| within < self.layers)?;
         let start = within * self.stride(head_dim);
         match (self.kind, side) {
-            (RowKind::Both, Side::Values) => Some(start + self.kv_heads * head_dim),
-            (RowKind::Both | RowKind::PreRopeKeys | RowKind::PostRopeKeys, Side::Keys) | (RowKind::Values, Side::Values) => Some(start),
+            (RowKind::Both, KvSide::Values) => Some(start + self.kv_heads * head_dim),
+            (RowKind::Both | RowKind::PreRopeKeys | RowKind::PostRopeKeys, KvSide::Keys) | (RowKind::Values, KvSide::Values) => Some(start),
             _ => None,
         }
     }
@@ -127,7 +127,7 @@ impl RowSet {
     }
 
     /// What one side of `layer` reads, in the order of the heads.
-    pub fn sources(specs: &[RowSpec], layer: usize, side: Side, head_dim: usize) -> Vec<Source> {
+    pub fn sources(specs: &[RowSpec], layer: usize, side: KvSide, head_dim: usize) -> Vec<Source> {
         let mut sources: Vec<Source> = specs
             .iter()
             .enumerate()
@@ -176,7 +176,7 @@ impl RowSet {
             }
         }
         for layer in 0..layers {
-            for (side, what) in [(Side::Keys, "keys"), (Side::Values, "values")] {
+            for (side, what) in [(KvSide::Keys, "keys"), (KvSide::Values, "values")] {
                 let mut next = 0;
                 for source in RowSet::sources(specs, layer, side, geometry.head_dim) {
                     if source.first_head != next {

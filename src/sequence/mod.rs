@@ -95,7 +95,7 @@ pub trait Sequence: Send {
     /// As [`forward`](Self::forward).
     fn step(&mut self, token: u32) -> Result<u32>;
 
-    /// Forgets all tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Does nothing where there are fewer. Where tokens compete by the attention they receive, what
+    /// Drops all tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Does nothing where there are fewer. Where tokens compete by the attention they receive, what
     /// those cut off have given still counts.
     fn truncate(&mut self, position: usize);
 

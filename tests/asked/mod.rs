@@ -8,7 +8,7 @@ use lowkey::checkpoint::{Architecture, Checkpoint, Config};
 use lowkey::compress::{Budget, Method, Plan, Solver, factor};
 use lowkey::decoder::Model;
 use lowkey::gpu::{Device, Options, Spec, Tuning, roofline};
-use lowkey::rows::{Band, CacheMethod, Coder, Exact, Format, Read, Reviver, RowKind, RowSet, RowSpec, Scale, Selector, Vague, Xkv};
+use lowkey::rows::{Band, CacheMethod, Coder, Evicted, Exact, Format, Read, Reviver, RowKind, RowSet, RowSpec, Scale, Selector, Xkv};
 use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::task::Cancel;
 use nalgebra::{DMatrix, DVector};
@@ -85,8 +85,8 @@ fn loaded(checkpoint: &Checkpoint, rows: Option<RowSet>, device: &Arc<Device>) -
     Arc::new(Model::with_rows(checkpoint, rows, device.clone()).unwrap())
 }
 
-fn evicting(vague: Vague) -> CacheMethod {
-    CacheMethod::Evict(Reviver::new(Budget::Keep(if vague == Vague::Rows { 1.0 } else { 0.5 }), Some(vague)))
+fn evicting(evicted_as: Evicted) -> CacheMethod {
+    CacheMethod::Evict(Reviver::new(Budget::Keep(if evicted_as == Evicted::Rows { 1.0 } else { 0.5 }), Some(evicted_as)))
 }
 
 /// All coded rows, or those that either selector chooses.
@@ -107,10 +107,10 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let [all, some, chunks] = calibrated();
     let dense = loaded(&checkpoint, None, device);
     read(&dense, CacheMethod::Full);
-    [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].into_iter().for_each(|vague| read(&dense, evicting(vague)));
+    [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk].into_iter().for_each(|evicted_as| read(&dense, evicting(evicted_as)));
     for (_, specs) in ways(checkpoint.config()) {
         let model = loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device);
-        [all, some, chunks, evicting(Vague::Rows)].into_iter().for_each(|method| read(&model, method));
+        [all, some, chunks, evicting(Evicted::Rows)].into_iter().for_each(|method| read(&model, method));
     }
     for method in block_methods() {
         let rows = factor(&checkpoint, &Plan::new(method), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
@@ -145,9 +145,9 @@ fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
         let model = loaded(&checkpoint, rows, device);
         methods.iter().for_each(|method| drop(model.sequence(options(*method)).unwrap()));
     };
-    let dense = [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk].map(evicting);
+    let dense = [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk].map(evicting);
     plan(None, &[&[CacheMethod::Full][..], &dense].concat());
-    let coded = [&calibrated()[..], &[evicting(Vague::Rows)]].concat();
+    let coded = [&calibrated()[..], &[evicting(Evicted::Rows)]].concat();
     // Orthonormal or not, joint or apart, keys before RoPE and after.
     let sides =
         [(true, vec![RowKind::Both]), (true, vec![RowKind::PostRopeKeys, RowKind::Values]), (false, vec![RowKind::PreRopeKeys, RowKind::Values])];

@@ -44,19 +44,19 @@ fn what_depends_on_the_prompt_is_an_option_of_the_cache() {
     assert_eq!(failed(&["generate", &model, "-p", "x", "--times", "4"]).2, 2);
 }
 
-/// A cache that forgets is had in every command that reads text, and is named.
+/// A cache that evicts is had in every command that reads text, and is named.
 #[test]
-fn a_cache_that_forgets_is_measured_and_talked_with() {
+fn a_cache_that_evicts_is_measured_and_talked_with() {
     let bench = Bench::new();
     let [model, text] = ["model", "text"].map(|name| bench.path(name));
-    let forgetting = ["--method", "kvreviver", "--keep", "0.5"];
+    let eviction = ["--method", "kvreviver", "--keep", "0.5"];
     let rows =
-        &done(&[&["eval", &model, "--against", &model, "--text", &text, "--window", "200", "--tokens", "400"], &forgetting[..]].concat())["rows"];
+        &done(&[&["eval", &model, "--against", &model, "--text", &text, "--window", "200", "--tokens", "400"], &eviction[..]].concat())["rows"];
     assert_eq!((rows[0]["method"].as_str(), rows[1]["method"].as_str()), (Some("dense"), Some("kvreviver")));
     assert_eq!(rows[1]["layout"], "candidates, nothing of the evicted, f16");
     let bytes = |row: usize| number(&rows[row]["kv_bytes_per_token"]);
     assert!(bytes(1) <= 0.5 * bytes(0) && number(&rows[1]["kl_mean"]) > 0.0);
-    let mean = [&forgetting[..], &["--vague", "mean"]].concat();
+    let mean = [&eviction[..], &["--evicted", "mean"]].concat();
     let answer = done(&[&["generate", &model, "-p", "the 3 and 4", "--context", "200", "-n", "100"], &mean[..]].concat());
     assert!(number(&answer["tokens"]) > 0.0);
     let measured = &done(&[&["bench", &model, "--depth", "100", "--prefill", "32", "--steps", "2", "--rounds", "1"], &mean[..]].concat())["rows"][1];

@@ -60,9 +60,9 @@ fn wrong_usage_exits_with_2() {
         (vec!["bench", &model, "--steps", "0", "--device", "cpu"], "steps"),
         (vec!["bench", &model, "--depth", "18446744073709551615", "--device", "cpu"], "depth"),
         (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--group-layers", "2", "--device", "cpu"], "group-layers"),
-        (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--vague", "rows", "--device", "cpu"], "vague"),
+        (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--evicted", "rows", "--device", "cpu"], "evicted"),
         (vec!["generate", &model, "-p", "x", "--method", "kvreviver", "--select", "8", "--device", "cpu"], "select"),
-        (vec!["generate", &model, "-p", "x", "--method", "xkv", "--vague", "mean", "--device", "cpu"], "vague"),
+        (vec!["generate", &model, "-p", "x", "--method", "xkv", "--evicted", "mean", "--device", "cpu"], "evicted"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--method", "kvreviver", "--kv-bytes", "8", "--device", "cpu"], "kv-bytes"),
     ] {
         let (kind, message, code) = failed(&arguments);

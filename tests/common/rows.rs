@@ -3,7 +3,7 @@
 use super::Random;
 use lowkey::checkpoint::{Checkpoint, Config};
 use lowkey::cpu::{self, Heads, Observer, RowType};
-use lowkey::rows::{Band, Coder, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale, Side};
+use lowkey::rows::{Band, Coder, Exact, Format, KvSide, RUN, RowKind, RowSet, RowSpec, Scale};
 use lowkey::sequence::Logits;
 use nalgebra::{DMatrix, DVector};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub fn coded(checkpoint: &Checkpoint, specs: Vec<RowSpec>, exact: Exact) -> RowS
         let mut y = DMatrix::zeros(w, tokens.len());
         for layer in spec.first_layer..=spec.last_layer() {
             let keys = usize::from(spec.kind == RowKind::PostRopeKeys);
-            for (side, from) in [(Side::Keys, keys), (Side::Values, 2)] {
+            for (side, from) in [(KvSide::Keys, keys), (KvSide::Values, 2)] {
                 if let Some(offset) = spec.offset(layer, side, d) {
                     let part = seen.0[layer][from].rows(spec.first_head * d, spec.kv_heads * d);
                     y.rows_mut(offset, spec.kv_heads * d).copy_from(&part);

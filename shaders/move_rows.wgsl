@@ -1,4 +1,5 @@
-// Moves rows as contest.wgsl has decided: out of the sketch who was alone in it, into it (src/rows/sketch.rs) who loses its place, and into the slots who takes one.
+// Moves rows as evict.wgsl has decided: out of the sketch (src/rows/sketch.rs) those that were alone
+// in their bucket, into it those that lose their place, and into the slots those that take one.
 //
 // Grid: x = lots of WORKGROUP vectors of a key and a value. A lane looks after its vector of all rows, so that sums are those of one after the other.
 //
@@ -7,15 +8,30 @@
 #include "lib/half.wgsl"
 
 struct Params {
-    promoted: u32, // word of moves at which those who take a slot begin
-    stash: u32,    // and at which vectors that come out of the sketch wait, [promoted][2][EXACT_ROW]
-    vague: u32,    // tokens that are vague afterwards
+    promoted: u32, // where in the list of moves the tokens that take a slot begin
+    stash: u32,    // and where vectors that come out of the sketch wait, four numbers in the place of a move: [promoted][2][EXACT_ROW / 4]
+    evicted: u32,    // tokens that are evicted afterwards
 }
 var<immediate> params: Params;
 
+// As in evict.wgsl.
+struct Move {
+    source: u32,   // slot of the row that moves; or ALONE and the place in the sketch that it comes out of
+    to: u32,       // slot that it takes; of an evicted token, its place in the sketch
+    position: u32,
+    mass: u32,     // attention received, as bits
+}
+
+struct Moves {
+    evicted: u32,  // tokens that lose their slot or get none: list from 0 on
+    promoted: u32, // tokens that take a slot: list from params.promoted on
+    padding: vec2<u32>,
+    list: array<Move>,
+}
+
 @group(0) @binding(0) var<storage, read_write> keys: array<half4>;    // [slots][EXACT_ROW / 4]
 @group(0) @binding(1) var<storage, read_write> values: array<half4>;
-@group(0) @binding(2) var<storage, read_write> moves: array<u32>;
+@group(0) @binding(2) var<storage, read_write> moves: Moves;
 #if SKETCH
 @group(0) @binding(3) var<storage, read_write> bucket_sums: array<vec4<i32>>;  // as in sketch.wgsl
 #endif
@@ -34,7 +50,7 @@ fn row(at: u32, v: u32) -> half4 {
     return values[at * VECTORS + v - VECTORS];
 }
 
-#if VAGUE
+#if SUMS
 fn fixed(x: vec4<f32>) -> vec4<i32> {
     return vec4<i32>(clamp(x, vec4<f32>(-32767.0), vec4<f32>(32767.0)) * UNIT);
 }
@@ -59,7 +75,7 @@ fn mean(v: u32) -> vec4<f32> {
     high = select(high, ~high + borrow, negative);
     low = select(low, ~low + vec4<u32>(1u), negative);
     let size = vec4<f32>(high) * 4294967296.0 + vec4<f32>(low);
-    return select(size, -size, negative) / UNIT / f32(max(params.vague, 1u));
+    return select(size, -size, negative) / UNIT / f32(max(params.evicted, 1u));
 }
 #endif
 
@@ -69,30 +85,29 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if v >= 2u * VECTORS {
         return;
     }
-    let demoted = moves[0];
-    let promoted = moves[1];
+    let evicted = moves.evicted;
+    let promoted = moves.promoted;
 #if SKETCH
     for (var j = 0u; j < promoted; j++) {
-        let source = moves[params.promoted + 4u * j];
+        let source = moves.list[params.promoted + j].source;
         if source >= ALONE {
             let place = source - ALONE;
             let at = (place / 2u) * (2u * VECTORS) + v;
             let x = bucket_sums[at] * (1 - 2 * i32(place % 2u));
             bucket_sums[at] = vec4<i32>();
-            for (var k = 0u; k < 4u; k++) {
-                moves[params.stash + 4u * (j * 2u * VECTORS + v) + k] = bitcast<u32>(x[k]);
-            }
+            let bits = bitcast<vec4<u32>>(x);
+            moves.list[params.stash + j * 2u * VECTORS + v] = Move(bits.x, bits.y, bits.z, bits.w);
 #if MEAN
             add_to_total(v, -x);
 #endif
         }
     }
 #endif
-#if VAGUE
-    for (var j = 0u; j < demoted; j++) {
-        let x = fixed(widen(row(moves[4u + 4u * j], v)));
+#if SUMS
+    for (var j = 0u; j < evicted; j++) {
+        let x = fixed(widen(row(moves.list[j].source, v)));
 #if SKETCH
-        let place = moves[5u + 4u * j];
+        let place = moves.list[j].to;
         bucket_sums[(place / 2u) * (2u * VECTORS) + v] += x * (1 - 2 * i32(place % 2u));
 #endif
 #if MEAN
@@ -101,15 +116,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 #endif
     for (var j = 0u; j < promoted; j++) {
-        let source = moves[params.promoted + 4u * j];
-        let to = moves[params.promoted + 4u * j + 1u];
+        let source = moves.list[params.promoted + j].source;
+        let to = moves.list[params.promoted + j].to;
         var x: half4;
 #if SKETCH
         if source >= ALONE {
-            var sum: vec4<i32>;
-            for (var k = 0u; k < 4u; k++) {
-                sum[k] = bitcast<i32>(moves[params.stash + 4u * (j * 2u * VECTORS + v) + k]);
-            }
+            let bits = moves.list[params.stash + j * 2u * VECTORS + v];
+            let sum = bitcast<vec4<i32>>(vec4<u32>(bits.source, bits.to, bits.position, bits.mass));
             x = narrow(vec4<f32>(sum) / UNIT);
         } else {
             x = row(source, v);

@@ -1,11 +1,12 @@
-// Who stays when tokens leave the exact window (src/rows/reviver.rs): of candidates, of those who leave, and of vague tokens that are alone in their bucket, as many as there are slots, those
-// that have received the most attention; among equals the earlier ones. Writes who moves where, for exchange.wgsl, and keeps the books.
+// Which tokens stay exact when some leave the exact window (src/rows/reviver.rs): of candidates, of
+// leaving tokens and of evicted ones that are alone in their bucket, those that have received the
+// most attention; among equals the earlier ones. Lists the rows that move, for move_rows.wgsl.
 //
 // Grid: one workgroup.
 //
 // CODED     who loses its slot, or gets none, is read from its coded row: appends it to the list of those
 // SKETCH    buckets
-// MEAN      without buckets: the number of the vague
+// MEAN      without buckets: the number of evicted tokens
 #include "lib/nth.wgsl"
 #include "lib/ring.wgsl"
 
@@ -19,15 +20,27 @@ struct Params {
     ring: u32,
     places: u32,     // word of marks at which candidates begin
     received: u32,   // and what exact rows have received
-    promoted: u32,   // word of moves at which those who take a slot begin
+    promoted: u32,   // where in the list of moves the tokens that take a slot begin
     listed: u32,     // (CODED) tokens in list so far
 }
 var<immediate> params: Params;
 
+struct Move {
+    source: u32,   // slot of the row that moves; or ALONE and the place in the sketch that it comes out of
+    to: u32,       // slot that it takes; of an evicted token, its place in the sketch
+    position: u32,
+    mass: u32,     // attention received, as bits
+}
+
+struct Moves {
+    evicted: u32,  // tokens that lose their slot or get none: list from 0 on
+    promoted: u32, // tokens that take a slot: list from params.promoted on
+    padding: vec2<u32>,
+    list: array<Move>,
+}
+
 @group(0) @binding(0) var<storage, read_write> marks: array<u32>;  // as src/kernels/eviction.rs has them
-// How many become vague, and how many take a slot; at word 4, four each, of those who become vague: slot (a candidate's, or the ring's of one who leaves), place in the sketch, position, attention
-// received; and from `promoted` on, of those who take one: source (a slot, or ALONE and its place in the sketch), slot, position, attention received.
-@group(0) @binding(1) var<storage, read_write> moves: array<u32>;
+@group(0) @binding(1) var<storage, read_write> moves: Moves;        // for move_rows.wgsl
 #if CODED
 @group(0) @binding(3) var<storage, read_write> list: array<u32>;   // as in lib/columns.wgsl
 #endif
@@ -98,7 +111,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
     let latest = nth(last.x, count, last.y, BY_POSITION, local);
 
     var freed = 0u; // slots of candidates that lose them: they come first
-    var demoted = 0u;
+    var evicted = 0u;
     var promoted = 0u;
     for (var begin = 0u; begin < count; begin += WORKGROUP) {
         let i = begin + local;
@@ -108,22 +121,18 @@ fn main(@builtin(local_invocation_index) local: u32) {
         freed += place(u32(goes && i < params.held), local).y;
         let down = place(u32(goes), local);
         if goes {
-            let at = 4u + 4u * (demoted + down.x);
-            moves[at] = c.source;
 #if SKETCH
-            moves[at + 1u] = sketched[c.position];
+            let place = sketched[c.position];
+#else
+            let place = 0u;
 #endif
-            moves[at + 2u] = c.position;
-            moves[at + 3u] = c.mass;
+            moves.list[evicted + down.x] = Move(c.source, place, c.position, c.mass);
         }
-        demoted += down.y;
+        evicted += down.y;
         let comes = i >= params.held && stays;
         let up = place(u32(comes), local);
         if comes {
-            let at = params.promoted + 4u * (promoted + up.x);
-            moves[at] = c.source;
-            moves[at + 2u] = c.position;
-            moves[at + 3u] = c.mass;
+            moves.list[params.promoted + promoted + up.x] = Move(c.source, 0u, c.position, c.mass);
         }
         promoted += up.y;
     }
@@ -131,14 +140,14 @@ fn main(@builtin(local_invocation_index) local: u32) {
     workgroupBarrier();
     let base = params.sinks + params.ring;
     for (var j = local; j < promoted; j += WORKGROUP) {
-        let at = params.promoted + 4u * j;
-        let to = select(base + params.held + j - freed, moves[4u + 4u * j], j < freed);
-        moves[at + 1u] = to;
-        marks[params.places + 2u * (to - base)] = moves[at + 2u];
-        marks[params.places + 2u * (to - base) + 1u] = moves[at + 3u];
+        let to = select(base + params.held + j - freed, moves.list[j].source, j < freed);
+        moves.list[params.promoted + j].to = to;
+        let taken = moves.list[params.promoted + j];
+        marks[params.places + 2u * (to - base)] = taken.position;
+        marks[params.places + 2u * (to - base) + 1u] = taken.mass;
 #if SKETCH
-        if moves[at] >= ALONE {
-            let bucket = (moves[at] - ALONE) / 2u;
+        if taken.source >= ALONE {
+            let bucket = (taken.source - ALONE) / 2u;
             for (var k = 0u; k < 4u; k++) {
                 marks[4u * bucket + k] = 0u;
             }
@@ -150,24 +159,24 @@ fn main(@builtin(local_invocation_index) local: u32) {
     if local > 0u {
         return;
     }
-    moves[0] = demoted;
-    moves[1] = promoted;
+    moves.evicted = evicted;
+    moves.promoted = promoted;
 #if SKETCH
-    for (var j = 0u; j < demoted; j++) {
-        let at = 4u + 4u * j;
-        let bucket = 4u * (moves[at + 1u] / 2u);
-        marks[bucket + moves[at + 1u] % 2u] += 1u;
-        marks[bucket + 2u] = moves[at + 2u];
-        marks[bucket + 3u] = moves[at + 3u];
+    for (var j = 0u; j < evicted; j++) {
+        let token = moves.list[j];
+        let bucket = 4u * (token.to / 2u);
+        marks[bucket + token.to % 2u] += 1u;
+        marks[bucket + 2u] = token.position;
+        marks[bucket + 3u] = token.mass;
     }
 #else
 #if MEAN
-    marks[0] += demoted;
+    marks[0] += evicted;
 #endif
 #endif
 #if CODED
-    for (var j = 0u; j < demoted; j++) {
-        list[params.listed + j] = moves[4u + 4u * j + 2u];
+    for (var j = 0u; j < evicted; j++) {
+        list[params.listed + j] = moves.list[j].position;
     }
 #endif
 }

@@ -1,4 +1,4 @@
-//! `credit.wgsl`: the attention that exact rows, candidates and buckets receive, by which they compete.
+//! `accumulate.wgsl`: the attention that exact rows, candidates and buckets receive, by which they compete.
 
 use super::attention::AttentionBuffers;
 use super::columns::Block;
@@ -29,35 +29,35 @@ struct Params {
 }
 
 /// Adds up what one layer's columns receive.
-pub struct Credit {
+pub struct Accumulate {
     kernel: Kernel,
     heads: u64,
-    vague: u32,
+    evicted_columns: u32,
     tuning: Tuning,
     params: Params,
 }
 
 fn variant(attention: &AttentionShape) -> Spec {
     let constants = [("WORKGROUP", WORKGROUP), ("HEADS", attention.heads as u32), ("HALF_LIFE", HALF_LIFE as u32)];
-    spec("credit.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
+    spec("accumulate.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
 }
 
-impl Credit {
+impl Accumulate {
     /// Reads `scores` and `weights` of `b`; of a layer that has something beside, `None` for others.
-    pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Credit>> {
-        let (Some(side), slots) = (&cache.side, cache.slots) else { return Ok(None) };
-        Ok(Some(Credit {
-            kernel: device.kernel(variant(attention), &[&b.scores, &b.weights, &side.marks])?,
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Accumulate>> {
+        let (Some(eviction), slots) = (&cache.eviction, cache.slots) else { return Ok(None) };
+        Ok(Some(Accumulate {
+            kernel: device.kernel(variant(attention), &[&b.scores, &b.weights, &eviction.marks])?,
             heads: attention.heads as u64,
-            vague: side.stores.vague_columns() as u32,
+            evicted_columns: eviction.stores.evicted_columns() as u32,
             tuning: device.tuning(),
             params: Params {
-                buckets: side.stores.buckets as u32,
+                buckets: eviction.stores.buckets as u32,
                 stride: b.columns as u32,
                 sinks: slots.sinks,
                 ring: slots.ring,
-                places: side.places as u32,
-                received: side.received as u32,
+                places: eviction.places as u32,
+                received: eviction.received as u32,
                 ..bytemuck::Zeroable::zeroed()
             },
         }))
@@ -70,7 +70,7 @@ impl Credit {
             first: block.first,
             tokens: block.tokens,
             exact: block.exact(),
-            held: block.beside - self.vague,
+            held: block.beside - self.evicted_columns,
             fixed: block.fixed,
             near: block.near,
             splits: exact + coded,
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::kernels::exact::ExactRows;
     use crate::kernels::oracle::{assert_close, buffers, devices, numbers, run, stores};
-    use crate::rows::{Exact, Slots, Vague, fade};
+    use crate::rows::{Evicted, Exact, Slots, fade};
 
     /// What columns receive is the sum of their softmax weights over queries and heads, the earlier the less: added to what is left of what they had, but for those whose rows are new. Splits of one token, and one for several.
     #[test]
@@ -97,12 +97,12 @@ mod tests {
         let slots = Slots { sinks: 3, ring: 300 };
         let exact = Exact { sinks: 3, recent: 200 };
         let devices = devices(None);
-        for vague in [Vague::None, Vague::Mean, Vague::Shrunk] {
-            let stores = stores(&c, vague);
+        for evicted_as in [Evicted::None, Evicted::Mean, Evicted::Shrunk] {
+            let stores = stores(&c, evicted_as);
             for (first, tokens) in [(290, 1), (150, 40)] {
                 let held = 7;
                 let reach = exact.reach(first, tokens, false, 0);
-                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside((held + stores.vague_columns()) as u32).listed(0);
+                let block = Block::new(first as u32, tokens as u32, 0, None, Some(reach)).beside((held + stores.evicted_columns()) as u32).listed(0);
                 let plain = block.plain() as usize;
                 let mut scores: Vec<f32> = numbers(1, tokens * heads * stride).into_iter().map(|x| 5.0 * x).collect();
                 // Queries do not look ahead.
@@ -130,21 +130,21 @@ mod tests {
                 }
                 for device in &devices {
                     let cache = ExactRows::beside(device, &c, "test", slots, stores).unwrap();
-                    let side = cache.side.as_ref().unwrap();
-                    let words = (side.received + slots.count()).next_multiple_of(4);
+                    let eviction = cache.eviction.as_ref().unwrap();
+                    let words = (eviction.received + slots.count()).next_multiple_of(4);
                     let before: Vec<f32> = (0..words).map(|word| (word % 7) as f32).collect();
-                    device.queue.write_buffer(&side.marks, 0, bytemuck::cast_slice(&before));
+                    device.queue.write_buffer(&eviction.marks, 0, bytemuck::cast_slice(&before));
                     let [from, parts] = [&scores, &weights].map(|numbers| device.upload("numbers", numbers).unwrap());
                     let through = AttentionBuffers { scores: from, weights: parts, ..buffers(device, stride) };
-                    let credit = Credit::plan(device, &c, &through, &cache).unwrap().unwrap();
-                    let got = run::<f32>(device, &side.marks, words, |pass| credit.record(pass, &block));
+                    let accumulate = Accumulate::plan(device, &c, &through, &cache).unwrap().unwrap();
+                    let got = run::<f32>(device, &eviction.marks, words, |pass| accumulate.record(pass, &block));
                     let mut expected: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
                     for (column, given) in given.iter().enumerate() {
                         let own = block.exact() as usize;
                         let word = match column {
-                            column if column < own => side.received + slots.of(block.exact_key(column as u32) as usize),
-                            column if column < own + held => side.places + 2 * (column - own) + 1,
-                            column if vague == Vague::Shrunk => 4 * ((column - own - held) / 2) + 3,
+                            column if column < own => eviction.received + slots.of(block.exact_key(column as u32) as usize),
+                            column if column < own + held => eviction.places + 2 * (column - own) + 1,
+                            column if evicted_as == Evicted::Shrunk => 4 * ((column - own - held) / 2) + 3,
                             _ => continue,
                         };
                         let new = column < own && block.exact_key(column as u32) as usize >= first;
@@ -153,7 +153,7 @@ mod tests {
                         let left = if new { 0.0 } else { f64::from(fade(if again { 0 } else { tokens })) };
                         expected[word] = given + expected[word] * left;
                     }
-                    assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{vague:?}, {first}, {:?}", device.tier()));
+                    assert_close(got.into_iter().map(f64::from), &expected, 1e-11, &format!("{evicted_as:?}, {first}, {:?}", device.tier()));
                 }
             }
         }

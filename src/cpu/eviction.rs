@@ -1,14 +1,14 @@
-//! What stands beside the exact rows of a sequence that forgets: candidates, and the vague ([`Reviver`](crate::rows::Reviver)).
+//! Candidates and what is left of evicted tokens, beside the exact rows of a sequence that evicts ([`Reviver`](crate::rows::Reviver)).
 
 use super::RowType;
-use super::columns::SideColumns;
+use super::columns::EvictionColumns;
 use super::rows::Rows;
-use crate::rows::{Sketch, Stores, Vague, fade};
+use crate::rows::{Evicted, Sketch, Stores, fade};
 use nalgebra::{DMatrix, DVector};
 use std::sync::Arc;
 
 /// Of all layers.
-pub(super) struct Side {
+pub(super) struct Eviction {
     stores: Stores,
     /// Where the sketches of all layers have tokens.
     sketched: Arc<[u32]>,
@@ -41,16 +41,16 @@ pub(super) struct Leaving {
     pub(super) value: DVector<f32>,
 }
 
-/// Who competes for the slots.
+/// What competes for the slots.
 enum Contender {
     Candidate(usize),
     Leaving(usize),
     Alone,
 }
 
-impl Side {
+impl Eviction {
     /// In each of `layers` layers as `stores` say, beside exact rows of `width` numbers a side in `slots` slots.
-    pub(super) fn new(stores: Stores, layers: usize, width: usize, slots: usize, row_type: RowType) -> Side {
+    pub(super) fn new(stores: Stores, layers: usize, width: usize, slots: usize, row_type: RowType) -> Eviction {
         let rows = || Rows::new(width, stores.candidates, row_type);
         let sketched = stores.places();
         let layer = |_: usize| Layer {
@@ -60,10 +60,10 @@ impl Side {
             sketch: stores.sketch(2 * width, &sketched),
             received: vec![0.0; slots],
         };
-        Side { layers: (0..layers).map(layer).collect(), stores, sketched }
+        Eviction { layers: (0..layers).map(layer).collect(), stores, sketched }
     }
 
-    /// Forgets everything.
+    /// Drops everything.
     pub(super) fn clear(&mut self) {
         for layer in &mut self.layers {
             layer.places.clear();
@@ -84,39 +84,39 @@ impl Side {
     }
 
     /// What queries see.
-    pub(super) fn columns(&self, layer: usize) -> SideColumns {
+    pub(super) fn columns(&self, layer: usize) -> EvictionColumns {
         let Layer { keys, values, places, sketch, .. } = &self.layers[layer];
-        let mut vague = sketch.as_ref().map(Sketch::columns).unwrap_or_default();
-        keys.round(&mut vague.vectors);
-        let (width, first, count) = (keys.width(), places.len(), places.len() + vague.counts.len());
+        let mut evicted = sketch.as_ref().map(Sketch::columns).unwrap_or_default();
+        keys.round(&mut evicted.vectors);
+        let (width, first, count) = (keys.width(), places.len(), places.len() + evicted.counts.len());
         let [mut all_keys, mut all_values] = [(); 2].map(|()| DMatrix::zeros(width, count));
         keys.read(0, &mut all_keys.as_mut_slice()[..first * width]);
         values.read(0, &mut all_values.as_mut_slice()[..first * width]);
-        for (index, vector) in vague.vectors.chunks_exact(2 * width).enumerate() {
+        for (index, vector) in evicted.vectors.chunks_exact(2 * width).enumerate() {
             all_keys.column_mut(first + index).copy_from_slice(&vector[..width]);
             all_values.column_mut(first + index).copy_from_slice(&vector[width..]);
         }
-        let counts = [vec![1; first], vague.counts].concat();
-        SideColumns { keys: all_keys, values: all_values, counts }
+        let counts = [vec![1; first], evicted.counts].concat();
+        EvictionColumns { keys: all_keys, values: all_values, counts }
     }
 
     /// Every column has received so much attention from `tokens` queries; `slots` are those of the exact rows, and the side's columns begin at `first`.
-    pub(super) fn credit(&mut self, layer: usize, tokens: usize, attention: &[f32], slots: impl Iterator<Item = usize>, first: usize) {
+    pub(super) fn accumulate(&mut self, layer: usize, tokens: usize, attention: &[f32], slots: impl Iterator<Item = usize>, first: usize) {
         let Layer { places, sketch, received, .. } = &mut self.layers[layer];
         let fade = fade(tokens);
         received.iter_mut().for_each(|received| *received *= fade);
         places.iter_mut().for_each(|place| place.received *= fade);
         slots.zip(attention).for_each(|(slot, mass)| received[slot] += mass);
-        let (candidates, vague) = attention[first..].split_at(places.len());
+        let (candidates, evicted) = attention[first..].split_at(places.len());
         places.iter_mut().zip(candidates).for_each(|(place, mass)| place.received += mass);
         if let Some(sketch) = sketch {
             sketch.fade(fade);
             let buckets = sketch.columns().buckets;
-            buckets.into_iter().zip(vague).for_each(|(bucket, mass)| sketch.weigh(bucket, *mass));
+            buckets.into_iter().zip(evicted).for_each(|(bucket, mass)| sketch.weigh(bucket, *mass));
         }
     }
 
-    /// Tokens that leave the exact window compete with the candidates, and with the vague that are still known, for the slots.
+    /// Tokens that leave the exact window compete for the slots with the candidates and with evicted tokens that are still known.
     pub(super) fn evict(&mut self, layer: usize, leaving: &[Leaving]) {
         let Layer { keys, values, places, sketch, received } = &mut self.layers[layer];
         let width = keys.width();
@@ -129,7 +129,7 @@ impl Side {
         places.iter().enumerate().for_each(|(slot, place)| add(Contender::Candidate(slot), place.position as usize, place.received));
         leaving.iter().enumerate().for_each(|(index, token)| add(Contender::Leaving(index), token.position, received[token.slot]));
         sketch.iter().flat_map(Sketch::alone).for_each(|(position, mass)| add(Contender::Alone, position, mass));
-        let stays = self.stores.contest(&contenders);
+        let stays = self.stores.keep(&contenders);
 
         let mut free: Vec<usize> = (places.len()..self.stores.candidates).rev().collect();
         // Out of the slots and the sketch first, and then in.
@@ -172,10 +172,10 @@ impl Side {
 
     /// Whether candidates are read beside coded rows that they have as well.
     pub(super) fn beside_rows(&self) -> bool {
-        self.stores.vague == Vague::Rows
+        self.stores.evicted_as == Evicted::Rows
     }
 
-    /// Bytes allocated: of candidates and the vague, and of what the exact rows have received.
+    /// Bytes allocated: of candidates and evicted tokens, and of what the exact rows have received.
     pub(super) fn bytes(&self) -> (usize, usize) {
         let layer = |layer: &Layer| {
             let places = layer.places.capacity() * size_of::<Place>();
@@ -196,11 +196,11 @@ mod tests {
     const WIDTH: usize = 8;
 
     /// A layer of one head, and room for 24 candidates, or fewer and a sketch.
-    fn side(vague: Vague) -> Side {
+    fn eviction(evicted_as: Evicted) -> Eviction {
         let geometry = crate::rows::Geometry { layers: 1, heads: 1, kv_heads: 1, head_dim: WIDTH };
-        let reviver = Reviver::new(Budget::Bytes(15), Some(vague));
+        let reviver = Reviver::new(Budget::Bytes(15), Some(evicted_as));
         let stores = reviver.stores(&geometry, &[], Exact { sinks: 0, recent: 0 }, 96).unwrap();
-        Side::new(stores, 1, WIDTH, 32, RowType::F32)
+        Eviction::new(stores, 1, WIDTH, 32, RowType::F32)
     }
 
     fn vector(position: usize) -> DVector<f32> {
@@ -208,70 +208,70 @@ mod tests {
         DVector::from_fn(WIDTH, |_, _| (random.gaussian() * 64.0).round() as f32 / 64.0)
     }
 
-    fn evict(side: &mut Side, tokens: std::ops::Range<usize>) {
-        tokens.clone().for_each(|position| side.begin(0, position % 32));
+    fn evict(eviction: &mut Eviction, tokens: std::ops::Range<usize>) {
+        tokens.clone().for_each(|position| eviction.begin(0, position % 32));
         let leaving: Vec<Leaving> =
             tokens.map(|position| Leaving { position, slot: position % 32, key: vector(position), value: vector(1000 + position) }).collect();
         // The newer and the odder, the more attention.
-        leaving.iter().for_each(|token| side.layers[0].received[token.slot] = token.position as f32 + 1000.0 * (token.position % 2) as f32);
-        side.evict(0, &leaving);
+        leaving.iter().for_each(|token| eviction.layers[0].received[token.slot] = token.position as f32 + 1000.0 * (token.position % 2) as f32);
+        eviction.evict(0, &leaving);
     }
 
-    /// Every token is a candidate or vague: the sum of all keys and values is still there, each once.
+    /// Every token is a candidate or evicted: the sum of all keys and values is still there, each once.
     #[test]
     fn nothing_is_lost_and_nothing_is_twice() {
-        for vague in [Vague::Mean, Vague::Shrunk, Vague::Sketch] {
-            let mut side = side(vague);
-            let most = side.stores.candidates;
+        for evicted_as in [Evicted::Mean, Evicted::Shrunk, Evicted::Sketch] {
+            let mut eviction = eviction(evicted_as);
+            let most = eviction.stores.candidates;
             for block in 0..3 {
-                evict(&mut side, 32 * block..32 * block + 32);
+                evict(&mut eviction, 32 * block..32 * block + 32);
                 let end = 32 * block + 32;
-                let mut positions = side.positions(0);
+                let mut positions = eviction.positions(0);
                 assert_eq!(positions.len(), most.min(end));
                 positions.dedup();
                 assert_eq!(positions.len(), most.min(end));
-                let sketch = side.layers[0].sketch.as_ref().unwrap();
-                assert_eq!(sketch.count() + positions.len(), end, "{vague:?}");
+                let sketch = eviction.layers[0].sketch.as_ref().unwrap();
+                assert_eq!(sketch.count() + positions.len(), end, "{evicted_as:?}");
                 assert!(sketch.alone().all(|(position, _)| !positions.contains(&position)));
-                let columns = side.columns(0);
-                for (slot, place) in side.layers[0].places.iter().enumerate() {
+                let columns = eviction.columns(0);
+                for (slot, place) in eviction.layers[0].places.iter().enumerate() {
                     assert_eq!(columns.keys.column(slot), vector(place.position as usize));
                     assert_eq!(columns.values.column(slot), vector(1000 + place.position as usize));
                 }
-                if vague != Vague::Sketch {
+                if evicted_as != Evicted::Sketch {
                     let all: DVector<f32> = (0..end).map(|position| vector(1000 + position)).sum();
                     let counted = columns.values.column_iter().zip(&columns.counts).map(|(value, &count)| value * count as f32);
                     // A shrunk estimate is not what it stands for, but for tokens alone: only the mean is exact.
                     let found: DVector<f32> = counted.sum();
-                    assert!(vague == Vague::Shrunk || (found - all).norm() < 1e-3);
+                    assert!(evicted_as == Evicted::Shrunk || (found - all).norm() < 1e-3);
                 }
             }
             // Odd positions have received more, and of these the newest.
             let best: Vec<usize> = (0..96).filter(|position| position % 2 == 1).rev().take(most).collect();
-            assert!(side.positions(0).iter().all(|position| best.contains(position) || most > 48), "{:?}", side.positions(0));
-            side.clear();
-            assert!(side.positions(0).is_empty() && side.columns(0).counts.is_empty());
+            assert!(eviction.positions(0).iter().all(|position| best.contains(position) || most > 48), "{:?}", eviction.positions(0));
+            eviction.clear();
+            assert!(eviction.positions(0).is_empty() && eviction.columns(0).counts.is_empty());
         }
     }
 
-    /// A vague token that is alone in its bucket and receives more than a candidate takes its place, as it was.
+    /// An evicted token that is alone in its bucket and receives more than a candidate takes its place, as it was.
     #[test]
     fn what_is_known_is_revived() {
-        let mut side = side(Vague::Shrunk);
-        let most = side.stores.candidates;
-        // Four are vague, in five buckets.
-        assert_eq!((most, side.stores.buckets), (11, 5));
-        evict(&mut side, 0..15);
-        let (forgotten, _) = side.layers[0].sketch.as_ref().unwrap().alone().next().unwrap();
-        let columns = side.columns(0);
-        let at = (most..columns.counts.len()).find(|&at| (columns.keys.column(at) - vector(forgotten)).norm() < 1e-3).unwrap();
+        let mut eviction = eviction(Evicted::Shrunk);
+        let most = eviction.stores.candidates;
+        // Four are evicted, in five buckets.
+        assert_eq!((most, eviction.stores.buckets), (11, 5));
+        evict(&mut eviction, 0..15);
+        let (evicted, _) = eviction.layers[0].sketch.as_ref().unwrap().alone().next().unwrap();
+        let columns = eviction.columns(0);
+        let at = (most..columns.counts.len()).find(|&at| (columns.keys.column(at) - vector(evicted)).norm() < 1e-3).unwrap();
         let mut attention = vec![0.0; columns.counts.len()];
         attention[at] = 1e6;
-        side.credit(0, 1, &attention, std::iter::empty(), 0);
-        side.evict(0, &[]);
-        assert!(side.positions(0).contains(&forgotten));
-        let slot = side.layers[0].places.iter().position(|place| place.position as usize == forgotten).unwrap();
-        assert!((side.columns(0).keys.column(slot) - vector(forgotten)).norm() < 1e-4);
-        assert_eq!(side.positions(0).len() + side.layers[0].sketch.as_ref().unwrap().count(), 15);
+        eviction.accumulate(0, 1, &attention, std::iter::empty(), 0);
+        eviction.evict(0, &[]);
+        assert!(eviction.positions(0).contains(&evicted));
+        let slot = eviction.layers[0].places.iter().position(|place| place.position as usize == evicted).unwrap();
+        assert!((eviction.columns(0).keys.column(slot) - vector(evicted)).norm() < 1e-4);
+        assert_eq!(eviction.positions(0).len() + eviction.layers[0].sketch.as_ref().unwrap().count(), 15);
     }
 }

@@ -1,22 +1,22 @@
-//! `exchange.wgsl`: moves rows between window, slots and sketch as [`super::contest`] has decided.
+//! `move_rows.wgsl`: moves rows between window, slots and sketch as [`super::evict`] has decided.
 
-use super::contest::Moves;
+use super::evict::Moves;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::kernels::exact::ExactRows;
-use crate::rows::Vague;
+use crate::rows::Evicted;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
     promoted: u32,
     stash: u32,
-    vague: u32,
+    evicted: u32,
 }
 
 /// Moves one layer's rows.
-pub struct Exchange {
+pub struct MoveRows {
     kernel: Kernel,
     vectors: u32,
     params: Params,
@@ -26,41 +26,44 @@ fn exact_row(attention: &AttentionShape) -> u32 {
     (attention.kv_heads * pad(attention.head_dim)) as u32
 }
 
-fn variant(attention: &AttentionShape, vague: Vague) -> Spec {
-    let there =
-        [("VAGUE", vague.is_sketched() || vague.has_mean(), None), ("SKETCH", vague.is_sketched(), Some(3)), ("MEAN", vague.has_mean(), Some(4))];
+fn variant(attention: &AttentionShape, evicted_as: Evicted) -> Spec {
+    let there = [
+        ("SUMS", evicted_as.is_sketched() || evicted_as.has_mean(), None),
+        ("SKETCH", evicted_as.is_sketched(), Some(3)),
+        ("MEAN", evicted_as.has_mean(), Some(4)),
+    ];
     let there: Vec<_> = there.into_iter().filter(|(_, is, _)| *is).collect();
     let flags: Vec<_> = there.iter().map(|(flag, ..)| *flag).collect();
     let bindings: Vec<_> =
         [0, 1, 2].into_iter().chain(there.iter().filter_map(|(.., binding)| *binding)).map(|binding| (binding, Access::Write)).collect();
-    spec("exchange.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", exact_row(attention))], &bindings)
+    spec("move_rows.wgsl", &flags, &[("WORKGROUP", WORKGROUP), ("EXACT_ROW", exact_row(attention))], &bindings)
 }
 
-impl Exchange {
+impl MoveRows {
     /// Of a layer that has something beside, `None` for others.
-    pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, moves: &Moves) -> Result<Option<Exchange>> {
-        let Some(side) = &cache.side else { return Ok(None) };
+    pub(crate) fn plan(device: &Device, attention: &AttentionShape, cache: &ExactRows, moves: &Moves) -> Result<Option<MoveRows>> {
+        let Some(eviction) = &cache.eviction else { return Ok(None) };
         // Rows that tokens leave are coded elsewhere: the kernel is that of nothing left.
         let mut buffers = vec![&cache.keys, &cache.values, &moves.buffer];
-        buffers.extend(side.sums.iter().chain(&side.totals));
-        Ok(Some(Exchange {
-            kernel: device.kernel(variant(attention, side.stores.vague), &buffers)?,
+        buffers.extend(eviction.sums.iter().chain(&eviction.totals));
+        Ok(Some(MoveRows {
+            kernel: device.kernel(variant(attention, eviction.stores.evicted_as), &buffers)?,
             vectors: exact_row(attention) / 2,
-            params: Params { promoted: moves.promoted as u32, stash: moves.stash as u32, vague: 0 },
+            params: Params { promoted: moves.promoted as u32, stash: moves.stash as u32, evicted: 0 },
         }))
     }
 
-    /// After a contest that leaves `vague` tokens without a slot.
-    pub fn record(&self, pass: &mut Pass, vague: usize) {
+    /// After an eviction that leaves `evicted` tokens without a slot.
+    pub fn record(&self, pass: &mut Pass, evicted: usize) {
         // How many move is decided on the device.
-        self.kernel.record(pass, &Params { vague: vague as u32, ..self.params }, [self.vectors.div_ceil(WORKGROUP), 1, 1], Work::default());
+        self.kernel.record(pass, &Params { evicted: evicted as u32, ..self.params }, [self.vectors.div_ceil(WORKGROUP), 1, 1], Work::default());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::contest::Contest;
+    use crate::kernels::evict::Evict;
     use crate::kernels::oracle::{devices, halves, numbers, run, stores};
     use crate::rows::Sketch;
     use crate::rows::Slots;
@@ -88,28 +91,28 @@ mod tests {
     fn rows_and_books_are_those_of_the_specification() {
         let c = AttentionShape::of(false, None, 4, 2, 14);
         let slots = Slots { sinks: 3, ring: 100 };
-        for vague in [Vague::None, Vague::Mean, Vague::Sketch, Vague::Shrunk, Vague::Rows] {
-            let stores = stores(&c, vague);
+        for evicted_as in [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk, Evicted::Rows] {
+            let stores = stores(&c, evicted_as);
             for device in devices(None) {
                 let cache = ExactRows::beside(&device, &c, "test", slots, stores).unwrap();
-                let side = cache.side.as_ref().unwrap();
+                let eviction = cache.eviction.as_ref().unwrap();
                 let places = stores.places();
-                let table = vague.is_sketched().then(|| device.upload("places", &places).unwrap());
+                let table = evicted_as.is_sketched().then(|| device.upload("places", &places).unwrap());
                 let moves = Moves::new(&device, &stores, 2 * ROW).unwrap();
-                let contest = Contest::plan(&device, side, slots, table.as_ref(), &moves).unwrap();
-                let exchange = Exchange::plan(&device, &c, &cache, &moves).unwrap().unwrap();
-                let mut sketch = Sketch::new(2 * ROW, stores.buckets, vague.has_mean(), places.clone());
+                let evict = Evict::plan(&device, eviction, slots, table.as_ref(), &moves).unwrap();
+                let move_rows = MoveRows::plan(&device, &c, &cache, &moves).unwrap().unwrap();
+                let mut sketch = Sketch::new(2 * ROW, stores.buckets, evicted_as.has_mean(), places.clone());
                 let mut candidates: BTreeMap<usize, f32> = BTreeMap::new();
                 let (mut evicted, mut revived) = (0, 0);
                 for (round, count) in [5, 17, 8, 1, 32, 64].into_iter().enumerate() {
-                    let what = format!("{vague:?}, round {round}, {:?}", device.tier());
+                    let what = format!("{evicted_as:?}, round {round}, {:?}", device.tier());
                     let leaving = evicted + 3..evicted + 3 + count;
                     for position in leaving.clone() {
                         let slot = slots.of(position);
                         for (buffer, row) in [&cache.keys, &cache.values].into_iter().zip(row(position)) {
                             device.queue.write_buffer(buffer, (slot * 2 * ROW) as u64, bytemuck::cast_slice(&row));
                         }
-                        device.queue.write_buffer(&side.marks, 4 * (side.received + slot) as u64, bytemuck::bytes_of(&mass(position, round)));
+                        device.queue.write_buffer(&eviction.marks, 4 * (eviction.received + slot) as u64, bytemuck::bytes_of(&mass(position, round)));
                     }
                     // As specified.
                     let known: Vec<(usize, f32)> = sketch.alone().collect();
@@ -119,7 +122,7 @@ mod tests {
                         .chain(leaving.clone().map(|position| (position, mass(position, round))))
                         .chain(known.clone())
                         .collect();
-                    let stays = stores.contest(&contenders);
+                    let stays = stores.keep(&contenders);
                     let full = |position: usize| row(position).concat().into_iter().map(f32::from).collect::<Vec<_>>();
                     for &(position, _) in
                         known.iter().filter(|(position, _)| contenders.iter().zip(&stays).any(|(c, stays)| c.0 == *position && *stays))
@@ -138,13 +141,13 @@ mod tests {
                     evicted += count;
                     assert_eq!(candidates.len(), stores.held(evicted));
                     // As done.
-                    let words = (side.received + slots.count()).next_multiple_of(4);
-                    let mut marks = run::<u32>(&device, &side.marks, words, |pass| {
-                        contest.record(pass, &leaving, before);
-                        exchange.record(pass, evicted - candidates.len());
+                    let words = (eviction.received + slots.count()).next_multiple_of(4);
+                    let mut marks = run::<u32>(&device, &eviction.marks, words, |pass| {
+                        evict.record(pass, &leaving, before);
+                        move_rows.record(pass, evicted - candidates.len());
                     });
                     let held: Vec<(usize, f32)> = (0..candidates.len())
-                        .map(|i| (marks[side.places + 2 * i] as usize, f32::from_bits(marks[side.places + 2 * i + 1])))
+                        .map(|i| (marks[eviction.places + 2 * i] as usize, f32::from_bits(marks[eviction.places + 2 * i + 1])))
                         .collect();
                     let mut sorted = held.clone();
                     sorted.sort_by_key(|(position, _)| *position);
@@ -159,20 +162,20 @@ mod tests {
                             assert!(close, "{what}, {position}");
                         }
                     }
-                    if let Some(list) = &side.listed {
+                    if let Some(list) = &eviction.listed {
                         let mut listed = run::<u32>(&device, list, evicted - candidates.len(), |_| ());
                         listed.sort_unstable();
                         let left = (3..3 + evicted).filter(|position| !candidates.contains_key(position)).map(|position| position as u32);
                         assert_eq!(listed, Vec::from_iter(left), "{what}");
                     }
-                    if vague == Vague::Mean {
+                    if evicted_as == Evicted::Mean {
                         assert_eq!(marks[0] as usize, sketch.count(), "{what}");
                     }
                     let (sums, totals) = {
                         let (sums, totals) = sketch.sums();
                         (sums.to_vec(), totals.to_vec())
                     };
-                    if let Some(buffer) = &side.sums {
+                    if let Some(buffer) = &eviction.sums {
                         assert_eq!(run::<i32>(&device, buffer, sums.len(), |_| ()), sums, "{what}");
                         let mut of_one: Vec<(usize, f32)> = Vec::new();
                         for bucket in 0..stores.buckets {
@@ -192,7 +195,7 @@ mod tests {
                             }
                         }
                     }
-                    if let Some(buffer) = &side.totals {
+                    if let Some(buffer) = &eviction.totals {
                         let got = run::<u32>(&device, buffer, 3 * 2 * ROW, |_| ());
                         for (i, total) in totals.iter().enumerate() {
                             let found = (u64::from(got[4 * ROW + i]) << 32 | u64::from(got[2 * ROW + i])) as i64;
@@ -205,13 +208,13 @@ mod tests {
                     for (i, (position, _)) in held.iter().enumerate() {
                         let mass = mass(*position, round + 100);
                         candidates.insert(*position, mass);
-                        marks[side.places + 2 * i + 1] = mass.to_bits();
+                        marks[eviction.places + 2 * i + 1] = mass.to_bits();
                     }
-                    for (word, mark) in marks[..side.received].iter().enumerate() {
-                        device.queue.write_buffer(&side.marks, 4 * word as u64, bytemuck::bytes_of(mark));
+                    for (word, mark) in marks[..eviction.received].iter().enumerate() {
+                        device.queue.write_buffer(&eviction.marks, 4 * word as u64, bytemuck::bytes_of(mark));
                     }
                 }
-                assert!(revived > 0 || !vague.is_sketched(), "{vague:?}: something has been revived");
+                assert!(revived > 0 || !evicted_as.is_sketched(), "{evicted_as:?}: something has been revived");
             }
         }
     }

@@ -1,11 +1,11 @@
-//! `contest.wgsl`: which tokens stay exact when some leave the window.
+//! `evict.wgsl`: which tokens stay exact when some leave the window.
 
 use super::eviction::EvictionStore;
 use super::spec;
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
 use crate::rows::Slots;
-use crate::rows::{Stores, Vague};
+use crate::rows::{Evicted, Stores};
 use std::ops::Range;
 
 #[repr(C)]
@@ -30,7 +30,8 @@ const WORKGROUP: u32 = 256;
 /// The most tokens that leave at once.
 pub(crate) const MOST_LEAVING: usize = 64;
 
-/// Where a contest writes who moves: word 4 and on, those who have no slot any more, or get none; from `promoted` on those who take one; from `stash` on what comes out of a sketch.
+/// Which rows move, as `struct Moves` of the shader lays them out: evicted tokens first, from
+/// `promoted` on those that take a slot, from `stash` on vectors that come out of a sketch.
 pub(crate) struct Moves {
     pub buffer: wgpu::Buffer,
     pub promoted: usize,
@@ -43,43 +44,43 @@ impl Moves {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     pub fn new(device: &Device, stores: &Stores, row: usize) -> Result<Moves> {
-        // Whoever comes out of a sketch takes a slot.
+        // What comes out of a sketch takes a slot.
         let most = MOST_LEAVING + stores.buckets.min(stores.candidates);
-        let (promoted, stash) = (4 + 4 * most, 4 + 8 * most);
-        let waiting = if stores.vague.is_sketched() { most * row } else { 0 };
-        Ok(Moves { buffer: device.buffer("rows that move", 4 * (stash as u64 + waiting as u64))?, promoted, stash })
+        let (promoted, stash) = (most, 2 * most);
+        let waiting = if stores.evicted_as.is_sketched() { most * row } else { 0 };
+        Ok(Moves { buffer: device.buffer("rows that move", 16 * (1 + stash as u64) + 4 * waiting as u64)?, promoted, stash })
     }
 }
 
 /// Decides in one layer.
-pub struct Contest {
+pub struct Evict {
     kernel: Kernel,
     params: Params,
 }
 
-fn variant(vague: Vague) -> Spec {
-    let flags = [("CODED", vague == Vague::Rows), ("SKETCH", vague.is_sketched()), ("MEAN", vague.has_mean())];
+fn variant(evicted_as: Evicted) -> Spec {
+    let flags = [("CODED", evicted_as == Evicted::Rows), ("SKETCH", evicted_as.is_sketched()), ("MEAN", evicted_as.has_mean())];
     let flags: Vec<_> = flags.into_iter().filter_map(|(flag, is)| is.then_some(flag)).collect();
     let mut bindings = vec![(0, Access::Write), (1, Access::Write)];
-    bindings.extend(vague.is_sketched().then_some((2, Access::Read)));
-    bindings.extend((vague == Vague::Rows).then_some((3, Access::Write)));
-    spec("contest.wgsl", &flags, &[("WORKGROUP", WORKGROUP)], &bindings)
+    bindings.extend(evicted_as.is_sketched().then_some((2, Access::Read)));
+    bindings.extend((evicted_as == Evicted::Rows).then_some((3, Access::Write)));
+    spec("evict.wgsl", &flags, &[("WORKGROUP", WORKGROUP)], &bindings)
 }
 
-impl Contest {
+impl Evict {
     /// `sketched`: where tokens stand in sketches, if there are any.
-    pub(crate) fn plan(device: &Device, side: &EvictionStore, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Contest> {
-        let mut buffers = vec![&side.marks, &moves.buffer];
-        buffers.extend(sketched.into_iter().chain(&side.listed));
-        Ok(Contest {
-            kernel: device.kernel(variant(side.stores.vague), &buffers)?,
+    pub(crate) fn plan(device: &Device, eviction: &EvictionStore, slots: Slots, sketched: Option<&wgpu::Buffer>, moves: &Moves) -> Result<Evict> {
+        let mut buffers = vec![&eviction.marks, &moves.buffer];
+        buffers.extend(sketched.into_iter().chain(&eviction.listed));
+        Ok(Evict {
+            kernel: device.kernel(variant(eviction.stores.evicted_as), &buffers)?,
             params: Params {
-                candidates: side.stores.candidates as u32,
-                buckets: side.stores.buckets as u32,
+                candidates: eviction.stores.candidates as u32,
+                buckets: eviction.stores.buckets as u32,
                 sinks: slots.sinks,
                 ring: slots.ring,
-                places: side.places as u32,
-                received: side.received as u32,
+                places: eviction.places as u32,
+                received: eviction.received as u32,
                 promoted: moves.promoted as u32,
                 ..bytemuck::Zeroable::zeroed()
             },
