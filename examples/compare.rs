@@ -19,7 +19,7 @@ use lowkey::calibrate::{self, SensitivityKind, Statistics};
 use lowkey::checkpoint::{Checkpoint, is_adapter};
 use lowkey::compress::{self, Budget, Layout, LowKey, Method, Output, Palu, Plan, ReCalKv};
 use lowkey::eval::{self, Depths, Report, Row, Subject, Task, Text, Windowing, report};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::sequence::SequenceOptions;
 use lowkey::session::Cancel;
 use lowkey::task::Progress;

@@ -1,4 +1,4 @@
-//! Trains the levels of the trellis that codes of 2 to 4 bits stand for, and prints them as src/rows/trellis_levels.rs has them.
+//! Trains the levels of the trellis that codes of 2 to 4 bits stand for, and prints them as src/kv/trellis_levels.rs has them.
 //!
 //! Lloyd's iteration: code runs of 16 Gaussian numbers with the levels that there are, move each level to the mean of what was coded as it, and begin again. It begins at quantiles of the Gaussian, dealt out
 //! to the edges of the trellis in a random order; of four orders, which were the best of more, the best is kept.
@@ -8,9 +8,9 @@
 //! cargo run --release --example trellis -- 6 300 1       # 6 rounds of 300 runs from one order: a second
 //! ```
 
+use lowkey::kv::trellis::{EDGES, encode_with, indices};
+use lowkey::kv::{RUN, distortion};
 use lowkey::linalg::Random;
-use lowkey::rows::trellis::{EDGES, encode_with, indices};
-use lowkey::rows::{RUN, distortion};
 
 /// Rounds at the end that see more numbers, and how many times as many.
 const LAST: (usize, usize) = (8, 5);

@@ -1,5 +1,5 @@
-// The numbers that scale blocks of tokens, as src/rows/blocks.rs has them: a least value and a step for each line, and where lines and what crosses them are balanced first
-// (src/rows/balance.rs), factors.
+// The numbers that scale blocks of tokens, as src/kv/blocks.rs has them: a least value and a step for each line, and where lines and what crosses them are balanced first
+// (src/kv/balance.rs), factors.
 //
 // Grid: x = blocks of TOKENS tokens, y = heads. A line is a channel over the tokens of the block, or a token over the channels of the head.
 //

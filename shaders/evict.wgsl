@@ -1,10 +1,10 @@
-// Which tokens stay exact when some leave the exact window (src/rows/reviver.rs): of candidates, of
+// Which tokens stay exact when some leave the exact window (src/kv/reviver.rs): of candidates, of
 // leaving tokens and of evicted ones that are alone in their bucket, those that have received the
 // most attention; among equals the earlier ones. Lists the rows that move, for move_rows.wgsl.
 //
 // Grid: one workgroup.
 //
-// CODED     who loses its slot, or gets none, is read from its coded row: appends it to the list of those
+// CODED     who loses its slot, or gets none, is read from its latent: appends it to the list of those
 // SKETCH    buckets
 // MEAN      without buckets: the number of evicted tokens
 #include "lib/nth.wgsl"

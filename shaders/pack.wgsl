@@ -1,4 +1,4 @@
-// Coordinates into packed rows, as src/rows/format.rs lays them out.
+// Coordinates into packed rows, as src/kv/format.rs lays them out.
 //
 // Grid: x = tokens, at positions first, first + 1, …; y = lots of a token's runs, each of one band, or of one group where these have scales of their own. A workgroup finds the scale of its band, the first
 // of a token those of all; then a lane packs a run of sixteen coordinates, or sixteen lanes do whose codes are chosen together.

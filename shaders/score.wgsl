@@ -1,7 +1,7 @@
 // How well every column answers every query: scores[line][column] = (q · k) / √head_dim, masked where the query may not look.
 //
 // Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of SPAN lines. A line is one query head of one token; those of a key/value head share its tile.
-// Plain columns come first, then coded ones (lib/columns.wgsl); a tile is of either kind. Which query reads which keys exactly, and which by their codes, is src/rows/exact.rs.
+// Plain columns come first, then coded ones (lib/columns.wgsl); a tile is of either kind. Which query reads which keys exactly, and which by their codes, is src/kv/exact.rs.
 // A tile of keys that are stored in f16 is brought into workgroup memory once, and every line is scored against it.
 //
 // ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the key's position t

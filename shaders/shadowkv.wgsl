@@ -1,4 +1,4 @@
-// Which coded tokens a token reads (src/rows/select/shadowkv.rs): those of the MOST chunks with the highest scores, in their order. Writes the list that lib/columns.wgsl reads.
+// Which coded tokens a token reads (src/kv/select/shadowkv.rs): those of the MOST chunks with the highest scores, in their order. Writes the list that lib/columns.wgsl reads.
 //
 // Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks.
 #include "lib/lowest.wgsl"

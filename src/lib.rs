@@ -1,7 +1,7 @@
 //! lowkey runs large language models with a compressed key/value cache on any GPU.
 //!
 //! A model that generates text keeps, for every token it has seen, a key and a value in every layer. lowkey writes them in few bits: once and on the processor it finds a basis in which
-//! they matter in order ([`compress`], weighed by what [`calibrate`] found), and from then on caches codes of their coordinates ([`rows`]). The decoder works on these rows as
+//! they matter in order ([`compress`], weighed by what [`calibrate`] found), and from then on caches codes of their coordinates ([`kv`]). The decoder works on these rows as
 //! they are: on Vulkan, Metal and DX12 through wgpu ([`decoder`]), and once more in plain Rust ([`cpu`]), which is the specification and what the tests
 //! hold the kernels against.
 //!
@@ -18,7 +18,7 @@
 //! }
 //! ```
 //!
-//! From the bottom up: [`task`], [`linalg`] and [`logits`] are for all; [`checkpoint`] reads models; [`rows`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
+//! From the bottom up: [`task`], [`linalg`] and [`logits`] are for all; [`checkpoint`] reads models; [`kv`], [`cpu`], [`calibrate`] and [`compress`] know no GPU; [`gpu`], [`kernels`], [`cache`] and
 //! [`decoder`] stand on each other; [`sequence`] is what both decoders offer; [`session`], [`eval`] and [`mod@bench`] stand on that alone. [`Model`] puts it
 //! together. Nothing here prints, ends the process or keeps global state.
 
@@ -34,13 +34,13 @@ pub mod decoder;
 pub mod eval;
 pub mod gpu;
 pub mod kernels;
+pub mod kv;
 pub mod linalg;
 #[cfg(feature = "pull")]
 pub mod local;
 pub mod logits;
 #[cfg(feature = "pull")]
 pub mod pull;
-pub mod rows;
 pub mod sequence;
 pub mod session;
 pub mod task;

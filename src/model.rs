@@ -4,7 +4,7 @@ use crate::bench::{self, Roofline};
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::compress::Solver;
 use crate::gpu::Tier;
-use crate::rows::{CacheMethod, Exact};
+use crate::kv::{CacheMethod, Exact};
 use crate::sequence::{Context, Prompt, Prompted, Reader, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};

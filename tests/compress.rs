@@ -7,7 +7,7 @@ use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_dig
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Float, Form, LowKey, LowRank, Method, Output, Plan, Ranks, ReCalKv, Report, run};
 use lowkey::cpu::{Model, RowType};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::task::Progress;
 use lowkey::{Error, Result};
@@ -38,7 +38,7 @@ fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_h
     run(checkpoint, &plan, Some(statistics), &Output { float, ..Output::standalone(output) }, &mut quietly)
 }
 
-/// A sequence whose queries read all but eight keys and the first four from coded rows, however they are asked.
+/// A sequence whose queries read all but eight keys and the first four from latents, however they are asked.
 fn strict(capacity: usize) -> SequenceOptions {
     SequenceOptions { capacity, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), ..SequenceOptions::default() }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::cpu::{self, LayerGradients, Model, Residuals, RowType};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::sequence::{Logits, Sequence};
 use lowkey::{Error, Result};
 use nalgebra::DMatrix;

@@ -7,7 +7,7 @@ use lowkey::Error;
 use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::decoder::{GpuSequence, Model};
 use lowkey::gpu::{Device, Options, Tier, adapters};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use std::sync::Arc;
 
@@ -194,7 +194,7 @@ fn eight_sequences_take_no_more_than_their_caches() {
     let options = |capacity| SequenceOptions { capacity, chunk: Some(64), ..SequenceOptions::default() };
     for rows in [None, Some(rows)] {
         let device = common::device(Options::default());
-        let model = Arc::new(Model::with_rows(&checkpoint, rows, device.clone()).unwrap());
+        let model = Arc::new(Model::with_latents(&checkpoint, rows, device.clone()).unwrap());
         let mut first = model.sequence(options(400)).unwrap();
         let expected = first.forward(&tokens, Logits::Last).unwrap();
         // What all logits of a chunk take is allocated when they are first asked for.

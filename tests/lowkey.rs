@@ -7,7 +7,7 @@ use lowkey::calibrate::{Options, SensitivityKind, Statistics, gather, source_dig
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Layout, LowKey, Method, Plan, Scales, Sensing, factor};
 use lowkey::cpu::{Model, RowType};
-use lowkey::rows::{Exact, RowSet, Scale};
+use lowkey::kv::{Exact, LatentSet, Scale};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::task::Progress;
 use safetensors::Dtype;
@@ -25,9 +25,9 @@ fn calibrate(checkpoint: &Checkpoint, sensitivity: SensitivityKind) -> Statistic
     gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
 }
 
-/// Logits of 150 tokens; every query reads all but eight keys and the first four from coded rows, or nearly so.
-fn logits(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Vec<f32> {
-    let model = Arc::new(Model::with_rows(checkpoint, rows).unwrap());
+/// Logits of 150 tokens; every query reads all but eight keys and the first four from latents, or nearly so.
+fn logits(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Vec<f32> {
+    let model = Arc::new(Model::with_latents(checkpoint, rows).unwrap());
     let tokens = Random(78).tokens(150, model.config().vocab_size);
     let options = SequenceOptions { capacity: 150, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), ..SequenceOptions::default() };
     model.sequence(options, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap()
@@ -64,7 +64,7 @@ fn budgets_are_kept_and_bought_well() {
                     continue;
                 }
                 let rows = rows(plan);
-                let (asked, taken) = (bytes as f64 / times, RowSet::bytes_per_token(&rows.specs) as f64);
+                let (asked, taken) = (bytes as f64 / times, LatentSet::bytes_per_token(&rows.specs) as f64);
                 assert!(taken <= asked, "{family}, {}: {taken} of {asked}", plan.method.options());
                 let error = nmse(&logits(&checkpoint, Some(rows)), &dense);
                 // A row over two layers is coded 32 tokens at a time, and Mistral's window of 24 sees none of those.

@@ -8,7 +8,7 @@ use lowkey::bench::{self, Cost, Roofline};
 use lowkey::checkpoint::{Checkpoint, Message, Tokenizer};
 use lowkey::eval::needle::{self, Kind};
 use lowkey::eval::{self, Depths, Windowing, continuation};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::sequence::{KvMemory, Logits, Sequence, StepCounters};
 use lowkey::task::Progress;
 use std::collections::BTreeSet;

@@ -7,7 +7,7 @@ use lowkey::calibrate::{Options, Statistics, gather, source_digest, text_digest}
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Budget, Float, Grouping, Layout, LowKey, LowRank, Method, Output, Palu, Plan, Ranks, ReCalKv, Report, run};
 use lowkey::cpu::{Model, RowType};
-use lowkey::rows::{Exact, RUN, RowKind};
+use lowkey::kv::{Exact, LatentKind, RUN};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::task::Progress;
 use lowkey::{Error, Result};
@@ -49,7 +49,7 @@ fn compress(checkpoint: &Checkpoint, statistics: &Statistics, plan: &Plan, outpu
     Ok((report, Checkpoint::open_with(checkpoint.path(), output)?))
 }
 
-/// Every query reads all but eight keys and the first four from coded rows.
+/// Every query reads all but eight keys and the first four from latents.
 fn logits(model: &Arc<Model>) -> Vec<f32> {
     let tokens = Random(78).tokens(150, model.config().vocab_size);
     let exact = Some(Exact { sinks: 4, recent: 8 });
@@ -119,11 +119,11 @@ fn rows_are_what_the_papers_say() {
         let [_, recalkv, kqsvd, _, eigen] = published(keep(0.5, None), heads);
         let palu = |group_heads| Method::Palu(Palu { low_rank: keep(0.5, None), group_heads });
         for (index, (method, keys, kind)) in [
-            (palu(1), heads, RowKind::PreRopeKeys),
-            (palu(heads), 1, RowKind::PreRopeKeys),
-            (recalkv, 1, RowKind::PreRopeKeys),
-            (kqsvd, heads, RowKind::PostRopeKeys),
-            (eigen, heads, RowKind::PostRopeKeys),
+            (palu(1), heads, LatentKind::PreRopeKeys),
+            (palu(heads), 1, LatentKind::PreRopeKeys),
+            (recalkv, 1, LatentKind::PreRopeKeys),
+            (kqsvd, heads, LatentKind::PostRopeKeys),
+            (eigen, heads, LatentKind::PostRopeKeys),
         ]
         .into_iter()
         .enumerate()
@@ -217,7 +217,7 @@ fn key_biases_cost_nothing_where_means_turn() {
         let exact = logits(&load(&checkpoint));
         for (plan, without) in plans.iter().zip(&mut without) {
             let rows = factor(&checkpoint, plan, Some(&statistics), &mut quietly).unwrap().rows;
-            let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
+            let model = Arc::new(Model::with_latents(&checkpoint, Some(rows.clone())).unwrap());
             let error = nmse(&logits(&model), &exact);
             if norm == 0.0 {
                 *without = error;
@@ -237,7 +237,7 @@ fn key_biases_cost_nothing_where_means_turn() {
             let expected = ends(&mut model.sequence(options, RowType::F16).unwrap());
             for tier in Tier::ALL {
                 let device = common::device(Device { tier: Some(tier), ..Device::default() });
-                let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device).unwrap());
+                let model = Arc::new(lowkey::decoder::Model::with_latents(&checkpoint, Some(rows.clone()), device).unwrap());
                 let error = nmse(&ends(&mut model.sequence(options).unwrap()), &expected);
                 assert!(error < 2e-3, "{}, {tier:?}: {error}", plan.method.options());
             }
@@ -306,11 +306,11 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
             let strict = plan.method.options() == "8 bits";
             let exact = Some(Exact { sinks: 4, recent: 8 });
             let options = SequenceOptions { capacity: 448, chunk: Some(100), strict, exact, ..SequenceOptions::default() };
-            let model = Arc::new(Model::with_rows(&checkpoint, Some(rows.clone())).unwrap());
+            let model = Arc::new(Model::with_latents(&checkpoint, Some(rows.clone())).unwrap());
             let expected = run(&mut model.sequence(options, RowType::F16).unwrap());
             let lost = nmse(&expected, &dense);
             for device in if index == 0 { &devices[..] } else { &devices[index % 3..][..1] } {
-                let model = Arc::new(lowkey::decoder::Model::with_rows(&checkpoint, Some(rows.clone()), device.clone()).unwrap());
+                let model = Arc::new(lowkey::decoder::Model::with_latents(&checkpoint, Some(rows.clone()), device.clone()).unwrap());
                 let error = nmse(&run(&mut model.sequence(options).unwrap()), &expected);
                 let what = format!("{family}, {} {}, {:?}", plan.method.name(), plan.method.options(), device.tier());
                 assert!(error < if strict { 1e-3 } else { 1e-3 + 0.2 * lost }, "{what}: {error} where coding loses {lost}");
@@ -322,7 +322,7 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
 /// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
 #[test]
 fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
-    use lowkey::rows::{CacheMethod, Evicted, Read, Reviver};
+    use lowkey::kv::{CacheMethod, Evicted, Read, Reviver};
     let (_, synthetic) = families().remove(0);
     let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();

@@ -8,7 +8,7 @@ use lowkey::checkpoint::Checkpoint;
 use lowkey::cpu::{self, RowType};
 use lowkey::decoder;
 use lowkey::gpu::{Device, Options, Tier};
-use lowkey::rows::{Exact, RowSet};
+use lowkey::kv::{Exact, LatentSet};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ const MOST: f64 = 1e-5;
 
 /// One checkpoint through both decoders: all logits of a chunked prompt, then single steps, then from earlier positions on. Where rows are coded, a rounding error that
 /// moves a number from one code to the next is seen in the logits; what f16 instead of f32 rows do to the CPU's own logits is the measure of that.
-fn compare(name: &str, checkpoint: &Checkpoint, rows: Option<&RowSet>, strict: bool, device: &Arc<Device>) {
+fn compare(name: &str, checkpoint: &Checkpoint, rows: Option<&LatentSet>, strict: bool, device: &Arc<Device>) {
     let name = format!("{name}, strict: {strict}, {:?}", device.tier());
     let vocab = checkpoint.config().vocab_size;
     let tokens = Random(8).tokens(TOKENS + 40, vocab);
     let options = SequenceOptions { capacity: 210, strict, chunk: Some(64), ..Default::default() };
-    let cpu = Arc::new(cpu::Model::with_rows(checkpoint, rows.cloned()).unwrap());
+    let cpu = Arc::new(cpu::Model::with_latents(checkpoint, rows.cloned()).unwrap());
     let [mut cpu, mut full] = [RowType::F16, RowType::F32].map(|row_type| cpu.sequence(options, row_type).unwrap());
-    let mut gpu = Arc::new(decoder::Model::with_rows(checkpoint, rows.cloned(), device.clone()).unwrap()).sequence(options).unwrap();
+    let mut gpu = Arc::new(decoder::Model::with_latents(checkpoint, rows.cloned(), device.clone()).unwrap()).sequence(options).unwrap();
 
     // By phase; forty steps are as many as it takes for a block of rows to be coded on the way. Back to where exact rows are left, and to where there are none but sinks.
     let steps = tokens[TOKENS..].chunks(1).map(|token| (None, token, Logits::Last)).collect();

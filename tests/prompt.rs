@@ -9,7 +9,7 @@ use lowkey::compress::Solver;
 use lowkey::cpu::{self, RowType};
 use lowkey::decoder;
 use lowkey::gpu::{Options, Tier};
-use lowkey::rows::{Budget, CacheMethod, Exact, Read, RowSet, Selector, Xkv};
+use lowkey::kv::{Budget, CacheMethod, Exact, LatentSet, Read, Selector, Xkv};
 use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::session::Cancel;
 use lowkey::{Device, Engine, Error, LoadOptions};
@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 const PROMPT: usize = 150;
 
-fn cpu(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Arc<cpu::Model> {
-    Arc::new(cpu::Model::with_rows(checkpoint, rows).unwrap())
+fn cpu(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Arc<cpu::Model> {
+    Arc::new(cpu::Model::with_latents(checkpoint, rows).unwrap())
 }
 
 /// A prompt in one call, then single tokens: all their logits.
@@ -122,7 +122,7 @@ fn chosen_rows_are_those_of_the_cpu_and_all_are_all() {
         assert!(own > 1e-7, "{way}, {by:?}: 40 of {PROMPT} tokens are not all of them");
         let tier = Tier::ALL[number % 3];
         let device = common::device(Options { tier: Some(tier), ..Default::default() });
-        let gpu = Arc::new(decoder::Model::with_rows(&checkpoint, Some(rows), device).unwrap());
+        let gpu = Arc::new(decoder::Model::with_latents(&checkpoint, Some(rows), device).unwrap());
         let on_gpu = |select| read(&mut gpu.sequence(chosen(select)).unwrap(), &tokens);
         let error = nmse(&on_gpu(Some(256)), &all);
         // Coordinates that are rounded otherwise may have other codes, as near: of what coding loses a part.

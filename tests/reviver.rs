@@ -7,7 +7,7 @@ use common::{Random, SyntheticModel, nmse};
 use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::cpu::{self, RowType};
 use lowkey::gpu::{self, Tier};
-use lowkey::rows::{Budget, CacheMethod, Evicted, Exact, Reviver, RowSet};
+use lowkey::kv::{Budget, CacheMethod, Evicted, Exact, LatentSet, Reviver};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::{Device, Engine, Error, LoadOptions, decoder};
 use safetensors::Dtype;
@@ -19,8 +19,8 @@ fn narrow() -> SyntheticModel {
     SyntheticModel { layers: 3, kv_heads: 2, heads: 4, head_dim: 16, dtype: Dtype::F32, ..SyntheticModel::default() }
 }
 
-fn cpu(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Arc<cpu::Model> {
-    Arc::new(cpu::Model::with_rows(checkpoint, rows).unwrap())
+fn cpu(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Arc<cpu::Model> {
+    Arc::new(cpu::Model::with_latents(checkpoint, rows).unwrap())
 }
 
 fn options(capacity: usize, keep: f64, evicted_as: Evicted) -> SequenceOptions {
@@ -34,8 +34,8 @@ fn read(sequence: &mut dyn Sequence, tokens: &[u32]) -> Vec<f32> {
     tokens[200..].iter().flat_map(|token| sequence.forward(&[*token], Logits::All).unwrap()).collect()
 }
 
-fn gpu(checkpoint: &Checkpoint, rows: Option<RowSet>, device: &Arc<gpu::Device>) -> Arc<decoder::Model> {
-    Arc::new(decoder::Model::with_rows(checkpoint, rows, device.clone()).unwrap())
+fn gpu(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: &Arc<gpu::Device>) -> Arc<decoder::Model> {
+    Arc::new(decoder::Model::with_latents(checkpoint, rows, device.clone()).unwrap())
 }
 
 fn devices() -> [Arc<gpu::Device>; 3] {
@@ -174,7 +174,7 @@ fn a_gpu_keeps_the_budget() {
         }
     }
     for (way, specs) in ways(checkpoint.config()) {
-        let budget = RowSet::bytes_per_token(&specs) + dense as u64 / 2;
+        let budget = LatentSet::bytes_per_token(&specs) + dense as u64 / 2;
         let model = gpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })), &device);
         let method = CacheMethod::Evict(Reviver::new(Budget::Bytes(budget), None));
         let memory = model.sequence(SequenceOptions { method, ..options(1000, 1.0, Evicted::Rows) }).unwrap().memory();
@@ -239,7 +239,7 @@ fn the_budget_is_kept_and_counted() {
     }
 }
 
-/// With coded rows beside, candidates are read exactly instead: all of them is the dense model, and some are better than none.
+/// With latents beside, candidates are read exactly instead: all of them is the dense model, and some are better than none.
 #[test]
 fn candidates_are_read_instead_of_their_rows() {
     let directory = SyntheticModel::default().write_temporary();
@@ -247,7 +247,7 @@ fn candidates_are_read_instead_of_their_rows() {
     let tokens = Random(3).tokens(260, checkpoint.config().vocab_size);
     let dense = read(&mut cpu(&checkpoint, None).sequence(700, RowType::F16).unwrap(), &tokens);
     for (way, specs) in ways(checkpoint.config()) {
-        let bytes = RowSet::bytes_per_token(&specs);
+        let bytes = LatentSet::bytes_per_token(&specs);
         let model = cpu(&checkpoint, Some(coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 })));
         let error = |slots: u64| {
             let each = checkpoint.config().dense_kv_bytes_per_token() + 8 * checkpoint.config().num_hidden_layers as u64;

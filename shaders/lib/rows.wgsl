@@ -1,9 +1,9 @@
-// Four coordinates of a packed row, as src/rows/format.rs lays them out.
+// Four coordinates of a packed row, as src/kv/format.rs lays them out.
 //
 // Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8 bits. A run is
 // (its word within the row, its bits, where the upper bits of its codes stand if they are apart, what scales it).
 //
-// BLOCKS    tokens are coded in blocks of TOKENS, as src/rows/blocks.rs has it, from `params.sinks` on; wants `params.words`, words of a token in rows. A run is (its word within the row, its bits,
+// BLOCKS    tokens are coded in blocks of TOKENS, as src/kv/blocks.rs has it, from `params.sinks` on; wants `params.words`, words of a token in rows. A run is (its word within the row, its bits,
 //           its first coordinate, its head). A header has OWN numbers of the token and STRIPE of the block. Steps are by channel;
 //           TOKEN_FACTORS: and each token and head has a factor; CHANNEL_FACTORS: steps are by token and head, and each channel has a factor
 
@@ -17,7 +17,7 @@ fn load_book(local: u32) {
     }
 }
 
-// Whether a run's codes are chosen together, as src/rows/trellis.rs has it: their lower two bits are in a word, the upper ones in another.
+// Whether a run's codes are chosen together, as src/kv/trellis.rs has it: their lower two bits are in a word, the upper ones in another.
 fn trellis(run: vec4<u32>) -> bool {
     return run.y < 8u && run.w < AFFINE;
 }

@@ -1,4 +1,4 @@
-// Codes of a run that are chosen together, as src/rows/trellis.rs has it. Wants lib/rows.wgsl.
+// Codes of a run that are chosen together, as src/kv/trellis.rs has it. Wants lib/rows.wgsl.
 //
 // Sixteen lanes to a run, each with a state that the register begins in, and ends in.
 

@@ -10,7 +10,7 @@
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::rows::{Exact, Price, Read, RowSet, RowSpec, Selection, Stores};
+use crate::kv::{Exact, LatentSet, LatentSpec, Price, Read, Selection, Stores};
 use crate::sequence::{Sequence, SequenceOptions};
 
 /// The least cost of a step, apart from how many tokens are cached.
@@ -50,7 +50,7 @@ pub struct EvictionCost {
 pub struct RowsMade {
     /// What stays exact beside them.
     pub exact: Option<Exact>,
-    /// By row, frequency pairs in which a mean rotates, over all its heads ([`RowSet::mean_pairs`]).
+    /// By row, frequency pairs in which a mean rotates, over all its heads ([`LatentSet::mean_pairs`]).
     pub mean_pairs: Vec<usize>,
 }
 
@@ -80,9 +80,9 @@ pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, byte
 }
 
 impl Cost {
-    /// Counts from a model's shapes, its coded rows (none where it is dense) with the frequency pairs in which their means rotate, as [`Price::of`] takes both, and how many tokens are read, with
+    /// Counts from a model's shapes, its latents (none where it is dense) with the frequency pairs in which their means rotate, as [`Price::of`] takes both, and how many tokens are read, with
     /// `bytes_per_weight` bytes for each weight.
-    pub fn of(config: &Config, (rows, mean_pairs): (&[RowSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
+    pub fn of(config: &Config, (rows, mean_pairs): (&[LatentSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
         let [d, i, heads, layers, vocab] =
             [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
         let q_width = heads * config.head_dim as u64;
@@ -106,7 +106,7 @@ impl Cost {
     }
 
     /// The same for a sequence that evicts what there is no room for in `stores`, beside what stays `exact`.
-    pub fn eviction(self, config: &Config, stores: &Stores, exact: Exact, rows: &[RowSpec]) -> Cost {
+    pub fn eviction(self, config: &Config, stores: &Stores, exact: Exact, rows: &[LatentSpec]) -> Cost {
         let layers = config.num_hidden_layers as u64;
         let exact_flops = 4 * layers * (config.num_attention_heads * config.head_dim) as u64;
         let kept = exact.sinks + exact.recent + Exact::BLOCK / 2 + stores.candidates;
@@ -117,7 +117,7 @@ impl Cost {
                 exact_bytes: config.dense_kv_bytes_per_token(),
                 exact_flops,
                 evicted,
-                row_bytes: RowSet::bytes_per_token(rows),
+                row_bytes: LatentSet::bytes_per_token(rows),
             }),
             ..self
         }
@@ -157,15 +157,15 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::{Evicted, Format, RowKind};
+    use crate::kv::{Evicted, Format, LatentKind};
 
     fn config() -> Config {
         Config { hidden_size: 10, intermediate_size: 20, head_dim: 8, ..Config::example() }
     }
 
-    fn rows(kind: RowKind) -> Vec<RowSpec> {
-        let row = |first_layer, kind, runs| RowSpec { first_layer, layers: 1, kind, first_head: 0, kv_heads: 2, format: Format::half(runs) };
-        (0..2).flat_map(|layer| [row(layer, kind, 2), row(layer, RowKind::Values, 1)]).collect()
+    fn rows(kind: LatentKind) -> Vec<LatentSpec> {
+        let row = |first_layer, kind, runs| LatentSpec { first_layer, layers: 1, kind, first_head: 0, kv_heads: 2, format: Format::half(runs) };
+        (0..2).flat_map(|layer| [row(layer, kind, 2), row(layer, LatentKind::Values, 1)]).collect()
     }
 
     #[test]
@@ -184,16 +184,16 @@ mod tests {
         let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
         // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
         let ups = [16 * 32, 16 * 16];
-        let rebuilt = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
+        let rebuilt = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
         assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
         assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
         assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
-        let direct = Cost::of(&config(), (&rows(RowKind::PostRopeKeys), &[]), Read::All, 1);
+        let direct = Cost::of(&config(), (&rows(LatentKind::PostRopeKeys), &[]), Read::All, 1);
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
         // A mean that rotates in three pairs, scored by two query heads.
-        let mean_pairs = Cost::of(&config(), (&rows(RowKind::PostRopeKeys), &[3]), Read::All, 1);
+        let mean_pairs = Cost::of(&config(), (&rows(LatentKind::PostRopeKeys), &[3]), Read::All, 1);
         assert_eq!(mean_pairs.flops_per_cached_token, direct.flops_per_cached_token + 2 * 2 * 2 * 3);
         assert_eq!(mean_pairs.weight_bytes, direct.weight_bytes + 2 * 3);
     }
@@ -212,16 +212,16 @@ mod tests {
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
-        let coded = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
-        let eviction = coded.eviction(&config(), &stores(Evicted::Rows), exact, &rows(RowKind::PreRopeKeys));
+        let coded = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
+        let eviction = coded.eviction(&config(), &stores(Evicted::Rows), exact, &rows(LatentKind::PreRopeKeys));
         assert_eq!(eviction.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
         assert_eq!(eviction.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
     }
 
     #[test]
     fn what_is_chosen_is_read_and_every_landmark() {
-        let all = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::All, 1);
-        let some = Cost::of(&config(), (&rows(RowKind::PreRopeKeys), &[]), Read::top(Some(64)), 1);
+        let all = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
+        let some = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::top(Some(64)), 1);
         // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
         assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);

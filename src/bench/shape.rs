@@ -2,8 +2,8 @@
 
 use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::compress::rotated;
+use crate::kv::{Band, Coder, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Read, Scale};
 use crate::linalg::Random;
-use crate::rows::{Band, Coder, Exact, Format, RUN, Read, RowKind, RowSet, RowSpec, Scale};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use std::str::FromStr;
@@ -173,23 +173,23 @@ impl RandomRows {
         }
     }
 
-    /// Which coded rows a token reads.
+    /// Which latents a token reads.
     pub fn read(self) -> Read {
         Read::top((self == RandomRows::Select).then_some(256))
     }
 
     /// Coders of random bases for a model of this shape; `None` where every row is exact.
-    pub fn rows(self, config: &Config) -> Option<RowSet> {
+    pub fn rows(self, config: &Config) -> Option<LatentSet> {
         let all = config.num_key_value_heads;
-        let fast = |heads| Some(random(config, (1, heads), &[(RowKind::PostRopeKeys, FAST_KEYS), (RowKind::Values, FAST_VALUES)], true));
+        let fast = |heads| Some(random(config, (1, heads), &[(LatentKind::PostRopeKeys, FAST_KEYS), (LatentKind::Values, FAST_VALUES)], true));
         match self {
             RandomRows::Dense => None,
             RandomRows::Rotated => Some(rotated(config, 4, Exact::default())),
             RandomRows::Fast => fast(all),
             RandomRows::FastPairs => fast(2),
             RandomRows::FastHeads => fast(1),
-            RandomRows::Small | RandomRows::Select => Some(random(config, (1, all), &[(RowKind::Both, SMALL)], true)),
-            RandomRows::Xkv => Some(random(config, (GROUP, all), &[(RowKind::PreRopeKeys, XKV_KEYS), (RowKind::Values, XKV_VALUES)], false)),
+            RandomRows::Small | RandomRows::Select => Some(random(config, (1, all), &[(LatentKind::Both, SMALL)], true)),
+            RandomRows::Xkv => Some(random(config, (GROUP, all), &[(LatentKind::PreRopeKeys, XKV_KEYS), (LatentKind::Values, XKV_VALUES)], false)),
         }
     }
 }
@@ -203,15 +203,15 @@ impl FromStr for RandomRows {
 }
 
 /// Rows over `span` layers and `heads` key/value heads each. `down`: whether what codes them is another matrix than what reads them.
-fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(RowKind, Shares)], down: bool) -> RowSet {
-    let (mut specs, mut coders): (Vec<RowSpec>, Vec<Coder>) = (Vec::new(), Vec::new());
+fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(LatentKind, Shares)], down: bool) -> LatentSet {
+    let (mut specs, mut coders): (Vec<LatentSpec>, Vec<Coder>) = (Vec::new(), Vec::new());
     for first_layer in (0..config.num_hidden_layers).step_by(span) {
         let layers = span.min(config.num_hidden_layers - first_layer);
         let firsts = (0..config.num_key_value_heads).step_by(heads);
         for ((kind, shares), first_head) in kinds.iter().flat_map(|kind| firsts.clone().map(move |first| (kind, first))) {
             let empty = Format { bands: Vec::new(), scale: Scale::Band };
             let kv_heads = heads.min(config.num_key_value_heads - first_head);
-            let mut spec = RowSpec { first_layer, layers, kind: *kind, first_head, kv_heads, format: empty };
+            let mut spec = LatentSpec { first_layer, layers, kind: *kind, first_head, kv_heads, format: empty };
             let width = spec.width(config.head_dim);
             let runs = |share: f64| ((share * width as f64 / RUN as f64).round() as usize).max(1);
             spec.format.bands = shares.iter().map(|(bits, share)| Band { bits: *bits, runs: runs(*share) }).collect();
@@ -221,7 +221,7 @@ fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(RowKind, Sha
             specs.push(spec);
         }
     }
-    RowSet { specs, coders, exact: Exact::default() }
+    LatentSet { specs, coders, exact: Exact::default() }
 }
 
 fn coder(format: Format, width: usize, down: bool) -> Coder {
@@ -251,8 +251,8 @@ mod tests {
             let dense = config.dense_kv_bytes_per_token() as f64;
             for rows in RandomRows::ALL {
                 let Some(set) = rows.rows(&config) else { continue };
-                RowSet::check(&set.specs, &config.geometry()).unwrap();
-                let times = dense / RowSet::bytes_per_token(&set.specs) as f64;
+                LatentSet::check(&set.specs, &config.geometry()).unwrap();
+                let times = dense / LatentSet::bytes_per_token(&set.specs) as f64;
                 let expected = match rows {
                     RandomRows::Rotated => 3.5..3.8,
                     RandomRows::Small | RandomRows::Select => 7.5..8.7,

@@ -6,7 +6,7 @@ use crate::kernels::AttentionShape;
 use crate::kernels::eviction::EvictionStore;
 use crate::kernels::exact::ExactRows;
 use crate::kernels::landmark::Landmarks;
-use crate::rows::{KvMemory, Layout, Selection, Slots, Stores};
+use crate::kv::{KvMemory, Layout, Selection, Slots, Stores};
 
 /// Of what shape a cache is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,11 +22,11 @@ pub struct CacheShape {
 /// A sequence's rows in all layers.
 pub struct Cache {
     pub(crate) layers: Vec<ExactRows>,
-    /// Coded rows: `[capacity][words]` u32 for every store of the layout.
+    /// Latents: `[capacity][words]` u32 for every store of the layout.
     pub(crate) stores: Vec<Tensor>,
-    /// Which coded rows a token reads; `None` for all.
+    /// Which latents a token reads; `None` for all.
     pub(crate) select: Option<Selection>,
-    /// By layer, where tokens choose among coded rows.
+    /// By layer, where tokens choose among latents.
     pub(crate) landmarks: Vec<Landmarks>,
     /// Where tokens stand in sketches, `[capacity]` u32: twice the bucket, and one more for a minus.
     pub(crate) sketched: Option<wgpu::Buffer>,
@@ -51,7 +51,7 @@ impl Cache {
         Cache { layers, stores: Vec::new(), select: None, landmarks: Vec::new(), sketched: None, slots: Slots::ALL, shape }
     }
 
-    /// Exact rows in `slots` beside coded ones, with their landmarks where tokens `select`; the coded rows themselves are still to be added: [`add_store`](Self::add_store).
+    /// Exact rows in `slots` beside coded ones, with their landmarks where tokens `select`; the latents themselves are still to be added: [`add_store`](Self::add_store).
     ///
     /// # Errors
     /// As [`exact`](Self::exact).
@@ -75,16 +75,16 @@ impl Cache {
         Ok(Cache { sketched, slots, ..Cache::of(layers, shape) })
     }
 
-    /// The same with room for the coded rows of `layout`.
+    /// The same with room for the latents of `layout`.
     ///
     /// # Errors
     /// As [`exact`](Self::exact).
-    pub fn with_rows(mut self, device: &Device, layout: &Layout) -> Result<Cache> {
+    pub fn with_latents(mut self, device: &Device, layout: &Layout) -> Result<Cache> {
         layout.stores.iter().try_for_each(|&words| self.add_store(device, words))?;
         Ok(self)
     }
 
-    /// Adds a store of coded rows: `[capacity][words]`.
+    /// Adds a store of latents: `[capacity][words]`.
     ///
     /// # Errors
     /// As [`exact`](Self::exact).

@@ -5,9 +5,9 @@
 //! the full sensitivity; what is reported is `tr F / n`, the mean diagonal entry.
 
 use crate::cpu::{Disturbance, Model, Residuals, RowType};
+use crate::kv::Exact;
 use crate::linalg::Random;
 use crate::logits::Predictions;
-use crate::rows::Exact;
 use crate::sequence::Logits;
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};

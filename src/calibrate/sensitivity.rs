@@ -9,9 +9,9 @@ use super::statistics::Sensitivity;
 use crate::Result;
 use crate::checkpoint::Config;
 use crate::cpu::{LayerGradients, Model, Residuals};
+use crate::kv::Exact;
 use crate::linalg::Random;
 use crate::linalg::{check_finite, gram};
-use crate::rows::Exact;
 use nalgebra::DMatrix;
 use std::time::Instant;
 

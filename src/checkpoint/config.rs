@@ -4,7 +4,7 @@
 
 use super::family::{Architecture, RopeScaling};
 use super::fields::Fields;
-use crate::rows::Geometry;
+use crate::kv::Geometry;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;

@@ -1,7 +1,7 @@
-//! What compression adds to a model: the object `"lowkey"`, and to the tensors a basis for every coded row.
+//! What compression adds to a model: the object `"lowkey"`, and to the tensors a basis for every latent.
 //!
 //! It stands in an [adapter file](super::adapter) beside the model, or in a checkpoint that stands alone, whose `config.json` has the object. There all of the model's tensors are kept, in its names,
-//! some of them with their heads in another order. Beside them, for row `i` of `"rows"` ([`RowSpec`]), which codes a vector `y` of width `w` in
+//! some of them with their heads in another order. Beside them, for row `i` of `"rows"` ([`LatentSpec`]), which codes a vector `y` of width `w` in
 //! `r` coordinates, `z = (y − μ)·A` and `ŷ = ẑ·B + μ`:
 //!
 //! | tensor | shape | what |
@@ -11,7 +11,7 @@
 //! | `rows.{i}.up.weight` | `[w, r]` | `Bᵀ` |
 
 use super::{Checkpoint, Config, Source};
-use crate::rows::{Coder, Exact, RowKind, RowSet, RowSpec};
+use crate::kv::{Coder, Exact, LatentKind, LatentSet, LatentSpec};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ pub struct Factored {
     /// The longest context that rows of keys after RoPE were made for; `None` where that does not matter.
     pub context: Option<usize>,
     /// The rows that a token leaves in the cache.
-    pub rows: Vec<RowSpec>,
+    pub rows: Vec<LatentSpec>,
     /// The model that it was made for; in an adapter file always there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -67,8 +67,8 @@ impl Factored {
     /// Whether it fits the model.
     pub(super) fn check(&self, config: &Config, path: &Path) -> Result<()> {
         let bad = |message: String| Error::Checkpoint { path: path.into(), message };
-        RowSet::check(&self.rows, &config.geometry()).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
-        let rows = RowSet::bytes_per_token(&self.rows);
+        LatentSet::check(&self.rows, &config.geometry()).map_err(|message| bad(format!("\"lowkey\": {message}")))?;
+        let rows = LatentSet::bytes_per_token(&self.rows);
         if self.kv_bytes_per_token != rows {
             return Err(bad(format!("\"lowkey\" promises {} bytes per token of rows that take {rows}", self.kv_bytes_per_token)));
         }
@@ -87,7 +87,7 @@ impl Factored {
 }
 
 /// The tensors of row `index`: names and shapes of mean, down and up.
-pub(crate) fn row_tensors(index: usize, spec: &RowSpec, head_dim: usize) -> [(String, Vec<usize>); 3] {
+pub(crate) fn row_tensors(index: usize, spec: &LatentSpec, head_dim: usize) -> [(String, Vec<usize>); 3] {
     let (width, rank) = (spec.width(head_dim), spec.format.rank());
     [
         (format!("rows.{index}.mean"), vec![width]),
@@ -97,14 +97,14 @@ pub(crate) fn row_tensors(index: usize, spec: &RowSpec, head_dim: usize) -> [(St
 }
 
 impl Checkpoint {
-    /// By coded row, the frequency pairs of RoPE in which a mean rotates, over all its heads: reads no basis. None where the model is dense.
+    /// By latent, the frequency pairs of RoPE in which a mean rotates, over all its heads: reads no basis. None where the model is dense.
     ///
     /// # Errors
     /// [`Error::Tensor`] where a mean is not finite, and those of reading.
     pub fn mean_pairs(&self) -> Result<Vec<usize>> {
         let (d, rows) = (self.config().head_dim, self.factored().map_or(&[][..], |factored| &factored.rows));
-        let pairs = |(index, spec): (usize, &RowSpec)| {
-            if spec.kind != RowKind::PostRopeKeys {
+        let pairs = |(index, spec): (usize, &LatentSpec)| {
+            if spec.kind != LatentKind::PostRopeKeys {
                 return Ok(0);
             }
             let [(name, shape), ..] = row_tensors(index, spec, d);
@@ -113,13 +113,13 @@ impl Checkpoint {
         rows.iter().enumerate().map(pairs).collect()
     }
 
-    /// The coded rows with their bases, where the model has been compressed.
+    /// The latents with their bases, where the model has been compressed.
     ///
     /// # Errors
     /// [`Error::Tensor`] where a basis is not finite.
-    pub fn rows(&self) -> Result<Option<RowSet>> {
+    pub fn rows(&self) -> Result<Option<LatentSet>> {
         let Some(factored) = self.factored() else { return Ok(None) };
-        let coder = |(index, spec): (usize, &RowSpec)| -> Result<Coder> {
+        let coder = |(index, spec): (usize, &LatentSpec)| -> Result<Coder> {
             let [mean, down, up] = row_tensors(index, spec, self.config().head_dim);
             let (width, rank) = (mean.1[0], down.1[0]);
             // Row by row `[out, in]` is column by column `[in, out]`.
@@ -131,6 +131,6 @@ impl Checkpoint {
             Ok(Coder { format: spec.format.clone(), mean: DVector::from_vec(self.f32(&mean.0, &mean.1)?), down: Some(down), up })
         };
         let coders = factored.rows.iter().enumerate().map(coder).collect::<Result<_>>()?;
-        Ok(Some(RowSet { specs: factored.rows.clone(), coders, exact: factored.exact }))
+        Ok(Some(LatentSet { specs: factored.rows.clone(), coders, exact: factored.exact }))
     }
 }

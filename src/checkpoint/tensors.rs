@@ -51,7 +51,7 @@ pub(super) fn optional(config: &Config, factored: Option<&Factored>) -> Vec<Expe
     biases.chain(rows(config, factored).map(|[_, down, _]| down)).collect()
 }
 
-/// Mean, down and up of every coded row.
+/// Mean, down and up of every latent.
 fn rows(config: &Config, factored: Option<&Factored>) -> impl Iterator<Item = [Expected; 3]> {
     factored.into_iter().flat_map(|factored| factored.rows.iter().enumerate()).map(|(index, spec)| row_tensors(index, spec, config.head_dim))
 }

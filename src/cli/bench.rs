@@ -12,7 +12,7 @@ use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Sha
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
 use lowkey::gpu::{Device, ShaderChecks};
-use lowkey::rows::{Budget, CacheMethod, Evicted, Reviver};
+use lowkey::kv::{Budget, CacheMethod, Evicted, Reviver};
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Engine, Error, Result};
 use serde::Serialize;

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use lowkey::rows::{Budget, CacheMethod, Evicted, Read, Reviver, Selector, Xkv};
+use lowkey::kv::{Budget, CacheMethod, Evicted, Read, Reviver, Selector, Xkv};
 use lowkey::{Error, Result};
 
 #[derive(clap::Args, Debug, Clone, Default)]

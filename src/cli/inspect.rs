@@ -6,7 +6,7 @@ use super::table::{bytes, multiply_adds, table};
 use clap::builder::RangedU64ValueParser;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
 use lowkey::compress::{Budget, rotated};
-use lowkey::rows::{Exact, Price, RowSet};
+use lowkey::kv::{Exact, LatentSet, Price};
 use lowkey::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -133,7 +133,7 @@ fn kinds(checkpoint: &Checkpoint) -> Vec<Kind> {
 
 fn choices(config: &Config) -> Result<Vec<Choice>> {
     let dense = config.dense_kv_bytes_per_token();
-    let rows = |bits| RowSet::bytes_per_token(&rotated(config, bits, Exact::default()).specs);
+    let rows = |bits| LatentSet::bytes_per_token(&rotated(config, bits, Exact::default()).specs);
     let mut choices: Vec<Choice> =
         [8, 4].map(|bits| Choice { options: format!("--method dense --bits {bits}"), kv_bytes_per_token: rows(bits) }).into();
     for times in [4.0, 8.0, 12.0] {

@@ -4,7 +4,7 @@
 //! coordinates, to where a bit saves most. Rank and precision are one decision: what gets no bits is not kept.
 
 use super::basis::Basis;
-use crate::rows::{Band, Format, RUN, Scale, distortion};
+use crate::kv::{Band, Format, RUN, Scale, distortion};
 
 /// How a budget is spent.
 pub(super) struct Filled {

@@ -1,8 +1,8 @@
 //! From a basis and a format to what a decoder needs: scaled, rotated, and no wider than its bands.
 
 use super::basis::Basis;
+use crate::kv::{Coder, Format, RUN};
 use crate::linalg::rotation;
-use crate::rows::{Coder, Format, RUN};
 use nalgebra::{DMatrix, DVector};
 
 /// The coder of `basis` in `format`.
@@ -57,8 +57,8 @@ const ROTATION_SEED: u64 = 1;
 mod tests {
     use super::*;
     use crate::compress::Roots;
+    use crate::kv::{Band, Scale, distortion};
     use crate::linalg::Random;
-    use crate::rows::{Band, Scale, distortion};
 
     /// Gaussian rows of uneven variance, coded in bands, miss by what the plan reckons with, `Σ λ_i·D(b_i)` and all of what is dropped, or less: in a band of uneven coordinates the scaling gains.
     #[test]

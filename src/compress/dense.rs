@@ -7,7 +7,7 @@ use super::basis::Basis;
 use super::coder::coder;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::rows::{Band, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale};
+use crate::kv::{Band, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Scale};
 use nalgebra::{DMatrix, DVector};
 
 /// How much of a bias's energy is taken out of the keys; what is left is no larger than keys are without one, and each pair of RoPE in which the mean rotates costs a key two multiply-adds more.
@@ -17,18 +17,18 @@ const COVERED: f64 = 0.999;
 ///
 /// # Errors
 /// Those of reading.
-pub(super) fn about_biases(rows: &mut RowSet, checkpoint: &Checkpoint) -> Result<()> {
+pub(super) fn about_biases(rows: &mut LatentSet, checkpoint: &Checkpoint) -> Result<()> {
     let (config, d) = (checkpoint.config(), checkpoint.config().head_dim);
     for (spec, coder) in rows.specs.iter().zip(&mut rows.coders) {
         // With QK-norm a bias is no mean.
-        let (part, norm) = if spec.kind == RowKind::PostRopeKeys { ("k_proj", config.qk_norm) } else { ("v_proj", false) };
+        let (part, norm) = if spec.kind == LatentKind::PostRopeKeys { ("k_proj", config.qk_norm) } else { ("v_proj", false) };
         let name = format!("model.layers.{}.self_attn.{part}.bias", spec.first_layer);
         if norm || !checkpoint.has(&name) {
             continue;
         }
         let bias = checkpoint.f32(&name, &[config.num_key_value_heads * d])?;
         let mut mean = DVector::from_column_slice(&bias[spec.first_head * d..][..d]);
-        if spec.kind == RowKind::PostRopeKeys {
+        if spec.kind == LatentKind::PostRopeKeys {
             keep_largest(&mut mean);
         }
         coder.mean = mean;
@@ -53,7 +53,7 @@ fn keep_largest(bias: &mut DVector<f32>) {
 }
 
 /// The rows of any model of this shape.
-pub fn rotated(config: &Config, bits: u8, exact: Exact) -> RowSet {
+pub fn rotated(config: &Config, bits: u8, exact: Exact) -> LatentSet {
     let d = config.head_dim;
     let runs = d.div_ceil(RUN);
     let format = match bits {
@@ -66,10 +66,10 @@ pub fn rotated(config: &Config, bits: u8, exact: Exact) -> RowSet {
     let coder = coder(&basis, &format);
     let mut specs = Vec::new();
     for first_layer in 0..config.num_hidden_layers {
-        for kind in [RowKind::PostRopeKeys, RowKind::Values] {
-            let spec = |first_head| RowSpec { first_layer, layers: 1, kind, first_head, kv_heads: 1, format: format.clone() };
+        for kind in [LatentKind::PostRopeKeys, LatentKind::Values] {
+            let spec = |first_head| LatentSpec { first_layer, layers: 1, kind, first_head, kv_heads: 1, format: format.clone() };
             specs.extend((0..config.num_key_value_heads).map(spec));
         }
     }
-    RowSet { coders: vec![coder; specs.len()], specs, exact }
+    LatentSet { coders: vec![coder; specs.len()], specs, exact }
 }

@@ -8,24 +8,24 @@
 
 use super::coder::by_head;
 use crate::checkpoint::Config;
-use crate::rows::{Band, Blocks, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale, Steps};
+use crate::kv::{Band, Blocks, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Scale, Steps};
 use nalgebra::DMatrix;
 
 /// Tokens of a channel of keys, and channels of a token's values, that share a step.
 const GROUP: usize = 32;
 
 /// The rows of any model of this shape, by head.
-pub fn rows(config: &Config, bits: u8, exact: Exact) -> RowSet {
+pub fn rows(config: &Config, bits: u8, exact: Exact) -> LatentSet {
     let (d, runs) = (config.head_dim, config.head_dim.div_ceil(RUN));
     let format = |scale| Format { bands: vec![Band { bits, runs }], scale };
     let keys = format(Scale::Blocks(Blocks { tokens: GROUP, heads: 1, steps: Steps::Channels }));
     let values = format(Scale::Groups { runs: GROUP / RUN, clip: 100 });
     let channels = DMatrix::identity(d, runs * RUN);
-    let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
+    let mut set = LatentSet { specs: Vec::new(), coders: Vec::new(), exact };
     for first_layer in 0..config.num_hidden_layers {
-        for (kind, format) in [(RowKind::PostRopeKeys, &keys), (RowKind::Values, &values)] {
+        for (kind, format) in [(LatentKind::PostRopeKeys, &keys), (LatentKind::Values, &values)] {
             for first_head in 0..config.num_key_value_heads {
-                set.specs.push(RowSpec { first_layer, layers: 1, kind, first_head, kv_heads: 1, format: format.clone() });
+                set.specs.push(LatentSpec { first_layer, layers: 1, kind, first_head, kv_heads: 1, format: format.clone() });
                 set.coders.push(by_head(&channels, 1, format.clone()));
             }
         }

@@ -1,15 +1,15 @@
 //! KVarN (arXiv 2606.03458; released as huawei-csl/KVarN): rotated blocks of 128 tokens, whose tokens and channels are brought to equal variance before they are rounded. No calibration.
 //!
 //! A Hadamard rotation over the width of a head evens out channels; some sixteen rounds of dividing tokens and channels by their standard deviations
-//! ([`balance`](crate::rows::balance())) do the rest. Then keys are rounded in steps of their channel, values in steps of their token, between the least and the largest
+//! ([`balance`](crate::kv::balance())) do the rest. Then keys are rounded in steps of their channel, values in steps of their token, between the least and the largest
 //! number of the block; the factors of the lines that have steps go into these, the others are kept beside. At 4 and 2 bits, `k4v2`, a head of 128 takes 4.38 and 2.38 bits a number.
 //!
 //! The first tokens and the newest are exact, as in the paper; of those that are due, up to 127 wait until their block is whole.
 
 use super::coder::by_head;
 use crate::checkpoint::Config;
+use crate::kv::{Band, Blocks, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Scale, Steps};
 use crate::linalg::rotation;
-use crate::rows::{Band, Blocks, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale, Steps};
 
 /// Tokens of a block.
 const BLOCK: usize = 128;
@@ -17,17 +17,18 @@ const BLOCK: usize = 128;
 const ROTATION_SEED: u64 = 1;
 
 /// The rows of any model of this shape, with so many bits for keys and for values.
-pub fn rows(config: &Config, [key_bits, value_bits]: [u8; 2], exact: Exact) -> RowSet {
+pub fn rows(config: &Config, [key_bits, value_bits]: [u8; 2], exact: Exact) -> LatentSet {
     let (d, width) = (config.head_dim, config.head_dim.next_multiple_of(RUN));
     let basis = rotation(width, ROTATION_SEED).rows(0, d).into_owned();
-    let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
+    let mut set = LatentSet { specs: Vec::new(), coders: Vec::new(), exact };
     for first_layer in 0..config.num_hidden_layers {
-        for (kind, steps, bits) in [(RowKind::PostRopeKeys, Steps::BalancedChannels, key_bits), (RowKind::Values, Steps::BalancedTokens, value_bits)]
+        for (kind, steps, bits) in
+            [(LatentKind::PostRopeKeys, Steps::BalancedChannels, key_bits), (LatentKind::Values, Steps::BalancedTokens, value_bits)]
         {
             let format = smallest(config.num_key_value_heads, width, steps, bits);
             let kv_heads = format.rank() / width;
             for first_head in (0..config.num_key_value_heads).step_by(kv_heads) {
-                set.specs.push(RowSpec { first_layer, layers: 1, kind, first_head, kv_heads, format: format.clone() });
+                set.specs.push(LatentSpec { first_layer, layers: 1, kind, first_head, kv_heads, format: format.clone() });
                 set.coders.push(by_head(&basis, kv_heads, format.clone()));
             }
         }

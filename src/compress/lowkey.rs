@@ -18,7 +18,7 @@ use super::positions::Positions;
 use super::unit::{Context, Unit};
 use super::{bands, scales};
 use crate::calibrate::LayerStatistics;
-use crate::rows::{Format, KvSide, RowKind, Scale};
+use crate::kv::{Format, KvSide, LatentKind, Scale};
 use crate::{Error, Result};
 use nalgebra::DMatrix;
 use std::ops::Range;
@@ -78,7 +78,7 @@ impl Solver<'_> {
         let metrics: Vec<Roots> =
             layers.clone().flat_map(|layer| [KvSide::Keys, KvSide::Values].map(move |side| self.metric(layer, side))).collect::<Result<_>>()?;
         let basis = Basis::principal(&what, &moments, moments.mean.map(f64::from), Some(&Roots::blocks(&metrics)))?;
-        Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), kind: RowKind::Both, first_head: 0, kv_heads: self.context.heads, basis }])
+        Ok(vec![Unit { first_layer: layers.start, layers: layers.len(), kind: LatentKind::Both, first_head: 0, kv_heads: self.context.heads, basis }])
     }
 
     /// The rows of the `fast` layout for one layer: keys and values, each over so many heads.
@@ -100,7 +100,7 @@ impl Solver<'_> {
             let values = moments.part(heads * d + at..heads * d + at + width);
             let mean = values.mean.map(f64::from);
             let values = Basis::principal(&format!("the values of layer {layer}"), &values, mean, Some(&metric(&of_values)?))?;
-            units.extend([unit(RowKind::PostRopeKeys, keys), unit(RowKind::Values, values)]);
+            units.extend([unit(LatentKind::PostRopeKeys, keys), unit(LatentKind::Values, values)]);
         }
         Ok(units)
     }

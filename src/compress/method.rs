@@ -2,7 +2,7 @@
 
 use super::Ranks;
 use crate::checkpoint::Config;
-use crate::rows::Budget;
+use crate::kv::Budget;
 use crate::{Error, Result};
 use std::str::FromStr;
 
@@ -110,9 +110,9 @@ pub enum Scales {
     /// Where that is better, row by row.
     #[default]
     Chosen,
-    /// Nowhere: [`Fixed`](crate::rows::Scale::Fixed).
+    /// Nowhere: [`Fixed`](crate::kv::Scale::Fixed).
     Fixed,
-    /// Everywhere: [`Band`](crate::rows::Scale::Band).
+    /// Everywhere: [`Band`](crate::kv::Scale::Band).
     Band,
 }
 

@@ -1,6 +1,6 @@
 //! Makes the bases in which a checkpoint's keys and values are cached. One file for each method.
 //!
-//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget, options), and answers with the coded rows and their bases; [`run`] writes them, as an adapter file or
+//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget, options), and answers with the latents and their bases; [`run`] writes them, as an adapter file or
 //! with the whole model.
 //! A method answers with [`Basis`]es, whose coordinates are sorted by what they cost to leave out; the bits that they get are the plan's. Everything is solved in f64,
 //! all cores at once. Nothing here knows a GPU.
@@ -29,7 +29,7 @@ mod tensors;
 mod unit;
 pub mod xkv;
 
-pub use crate::rows::Budget;
+pub use crate::kv::Budget;
 pub use basis::{Basis, Roots, about};
 pub use dense::rotated;
 pub use method::{Grouping, Layout, LowKey, LowRank, Method, Palu, ReCalKv, Scales, Sensing};
@@ -40,7 +40,7 @@ pub use xkv::Solver;
 
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored, Source};
-use crate::rows::{Band, Exact, Format, Price, RUN, RowSet, Scale};
+use crate::kv::{Band, Exact, Format, LatentSet, Price, RUN, Scale};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -119,8 +119,8 @@ pub struct Seconds {
 
 /// What [`factor`] makes.
 pub struct Made {
-    /// The coded rows and their bases.
-    pub rows: RowSet,
+    /// The latents and their bases.
+    pub rows: LatentSet,
     /// Tensors that replace the checkpoint's, where the method reorders heads: shape and numbers by name.
     pub(crate) tensors: MadeTensors,
 }
@@ -194,7 +194,7 @@ fn solved(layers: usize, span: usize, units: &(dyn Fn(Range<usize>) -> Result<So
 fn made((units, tensors): Solved, formats: Vec<Format>, exact: Exact) -> Made {
     let coders = units.par_iter().zip(&formats).map(|(unit, format)| coder::coder(&unit.basis, format)).collect();
     let specs = units.iter().zip(formats).map(|(unit, format)| unit.spec(format)).collect();
-    Made { rows: RowSet { specs, coders, exact }, tensors }
+    Made { rows: LatentSet { specs, coders, exact }, tensors }
 }
 
 /// What a published low-rank method makes, layer by layer.
@@ -249,7 +249,7 @@ pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>
         format: Factored::FORMAT,
         method: plan.method.name().into(),
         options: plan.method.options(),
-        kv_bytes_per_token: RowSet::bytes_per_token(&made.rows.specs),
+        kv_bytes_per_token: LatentSet::bytes_per_token(&made.rows.specs),
         calibration_digest: statistics.map_or(String::new(), |statistics| statistics.text.clone()),
         source_digest: source,
         exact: plan.exact,

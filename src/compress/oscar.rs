@@ -17,8 +17,8 @@ use super::coder::by_head;
 use super::unit::Context;
 use crate::Result;
 use crate::calibrate::LayerStatistics;
+use crate::kv::{Band, Coder, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Scale};
 use crate::linalg::{Eigen, rotation};
-use crate::rows::{Band, Coder, Exact, Format, RUN, RowKind, RowSet, RowSpec, Scale};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
@@ -69,21 +69,21 @@ pub fn basis(what: &str, moment: &DMatrix<f64>) -> Result<DMatrix<f64>> {
 const ROTATION_SEED: u64 = 1;
 
 /// The rows of all layers, in numbers of so many `bits`.
-pub(super) fn rows(context: &Context, bits: u8, exact: Exact) -> Result<RowSet> {
-    let layers: Vec<Vec<(RowSpec, Coder)>> =
+pub(super) fn rows(context: &Context, bits: u8, exact: Exact) -> Result<LatentSet> {
+    let layers: Vec<Vec<(LatentSpec, Coder)>> =
         (0..context.statistics.layers.len()).into_par_iter().map(|layer| of_layer(context, layer, bits)).collect::<Result<_>>()?;
     let (specs, coders) = layers.into_iter().flatten().unzip();
-    Ok(RowSet { specs, coders, exact })
+    Ok(LatentSet { specs, coders, exact })
 }
 
-fn of_layer(context: &Context, layer: usize, bits: u8) -> Result<Vec<(RowSpec, Coder)>> {
+fn of_layer(context: &Context, layer: usize, bits: u8) -> Result<Vec<(LatentSpec, Coder)>> {
     let (heads, d) = (context.heads, context.head_dim);
     let LayerStatistics { sample, queries, .. } = &context.statistics.layers[layer];
     let queries: Vec<DMatrix<f64>> = queries.iter().map(|moment| moment.map(f64::from)).collect();
     let values = sample.rows.rows(heads * d, heads * d).map(f64::from);
     let moments = [
-        (RowKind::PostRopeKeys, "keys", key_moment(&queries)),
-        (RowKind::Values, "values", value_moment(&sample.post_rope_keys.map(f64::from), &values, &queries)),
+        (LatentKind::PostRopeKeys, "keys", key_moment(&queries)),
+        (LatentKind::Values, "values", value_moment(&sample.post_rope_keys.map(f64::from), &values, &queries)),
     ];
     let mut rows = Vec::new();
     for ((kind, side, moment), clip) in moments.into_iter().zip(CLIP) {
@@ -95,7 +95,7 @@ fn of_layer(context: &Context, layer: usize, bits: u8) -> Result<Vec<(RowSpec, C
             let runs = kv_heads * basis.ncols() / RUN;
             let format = Format { bands: vec![Band { bits, runs }], scale: Scale::Groups { runs: GROUP / RUN, clip } };
             let coder = by_head(&basis, kv_heads, format.clone());
-            rows.push((RowSpec { first_layer: layer, layers: 1, kind, first_head, kv_heads, format }, coder));
+            rows.push((LatentSpec { first_layer: layer, layers: 1, kind, first_head, kv_heads, format }, coder));
         }
     }
     Ok(rows)

@@ -15,8 +15,8 @@
 use super::Basis;
 use super::unit::{Context, Unit};
 use crate::Result;
+use crate::kv::{KvSide, LatentKind};
 use crate::linalg::Moments;
-use crate::rows::{KvSide, RowKind};
 use nalgebra::DVector;
 
 /// The basis of one group of heads: `outputs` are the moments of what it caches, `[s·d]`, and `bias: [s·d]` is the projection's (zero where it has
@@ -33,7 +33,7 @@ pub(super) fn units(context: &Context, group_heads: usize, layer: usize) -> Resu
     let (heads, d) = (context.heads, context.head_dim);
     let moments = context.statistics.rows(layer..layer + 1)?;
     let mut units = Vec::new();
-    for (side, kind, start) in [(KvSide::Keys, RowKind::PreRopeKeys, 0), (KvSide::Values, RowKind::Values, heads * d)] {
+    for (side, kind, start) in [(KvSide::Keys, LatentKind::PreRopeKeys, 0), (KvSide::Values, LatentKind::Values, heads * d)] {
         let bias = context.bias(layer, side)?;
         for first_head in (0..heads).step_by(group_heads) {
             let kv_heads = group_heads.min(heads - first_head);

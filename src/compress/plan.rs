@@ -3,7 +3,7 @@
 use super::method::{Layout, LowKey, Method};
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::rows::Exact;
+use crate::kv::Exact;
 
 /// A method with its options, and what all methods share.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,7 +14,7 @@
 //!   them; here `ε` is the least that the budget allows, the same everywhere. (The paper's text takes the share, its
 //!   code the square of `ε`; and it takes the spectra of keys and values for all methods that it compares, where here each has its own.)
 
-use crate::rows::RUN;
+use crate::kv::RUN;
 use crate::{Error, Result};
 
 /// A rule to deal ranks by.

@@ -22,9 +22,9 @@ use super::method::{Grouping, ReCalKv};
 use super::tensors::MadeTensors;
 use super::unit::{Context, Unit};
 use crate::Result;
+use crate::kv::{KvSide, LatentKind};
 use crate::linalg::Eigen;
 use crate::linalg::Moments;
-use crate::rows::{KvSide, RowKind};
 use nalgebra::{DMatrix, DVector};
 use std::collections::HashMap;
 
@@ -60,11 +60,11 @@ pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Resul
         let range = first * d..(first + size) * d;
         let bias = key_bias.rows_range(range.clone()).into_owned();
         let what = format!("the keys of layer {layer}, group at {first}");
-        units.push(unit(RowKind::PreRopeKeys, first, size, Basis::principal(&what, &keys.part(range), bias, None)?));
+        units.push(unit(LatentKind::PreRopeKeys, first, size, Basis::principal(&what, &keys.part(range), bias, None)?));
         first += size;
     }
     let basis = Basis::principal(&format!("the values of layer {layer}"), &values, value_bias, None)?;
-    units.push(unit(RowKind::Values, 0, heads, basis));
+    units.push(unit(LatentKind::Values, 0, heads, basis));
     Ok((units, tensors))
 }
 

@@ -7,8 +7,8 @@
 use super::bands::{Filled, bytes, water_fill};
 use super::basis::Basis;
 use super::coder::coder;
+use crate::kv::{Format, Scale};
 use crate::linalg::tr_product;
-use crate::rows::{Format, Scale};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 

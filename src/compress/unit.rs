@@ -5,7 +5,7 @@ use super::positions::Positions;
 use super::{Part, Ranks};
 use crate::calibrate::{LayerStatistics, Sample, Sensitivity, Statistics};
 use crate::checkpoint::Checkpoint;
-use crate::rows::{Budget, Format, KvSide, RowKind, RowSpec};
+use crate::kv::{Budget, Format, KvSide, LatentKind, LatentSpec};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
 
@@ -58,7 +58,7 @@ impl Context<'_> {
 pub(super) struct Unit {
     pub(super) first_layer: usize,
     pub(super) layers: usize,
-    pub(super) kind: RowKind,
+    pub(super) kind: LatentKind,
     pub(super) first_head: usize,
     pub(super) kv_heads: usize,
     pub(super) basis: Basis,
@@ -66,9 +66,9 @@ pub(super) struct Unit {
 
 impl Unit {
     /// The row, packed as `format`.
-    pub(super) fn spec(&self, format: Format) -> RowSpec {
+    pub(super) fn spec(&self, format: Format) -> LatentSpec {
         let Unit { first_layer, layers, kind, first_head, kv_heads, .. } = *self;
-        RowSpec { first_layer, layers, kind, first_head, kv_heads, format }
+        LatentSpec { first_layer, layers, kind, first_head, kv_heads, format }
     }
 
     /// What it holds of the sample's tokens, `[w, tokens]`; keys after RoPE as if they stood anywhere in the context.
@@ -81,9 +81,9 @@ impl Unit {
                 let Sample { rows, post_rope_keys } = &layer.sample;
                 let (keys, values) = (rows.rows(first, height), rows.rows(post_rope_keys.nrows() + first, height));
                 match self.kind {
-                    RowKind::PreRopeKeys | RowKind::PostRopeKeys => vec![keys],
-                    RowKind::Values => vec![values],
-                    RowKind::Both => vec![keys, values],
+                    LatentKind::PreRopeKeys | LatentKind::PostRopeKeys => vec![keys],
+                    LatentKind::Values => vec![values],
+                    LatentKind::Both => vec![keys, values],
                 }
             })
             .collect();
@@ -91,7 +91,7 @@ impl Unit {
         for (index, part) in parts.iter().enumerate() {
             all.rows_mut(index * height, height).copy_from(part);
         }
-        if self.kind == RowKind::PostRopeKeys {
+        if self.kind == LatentKind::PostRopeKeys {
             // About a mean that rotates with them: as if it stood still.
             let mean = self.basis.mean.map(|x| x as f32);
             all.column_iter_mut().for_each(|mut column| column -= &mean);
@@ -103,7 +103,7 @@ impl Unit {
 
     /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is spread over the coordinates, and from the sensitivity what it is altogether.
     pub(super) fn part(&self, context: &Context, rule: Ranks) -> Result<Part> {
-        let side = if self.kind == RowKind::Values { KvSide::Values } else { KvSide::Keys };
+        let side = if self.kind == LatentKind::Values { KvSide::Values } else { KvSide::Keys };
         let Basis { down, up, variance, loss, .. } = &self.basis;
         let mut weight = context.weight(rule, self.first_layer, side)?;
         if rule == Ranks::Spectrum {
@@ -129,12 +129,12 @@ pub(super) fn by_head(
     let mut units = Vec::new();
     for head in 0..heads {
         let basis = keys(&format!("the keys of layer {layer}, head {head}"), head, &rotated.part(head * d..(head + 1) * d).second.map(f64::from))?;
-        units.push(Unit { first_layer: layer, layers: 1, kind: RowKind::PostRopeKeys, first_head: head, kv_heads: 1, basis });
+        units.push(Unit { first_layer: layer, layers: 1, kind: LatentKind::PostRopeKeys, first_head: head, kv_heads: 1, basis });
     }
     for head in 0..heads {
         let basis =
             values(&format!("the values of layer {layer}, head {head}"), head, &untouched.part(head * d..(head + 1) * d).second.map(f64::from))?;
-        units.push(Unit { first_layer: layer, layers: 1, kind: RowKind::Values, first_head: head, kv_heads: 1, basis });
+        units.push(Unit { first_layer: layer, layers: 1, kind: LatentKind::Values, first_head: head, kv_heads: 1, basis });
     }
     Ok(units)
 }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::linalg::Moments;
 
-    /// The samples of three layers of two heads of two numbers, put together as [`RowSpec::offset`] says.
+    /// The samples of three layers of two heads of two numbers, put together as [`LatentSpec::offset`] says.
     #[test]
     fn a_rows_sample_is_laid_out_as_the_row() {
         let (heads, d, tokens) = (2, 2, 4);
@@ -158,7 +158,7 @@ mod tests {
         let none = || DMatrix::zeros(0, 0);
         // At a single position nothing is rotated.
         let positions = Positions::up_to(1, vec![0.1]);
-        for kind in [RowKind::PreRopeKeys, RowKind::PostRopeKeys, RowKind::Values, RowKind::Both] {
+        for kind in [LatentKind::PreRopeKeys, LatentKind::PostRopeKeys, LatentKind::Values, LatentKind::Both] {
             for (first_layer, count, first_head, kv_heads) in [(0, 1, 0, 2), (1, 1, 1, 1), (1, 2, 0, 2), (0, 3, 1, 1)] {
                 let basis = Basis {
                     mean: DVector::zeros(count * kv_heads * d),

@@ -17,8 +17,8 @@ use super::bands::water_fill;
 use super::basis::{Basis, about};
 use super::coder::coder;
 use crate::Result;
+use crate::kv::{Coder, Format, Geometry, LatentKind, LatentSpec, PromptBases, RUN, Scale, Xkv, basis_bytes, distortion};
 use crate::linalg::Moments;
-use crate::rows::{Coder, Format, Geometry, PromptBases, RUN, RowKind, RowSpec, Scale, Xkv, basis_bytes, distortion};
 use nalgebra::{DMatrix, DVector};
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ impl PromptBases for Solver {
         &self.0
     }
 
-    fn rows(&self, geometry: &Geometry, group: &Range<usize>, moments: [&Moments; 2], tokens: usize) -> Result<[(RowSpec, Coder); 2]> {
+    fn rows(&self, geometry: &Geometry, group: &Range<usize>, moments: [&Moments; 2], tokens: usize) -> Result<[(LatentSpec, Coder); 2]> {
         let basis = |(what, moments): (&str, &Moments)| {
             let what = format!("the prompt's {what} in layers {} to {}", group.start, group.end - 1);
             let mean = moments.mean.map(f64::from);
@@ -46,13 +46,13 @@ impl PromptBases for Solver {
         let [keys, values] = [basis(("keys", moments[0]))?, basis(("values", moments[1]))?];
         let bytes = self.0.share(geometry, group)?;
         let formats = self.0.fixed(geometry, group, bytes, tokens).unwrap_or_else(|| by_spectrum([&keys, &values], bytes, tokens));
-        let row = |(basis, kind, format): (Basis, RowKind, Format)| {
+        let row = |(basis, kind, format): (Basis, LatentKind, Format)| {
             let (first_layer, layers) = (group.start, group.len());
             let coder = orthonormal(basis, &format);
-            (RowSpec { first_layer, layers, kind, first_head: 0, kv_heads: geometry.kv_heads, format }, coder)
+            (LatentSpec { first_layer, layers, kind, first_head: 0, kv_heads: geometry.kv_heads, format }, coder)
         };
         let [key_format, value_format] = formats;
-        Ok([row((keys, RowKind::PreRopeKeys, key_format)), row((values, RowKind::Values, value_format))])
+        Ok([row((keys, LatentKind::PreRopeKeys, key_format)), row((values, LatentKind::Values, value_format))])
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
     use crate::Error;
     use crate::compress::basis::tests::{moment, rows};
-    use crate::rows::Budget;
+    use crate::kv::Budget;
 
     fn moments(x: &DMatrix<f64>) -> Moments {
         Moments { mean: x.row_mean().transpose().map(|x| x as f32), second: moment(x).map(|x| x as f32) }

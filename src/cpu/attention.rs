@@ -5,8 +5,8 @@ use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
+use crate::kv::fade;
 use crate::linalg::{product, stack, tr_product};
-use crate::rows::fade;
 use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 

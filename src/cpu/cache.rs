@@ -1,7 +1,7 @@
 //! A sequence's rows: exact ones by layer, and where the model has a basis for them, coded ones beside.
 //!
-//! For a dense cache all rows are exact. With coded rows ([`RowSet`]) the first tokens stay exact, and the newest in a ring; the rule of who reads what is
-//! [`rows::Exact`](crate::rows::Exact)'s. A sequence that evicts has no coded rows, or has them and keeps candidates exactly beside them ([`Eviction`]). To read coded rows here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
+//! For a dense cache all rows are exact. With latents ([`LatentSet`]) the first tokens stay exact, and the newest in a ring; the rule of who reads what is
+//! [`kv::Exact`](crate::kv::Exact)'s. A sequence that evicts has no latents, or has them and keeps candidates exactly beside them ([`Eviction`]). To read latents here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
 use super::columns::{Columns, Run};
@@ -9,9 +9,9 @@ use super::eviction::{Eviction, Leaving};
 use super::landmarks::Landmarks;
 use super::rope::Rope;
 use super::rows::Rows;
+use crate::kv::{Call, Coder, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Schedule, Selection, Slots, Stores};
 use crate::linalg::stack;
 use crate::linalg::tr_product;
-use crate::rows::{Call, Coder, Coding, Energy, KvSide, Reach, RowKind, RowSet, RowSpec, Schedule, Selection, Slots, Stores};
 use nalgebra::DMatrix;
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ struct LayerRows {
 }
 
 struct Coded {
-    set: Arc<RowSet>,
+    set: Arc<LatentSet>,
     schedule: Schedule,
     head_dim: usize,
     /// By row: `[capacity][words]`.
@@ -42,9 +42,9 @@ struct Coded {
     energy: Energy,
 }
 
-/// How a cache of coded rows is to be.
+/// How a cache of latents is to be.
 pub(super) struct CodedOptions {
-    pub(super) set: Arc<RowSet>,
+    pub(super) set: Arc<LatentSet>,
     pub(super) coding: Coding,
     pub(super) select: Option<Selection>,
     pub(super) stores: Option<Stores>,
@@ -98,7 +98,7 @@ impl Cache {
                     for side in [KvSide::Keys, KvSide::Values] {
                         let Some(offset) = spec.offset(layer, side, coded.head_dim) else { continue };
                         let mut part = self.exact(layer, side, call.code.clone()).rows(first, height).into_owned();
-                        if side == KvSide::Keys && spec.kind != RowKind::PostRopeKeys {
+                        if side == KvSide::Keys && spec.kind != LatentKind::PostRopeKeys {
                             rope.rotate_back(&mut part, call.code.start);
                         }
                         y.rows_mut(offset, height).copy_from(&part);
@@ -199,7 +199,7 @@ impl Cache {
     }
 
     /// Begins with the rows of `set`, of which `words` are the first tokens', packed.
-    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, capacity: usize) {
+    pub(super) fn adopt(&mut self, set: Arc<LatentSet>, words: Vec<Vec<u32>>, capacity: usize) {
         if let Some(coded) = &mut self.coded {
             coded.words = words;
             coded.words.iter_mut().zip(&set.specs).for_each(|(words, spec)| {
@@ -234,8 +234,8 @@ impl Cache {
         self.coded.as_ref().map_or(Energy::default(), |coded| coded.energy)
     }
 
-    /// The coded rows.
-    pub(super) fn rows(&self) -> &[RowSpec] {
+    /// The latents.
+    pub(super) fn rows(&self) -> &[LatentSpec] {
         self.coded.as_ref().map_or(&[], |coded| &coded.set.specs)
     }
 
@@ -348,7 +348,7 @@ impl Coded {
                 for run in runs {
                     let mut y = y.columns_mut(run.column - first, run.tokens.len());
                     y += means(coder, spec, offset..offset + height, run.tokens.clone(), rope);
-                    if side == 0 && spec.kind != RowKind::PostRopeKeys {
+                    if side == 0 && spec.kind != LatentKind::PostRopeKeys {
                         rope.rotate(y, run.tokens.start);
                     }
                 }
@@ -359,10 +359,10 @@ impl Coded {
 }
 
 /// What a part of a row is about, for some tokens: the mean, which rotates as the keys do where they are coded after RoPE.
-fn means(coder: &Coder, spec: &RowSpec, part: Range<usize>, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
+fn means(coder: &Coder, spec: &LatentSpec, part: Range<usize>, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
     let mean = coder.mean.rows_range(part);
     let mut means = DMatrix::from_fn(mean.len(), tokens.len(), |i, _| mean[i]);
-    if spec.kind == RowKind::PostRopeKeys {
+    if spec.kind == LatentKind::PostRopeKeys {
         rope.rotate(&mut means, tokens.start);
     }
     means

@@ -1,6 +1,6 @@
 //! What attention reads: the columns of keys and values, exact and coded.
 
-use crate::rows::Reach;
+use crate::kv::Reach;
 use nalgebra::DMatrix;
 use std::ops::Range;
 

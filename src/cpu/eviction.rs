@@ -1,9 +1,9 @@
-//! Candidates and what is left of evicted tokens, beside the exact rows of a sequence that evicts ([`Reviver`](crate::rows::Reviver)).
+//! Candidates and what is left of evicted tokens, beside the exact rows of a sequence that evicts ([`Reviver`](crate::kv::Reviver)).
 
 use super::RowType;
 use super::columns::EvictionColumns;
 use super::rows::Rows;
-use crate::rows::{Evicted, Sketch, Stores, fade};
+use crate::kv::{Evicted, Sketch, Stores, fade};
 use nalgebra::{DMatrix, DVector};
 use std::sync::Arc;
 
@@ -170,7 +170,7 @@ impl Eviction {
         }
     }
 
-    /// Whether candidates are read beside coded rows that they have as well.
+    /// Whether candidates are read beside latents that they have as well.
     pub(super) fn beside_rows(&self) -> bool {
         self.stores.evicted_as == Evicted::Rows
     }
@@ -189,15 +189,15 @@ impl Eviction {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::Budget;
+    use crate::kv::{Exact, Reviver};
     use crate::linalg::Random;
-    use crate::rows::Budget;
-    use crate::rows::{Exact, Reviver};
 
     const WIDTH: usize = 8;
 
     /// A layer of one head, and room for 24 candidates, or fewer and a sketch.
     fn eviction(evicted_as: Evicted) -> Eviction {
-        let geometry = crate::rows::Geometry { layers: 1, heads: 1, kv_heads: 1, head_dim: WIDTH };
+        let geometry = crate::kv::Geometry { layers: 1, heads: 1, kv_heads: 1, head_dim: WIDTH };
         let reviver = Reviver::new(Budget::Bytes(15), Some(evicted_as));
         let stores = reviver.stores(&geometry, &[], Exact { sinks: 0, recent: 0 }, 96).unwrap();
         Eviction::new(stores, 1, WIDTH, 32, RowType::F32)

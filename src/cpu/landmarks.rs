@@ -1,6 +1,6 @@
 //! Landmarks of coded tokens, by which a token chooses what it reads ([`Selection`]).
 
-use crate::rows::Selection;
+use crate::kv::Selection;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 use std::ops::Range;

@@ -7,7 +7,7 @@ use super::linear::{Linear, RmsNorm};
 use super::rope::Rope;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::rows::Call;
+use crate::kv::Call;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 

@@ -28,7 +28,7 @@ pub use rows::RowType;
 pub use sequence::CpuSequence;
 
 use crate::checkpoint::{Checkpoint, Config};
-use crate::rows::RowSet;
+use crate::kv::LatentSet;
 use crate::sequence::{Logits, SequenceOptions};
 use crate::{Result, linalg};
 use cache::Cache;
@@ -48,7 +48,7 @@ pub trait Observer {
     fn heads(&mut self, _layer: usize, _position: usize, _heads: &Heads) {}
 }
 
-/// A checkpoint's weights in f32, and the bases of its coded rows if it has any. Shared by any number of sequences.
+/// A checkpoint's weights in f32, and the bases of its latents if it has any. Shared by any number of sequences.
 pub struct Model {
     config: Config,
     /// `[hidden_size, vocab]`: a token's embedding is a column.
@@ -57,7 +57,7 @@ pub struct Model {
     final_norm: RmsNorm,
     /// `None` where the head is the embedding table.
     head: Option<DMatrix<f32>>,
-    rows: Option<Arc<RowSet>>,
+    rows: Option<Arc<LatentSet>>,
 }
 
 impl Model {
@@ -66,16 +66,17 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Tensor`] for a tensor that is missing, has another shape than the configuration asks for, or is not finite; those of reading.
     pub fn load(checkpoint: &Checkpoint) -> Result<Model> {
-        Model::with_rows(checkpoint, checkpoint.rows()?)
+        Model::with_latents(checkpoint, checkpoint.rows()?)
     }
 
-    /// [`load`](Self::load) with other coded rows than the checkpoint's own, or none.
+    /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
     ///
     /// # Errors
     /// As [`load`](Self::load), and [`crate::Error::Argument`] where the rows are another model's.
-    pub fn with_rows(checkpoint: &Checkpoint, rows: Option<RowSet>) -> Result<Model> {
+    pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Result<Model> {
         if let Some(rows) = &rows {
-            RowSet::check(&rows.specs, &checkpoint.config().geometry()).map_err(|message| crate::Error::Argument { name: "rows".into(), message })?;
+            LatentSet::check(&rows.specs, &checkpoint.config().geometry())
+                .map_err(|message| crate::Error::Argument { name: "rows".into(), message })?;
         }
         let config = checkpoint.config().clone();
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
@@ -94,8 +95,8 @@ impl Model {
         &self.config
     }
 
-    /// The coded rows.
-    pub fn rows(&self) -> Option<&RowSet> {
+    /// The latents.
+    pub fn rows(&self) -> Option<&LatentSet> {
         self.rows.as_deref()
     }
 
@@ -104,7 +105,7 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Argument`] where the capacity is zero or too large to be counted.
     pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>, row_type: RowType) -> Result<CpuSequence> {
-        CpuSequence::with_rows(self.clone(), self.rows.clone(), options.into(), row_type)
+        CpuSequence::with_latents(self.clone(), self.rows.clone(), options.into(), row_type)
     }
 
     /// Runs `tokens` through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.

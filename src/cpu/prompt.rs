@@ -7,8 +7,8 @@ use super::cache::Cache;
 use super::layer::ForwardPass;
 use super::rope::Rope;
 use super::{CpuSequence, Model, RowType};
+use crate::kv::{Call, Energy, Exact, KvSide, LatentSet};
 use crate::linalg::{Moments, gram};
-use crate::rows::{Call, Energy, Exact, KvSide, RowSet};
 use crate::sequence::{Logits, Prompt, SequenceOptions};
 use crate::{Error, Result};
 use nalgebra::{DMatrix, DVector};
@@ -19,7 +19,7 @@ impl Model {
     /// A sequence that has read `prompt`, coded in bases of its own, and the logits asked for.
     ///
     /// # Errors
-    /// As [`PromptBases::rows`](crate::rows::PromptBases::rows) and [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`] where the prompt is cancelled.
+    /// As [`PromptBases::rows`](crate::kv::PromptBases::rows) and [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`] where the prompt is cancelled.
     pub fn read_prompt(self: &Arc<Self>, prompt: &Prompt, options: SequenceOptions, row_type: RowType) -> Result<(CpuSequence, Vec<f32>)> {
         let (config, tokens, count) = (&self.config, prompt.tokens, prompt.tokens.len());
         let (geometry, xkv) = (config.geometry(), prompt.bases.options());
@@ -29,7 +29,7 @@ impl Model {
         sequence.rope.reach(count);
         let exact_tokens = sequence.cursor.coding().map_or(Exact::default(), |coding| coding.schedule.exact);
         let coded = exact_tokens.coded(count);
-        let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact: exact_tokens };
+        let mut set = LatentSet { specs: Vec::new(), coders: Vec::new(), exact: exact_tokens };
         let (mut words, mut energy) = (Vec::new(), Energy::default());
         let mut x = self.embed(tokens);
         for group in xkv.groups(&geometry) {

@@ -4,8 +4,8 @@ use super::cache::{Cache, CodedOptions};
 use super::layer::ForwardPass;
 use super::rope::Rope;
 use super::{Model, Observer, RowType};
+use crate::kv::{CacheMethod, Coding, Cursor, Energy, LatentSet, LatentSpec, Slots, Stores};
 use crate::logits::argmax;
-use crate::rows::{CacheMethod, Coding, Cursor, Energy, RowSet, RowSpec, Slots, Stores};
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl CpuSequence {
     pub(super) const CHUNK: usize = 256;
 
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
-    pub(super) fn with_rows(model: Arc<Model>, rows: Option<Arc<RowSet>>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
+    pub(super) fn with_latents(model: Arc<Model>, rows: Option<Arc<LatentSet>>, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
         let (config, capacity) = (&model.config, options.capacity);
         let rows = rows.filter(|_| options.method != CacheMethod::Full);
         let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
@@ -40,10 +40,10 @@ impl CpuSequence {
         let stores = eviction.map(|eviction| eviction.stores(&config.geometry(), specs, exact, capacity)).transpose()?;
         fits(&model, specs, stores.as_ref(), capacity, row_type)?;
         let policy = ChunkPolicy::new(&options, rows.as_ref().is_some_and(|rows| rows.spans()), Self::CHUNK, capacity);
-        // A dense sequence that evicts is one of coded rows, of which it has none.
-        let set = rows.or_else(|| stores.map(|_| Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact })));
+        // A dense sequence that evicts is one of latents, of which it has none.
+        let set = rows.or_else(|| stores.map(|_| Arc::new(LatentSet { specs: Vec::new(), coders: Vec::new(), exact })));
         let coding = set.as_ref().map(|set| {
-            let schedule = exact.blocks(RowSet::block(&set.specs));
+            let schedule = exact.blocks(LatentSet::block(&set.specs));
             Coding { schedule, slots: Slots::new(&schedule, policy.max, capacity), strict: policy.strict, evicts: stores.is_some() }
         });
         let select = options.method.read().selection();
@@ -60,7 +60,7 @@ impl CpuSequence {
         let policy = ChunkPolicy::new(&options, spans, Self::CHUNK, capacity);
         let slots = Slots::new(&exact.blocks(1), policy.max, capacity);
         let coding = Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
-        let set = Arc::new(RowSet { specs: Vec::new(), coders: Vec::new(), exact });
+        let set = Arc::new(LatentSet { specs: Vec::new(), coders: Vec::new(), exact });
         let coded = CodedOptions { set, coding, select: options.method.read().selection(), stores: None, head_dim: config.head_dim };
         let cache = Cache::new(config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, Some(coded));
         let (rope, cursor) = (Rope::new(config), Cursor::new(capacity, Some(coding)));
@@ -68,7 +68,7 @@ impl CpuSequence {
     }
 
     /// Goes on where `position` tokens have gone through the model and `words` are the packed rows of the first `done` of them: [`Cache::adopt`].
-    pub(super) fn adopt(&mut self, set: Arc<RowSet>, words: Vec<Vec<u32>>, prompt: Energy, done: usize, position: usize) {
+    pub(super) fn adopt(&mut self, set: Arc<LatentSet>, words: Vec<Vec<u32>>, prompt: Energy, done: usize, position: usize) {
         self.prompt = prompt;
         self.bases = set.coders.iter().map(|coder| size_of::<f32>() * (coder.up.len() + coder.mean.len())).sum();
         self.cache.adopt(set, words, self.cursor.capacity());
@@ -118,11 +118,11 @@ impl CpuSequence {
 }
 
 /// Whether memory has room for `capacity` tokens, tried out first: an allocation that fails would end the process.
-fn fits(model: &Model, specs: &[RowSpec], stores: Option<&Stores>, capacity: usize, row_type: RowType) -> Result<()> {
+fn fits(model: &Model, specs: &[LatentSpec], stores: Option<&Stores>, capacity: usize, row_type: RowType) -> Result<()> {
     let geometry = model.config.geometry();
     let bytes_per_token = match stores {
         None if specs.is_empty() => 2 * geometry.layers * geometry.kv_width() * row_type.bytes(),
-        _ => RowSet::bytes_per_token(specs) as usize,
+        _ => LatentSet::bytes_per_token(specs) as usize,
     };
     let fits = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
     let all = |stores: &Stores| stores.bytes()?.checked_mul(geometry.layers)?.checked_add(stores.place_bytes()?.checked_mul(2)?);
@@ -183,7 +183,7 @@ impl Sequence for CpuSequence {
         Ok((self.bases > 0).then(|| [self.prompt.lost(), self.cache.energy().lost()]))
     }
 
-    fn rows(&self) -> &[RowSpec] {
+    fn rows(&self) -> &[LatentSpec] {
         self.cache.rows()
     }
 }

@@ -1,7 +1,7 @@
 //! Attention of one layer, from the projection to the heads' outputs: every kernel of it, bound once.
 
 use super::Model;
-use super::coded::CodedLayer;
+use super::latents::LatentLayer;
 use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
@@ -15,12 +15,12 @@ use crate::kernels::score::{CodedKeys, Score};
 use crate::kernels::select::Select;
 use crate::kernels::sketch::Sketch;
 use crate::kernels::values::{CodedValues, Values};
-use crate::rows::{Call, Evicted, Selection, Stores};
+use crate::kv::{Call, Evicted, Selection, Stores};
 
 /// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
 pub(super) struct Attention {
     prepare: Prepare,
-    /// What a token that goes through alone chooses of coded rows.
+    /// What a token that goes through alone chooses of latents.
     select: Option<(Selection, Select)>,
     /// Where coded keys are rebuilt.
     rebuild: Option<Rebuild>,
@@ -35,7 +35,7 @@ pub(super) struct Attention {
 
 impl Attention {
     /// That of layer `index`, which reads `coded` rows, those of them that a token chooses where it goes through alone, or none.
-    pub fn plan(model: &Model, index: usize, coded: Option<&CodedLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
+    pub fn plan(model: &Model, index: usize, coded: Option<&LatentLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
         let (device, attention) = (&*model.device, &super::attention_shape(&model.config));
         let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
         let select = cache.select.filter(|_| !many && coded.is_some());

@@ -1,8 +1,8 @@
-//! What becomes of exact rows whose time is up. Where a token leaves a coded row: what the row is made from, less its mean, then its coordinates, then their codes. Where tokens are evicted: who
+//! What becomes of exact rows whose time is up. Where a token leaves a latent: what the row is made from, less its mean, then its coordinates, then their codes. Where tokens are evicted: who
 //! takes a slot, and what is left of the others.
 
 use super::Model;
-use super::coded::CodedRows;
+use super::latents::Latents;
 use super::scratch::{Buffers, CHUNK};
 use crate::Result;
 use crate::cache::Cache;
@@ -19,14 +19,14 @@ use crate::kernels::move_rows::MoveRows;
 use crate::kernels::pack::{Pack, PackedRow};
 use crate::kernels::project::{Project, Slice};
 use crate::kernels::stripe::Stripe;
-use crate::rows::{Call, KvSide, RowKind, Scale, Slots, Stores};
+use crate::kv::{Call, KvSide, LatentKind, Scale, Slots, Stores};
 use std::ops::Range;
 
 /// Every row of the model.
 pub(super) struct Coding {
     /// By the last of their layers.
     layers: Vec<Vec<Row>>,
-    /// By layer, where tokens choose among coded rows.
+    /// By layer, where tokens choose among latents.
     landmarks: Vec<Landmark>,
     /// By layer, where tokens are evicted.
     eviction: Vec<Eviction>,
@@ -108,7 +108,7 @@ pub(super) struct CodingBuffers<'a> {
 
 impl Row {
     /// Codes `row` into its place in `stores`.
-    pub fn plan(model: &Model, coded: &CodedRows, row: usize, stores: &[Tensor], b: CodingBuffers) -> Result<Row> {
+    pub fn plan(model: &Model, coded: &Latents, row: usize, stores: &[Tensor], b: CodingBuffers) -> Result<Row> {
         let (device, config) = (&*model.device, &model.config);
         let attention = &super::attention_shape(config);
         let (spec, basis, place) = (&coded.specs[row], &coded.bases[row], coded.layout.places[row]);
@@ -120,7 +120,7 @@ impl Row {
             Gather::plan(device, from, spec, layer, &basis.mean, vectors)
         };
         let project = |layer: usize| {
-            let side = if spec.kind == RowKind::Values { KvSide::Values } else { KvSide::Keys };
+            let side = if spec.kind == LatentKind::Values { KvSide::Values } else { KvSide::Keys };
             let read = &coded.layers[layer];
             let up = if side == KvSide::Values { &read.value_up } else { &read.key_up };
             let slice = Slice {
@@ -170,7 +170,7 @@ impl Row {
 }
 
 impl Coding {
-    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
+    pub fn plan(model: &Model, coded: Option<&Latents>, cache: &Cache, b: &Buffers, most: usize) -> Result<Coding> {
         let mut layers: Vec<Vec<Row>> = model.layers.iter().map(|_| Vec::new()).collect();
         let sinks = cache.slots.sinks as usize;
         let eviction = Eviction::plan(model, cache)?;

@@ -2,8 +2,8 @@
 
 use super::Model;
 use super::attention::Attention;
-use super::coded::CodedRows;
 use super::coding::Coding;
+use super::latents::Latents;
 use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
@@ -13,7 +13,7 @@ use crate::kernels::argmax::Argmax;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::Matvec;
 use crate::kernels::norm::RmsNorm;
-use crate::rows::Call;
+use crate::kv::Call;
 
 struct LayerPlan {
     projection: Matvec,
@@ -33,7 +33,7 @@ pub(super) struct DecodePlan {
 }
 
 impl DecodePlan {
-    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<DecodePlan> {
+    pub fn plan(model: &Model, coded: Option<&Latents>, cache: &Cache, b: &Buffers) -> Result<DecodePlan> {
         let (device, c) = (&*model.device, &model.config);
         let norm = |gain| Fusion { norm: Some(RmsNorm { gain, epsilon: c.rms_norm_eps }), ..Default::default() };
         let onto = |bias| Fusion { residual: true, bias, ..Default::default() };

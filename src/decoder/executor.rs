@@ -5,7 +5,7 @@ use super::prefill::AllLogits;
 use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
 use crate::Result;
 use crate::cache::Cache;
-use crate::decoder::coded::CodedRows;
+use crate::decoder::latents::Latents;
 use crate::kernels::AttentionBuffers;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,7 +53,7 @@ impl Shared {
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::Error::OutOfMemory).
-    pub fn buffers(&mut self, model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> Result<Buffers> {
+    pub fn buffers(&mut self, model: &Model, coded: Option<&Latents>, cache: &Cache) -> Result<Buffers> {
         let View { needs, columns, block } = View::new(model, coded, cache);
         let needs = needs.or(self.needs);
         let scratch = match &self.scratch {

@@ -4,10 +4,10 @@
 //! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back eight bytes.
 
 mod attention;
-mod coded;
 mod coding;
 mod decode;
 mod executor;
+mod latents;
 mod prefill;
 mod prompt;
 mod random;
@@ -23,20 +23,20 @@ use crate::cache::CacheShape;
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::Device;
 use crate::kernels::AttentionShape;
-use crate::rows::RowSet;
+use crate::kv::LatentSet;
 use crate::sequence::SequenceOptions;
-use coded::CodedRows;
 use executor::Executor;
+use latents::Latents;
 use std::sync::Arc;
 use weights::{Ends, Layer};
 
-/// A checkpoint's weights on a device, and the bases of its coded rows if it has any. Shared by any number of sequences.
+/// A checkpoint's weights on a device, and the bases of its latents if it has any. Shared by any number of sequences.
 pub struct Model {
     device: Arc<Device>,
     config: Config,
     layers: Vec<Layer>,
     ends: Ends,
-    coded: Option<Arc<CodedRows>>,
+    coded: Option<Arc<Latents>>,
     executor: Executor,
 }
 
@@ -46,22 +46,22 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Unsupported`] for head widths that the kernels do not take, [`crate::Error::OutOfMemory`] where the device is too small, and those of reading.
     pub fn load(checkpoint: &Checkpoint, device: Arc<Device>) -> Result<Model> {
-        Model::with_rows(checkpoint, checkpoint.rows()?, device)
+        Model::with_latents(checkpoint, checkpoint.rows()?, device)
     }
 
-    /// [`load`](Self::load) with other coded rows than the checkpoint's own, or none.
+    /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
     ///
     /// # Errors
     /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
-    pub fn with_rows(checkpoint: &Checkpoint, rows: Option<RowSet>, device: Arc<Device>) -> Result<Model> {
+    pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: Arc<Device>) -> Result<Model> {
         weights::check(checkpoint)?;
         let config = checkpoint.config().clone();
         if let Some(rows) = &rows {
-            coded::check(&rows.specs, checkpoint)?;
+            latents::check(&rows.specs, checkpoint)?;
         }
         let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, l)).collect::<Result<_>>()?;
         let ends = Ends::load(&device, checkpoint)?;
-        let coded = rows.map(|rows| CodedRows::load(&device, &config, &rows)).transpose()?.map(Arc::new);
+        let coded = rows.map(|rows| Latents::load(&device, &config, &rows)).transpose()?.map(Arc::new);
         device.wait()?;
         Ok(Model { config, layers, ends, coded, device, executor: Executor::new() })
     }

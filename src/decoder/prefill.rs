@@ -2,8 +2,8 @@
 
 use super::Model;
 use super::attention::Attention;
-use super::coded::CodedRows;
 use super::coding::Coding;
+use super::latents::Latents;
 use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
@@ -12,7 +12,7 @@ use crate::kernels::Fusion;
 use crate::kernels::embed::Embed;
 use crate::kernels::matmul::Matmul;
 use crate::kernels::norm::{Norm, RmsNorm};
-use crate::rows::Call;
+use crate::kv::Call;
 use std::ops::Range;
 
 struct LayerPlan {
@@ -34,7 +34,7 @@ pub(super) struct PrefillPlan {
 }
 
 impl PrefillPlan {
-    pub fn plan(model: &Model, coded: Option<&CodedRows>, cache: &Cache, b: &Buffers) -> Result<PrefillPlan> {
+    pub fn plan(model: &Model, coded: Option<&Latents>, cache: &Cache, b: &Buffers) -> Result<PrefillPlan> {
         let (device, c) = (&*model.device, &model.config);
         let norm = |gain| Norm::plan(device, &b.x, RmsNorm { gain, epsilon: c.rms_norm_eps }, &b.normed);
         let layers = model.layers.iter().enumerate().map(|(index, layer)| {

@@ -4,9 +4,9 @@
 //! on the device, their eigenvectors found on the processor, and its rows coded; then the next group's exact rows take the place of this one's.
 
 use super::Model;
-use super::coded::CodedRows;
 use super::coding::{Coding, CodingBuffers, Row};
 use super::executor::Shared;
+use super::latents::Latents;
 use super::prefill::{AllLogits, PrefillPlan};
 use super::scratch::{Buffers, CHUNK};
 use super::sequence::{GpuSequence, check_capacity, finite};
@@ -17,8 +17,8 @@ use crate::kernels::exact::ExactRows;
 use crate::kernels::gather::{Gather, Source};
 use crate::kernels::gram::Gram;
 use crate::kernels::landmark::Landmark;
+use crate::kv::{self, Call, Cursor, Format, LatentKind, LatentSet, LatentSpec, RUN, Slots, Xkv};
 use crate::linalg::Moments;
-use crate::rows::{self, Call, Cursor, Format, RUN, RowKind, RowSet, RowSpec, Slots, Xkv};
 use crate::sequence::{ChunkPolicy, Logits, Prompt, SequenceOptions};
 use crate::task::Cancel;
 use nalgebra::{DMatrix, DVector};
@@ -29,7 +29,7 @@ impl Model {
     /// A sequence that has read `prompt`, coded in bases of its own, and the logits asked for.
     ///
     /// # Errors
-    /// As [`PromptBases::rows`](crate::rows::PromptBases::rows) and [`sequence`](Self::sequence), and [`Error::Interrupted`](crate::Error::Interrupted) where the prompt is cancelled.
+    /// As [`PromptBases::rows`](crate::kv::PromptBases::rows) and [`sequence`](Self::sequence), and [`Error::Interrupted`](crate::Error::Interrupted) where the prompt is cancelled.
     pub fn read_prompt(self: &Arc<Self>, prompt: &Prompt, options: SequenceOptions) -> Result<(GpuSequence, Vec<f32>)> {
         let (tokens, xkv, capacity) = (prompt.tokens, prompt.bases.options(), options.capacity);
         let (config, device, geometry) = (&self.config, &self.device, self.config.geometry());
@@ -38,7 +38,7 @@ impl Model {
         let exact = options.exact.unwrap_or_default().within(capacity);
         let policy = ChunkPolicy::new(&options, xkv.layers > 1, CHUNK, CHUNK);
         let slots = Slots::new(&exact.blocks(1), policy.max, capacity);
-        let coding = rows::Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
+        let coding = kv::Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
         let cursor = Cursor::new(capacity, Some(coding));
         cursor.check(tokens, config.vocab_size)?;
         let mut cache = Cache::beside(device, self.cache_shape(capacity), slots, options.method.read().selection())?;
@@ -46,12 +46,12 @@ impl Model {
         let shared = &mut *self.executor.lock();
         let reading = Reading::new(self, tokens, xkv, shared)?;
         let groups = xkv.groups(&geometry);
-        let mut rows = CodedRows::none(device, exact, 2 * groups.len())?;
-        let mut set = RowSet { specs: Vec::new(), coders: Vec::new(), exact };
+        let mut rows = Latents::none(device, exact, 2 * groups.len())?;
+        let mut set = LatentSet { specs: Vec::new(), coders: Vec::new(), exact };
         for group in groups {
             reading.run(group.clone(), prompt.cancel)?;
             let moments = |kind| reading.moments(&group, kind, exact.sinks.min(tokens.len() - 1));
-            let moments = [&moments(RowKind::PreRopeKeys)?, &moments(RowKind::Values)?];
+            let moments = [&moments(LatentKind::PreRopeKeys)?, &moments(LatentKind::Values)?];
             for (spec, coder) in prompt.bases.rows(&geometry, &group, moments, tokens.len())? {
                 cache.add_store(device, spec.format.words())?;
                 set.specs.push(spec);
@@ -137,10 +137,10 @@ impl<'a> Reading<'a> {
     }
 
     /// Mean and second moment of one side of a group's layers, over the tokens from `from` on.
-    fn moments(&self, group: &Range<usize>, kind: RowKind, from: usize) -> Result<Moments> {
+    fn moments(&self, group: &Range<usize>, kind: LatentKind, from: usize) -> Result<Moments> {
         let (device, config) = (&*self.model.device, &self.model.config);
         let attention = &super::attention_shape(config);
-        let spec = RowSpec {
+        let spec = LatentSpec {
             first_layer: group.start,
             layers: group.len(),
             kind,
@@ -181,7 +181,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Codes the first `coded` tokens' rows of a group, the last of `rows`, and makes their landmarks.
-    fn code(&self, rows: &CodedRows, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
+    fn code(&self, rows: &Latents, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
         let attention = &super::attention_shape(config);
         let buffers = CodingBuffers {

@@ -1,11 +1,11 @@
 //! Models and caches of random numbers. Speed depends on shapes alone, so that it can be measured without a checkpoint, and at any depth without reading a text first.
 //!
 //! Everything is filled on the device, from patterns of a few hundred thousand numbers that are repeated: an 8B model is there in a second. Weights have the variance that keeps activations
-//! finite, and coded rows are codes of normally distributed coordinates, as their coders expect them.
+//! finite, and latents are codes of normally distributed coordinates, as their coders expect them.
 
 use super::Model;
-use super::coded::CodedRows;
 use super::executor::Executor;
+use super::latents::Latents;
 use super::sequence::GpuSequence;
 use super::weights::{Ends, Layer};
 use crate::Result;
@@ -13,8 +13,8 @@ use crate::checkpoint::Config;
 use crate::gpu::{Device, Matrix, Tensor, WeightType, pad};
 use crate::kernels::repeat::Repeat;
 use crate::kernels::values;
+use crate::kv::{Energy, LatentSet, Selection};
 use crate::linalg::Random;
-use crate::rows::{Energy, RowSet, Selection};
 use crate::sequence::SequenceOptions;
 use half::f16;
 use std::collections::HashMap;
@@ -110,8 +110,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`sequence`](Self::sequence), and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
-    pub fn random_sequence(self: &Arc<Self>, rows: Option<&RowSet>, options: SequenceOptions, seed: u64) -> Result<GpuSequence> {
-        let coded = rows.map(|rows| CodedRows::load(&self.device, &self.config, rows)).transpose()?.map(Arc::new);
+    pub fn random_sequence(self: &Arc<Self>, rows: Option<&LatentSet>, options: SequenceOptions, seed: u64) -> Result<GpuSequence> {
+        let coded = rows.map(|rows| Latents::load(&self.device, &self.config, rows)).transpose()?.map(Arc::new);
         let sequence = GpuSequence::new(self.clone(), coded, options)?;
         sequence.fill(seed)?;
         Ok(sequence)
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
     use crate::compress::rotated;
     use crate::gpu::Options;
-    use crate::rows::{CacheMethod, Exact, Read};
+    use crate::kv::{CacheMethod, Exact, Read};
     use crate::sequence::{Logits, Sequence};
 
     #[test]

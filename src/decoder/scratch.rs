@@ -1,14 +1,14 @@
 //! Buffers between the weights and the cache: one set for a model, in turns for all of its sequences.
 
 use super::Model;
-use super::coded::CodedRows;
+use super::latents::Latents;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::{ElementType, Shape, Tensor, pad};
 use crate::kernels::blocks::Blocks;
 use crate::kernels::prepare::record_len;
 use crate::kernels::{AttentionBuffers, rope_table, values};
-use crate::rows::{Format, RowSet, Scale, Selection};
+use crate::kv::{Format, LatentSet, Scale, Selection};
 
 /// The most tokens that go through the layers together.
 pub(super) const CHUNK: usize = 128;
@@ -38,7 +38,7 @@ pub(super) struct Needs {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct View {
     pub needs: Needs,
-    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are coded rows as many again as a chunk may read both ways; where tokens are evicted, what can be left of
+    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are latents as many again as a chunk may read both ways; where tokens are evicted, what can be left of
     /// them, and the capacity for rows.
     pub columns: usize,
     /// Tokens attended to together.
@@ -93,14 +93,14 @@ fn apart(columns: usize) -> usize {
 
 impl View {
     /// Of a sequence with this cache, which reads `coded` rows or none.
-    pub(super) fn new(model: &Model, coded: Option<&CodedRows>, cache: &Cache) -> View {
+    pub(super) fn new(model: &Model, coded: Option<&Latents>, cache: &Cache) -> View {
         let attention = &super::attention_shape(&model.config);
         let (capacity, stores) =
             (cache.shape.capacity, cache.layers.first().and_then(|layer| layer.eviction.as_ref()).map(|eviction| eviction.stores));
         let (device, c) = (&*model.device, &model.config);
         let heads = c.num_attention_heads;
         let (specs, layers) = coded.map_or((&[][..], &[][..]), |coded| (&coded.specs, &coded.layers));
-        let all = capacity + coded.map_or(0, |_| CHUNK + RowSet::block(specs) - 1);
+        let all = capacity + coded.map_or(0, |_| CHUNK + LatentSet::block(specs) - 1);
         let columns = apart(match stores {
             None => all,
             Some(stores) => {

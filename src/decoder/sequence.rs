@@ -1,15 +1,15 @@
 //! A sequence on the device: its cache, its buffers, and the two ways forward, one token or a chunk.
 
 use super::Model;
-use super::coded::CodedRows;
 use super::coding::Coding;
 use super::decode::DecodePlan;
 use super::executor::{Pacing, Shared};
+use super::latents::Latents;
 use super::prefill::PrefillPlan;
 use super::scratch::{Buffers, CHUNK};
 use crate::cache::Cache;
 use crate::kernels::score::most_keys;
-use crate::rows::{self, CacheMethod, Call, Cursor, Energy, Exact, Reach, RowSet, RowSpec, Slots};
+use crate::kv::{self, CacheMethod, Call, Cursor, Energy, Exact, LatentSet, LatentSpec, Reach, Slots};
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::task::Cancel;
 use crate::{Error, Result};
@@ -27,7 +27,7 @@ pub struct GpuSequence {
     prefill: PrefillPlan,
     coding: Coding,
     cursor: Cursor,
-    pub(super) rows: Option<Arc<CodedRows>>,
+    pub(super) rows: Option<Arc<Latents>>,
     /// Bytes of bases that belong to this sequence alone.
     own: u64,
     /// What they hold of the prompt that they were made of.
@@ -45,7 +45,7 @@ pub struct GpuSequence {
 /// # Errors
 /// [`Error::Argument`] with how many can.
 pub(super) fn check_capacity(capacity: usize, head_dim: usize, coded: Option<usize>, evicts: bool) -> Result<()> {
-    // With coded rows a chunk, and a block less one, is scored both ways, and either begins with a tile of its own.
+    // With latents a chunk, and a block less one, is scored both ways, and either begins with a tile of its own.
     let most = most_keys(head_dim) - coded.map_or(0, |block| 2 * CHUNK + block - 1);
     let most = if evicts { most / 4 } else { most };
     if capacity > 0 && capacity <= most {
@@ -56,12 +56,12 @@ pub(super) fn check_capacity(capacity: usize, head_dim: usize, coded: Option<usi
 
 impl GpuSequence {
     /// A sequence of `model` whose rows are coded as `rows` say, if at all.
-    pub(super) fn new(model: Arc<Model>, rows: Option<Arc<CodedRows>>, options: SequenceOptions) -> Result<GpuSequence> {
+    pub(super) fn new(model: Arc<Model>, rows: Option<Arc<Latents>>, options: SequenceOptions) -> Result<GpuSequence> {
         let rows = rows.filter(|_| options.method != CacheMethod::Full);
         let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
         let (capacity, config, device, eviction) = (options.capacity, &model.config, &model.device, options.method.eviction());
         options.method.check(&config.geometry(), config.sliding_window, specs, capacity)?;
-        let block = rows.as_ref().map(|_| RowSet::block(specs));
+        let block = rows.as_ref().map(|_| LatentSet::block(specs));
         check_capacity(capacity, config.head_dim, block, eviction.is_some())?;
         let exact = options.exact.or(rows.as_ref().map(|rows| rows.exact)).unwrap_or_default().within(capacity);
         let policy = ChunkPolicy::new(&options, rows.as_ref().is_some_and(|rows| rows.spans()), CHUNK, CHUNK);
@@ -74,10 +74,10 @@ impl GpuSequence {
             None => Cache::exact(device, shape)?,
         };
         let cache = match &rows {
-            Some(rows) => cache.with_rows(device, &rows.layout)?,
+            Some(rows) => cache.with_latents(device, &rows.layout)?,
             None => cache,
         };
-        let coding = rows::Coding { schedule, slots, strict: policy.strict, evicts: eviction.is_some() };
+        let coding = kv::Coding { schedule, slots, strict: policy.strict, evicts: eviction.is_some() };
         let cursor = Cursor::new(capacity, (rows.is_some() || coding.evicts).then_some(coding));
         let shared = &mut *model.executor.lock();
         GpuSequence::on(model.clone(), rows, cache, (cursor, policy), shared)
@@ -86,7 +86,7 @@ impl GpuSequence {
     /// A sequence with this cache, which is empty.
     pub(super) fn on(
         model: Arc<Model>,
-        rows: Option<Arc<CodedRows>>,
+        rows: Option<Arc<Latents>>,
         cache: Cache,
         (cursor, policy): (Cursor, ChunkPolicy),
         shared: &mut Shared,
@@ -134,7 +134,7 @@ impl GpuSequence {
         Ok(())
     }
 
-    /// What stays exact beside coded rows; `None` where every row is exact.
+    /// What stays exact beside latents; `None` where every row is exact.
     pub(super) fn exact(&self) -> Option<Exact> {
         self.cursor.coding().map(|coding| coding.schedule.exact)
     }
@@ -341,7 +341,7 @@ impl Sequence for GpuSequence {
         Ok(Some([self.prompt.lost(), Energy { all: all.all - seen, held: all.held - held }.lost()]))
     }
 
-    fn rows(&self) -> &[RowSpec] {
+    fn rows(&self) -> &[LatentSpec] {
         self.rows.as_ref().map_or(&[], |rows| &rows.specs)
     }
 }

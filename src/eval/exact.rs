@@ -1,6 +1,6 @@
 //! Exact tokens as options and tables have them: `4 + 32`, sinks and recent ones.
 
-use crate::rows::Exact;
+use crate::kv::Exact;
 use crate::{Error, Result};
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,6 @@
 //! What a row of an evaluation is about.
 
-use crate::rows::Exact;
+use crate::kv::Exact;
 
 /// Which model was measured, and how its cache was kept: the first fields of every row.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -18,7 +18,7 @@ pub struct Label {
 }
 
 impl Label {
-    /// Which tokens stay exact beside coded rows; `None` for a cache that is exact throughout.
+    /// Which tokens stay exact beside latents; `None` for a cache that is exact throughout.
     pub fn exact(&self) -> Option<Exact> {
         self.sinks.zip(self.recent).map(|(sinks, recent)| Exact { sinks, recent })
     }

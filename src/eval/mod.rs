@@ -18,8 +18,8 @@ pub use label::Label;
 pub use score::{ENOUGH, Scores};
 pub use windows::{Piece, Window, Windowing};
 
+use crate::kv::Exact;
 use crate::logits::Predictions;
-use crate::rows::Exact;
 use crate::sequence::{Logits, Sequence};
 use crate::task::{self, OnProgress};
 use crate::{Error, Result};
@@ -32,7 +32,7 @@ pub struct Subject {
     pub method: String,
     /// How its rows are stored.
     pub layout: String,
-    /// Which tokens stay exact beside coded rows; `None` for a cache that has none of these and is exact throughout.
+    /// Which tokens stay exact beside latents; `None` for a cache that has none of these and is exact throughout.
     pub exact: Option<Exact>,
     /// An empty sequence with room for one window.
     pub sequence: Box<dyn Sequence>,

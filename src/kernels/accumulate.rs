@@ -8,7 +8,7 @@ use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::HALF_LIFE;
+use crate::kv::HALF_LIFE;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::kernels::exact::ExactRows;
     use crate::kernels::oracle::{assert_close, buffers, devices, numbers, run, stores};
-    use crate::rows::{Evicted, Exact, Slots, fade};
+    use crate::kv::{Evicted, Exact, Slots, fade};
 
     /// What columns receive is the sum of their softmax weights over queries and heads, the earlier the less: added to what is left of what they had, but for those whose rows are new. Splits of one token, and one for several.
     #[test]

@@ -66,7 +66,7 @@ pub struct AttentionBuffers {
     pub(crate) weights: wgpu::Buffer,
     /// `[n][H][pad(head_dim)]`.
     pub(crate) attended: Tensor,
-    /// Scores of landmarks, `[H][chunks]`, and the tokens that are chosen by them, u32 `[H_kv][`[`tokens`](crate::rows::Selection::tokens)`]`.
+    /// Scores of landmarks, `[H][chunks]`, and the tokens that are chosen by them, u32 `[H_kv][`[`tokens`](crate::kv::Selection::tokens)`]`.
     pub(crate) landmarks: wgpu::Buffer,
     pub(crate) chosen: wgpu::Buffer,
     /// Rebuilt keys, f16 `[columns][H_kv][pad(head_dim)]`.

@@ -3,7 +3,7 @@
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
-use crate::rows::{Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, Steps};
+use crate::kv::{Blocks as Shape, Format, LEAST_DEVIATION, LOGARITHMS, ROUNDS, Steps};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

@@ -2,8 +2,8 @@
 
 use super::AttentionShape;
 use crate::gpu::pad;
-use crate::rows::Layout;
-use crate::rows::{EIGHT_BITS, Format, KvSide, RUN, RowSet, RowSpec, Run, Scale, ScaleSource, Steps, levels};
+use crate::kv::Layout;
+use crate::kv::{EIGHT_BITS, Format, KvSide, LatentSet, LatentSpec, RUN, Run, Scale, ScaleSource, Steps, levels};
 use half::f16;
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ impl Slice {
     }
 }
 
-/// What one side of a layer reads of coded rows: all from one store.
+/// What one side of a layer reads of latents: all from one store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Coded {
     pub store: usize,
@@ -69,8 +69,8 @@ impl Striped {
 }
 
 impl Coded {
-    pub fn new(attention: &AttentionShape, specs: &[RowSpec], layout: &Layout, layer: usize, side: KvSide) -> Coded {
-        let sources = RowSet::sources(specs, layer, side, attention.head_dim);
+    pub fn new(attention: &AttentionShape, specs: &[LatentSpec], layout: &Layout, layer: usize, side: KvSide) -> Coded {
+        let sources = LatentSet::sources(specs, layer, side, attention.head_dim);
         let store = layout.store(&sources);
         let slices = sources.iter().flat_map(|source| {
             let format = &specs[source.row].format;
@@ -86,7 +86,7 @@ impl Coded {
                 runs: part * runs..(part + 1) * runs,
             })
         });
-        Coded { store, words: layout.stores[store], slices: slices.collect(), mean_pairs: Vec::new(), block: RowSet::block(specs) }
+        Coded { store, words: layout.stores[store], slices: slices.collect(), mean_pairs: Vec::new(), block: LatentSet::block(specs) }
     }
 
     /// How the rows' blocks are read.
@@ -236,7 +236,7 @@ pub(crate) fn bands(format: &Format) -> Vec<[u32; 4]> {
         return runs.chunks(length).enumerate().map(group).collect();
     }
     let mut first = 0;
-    let band = |band: &crate::rows::Band| {
+    let band = |band: &crate::kv::Band| {
         let begin = first;
         first += band.runs;
         [begin as u32, band.runs as u32, u32::from(band.bits), scale(runs[begin].scale)]

@@ -1,7 +1,7 @@
 //! Which columns a block of tokens attends to, as `shaders/lib/columns.wgsl` reads them: who is on the list is decided elsewhere.
 
 use crate::gpu::Access;
-use crate::rows::{Reach, Selection, Slots};
+use crate::kv::{Reach, Selection, Slots};
 use std::ops::Range;
 
 /// Coded tokens that are read, where these are not all there are: a method's own choice, written by a kernel of its own.
@@ -67,7 +67,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// `tokens` from position `first` on, which see no key `window` or more before them, and read of coded rows what `reach` says, if there are any.
+    /// `tokens` from position `first` on, which see no key `window` or more before them, and read of latents what `reach` says, if there are any.
     pub fn new(first: u32, tokens: u32, at: u32, window: Option<usize>, reach: Option<Reach>) -> Block {
         let seen = window.map_or(0, |window| (first as usize + 1).saturating_sub(window));
         let window = window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX));

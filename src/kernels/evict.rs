@@ -4,8 +4,8 @@ use super::eviction::EvictionStore;
 use super::spec;
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::Slots;
-use crate::rows::{Evicted, Stores};
+use crate::kv::Slots;
+use crate::kv::{Evicted, Stores};
 use std::ops::Range;
 
 #[repr(C)]

@@ -1,8 +1,8 @@
-//! What stands beside the exact rows of a sequence that evicts tokens ([`crate::rows::Reviver`]). Candidates' rows are in slots behind the exact ones.
+//! What stands beside the exact rows of a sequence that evicts tokens ([`crate::kv::Reviver`]). Candidates' rows are in slots behind the exact ones.
 
 use super::AttentionShape;
 use crate::gpu::Device;
-use crate::rows::{Evicted, Stores};
+use crate::kv::{Evicted, Stores};
 use crate::{Error, Result};
 
 /// One layer's candidates, rows apart, and what is left of evicted tokens.
@@ -17,7 +17,7 @@ pub struct EvictionStore {
     pub(crate) sums: Option<wgpu::Buffer>,
     /// The mean of evicted tokens, and the two halves of their sum, `[3][2][row]`.
     pub(crate) totals: Option<wgpu::Buffer>,
-    /// Tokens that are read from their coded rows, u32 `[capacity]`.
+    /// Tokens that are read from their latents, u32 `[capacity]`.
     pub(crate) listed: Option<wgpu::Buffer>,
     /// The word of marks at which candidates begin, and what exact rows have received.
     pub(crate) places: usize,

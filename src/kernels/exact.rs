@@ -3,7 +3,7 @@
 use super::AttentionShape;
 use super::eviction::EvictionStore;
 use crate::gpu::Device;
-use crate::rows::{Slots, Stores};
+use crate::kv::{Slots, Stores};
 use crate::{Error, Result};
 
 /// One layer's exact rows, f16: `[slots][H_kv][pad(head_dim)]`, keys after RoPE.

@@ -4,8 +4,8 @@ use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work, pad};
 use crate::kernels::exact::ExactRows;
-use crate::rows::Slots;
-use crate::rows::{KvSide, RowKind, RowSpec};
+use crate::kv::Slots;
+use crate::kv::{KvSide, LatentKind, LatentSpec};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -56,7 +56,7 @@ impl Gather {
     ///
     /// # Errors
     /// As [`Device::kernel`].
-    pub(crate) fn plan(device: &Device, from: Source, row: &RowSpec, layer: usize, mean: &Tensor, out: &Tensor) -> Result<Gather> {
+    pub(crate) fn plan(device: &Device, from: Source, row: &LatentSpec, layer: usize, mean: &Tensor, out: &Tensor) -> Result<Gather> {
         let head_dim = from.attention.head_dim;
         let side = |side| row.offset(layer, side, head_dim);
         let (keys, values) = (side(KvSide::Keys), side(KvSide::Values));
@@ -71,7 +71,7 @@ impl Gather {
             ring: from.slots.ring,
             head: row.first_head as u32,
             keys: if keys.is_some() { heads } else { 0 },
-            pre_rope: u32::from(row.kind != RowKind::PostRopeKeys),
+            pre_rope: u32::from(row.kind != LatentKind::PostRopeKeys),
             at: keys.or(values).unwrap_or(0) as u32,
             width: width as u32,
             stride: pad(width) as u32,
@@ -94,7 +94,7 @@ mod tests {
     use crate::gpu::Shape;
     use crate::kernels::oracle::{assert_close, devices, frequencies, halves, numbers, rotated, run};
     use crate::kernels::rope_table;
-    use crate::rows::Format;
+    use crate::kv::Format;
 
     /// Two layers side by side, from slots that wrap around: keys before RoPE and values, keys after it, values alone.
     #[test]
@@ -103,22 +103,22 @@ mod tests {
         let slots = Slots { sinks: 2, ring: 7 };
         let (first, tokens, padded) = (63, 5, pad(c.head_dim));
         let exact: Vec<_> = (0..4).map(|seed| halves(seed, slots.count() * 3 * padded)).collect();
-        for kind in [RowKind::Both, RowKind::PreRopeKeys, RowKind::PostRopeKeys, RowKind::Values] {
-            let row = RowSpec { first_layer: 4, layers: 2, kind, first_head: 1, kv_heads: 2, format: Format::half(1) };
+        for kind in [LatentKind::Both, LatentKind::PreRopeKeys, LatentKind::PostRopeKeys, LatentKind::Values] {
+            let row = LatentSpec { first_layer: 4, layers: 2, kind, first_head: 1, kv_heads: 2, format: Format::half(1) };
             let (w, mean) = (row.width(c.head_dim), numbers(9, row.width(c.head_dim)));
             let mut expected = Vec::new();
             for position in first..first + tokens {
                 let mut y = Vec::new();
                 for layer in exact.chunks(2) {
                     for (side, numbers) in layer.iter().enumerate() {
-                        if [RowKind::Both, [RowKind::PreRopeKeys, RowKind::Values][side]].contains(&kind)
-                            || (side == 0 && kind == RowKind::PostRopeKeys)
+                        if [LatentKind::Both, [LatentKind::PreRopeKeys, LatentKind::Values][side]].contains(&kind)
+                            || (side == 0 && kind == LatentKind::PostRopeKeys)
                         {
                             for head in 1..3 {
                                 let from = &numbers[(slots.of(position) * 3 + head) * padded..][..c.head_dim];
                                 let pair = |i: usize| {
                                     let (a, b) = (from[i % 7].to_f64(), from[i % 7 + 7].to_f64());
-                                    let (sin, cos) = match side == 0 && kind != RowKind::PostRopeKeys {
+                                    let (sin, cos) = match side == 0 && kind != LatentKind::PostRopeKeys {
                                         true => (position as f64 * frequencies(c.head_dim)[i % 7]).sin_cos(),
                                         false => (0.0, 1.0),
                                     };
@@ -132,7 +132,7 @@ mod tests {
                 assert_eq!(y.len(), w);
                 let wide: Vec<f64> = mean.iter().map(|x| f64::from(*x)).collect();
                 let about: Vec<f64> = match kind {
-                    RowKind::PostRopeKeys => wide.chunks(14).flat_map(|head| rotated(&c, head, None, position)).collect(),
+                    LatentKind::PostRopeKeys => wide.chunks(14).flat_map(|head| rotated(&c, head, None, position)).collect(),
                     _ => wide,
                 };
                 y.iter_mut().zip(about).for_each(|(y, mean)| *y -= mean);

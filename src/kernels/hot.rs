@@ -5,7 +5,7 @@ use super::columns::Kinds;
 use super::score::Reading;
 use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
 use crate::gpu::{Spec, Tuning, WeightType};
-use crate::rows::{Format, RUN, Scale, Selection, Selector};
+use crate::kv::{Format, RUN, Scale, Selection, Selector};
 
 /// A variant that runs in every step or chunk.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct Hot {
     pub spec: Spec,
 }
 
-/// The variants in which time passes, as a GPU is given them that says it forms subgroups of so many lanes: of Llama 3.1 8B and of SmolLM2-135M, dense and with coded rows.
+/// The variants in which time passes, as a GPU is given them that says it forms subgroups of so many lanes: of Llama 3.1 8B and of SmolLM2-135M, dense and with latents.
 pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
     let (block, tuning) = (matvec::block(Some(subgroups), &Tuning::of(false)), Tuning::of(false));
     // Both models' widths are whole pairs of vectors.

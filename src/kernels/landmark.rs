@@ -4,8 +4,8 @@ use super::exact::ExactRows;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Shape, Spec, Tensor, Work};
-use crate::rows::Selection;
-use crate::rows::Slots;
+use crate::kv::Selection;
+use crate::kv::Slots;
 use std::ops::Range;
 
 #[repr(C)]

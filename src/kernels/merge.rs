@@ -102,11 +102,11 @@ impl Merge {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_coordinates;
-    use crate::kernels::oracle::{assert_close, buffers, coded_side, halves, numbers, run, tuned_devices, upload};
+    use crate::kernels::oracle::{assert_close, buffers, halves, latent_side, numbers, run, tuned_devices, upload};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::values::{CodedValues, Values, groups};
-    use crate::rows::Slots;
-    use crate::rows::{Band, Exact, Format, Scale};
+    use crate::kv::Slots;
+    use crate::kv::{Band, Exact, Format, Scale};
 
     /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one token) and once in a single pass (the same token twice): both are
     /// the definition, and each other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one wider than a workgroup of the merge.
@@ -117,7 +117,7 @@ mod tests {
         let wide = Format { bands: vec![Band { bits: 2, runs: 65 }], scale: Scale::Fixed };
         let c = AttentionShape::of(false, None, 6, 3, 14);
         let (heads, padded, columns) = (c.heads, pad(c.head_dim), 5300);
-        let side = coded_side(&c, &[(2, &wide), (1, &formats[1])], capacity);
+        let side = latent_side(&c, &[(2, &wide), (1, &formats[1])], capacity);
         let (means, last) = (numbers(4, 3 * 14), start + keys - 1);
         for coded in [false, true] {
             let exact = Exact { sinks: 3, recent: 5 };

@@ -5,8 +5,8 @@
 //! onto the residual): eight dispatches. Scoring and summing are two kernels, not one, because their groups differ: keys are scored by key/value head, while
 //! value rows may belong to all heads at once, and a fused kernel would read those once per head.
 //!
-//! Beside coded rows the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
-//! coordinates) → [`pack`]. Where a token chooses among coded rows, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores:
+//! Beside latents the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
+//! coordinates) → [`pack`]. Where a token chooses among latents, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores:
 //! landmarks are scored, and [`select`] chooses.
 //!
 //! Where tokens are evicted a layer has one dispatch more for the attention that they receive ([`accumulate`]), and in a step in which some leave the window two further ones: [`evict`] and [`move_rows`].
@@ -77,8 +77,8 @@ mod oracle {
     use crate::gpu::Tuning;
     use crate::gpu::{Device, Element, Options, Pass, Shape, Tensor, Tier, pad};
     use crate::kernels::exact::ExactRows;
-    use crate::rows::Slots;
-    use crate::rows::{Evicted, Format, RUN, Stores};
+    use crate::kv::Slots;
+    use crate::kv::{Evicted, Format, RUN, Stores};
     use half::f16;
     use std::sync::Arc;
 
@@ -270,7 +270,7 @@ mod oracle {
     }
 
     /// One side of a layer, coded at random.
-    pub struct CodedSide {
+    pub struct LatentSide {
         pub coded: Coded,
         /// `[capacity][words]`.
         pub rows: Vec<u32>,
@@ -281,10 +281,10 @@ mod oracle {
         head_dim: usize,
     }
 
-    impl CodedSide {
+    impl LatentSide {
         /// The same of keys after RoPE, about means before it.
-        pub fn about(self, attention: &AttentionShape, means: &[f32]) -> CodedSide {
-            CodedSide { coded: self.coded.about(attention, means), ..self }
+        pub fn about(self, attention: &AttentionShape, means: &[f32]) -> LatentSide {
+            LatentSide { coded: self.coded.about(attention, means), ..self }
         }
 
         /// A key/value head's up-projection.
@@ -295,7 +295,7 @@ mod oracle {
     }
 
     /// Slices of so many heads in such formats, behind one another with a word between.
-    pub fn coded_side(attention: &AttentionShape, slices: &[(usize, &Format)], capacity: usize) -> CodedSide {
+    pub fn latent_side(attention: &AttentionShape, slices: &[(usize, &Format)], capacity: usize) -> LatentSide {
         let (mut word, mut first_head) = (1, 0);
         let slice = |(row, &(kv_heads, format)): (usize, &(usize, &Format))| {
             let slice = Slice { row, word, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
@@ -305,7 +305,7 @@ mod oracle {
         };
         let slices: Vec<Slice> = slices.iter().enumerate().map(slice).collect();
         assert_eq!(first_head, attention.kv_heads);
-        let mut side = CodedSide {
+        let mut side = LatentSide {
             rows: vec![0; capacity * word],
             coordinates: Vec::new(),
             ups: Vec::new(),

@@ -5,7 +5,7 @@ use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::kernels::exact::ExactRows;
-use crate::rows::Evicted;
+use crate::kv::Evicted;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -65,8 +65,8 @@ mod tests {
     use super::*;
     use crate::kernels::evict::Evict;
     use crate::kernels::oracle::{devices, halves, numbers, run, stores};
-    use crate::rows::Sketch;
-    use crate::rows::Slots;
+    use crate::kv::Sketch;
+    use crate::kv::Slots;
     use half::f16;
     use std::collections::BTreeMap;
 

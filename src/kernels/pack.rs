@@ -4,7 +4,7 @@ use super::coded::{BOOKS, bands, books, runs};
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
-use crate::rows::{Format, RUN, Scale};
+use crate::kv::{Format, RUN, Scale};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -37,7 +37,7 @@ pub(super) fn variant() -> Spec {
     spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS)], &bindings)
 }
 
-/// Where a row's words stand in a store of coded rows.
+/// Where a row's words stand in a store of latents.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedRow<'a> {
     /// `[capacity][words]` u32.
@@ -95,7 +95,7 @@ impl Pack {
 pub(super) mod tests {
     use super::*;
     use crate::kernels::oracle::{devices, numbers, run, upload};
-    use crate::rows::Band;
+    use crate::kv::Band;
     use half::f16;
 
     /// Every width, alone and together, with every kind of scale.

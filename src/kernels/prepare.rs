@@ -150,10 +150,10 @@ impl Prepare {
 mod tests {
     use super::*;
     use crate::kernels::coded::by_dimensions;
-    use crate::kernels::oracle::{assert_close, buffers, coded_side, devices, frequencies, numbers, rotated, run, tuned_devices, upload};
+    use crate::kernels::oracle::{assert_close, buffers, devices, frequencies, latent_side, numbers, rotated, run, tuned_devices, upload};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::rope_table;
-    use crate::rows::Slots;
+    use crate::kv::Slots;
     use half::f16;
 
     /// Queries and rows of three tokens around position 64, where RoPE's tables meet: into a slot for every token with everything that a family adds, and into a
@@ -169,7 +169,7 @@ mod tests {
             let (stride, mut means) = (c.projection_row(), numbers(5, 3 * c.head_dim));
             // The first head has a mean in every other pair of RoPE, which are four of seven.
             (0..14).filter(|i| i % 7 % 2 == 1).for_each(|i| means[i] = 0.0);
-            let side = coded_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1).about(&c, &means);
+            let side = latent_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1).about(&c, &means);
             let (projected, biases, gains) = (numbers(1, tokens * stride), numbers(2, stride), numbers(3, 2 * c.head_dim));
 
             let added = |i: usize| if bias { f64::from(biases[i]) } else { 0.0 };

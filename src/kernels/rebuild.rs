@@ -7,7 +7,7 @@ use super::score::{CodedKeys, tile};
 use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
-use crate::rows::Slots;
+use crate::kv::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

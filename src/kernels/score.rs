@@ -219,11 +219,11 @@ impl Score {
 mod tests {
     use super::*;
     use crate::kernels::coded::{by_coordinates, by_dimensions};
-    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, frequencies, halves, numbers, rotated, run, upload};
+    use crate::kernels::oracle::{assert_close, beside, buffers, devices, exact, frequencies, halves, latent_side, numbers, rotated, run, upload};
     use crate::kernels::rebuild::Rebuild;
     use crate::kernels::rope_table;
     use crate::kernels::sketch::Sketch;
-    use crate::rows::{Evicted, Exact, Format, Slots};
+    use crate::kv::{Evicted, Exact, Format, Slots};
 
     /// Blocks of one token and of several, from the beginning and from within, of keys that are all exact.
     #[test]
@@ -319,7 +319,7 @@ mod tests {
         }
     }
 
-    /// Sinks, a ring and coded rows of uneven slices: rebuilt and rotated, or with the query absorbed to them; every query reads every key once, exactly or by its code.
+    /// Sinks, a ring and latents of uneven slices: rebuilt and rotated, or with the query absorbed to them; every query reads every key once, exactly or by its code.
     #[test]
     fn coded_keys_are_scored_as_what_they_decode_to() {
         let exact = Exact { sinks: 3, recent: 5 };
@@ -337,7 +337,7 @@ mod tests {
                 let mut means = numbers(4, kv_heads * head);
                 // The first head has a mean in every other pair of RoPE.
                 means[..head].iter_mut().enumerate().filter(|(i, _)| i % (head / 2) % 2 == 1).for_each(|(_, mean)| *mean = 0.0);
-                let side = coded_side(c, slices, capacity);
+                let side = latent_side(c, slices, capacity);
                 let side = if absorbed { side.about(c, &means) } else { side };
                 let stride = side.coded.query_stride(c, absorbed);
                 // Queries as `prepare` leaves them.

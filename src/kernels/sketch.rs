@@ -5,7 +5,7 @@ use super::exact::ExactRows;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::Evicted;
+use crate::kv::Evicted;
 
 /// Makes rows of one layer's sketch.
 pub struct Sketch {

@@ -5,7 +5,7 @@ use super::pack::PackedRow;
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Tensor, Work};
-use crate::rows::{Blocks, Format};
+use crate::kv::{Blocks, Format};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -59,7 +59,7 @@ mod tests {
     use crate::gpu::{ElementType, Shape};
     use crate::kernels::AttentionShape;
     use crate::kernels::oracle::{devices, numbers, run, upload};
-    use crate::rows::{Band, Blocks as Layout, RUN, Scale, Steps};
+    use crate::kv::{Band, Blocks as Layout, RUN, Scale, Steps};
 
     /// How a model's keys and values are coded in blocks: KIVI's keys, KVarN's keys and values.
     fn formats(attention: &AttentionShape) -> [Format; 3] {

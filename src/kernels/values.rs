@@ -8,7 +8,7 @@ use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
 use crate::gpu::{SHARING, Tuning};
-use crate::rows::Slots;
+use crate::kv::Slots;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -220,10 +220,10 @@ impl Values {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::oracle::{assert_close, beside, buffers, coded_side, devices, exact, halves, numbers, run, tuned_devices};
+    use crate::kernels::oracle::{assert_close, beside, buffers, devices, exact, halves, latent_side, numbers, run, tuned_devices};
     use crate::kernels::pack::tests::formats;
     use crate::kernels::sketch::Sketch;
-    use crate::rows::{Evicted, Exact, Format, Slots};
+    use crate::kv::{Evicted, Exact, Format, Slots};
 
     /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several splits, five in one, and two tokens in one, the last keys of the first masked.
     #[test]
@@ -327,11 +327,11 @@ mod tests {
     #[test]
     fn coded_values_are_summed_as_coordinates_beside_exact_ones() {
         let formats = formats();
-        let wide = Format { bands: vec![crate::rows::Band { bits: 2, runs: 17 }], scale: crate::rows::Scale::Band };
+        let wide = Format { bands: vec![crate::kv::Band { bits: 2, runs: 17 }], scale: crate::kv::Scale::Band };
         let c = AttentionShape::of(false, None, 12, 6, 10);
         let exact = Exact { sinks: 3, recent: 5 };
         let (heads, padded, capacity, stride) = (12, pad(10), 400, 700);
-        let side = coded_side(&c, &[(2, &wide), (1, &formats[0]), (2, &formats[1]), (1, &formats[6])], capacity);
+        let side = latent_side(&c, &[(2, &wide), (1, &formats[0]), (2, &formats[1]), (1, &formats[6])], capacity);
         let slots = Slots::new(&exact.blocks(1), 40, capacity);
         let ring = halves(2, slots.count() * 6 * padded);
         let (at, split) = (side.coded.sums(&c), sums(&c, Some(&side.coded)));

@@ -1,7 +1,7 @@
 //! How many tokens go through the model together.
 
 use super::SequenceOptions;
-use crate::rows::Exact;
+use crate::kv::Exact;
 
 /// The least and the most tokens of a call, and how they read each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

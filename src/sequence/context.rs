@@ -3,12 +3,12 @@
 //! A conversation is rendered anew for each turn, and all but its end is what the cache already holds. The longest common prefix of the new prompt and
 //! the cached tokens stays, everything after it is forgotten, and only the rest runs through the model ([`Context::read`]).
 //!
-//! Not every cache can be cut anywhere: what is evicted is gone, a block of coded rows cannot be coded anew in part, and bases that were made of a prompt are that prompt's. Such a sequence goes
+//! Not every cache can be cut anywhere: what is evicted is gone, a block of latents cannot be coded anew in part, and bases that were made of a prompt are that prompt's. Such a sequence goes
 //! back further, or to nothing ([`Sequence::kept_from`]); with the next call it reads again what is missing.
 
 use super::{Logits, Sequence, StepCounters};
+use crate::kv::{KvMemory, LatentSpec};
 use crate::logits::argmax;
-use crate::rows::{KvMemory, RowSpec};
 use crate::task::Cancel;
 use crate::{Error, Result};
 
@@ -148,7 +148,7 @@ impl Sequence for Context {
         self.sequence.lost()
     }
 
-    fn rows(&self) -> &[RowSpec] {
+    fn rows(&self) -> &[LatentSpec] {
         self.sequence.rows()
     }
 

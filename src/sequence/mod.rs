@@ -9,8 +9,8 @@ pub use context::{Context, Read};
 pub(crate) use prompted::{Prompted, Reader};
 
 use crate::Result;
-pub use crate::rows::KvMemory;
-use crate::rows::{CacheMethod, Exact, PromptBases, RowSpec};
+pub use crate::kv::KvMemory;
+use crate::kv::{CacheMethod, Exact, LatentSpec, PromptBases};
 use crate::task::Cancel;
 
 /// Which logits [`Sequence::forward`] returns.
@@ -31,7 +31,7 @@ pub struct SequenceOptions {
     pub capacity: usize,
     /// How it keeps keys and values.
     pub method: CacheMethod,
-    /// What stays exact beside coded rows; `None` for what the checkpoint says. A dense cache is exact throughout.
+    /// What stays exact beside latents; `None` for what the checkpoint says. A dense cache is exact throughout.
     pub exact: Option<Exact>,
     /// Whether tokens that go through the model together read each other as if they had come one by one ([`Exact::reach`]): what an evaluation measures. Otherwise they read each other exactly,
     /// which is better, and always so where rows belong to several layers.
@@ -115,8 +115,8 @@ pub trait Sequence: Send {
     /// Those that read a whole text do between two chunks, and on a GPU those that take longer than a second.
     fn set_cancel(&mut self, _cancel: Cancel) {}
 
-    /// The coded rows that are read; none in an exact cache.
-    fn rows(&self) -> &[RowSpec] {
+    /// The latents that are read; none in an exact cache.
+    fn rows(&self) -> &[LatentSpec] {
         &[]
     }
 

@@ -1,13 +1,13 @@
 //! A sequence whose bases are made of its own prompt: xKV's ([`compress::xkv`](crate::compress::xkv)).
 //!
-//! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any coded rows. A sequence that is cut within its
+//! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any latents. A sequence that is cut within its
 //! prompt is empty, and so is one whose text has gone elsewhere, where the bases lose much more of what came after the prompt than of the prompt itself: with the next token the whole text is
 //! read anew as a prompt ([`super::Context`]), with bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
 //! [`Sequence::remark`] says so.
 
 use super::{Logits, Prompt, Sequence, SequenceOptions, StepCounters};
+use crate::kv::{CacheMethod, Geometry, KvMemory, LatentSpec, PromptBases};
 use crate::logits::argmax;
-use crate::rows::{CacheMethod, Geometry, KvMemory, PromptBases, RowSpec};
 use crate::task::Cancel;
 use crate::{Error, Result};
 
@@ -151,7 +151,7 @@ impl<R: Reader> Sequence for Prompted<R> {
         self.inner.as_mut().map_or(Ok(None), |inner| inner.lost())
     }
 
-    fn rows(&self) -> &[RowSpec] {
+    fn rows(&self) -> &[LatentSpec] {
         self.inner.as_ref().map_or(&[], |inner| inner.rows())
     }
 

@@ -14,8 +14,8 @@ pub use stop::{Released, StopStrings};
 
 use crate::Result;
 use crate::checkpoint::Tokenizer;
+use crate::kv::{CacheMethod, KvMemory};
 use crate::logits::Sampler;
-use crate::rows::{CacheMethod, KvMemory};
 use crate::sequence::{Context, Sequence};
 use std::sync::Arc;
 

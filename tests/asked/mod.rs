@@ -8,7 +8,7 @@ use lowkey::checkpoint::{Architecture, Checkpoint, Config};
 use lowkey::compress::{Budget, Method, Plan, Solver, factor};
 use lowkey::decoder::Model;
 use lowkey::gpu::{Device, Options, Spec, Tuning, roofline};
-use lowkey::rows::{Band, CacheMethod, Coder, Evicted, Exact, Format, Read, Reviver, RowKind, RowSet, RowSpec, Scale, Selector, Xkv};
+use lowkey::kv::{Band, CacheMethod, Coder, Evicted, Exact, Format, LatentKind, LatentSet, LatentSpec, Read, Reviver, Scale, Selector, Xkv};
 use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::task::Cancel;
 use nalgebra::{DMatrix, DVector};
@@ -81,15 +81,15 @@ fn go_on(sequence: &mut dyn Sequence, vocab: usize) {
     }
 }
 
-fn loaded(checkpoint: &Checkpoint, rows: Option<RowSet>, device: &Arc<Device>) -> Arc<Model> {
-    Arc::new(Model::with_rows(checkpoint, rows, device.clone()).unwrap())
+fn loaded(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: &Arc<Device>) -> Arc<Model> {
+    Arc::new(Model::with_latents(checkpoint, rows, device.clone()).unwrap())
 }
 
 fn evicting(evicted_as: Evicted) -> CacheMethod {
     CacheMethod::Evict(Reviver::new(Budget::Keep(if evicted_as == Evicted::Rows { 1.0 } else { 0.5 }), Some(evicted_as)))
 }
 
-/// All coded rows, or those that either selector chooses.
+/// All latents, or those that either selector chooses.
 fn calibrated() -> [CacheMethod; 3] {
     let chosen = Selector::ALL.map(|by| CacheMethod::Calibrated(Read::top(Some(16)).by(by)));
     [CacheMethod::Calibrated(Read::All), chosen[0], chosen[1]]
@@ -141,7 +141,7 @@ fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let config = checkpoint.config();
-    let plan = |rows: Option<RowSet>, methods: &[CacheMethod]| {
+    let plan = |rows: Option<LatentSet>, methods: &[CacheMethod]| {
         let model = loaded(&checkpoint, rows, device);
         methods.iter().for_each(|method| drop(model.sequence(options(*method)).unwrap()));
     };
@@ -149,8 +149,11 @@ fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
     plan(None, &[&[CacheMethod::Full][..], &dense].concat());
     let coded = [&calibrated()[..], &[evicting(Evicted::Rows)]].concat();
     // Orthonormal or not, joint or apart, keys before RoPE and after.
-    let sides =
-        [(true, vec![RowKind::Both]), (true, vec![RowKind::PostRopeKeys, RowKind::Values]), (false, vec![RowKind::PreRopeKeys, RowKind::Values])];
+    let sides = [
+        (true, vec![LatentKind::Both]),
+        (true, vec![LatentKind::PostRopeKeys, LatentKind::Values]),
+        (false, vec![LatentKind::PreRopeKeys, LatentKind::Values]),
+    ];
     for (down, kind) in sides {
         plan(Some(narrow(config, kind, down)), &coded);
     }
@@ -164,14 +167,14 @@ fn plan(device: &Arc<Device>, synthetic: &SyntheticModel) {
 }
 
 /// Rows of one run of coordinates over all heads of a layer, of bases that are zero.
-fn narrow(config: &Config, kind: Vec<RowKind>, down: bool) -> RowSet {
+fn narrow(config: &Config, kind: Vec<LatentKind>, down: bool) -> LatentSet {
     let format = Format { bands: vec![Band { bits: 4, runs: 1 }], scale: Scale::Band };
-    let spec = |kind| RowSpec { first_layer: 0, layers: 1, kind, first_head: 0, kv_heads: config.num_key_value_heads, format: format.clone() };
-    let specs: Vec<RowSpec> = kind.into_iter().map(spec).collect();
-    let coder = |spec: &RowSpec| {
+    let spec = |kind| LatentSpec { first_layer: 0, layers: 1, kind, first_head: 0, kv_heads: config.num_key_value_heads, format: format.clone() };
+    let specs: Vec<LatentSpec> = kind.into_iter().map(spec).collect();
+    let coder = |spec: &LatentSpec| {
         let (width, rank) = (spec.width(config.head_dim), spec.format.rank());
         let down = down.then(|| DMatrix::zeros(width, rank));
         Coder { format: spec.format.clone(), mean: DVector::zeros(width), down, up: DMatrix::zeros(rank, width) }
     };
-    RowSet { coders: specs.iter().map(coder).collect(), specs, exact: EXACT }
+    LatentSet { coders: specs.iter().map(coder).collect(), specs, exact: EXACT }
 }

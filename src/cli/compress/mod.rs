@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use lowkey::calibrate;
 use lowkey::checkpoint::{ADAPTER, Checkpoint, Config};
 use lowkey::compress::{self, LowKey, Method, Output, Plan, Ranks, Sensing};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::{Error, Result};
 use method::{MethodArgs, flag};
 use serde::Serialize;

@@ -11,7 +11,7 @@ use lowkey::checkpoint::{Checkpoint, Tokenizer};
 use lowkey::eval::needle::{self, Kind};
 use lowkey::eval::report::Directory;
 use lowkey::eval::{Depths, Report, Subject, Task, Text, Windowing, continuation, run};
-use lowkey::rows::Exact;
+use lowkey::kv::Exact;
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Error, Model, Result};
 use std::path::PathBuf;

@@ -4,7 +4,7 @@ use super::chart::{Area, COLOURS, FONT, failed, short, svg, write};
 use super::distinct;
 use crate::Result;
 use crate::eval::Row;
-use crate::rows::Exact;
+use crate::kv::Exact;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 use std::ops::Range;
@@ -48,7 +48,7 @@ const LEGEND: i32 = 200;
 /// Room for a panel's axes and title: left, top, right, bottom.
 const AXES: [i32; 4] = [100, 16, 16, 62];
 
-/// KL divergence against cache bytes per token, both logarithmic, a line for each method and layout, dashed where other tokens stay exact beside coded rows than in the first; bars show the standard error. Each
+/// KL divergence against cache bytes per token, both logarithmic, a line for each method and layout, dashed where other tokens stay exact beside latents than in the first; bars show the standard error. Each
 /// depth has a panel, beside the others, and each reference a row of these; the divergence has the same scale in all. Rows at no distance from the reference, and those without one, have no
 /// place in it: `None` where no other is left.
 ///

@@ -1,7 +1,7 @@
-//! `chunkkv.wgsl`: see [`crate::rows::Selector::ChunkKv`].
+//! `chunkkv.wgsl`: see [`crate::kv::Selector::ChunkKv`].
 
 use crate::kernels::AttentionShape;
-use crate::rows::Selection;
+use crate::kv::Selection;
 
 /// The shader's constants: one workgroup for all heads.
 pub(super) fn constants(attention: &AttentionShape, selection: Selection) -> Vec<(&'static str, u32)> {

@@ -9,7 +9,7 @@ use super::landmark::Landmarks;
 use super::{AttentionShape, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work};
-use crate::rows::{Selection, Selector};
+use crate::kv::{Selection, Selector};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

@@ -1,7 +1,7 @@
-//! `shadowkv.wgsl`: see [`crate::rows::Selector::ShadowKv`].
+//! `shadowkv.wgsl`: see [`crate::kv::Selector::ShadowKv`].
 
 use crate::kernels::AttentionShape;
-use crate::rows::Selection;
+use crate::kv::Selection;
 
 /// The shader's constants: a workgroup for each key/value head.
 pub(super) fn constants(attention: &AttentionShape, selection: Selection) -> Vec<(&'static str, u32)> {

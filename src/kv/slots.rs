@@ -27,7 +27,7 @@ impl Slots {
     /// Every token has a slot of its own.
     pub const ALL: Slots = Slots { sinks: 0, ring: u32::MAX };
 
-    /// What stays exact beside coded rows of `capacity` tokens, where up to `chunk` go through the model together.
+    /// What stays exact beside latents of `capacity` tokens, where up to `chunk` go through the model together.
     pub fn new(schedule: &Schedule, chunk: usize, capacity: usize) -> Slots {
         Slots { sinks: schedule.exact.sinks.min(capacity) as u32, ring: schedule.window(chunk).min(capacity) as u32 }
     }
@@ -68,7 +68,7 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::Exact;
+    use crate::kv::Exact;
 
     #[test]
     fn stretches_cover_all_positions_in_their_slots() {

@@ -6,17 +6,17 @@
 //! - *sinks* and *recent* tokens are exact as anywhere else ([`Exact`]). Those that leave the recent ones, in blocks, compete with the candidates for the candidates' slots; who has received
 //!   the most attention, over all heads and queries of the layer, what was received [`HALF_LIFE`] tokens ago counting half, stays exact ([`Stores::keep`]). All heads share the candidates, since a row here belongs to all of them.
 //! - the others are evicted: nothing at all ([`Evicted::None`]: eviction by heavy hitters, as in H2O, arXiv 2306.14048), their mean, as often as they are many ([`Evicted::Mean`]), a count-sketch of keys after
-//!   RoPE and values as published ([`Evicted::Sketch`]), or one around the mean and shrunk ([`Evicted::Shrunk`]): [`Sketch`]. Where the model has a basis for coded rows, every token leaves one,
+//!   RoPE and values as published ([`Evicted::Sketch`]), or one around the mean and shrunk ([`Evicted::Shrunk`]): [`Sketch`]. Where the model has a basis for latents, every token leaves one,
 //!   and a candidate is read exactly instead of from it ([`Evicted::Rows`]).
 //! - a evicted token can be *revived* only where it is known: alone in its bucket. Then it competes with the others, by the attention that its bucket receives, and comes back as it was. Those that
-//!   share bucket and sign cannot be told apart by attention, nor one be taken out without the others' error. A coded row brings nothing back that it does not say anyway.
+//!   share bucket and sign cannot be told apart by attention, nor one be taken out without the others' error. A latent brings nothing back that it does not say anyway.
 //!
 //! A prompt is read as it comes, in blocks, and evicted on the way: the cache never holds more than its budget and the blocks under way. What a token receives later than that is not foreseen.
 //! The budget is for the whole capacity: sinks, recent tokens, candidates and what is left of evicted tokens, all counted in bytes, with the marks by which a device finds them. A sketch's sums take four bytes where a row
 //! takes two.
 
 use super::sketch::Sketch;
-use super::{Budget, Exact, Geometry, RowSet, RowSpec};
+use super::{Budget, Exact, Geometry, LatentSet, LatentSpec};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub enum Evicted {
     Sketch,
     /// A count-sketch around their mean, shrunk towards it.
     Shrunk,
-    /// Their coded rows: for models that are compressed already.
+    /// Their latents: for models that are compressed already.
     Rows,
 }
 
@@ -107,7 +107,7 @@ impl Reviver {
     ///
     /// # Errors
     /// [`Error::Argument`] where this model cannot be read so, or the budget holds nothing.
-    pub fn stores(&self, geometry: &Geometry, rows: &[RowSpec], exact: Exact, capacity: usize) -> Result<Stores> {
+    pub fn stores(&self, geometry: &Geometry, rows: &[LatentSpec], exact: Exact, capacity: usize) -> Result<Stores> {
         let refuse = |name: &str, message: &str| Err(Error::Argument { name: name.into(), message: message.into() });
         let evicted_as = self.evicted_as(!rows.is_empty());
         match (evicted_as, rows.is_empty()) {
@@ -121,7 +121,7 @@ impl Reviver {
         let width = width(geometry);
         let bytes = u128::from(self.budget.bytes(geometry.dense_bytes_per_token())?) * capacity as u128 / layers;
         let kept = (exact.sinks as u128 + exact.recent as u128) * 2 * width as u128;
-        let rows = u128::from(RowSet::bytes_per_token(rows)) * capacity as u128 / layers;
+        let rows = u128::from(LatentSet::bytes_per_token(rows)) * capacity as u128 / layers;
         let mean = if evicted_as.has_mean() { Sketch::mean_bytes(width) } else { 0 };
         // Which tokens are read from their rows, or which bucket a token falls into: the table of that is of all layers.
         let marks = match evicted_as {
@@ -167,7 +167,7 @@ impl Stores {
         candidates.checked_add(self.buckets.checked_mul(Sketch::bucket_bytes(self.width))?)
     }
 
-    /// The most tokens that are read from their coded rows.
+    /// The most tokens that are read from their latents.
     pub(crate) fn listed(&self) -> usize {
         if self.evicted_as == Evicted::Rows { self.capacity } else { 0 }
     }

@@ -1,22 +1,22 @@
 //! How a sequence keeps its keys and values, and how many of them a token reads.
 
-use super::{Geometry, Reviver, RowSet, RowSpec, Selection, Selector, Xkv};
+use super::{Geometry, LatentSet, LatentSpec, Reviver, Selection, Selector, Xkv};
 use crate::{Error, Result};
 
 /// How a sequence keeps keys and values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CacheMethod {
-    /// What the model comes with: coded rows where `compress` made some, else exact ones.
+    /// What the model comes with: latents where `compress` made some, else exact ones.
     Calibrated(Read),
     /// Exact rows of every token, whatever the model comes with.
     Full,
-    /// A dense model's prompt in coded rows of its own bases.
+    /// A dense model's prompt in latents of its own bases.
     Xkv(Xkv, Read),
     /// Some tokens are evicted on the way.
     Evict(Reviver),
 }
 
-/// Which coded rows a token reads that goes through the model alone.
+/// Which latents a token reads that goes through the model alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Read {
     /// All.
@@ -53,7 +53,7 @@ impl Read {
 }
 
 impl CacheMethod {
-    /// Which coded rows a token reads.
+    /// Which latents a token reads.
     pub fn read(&self) -> Read {
         match self {
             CacheMethod::Calibrated(read) | CacheMethod::Xkv(_, read) => *read,
@@ -69,7 +69,7 @@ impl CacheMethod {
         }
     }
 
-    /// The same method, but every coded row is read.
+    /// The same method, but every latent is read.
     pub fn reading_all(self) -> CacheMethod {
         match self {
             CacheMethod::Calibrated(_) => CacheMethod::Calibrated(Read::All),
@@ -107,10 +107,10 @@ impl CacheMethod {
     ///
     /// # Errors
     /// [`Error::Argument`] with what is possible.
-    pub fn check(&self, geometry: &Geometry, window: Option<usize>, rows: &[RowSpec], capacity: usize) -> Result<()> {
+    pub fn check(&self, geometry: &Geometry, window: Option<usize>, rows: &[LatentSpec], capacity: usize) -> Result<()> {
         let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
         let coded_by = |what: &str| format!("{what}, and this model's rows are coded already; give the dense model");
-        let block = RowSet::block(rows);
+        let block = LatentSet::block(rows);
         let together = format!("this model's rows are coded in blocks of {block} tokens, and are read whole");
         match (self, self.read()) {
             (CacheMethod::Xkv(..), _) if !rows.is_empty() => refuse("method", coded_by("xkv makes bases of keys and values")),

@@ -1,7 +1,7 @@
 //! Where a sequence stands: how many tokens it has, and which of them are exact, coded, or gone.
 //!
 //! This is index arithmetic alone, and one and the same for the decoder on the processor and the one on the GPU. A call of the model is planned ([`Cursor::call`]) before it runs: what its queries
-//! read exactly and what from coded rows, and which rows are coded meanwhile. When it has run the cursor moves on ([`Cursor::advance`]); when it has failed the cursor goes back
+//! read exactly and what from latents, and which rows are coded meanwhile. When it has run the cursor moves on ([`Cursor::advance`]); when it has failed the cursor goes back
 //! ([`Cursor::fail`]).
 
 use super::{Reach, Schedule, Slots};
@@ -44,7 +44,7 @@ pub struct Coding {
 pub struct Call {
     /// Positions of its tokens.
     pub tokens: Range<usize>,
-    /// What its queries read from coded rows; `None` where every row is exact.
+    /// What its queries read from latents; `None` where every row is exact.
     pub reach: Option<Reach>,
     /// Tokens whose rows are coded meanwhile.
     pub code: Range<usize>,
@@ -108,7 +108,7 @@ impl Cursor {
         }
     }
 
-    /// Which coded rows the next `tokens` read; `None` where every row is exact.
+    /// Which latents the next `tokens` read; `None` where every row is exact.
     pub fn reach(&self, tokens: usize) -> Option<Reach> {
         self.coded.as_ref().map(|Coded { options, done, exact_from }| {
             let exact_from = if options.evicts { *done } else { *exact_from };
@@ -190,7 +190,7 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::Exact;
+    use crate::kv::Exact;
 
     fn coding(strict: bool, evicts: bool, block: usize, chunk: usize, capacity: usize) -> Coding {
         let schedule = Exact { sinks: 4, recent: 32 }.blocks(block);

@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn what_cannot_be_packed_is_said() {
         let band = |bits, runs| Band { bits, runs };
-        let blocks = |tokens, heads| Scale::Blocks(Blocks { tokens, heads, steps: crate::rows::Steps::Channels });
+        let blocks = |tokens, heads| Scale::Blocks(Blocks { tokens, heads, steps: crate::kv::Steps::Channels });
         for (bands, scale, word) in [
             (vec![], Scale::Fixed, "no bands"),
             (vec![band(5, 1)], Scale::Fixed, "5 bits"),

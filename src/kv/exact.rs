@@ -1,7 +1,7 @@
-//! Which tokens a query reads exactly, and which from their coded rows.
+//! Which tokens a query reads exactly, and which from their latents.
 //!
 //! The first tokens ("attention sinks", Xiao et al., arXiv 2309.17453) and the newest are what attention leans on most, and they are few: they stay exact. The query at position
-//! `t` reads the tokens below `sinks` exactly, those from there to below [`Reach::of`]`(t)` from coded rows, and the rest, up to itself, exactly again.
+//! `t` reads the tokens below `sinks` exactly, those from there to below [`Reach::of`]`(t)` from latents, and the rest, up to itself, exactly again.
 //!
 //! A row is coded once no query to come is due to read it exactly; while tokens come one at a time that is done for [`Exact::BLOCK`] of them together, so that it costs a step nothing. Where several
 //! tokens go through the model together, either every query has just its own `recent` tokens exact, as if they had come one by one (*strict*: what an evaluation of one long text should
@@ -123,7 +123,7 @@ impl Reach {
     /// Every row is read exactly.
     pub const ALL_EXACT: Reach = Reach { sinks: 0, low: 0, high: 0, recent: 0, block: 1 };
 
-    /// The query at `position` reads coded rows `sinks..of(position)`, and exactly those below and from there up to itself.
+    /// The query at `position` reads latents `sinks..of(position)`, and exactly those below and from there up to itself.
     pub fn of(&self, position: usize) -> usize {
         whole((position + 1).saturating_sub(self.recent), self.sinks, self.block).clamp(self.low, self.high)
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// What a row is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum RowKind {
+pub enum LatentKind {
     /// Keys after bias and QK-norm, before RoPE: a reader rebuilds and rotates them.
     #[serde(rename = "keys")]
     PreRopeKeys,
@@ -19,16 +19,16 @@ pub enum RowKind {
     Both,
 }
 
-/// One coded row for each token.
+/// One latent for each token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RowSpec {
+pub struct LatentSpec {
     /// Its layers are this one and those after it.
     pub first_layer: usize,
     /// How many.
     pub layers: usize,
     /// What of them.
     #[serde(rename = "holds")]
-    pub kind: RowKind,
+    pub kind: LatentKind,
     /// Its key/value heads are this one and those after it.
     pub first_head: usize,
     /// How many.
@@ -46,7 +46,7 @@ pub enum KvSide {
     Values,
 }
 
-impl RowSpec {
+impl LatentSpec {
     /// The width `w` of the vector `y`: layer by layer, keys of all its heads and then values of all its heads, as far as it holds them.
     pub fn width(&self, head_dim: usize) -> usize {
         self.layers * self.stride(head_dim)
@@ -54,7 +54,7 @@ impl RowSpec {
 
     /// What one layer takes of it.
     fn stride(&self, head_dim: usize) -> usize {
-        self.kv_heads * head_dim * if self.kind == RowKind::Both { 2 } else { 1 }
+        self.kv_heads * head_dim * if self.kind == LatentKind::Both { 2 } else { 1 }
     }
 
     /// Where in `y` the first head of one side of `layer` begins; `None` where the row does not hold it.
@@ -62,8 +62,10 @@ impl RowSpec {
         let within = layer.checked_sub(self.first_layer).filter(|&within| within < self.layers)?;
         let start = within * self.stride(head_dim);
         match (self.kind, side) {
-            (RowKind::Both, KvSide::Values) => Some(start + self.kv_heads * head_dim),
-            (RowKind::Both | RowKind::PreRopeKeys | RowKind::PostRopeKeys, KvSide::Keys) | (RowKind::Values, KvSide::Values) => Some(start),
+            (LatentKind::Both, KvSide::Values) => Some(start + self.kv_heads * head_dim),
+            (LatentKind::Both | LatentKind::PreRopeKeys | LatentKind::PostRopeKeys, KvSide::Keys) | (LatentKind::Values, KvSide::Values) => {
+                Some(start)
+            }
             _ => None,
         }
     }
@@ -72,7 +74,7 @@ impl RowSpec {
     pub fn mean_pairs(&self, mean: &[f32], head_dim: usize) -> usize {
         let half = head_dim / 2;
         let pairs = |head: &[f32]| (0..half).filter(|&p| head[p] != 0.0 || head[p + half] != 0.0).count();
-        if self.kind == RowKind::PostRopeKeys { mean.chunks_exact(head_dim).map(pairs).sum() } else { 0 }
+        if self.kind == LatentKind::PostRopeKeys { mean.chunks_exact(head_dim).map(pairs).sum() } else { 0 }
     }
 
     /// The last of its layers.
@@ -94,25 +96,25 @@ pub struct Source {
     pub kv_heads: usize,
 }
 
-/// All coded rows of a model.
+/// All latents of a model.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RowSet {
+pub struct LatentSet {
     /// What they hold and how they are packed.
-    pub specs: Vec<RowSpec>,
+    pub specs: Vec<LatentSpec>,
     /// Their bases, in the same order.
     pub coders: Vec<Coder>,
     /// What stays exact beside them.
     pub exact: Exact,
 }
 
-impl RowSet {
+impl LatentSet {
     /// Bytes that a token's rows take, over the whole model.
-    pub fn bytes_per_token(specs: &[RowSpec]) -> u64 {
+    pub fn bytes_per_token(specs: &[LatentSpec]) -> u64 {
         specs.iter().map(|spec| 4 * spec.format.words() as u64).sum()
     }
 
     /// Tokens that are coded together.
-    pub fn block(specs: &[RowSpec]) -> usize {
+    pub fn block(specs: &[LatentSpec]) -> usize {
         specs.iter().map(|spec| spec.format.block()).max().unwrap_or(1)
     }
 
@@ -127,7 +129,7 @@ impl RowSet {
     }
 
     /// What one side of `layer` reads, in the order of the heads.
-    pub fn sources(specs: &[RowSpec], layer: usize, side: KvSide, head_dim: usize) -> Vec<Source> {
+    pub fn sources(specs: &[LatentSpec], layer: usize, side: KvSide, head_dim: usize) -> Vec<Source> {
         let mut sources: Vec<Source> = specs
             .iter()
             .enumerate()
@@ -144,7 +146,7 @@ impl RowSet {
     ///
     /// # Errors
     /// What is wrong, as a sentence.
-    pub fn check(specs: &[RowSpec], geometry: &Geometry) -> Result<(), String> {
+    pub fn check(specs: &[LatentSpec], geometry: &Geometry) -> Result<(), String> {
         let (layers, heads) = (geometry.layers, geometry.kv_heads);
         for (index, spec) in specs.iter().enumerate() {
             spec.format.check().map_err(|message| format!("row {index} {message}"))?;
@@ -156,16 +158,16 @@ impl RowSet {
             }
             if let Scale::Blocks(blocks) = spec.format.scale {
                 // A block is coded at once, and what is read together is striped alike.
-                let beside = |other: &&RowSpec| (other.first_layer, other.kind) == (spec.first_layer, spec.kind);
+                let beside = |other: &&LatentSpec| (other.first_layer, other.kind) == (spec.first_layer, spec.kind);
                 let alike = specs.iter().filter(beside).all(|other| other.format == spec.format);
-                if blocks.tokens != RowSet::block(specs) || blocks.heads != spec.kv_heads || !alike {
+                if blocks.tokens != LatentSet::block(specs) || blocks.heads != spec.kv_heads || !alike {
                     let Blocks { tokens, heads, .. } = blocks;
                     return Err(format!("row {index} has blocks of {tokens} tokens and {heads} heads, and those beside it are of others"));
                 }
             }
             if spec.format.by_head() {
                 let runs = spec.format.rank() / super::RUN;
-                if runs != spec.kv_heads * geometry.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.kind == RowKind::Both {
+                if runs != spec.kv_heads * geometry.head_dim.div_ceil(super::RUN) || spec.layers != 1 || spec.kind == LatentKind::Both {
                     return Err(format!("row {index} keeps heads apart, but has {runs} runs of {} heads in {} layers", spec.kv_heads, spec.layers));
                 }
                 continue;
@@ -178,7 +180,7 @@ impl RowSet {
         for layer in 0..layers {
             for (side, what) in [(KvSide::Keys, "keys"), (KvSide::Values, "values")] {
                 let mut next = 0;
-                for source in RowSet::sources(specs, layer, side, geometry.head_dim) {
+                for source in LatentSet::sources(specs, layer, side, geometry.head_dim) {
                     if source.first_head != next {
                         return Err(format!("the {what} of layer {layer}, head {} are in no row or in two", next.min(source.first_head)));
                     }

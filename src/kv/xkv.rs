@@ -1,6 +1,6 @@
 //! How a prompt is compressed in bases of its own ([`crate::compress::xkv`]): options, and what they come to in bytes.
 
-use super::{Band, Budget, Coder, Format, Geometry, RUN, RowSpec, Scale};
+use super::{Band, Budget, Coder, Format, Geometry, LatentSpec, RUN, Scale};
 use crate::linalg::Moments;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -118,7 +118,7 @@ pub trait PromptBases: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Numeric`] where a prompt's keys or values are not finite.
-    fn rows(&self, geometry: &Geometry, group: &Range<usize>, moments: [&Moments; 2], tokens: usize) -> Result<[(RowSpec, Coder); 2]>;
+    fn rows(&self, geometry: &Geometry, group: &Range<usize>, moments: [&Moments; 2], tokens: usize) -> Result<[(LatentSpec, Coder); 2]>;
 }
 
 /// Bytes that the rows of a group take at the least: a run and a header each.

@@ -1,38 +1,38 @@
-//! Coded rows on the device: what they are read with in every layer, and what they are coded with.
+//! Latents on the device: what they are read with in every layer, and what they are coded with.
 
 use crate::checkpoint::{Checkpoint, Config};
 use crate::gpu::{Device, ElementType, Matrix, Shape, Tensor};
 use crate::kernels::coded::{Coded, by_coordinates, by_dimensions};
 use crate::kernels::energy::LOTS;
 use crate::kernels::{merge, pack::Pack, values as sum};
-use crate::rows::Layout;
-use crate::rows::{Energy, Exact, KvSide, RUN, RowKind, RowSet, RowSpec};
+use crate::kv::Layout;
+use crate::kv::{Energy, Exact, KvSide, LatentKind, LatentSet, LatentSpec, RUN};
 use crate::{Error, Result};
 use half::f16;
 use nalgebra::DMatrix;
 
-/// The coded rows of a model, or of one text.
-pub(super) struct CodedRows {
-    pub specs: Vec<RowSpec>,
+/// The latents of a model, or of one text.
+pub(super) struct Latents {
+    pub specs: Vec<LatentSpec>,
     pub exact: Exact,
     pub layout: Layout,
     /// By row.
     pub bases: Vec<Basis>,
-    pub layers: Vec<CodedLayer>,
+    pub layers: Vec<LatentLayer>,
     /// What orthonormal bases hold of what was coded with them, f32 `[rows][2 · LOTS]`.
     pub energies: Tensor,
 }
 
-impl CodedRows {
+impl Latents {
     /// Uploads bases and tables.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], and [`Error::Numeric`] where a basis does not fit 16 bits.
-    pub fn load(device: &Device, config: &Config, rows: &RowSet) -> Result<CodedRows> {
+    pub fn load(device: &Device, config: &Config, rows: &LatentSet) -> Result<Latents> {
         let layout = Layout::new(&rows.specs, config.num_hidden_layers, config.head_dim);
-        Ok(CodedRows {
+        Ok(Latents {
             bases: (0..rows.specs.len()).map(|row| Basis::load(device, rows, row)).collect::<Result<_>>()?,
-            layers: (0..config.num_hidden_layers).map(|layer| CodedLayer::load(device, config, rows, &layout, layer)).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers).map(|layer| LatentLayer::load(device, config, rows, &layout, layer)).collect::<Result<_>>()?,
             energies: energies(device, rows.specs.len())?,
             specs: rows.specs.clone(),
             exact: rows.exact,
@@ -44,10 +44,10 @@ impl CodedRows {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn none(device: &Device, exact: Exact, rows: usize) -> Result<CodedRows> {
+    pub fn none(device: &Device, exact: Exact, rows: usize) -> Result<Latents> {
         let energies = energies(device, rows)?;
         let layout = Layout { stores: Vec::new(), places: Vec::new() };
-        Ok(CodedRows { specs: Vec::new(), exact, layout, bases: Vec::new(), layers: Vec::new(), energies })
+        Ok(Latents { specs: Vec::new(), exact, layout, bases: Vec::new(), layers: Vec::new(), energies })
     }
 
     /// What orthonormal bases hold of all that was coded with them so far.
@@ -69,14 +69,14 @@ impl CodedRows {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn append(&mut self, device: &Device, config: &Config, set: &RowSet, layers: std::ops::Range<usize>) -> Result<()> {
+    pub fn append(&mut self, device: &Device, config: &Config, set: &LatentSet, layers: std::ops::Range<usize>) -> Result<()> {
         self.layout = Layout::new(&set.specs, config.num_hidden_layers, config.head_dim);
         for row in self.specs.len()..set.specs.len() {
             self.bases.push(Basis::load(device, set, row)?);
             self.specs.push(set.specs[row].clone());
         }
         for layer in layers {
-            self.layers.push(CodedLayer::load(device, config, set, &self.layout, layer)?);
+            self.layers.push(LatentLayer::load(device, config, set, &self.layout, layer)?);
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ impl CodedRows {
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
         let basis = |basis: &Basis| basis.down.as_ref().map_or(0, Matrix::bytes) + basis.mean.size() + basis.table.size();
-        let layer = |l: &CodedLayer| {
+        let layer = |l: &LatentLayer| {
             let tables = [&l.key_table, &l.value_table, &l.value_groups, &l.chosen_groups, &l.query_heads, &l.value_means];
             tables.iter().map(|table| table.size()).sum::<u64>() + l.key_up.size() + l.value_up.size()
         };
@@ -101,8 +101,8 @@ fn energies(device: &Device, rows: usize) -> Result<Tensor> {
     Tensor::zeroed(device, "energies of rows", ElementType::F32, Shape::dense(rows, 2 * LOTS))
 }
 
-/// What a layer reads coded rows with.
-pub(super) struct CodedLayer {
+/// What a layer reads latents with.
+pub(super) struct LatentLayer {
     pub keys: Coded,
     pub values: Coded,
     /// Whether keys are coded after RoPE, and queries absorb their basis.
@@ -137,7 +137,7 @@ fn checked(what: &str, numbers: Vec<f16>) -> Result<Vec<f16>> {
 }
 
 impl Basis {
-    pub fn load(device: &Device, rows: &RowSet, row: usize) -> Result<Basis> {
+    pub fn load(device: &Device, rows: &LatentSet, row: usize) -> Result<Basis> {
         let coder = &rows.coders[row];
         let label = |what: &str| format!("row {row}'s {what}");
         let table = Pack::table(&coder.format);
@@ -152,14 +152,14 @@ impl Basis {
 }
 
 /// A side's means by key/value head, `[H_kv][head_dim]`.
-fn means(config: &Config, rows: &RowSet, coded: &Coded) -> Vec<f32> {
+fn means(config: &Config, rows: &LatentSet, coded: &Coded) -> Vec<f32> {
     let slice =
         |slice: &crate::kernels::coded::Slice| rows.coders[slice.row].mean.as_slice()[slice.offset..][..slice.kv_heads * config.head_dim].to_vec();
     coded.slices.iter().flat_map(slice).collect()
 }
 
 /// A side's up-projections by key/value head, as `lay` lays them out.
-fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize, usize) -> f32, usize, usize) -> Vec<f16>) -> Vec<f16> {
+fn ups(config: &Config, rows: &LatentSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize, usize) -> f32, usize, usize) -> Vec<f16>) -> Vec<f16> {
     let head = |kv: usize| {
         let (_, slice) = coded.of_head(kv);
         let first = slice.offset + (kv - slice.first_head) * config.head_dim;
@@ -169,12 +169,12 @@ fn ups(config: &Config, rows: &RowSet, coded: &Coded, lay: impl Fn(&dyn Fn(usize
     (0..config.num_key_value_heads).flat_map(head).collect()
 }
 
-impl CodedLayer {
-    fn load(device: &Device, config: &Config, rows: &RowSet, layout: &Layout, layer: usize) -> Result<CodedLayer> {
+impl LatentLayer {
+    fn load(device: &Device, config: &Config, rows: &LatentSet, layout: &Layout, layer: usize) -> Result<LatentLayer> {
         let attention = &super::attention_shape(config);
         let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| Coded::new(attention, &rows.specs, layout, layer, side));
         let label = |what: &str| format!("layer {layer}'s {what} of coded rows");
-        let absorbed = rows.specs[keys.slices[0].row].kind == RowKind::PostRopeKeys;
+        let absorbed = rows.specs[keys.slices[0].row].kind == LatentKind::PostRopeKeys;
         let key_means = means(config, rows, &keys);
         let keys = if absorbed { keys.about(attention, &key_means) } else { keys };
         let key_up = match absorbed {
@@ -183,7 +183,7 @@ impl CodedLayer {
         };
         let value_up = ups(config, rows, &values, |up, rank, dim| by_coordinates(up, rank, dim));
         let upload = |what: &str, up: Vec<f16>| Tensor::vector(device, &label(what), &checked(&label(what), up)?);
-        Ok(CodedLayer {
+        Ok(LatentLayer {
             absorbed,
             key_table: device.upload(&label("key table"), &keys.key_table(attention, absorbed, &key_means))?,
             key_up: upload("key up-projection", key_up)?,
@@ -203,12 +203,12 @@ impl CodedLayer {
 ///
 /// # Errors
 /// [`Error::Argument`] where they are another model's, [`Error::Unsupported`] where keys before and after RoPE are mixed.
-pub(super) fn check(specs: &[RowSpec], checkpoint: &Checkpoint) -> Result<()> {
+pub(super) fn check(specs: &[LatentSpec], checkpoint: &Checkpoint) -> Result<()> {
     let config = checkpoint.config();
-    RowSet::check(specs, &config.geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
+    LatentSet::check(specs, &config.geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
     for layer in 0..config.num_hidden_layers {
-        let keys = RowSet::sources(specs, layer, KvSide::Keys, config.head_dim);
-        let rotated = keys.iter().filter(|source| specs[source.row].kind == RowKind::PostRopeKeys).count();
+        let keys = LatentSet::sources(specs, layer, KvSide::Keys, config.head_dim);
+        let rotated = keys.iter().filter(|source| specs[source.row].kind == LatentKind::PostRopeKeys).count();
         if rotated > 0 && rotated < keys.len() {
             let message =
                 format!("layer {layer} codes some keys before RoPE and others after it, which the GPU kernels do not take. --device cpu runs it");

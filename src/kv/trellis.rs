@@ -102,8 +102,8 @@ pub(super) fn decode(bits: u8, codes: &[u32; RUN]) -> [f32; RUN] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::distortion;
     use crate::linalg::Random;
-    use crate::rows::distortion;
 
     fn error(x: &[f32], decoded: &[f32]) -> f64 {
         x.iter().zip(decoded).map(|(x, y)| f64::from(x - y).powi(2)).sum()

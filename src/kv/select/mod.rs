@@ -1,4 +1,4 @@
-//! Which coded rows a token reads: all of them, or those that matter to it.
+//! Which latents a token reads: all of them, or those that matter to it.
 //!
 //! To rebuild every key for every token costs more than to attend to them. So coded tokens stand in pairs; a pair's *landmark* is the mean of its keys after RoPE, by layer and key/value head. A token
 //! that goes through the model alone scores the landmarks, `q·landmark/√d` for each query head, and a [`Selector`] says which pairs it reads. What is exact stays exact: sinks and the newest tokens.

@@ -172,8 +172,8 @@ fn half(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::{Band, Format, RUN, Scale};
     use crate::linalg::Random;
-    use crate::rows::{Band, Format, RUN, Scale};
 
     fn format(steps: Steps, tokens: usize, heads: usize, width: usize, bits: u8) -> Format {
         Format { bands: vec![Band { bits, runs: heads * width / RUN }], scale: Scale::Blocks(Blocks { tokens, heads, steps }) }
