@@ -1,6 +1,7 @@
 //! A chat in a program of your own: several turns, streamed, with what each of them took.
 //!
-//! `cargo run --release --example chat -- MODEL`, with `cpu` as a second argument where there is no GPU. Every line of stdin is a question.
+//! `cargo run --release --example chat -- MODEL`, with `cpu` as a second argument where there is no
+//! GPU. Every line of stdin is a question.
 
 use lowkey::checkpoint::{ChatTemplate, Message};
 use lowkey::{Error, LoadOptions, Model, Prompt, Session, SessionOptions};
@@ -35,7 +36,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Where they have become too many for the context, the oldest are dropped.
 fn answer(session: &mut Session, template: &ChatTemplate, messages: &mut Vec<Message>) -> lowkey::Result<String> {
     loop {
-        // All of the conversation, every time: what the session has read before, it does not read again.
+        // All of the conversation, every time: what the session has read before, it does not read
+        // again.
         let prompt = template.render(messages, true)?;
         let mut generation = match session.generate(Prompt::Rendered(&prompt)) {
             Err(Error::Context { .. }) if messages.len() > 2 => {

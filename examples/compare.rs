@@ -1,17 +1,22 @@
-//! Compressed models beside the one they were made from: an evaluation's report, and the README's picture of it.
+//! Compressed models beside the one they were made from: an evaluation's report, and the README's
+//! picture of it.
 //!
-//! Models that have been compressed already are named after the dense one; others are made here, out of sight, by what each `--make` says:
+//! Models that have been compressed already are named after the dense one; others are made here,
+//! out of sight, by what each `--make` says:
 //!
 //! ```sh
-//! cargo run --release --example compare -- MODEL --make small=4,6,8,12 --make fast=3.6,4,6 --make palu=1.25,1.5,2 --make dense=8,4 \
+//! cargo run --release --example compare -- MODEL --make small=4,6,8,12 --make fast=3.6,4,6 \
+//!     --make palu=1.25,1.5,2 --make dense=8,4 \
 //!     --calibration FILE --text FILE --depths 512,4096 --exact 0+0 --figure assets/frontier.svg
 //! ```
 //!
-//! A figure of several dense models has a row of charts for each. It is drawn from reports: `--report DIR` writes one, here and in `lowkey eval`, and `--with DIR/report.json` draws it too, beside
-//! what is evaluated, or without MODEL alone:
+//! A figure of several dense models has a row of charts for each. It is drawn from reports:
+//! `--report DIR` writes one, here and in `lowkey eval`, and `--with DIR/report.json` draws it too,
+//! beside what is evaluated, or without MODEL alone:
 //!
 //! ```sh
-//! cargo run --release --example compare -- --with one/report.json --with other/report.json --figure assets/frontier.svg
+//! cargo run --release --example compare -- --with one/report.json --with other/report.json \
+//!     --figure assets/frontier.svg
 //! ```
 
 use clap::Parser;
@@ -42,8 +47,9 @@ struct Options {
     /// What has been made of it already: adapter files, or checkpoints that stand alone.
     #[arg(required_unless_present_any = ["make", "with"])]
     small: Vec<PathBuf>,
-    /// What to make of it, evaluate, and forget: `small` or `fast` (lowkey's layouts), or a published method, each with how many times smaller the caches are to be,
-    /// or `dense` with the bits of a number. May be given several times.
+    /// What to make of it, evaluate, and forget: `small` or `fast` (lowkey's layouts), or a
+    /// published method, each with how many times smaller the caches are to be, or `dense` with the
+    /// bits of a number. May be given several times.
     #[arg(long, value_name = "WHAT=N,N…", requires = "model")]
     make: Vec<Make>,
     /// A report.json whose models are drawn too; may be given several times.
@@ -58,16 +64,19 @@ struct Options {
     /// A text to evaluate on; may be given several times.
     #[arg(long, value_name = "FILE", requires = "model")]
     text: Vec<PathBuf>,
-    /// Use no more than this many tokens of each text, in windows of 512; with --depths, at the deepest.
+    /// Use no more than this many tokens of each text, in windows of 512; with --depths, at the
+    /// deepest.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     /// The first position in a window whose prediction is scored.
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_from: usize,
-    /// Evaluate at these depths, a chart for each: in windows of so many tokens, of which the last 512 are scored.
+    /// Evaluate at these depths, a chart for each: in windows of so many tokens, of which the last
+    /// 512 are scored.
     #[arg(long, value_name = "N,N…", value_delimiter = ',', conflicts_with = "score_from")]
     depths: Vec<usize>,
-    /// Evaluate each compressed model again with so many sinks and recent tokens exact, as a dashed line.
+    /// Evaluate each compressed model again with so many sinks and recent tokens exact, as a dashed
+    /// line.
     #[arg(long, value_name = "SINKS+RECENT,…", value_delimiter = ',')]
     exact: Vec<Exact>,
     /// Write the report to this new directory.

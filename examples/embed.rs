@@ -1,6 +1,7 @@
 //! A language model in a native program: load, ask, stream the answer.
 //!
-//! `cargo run --release --example embed -- MODEL "Why is the sea salt?"`, with `cpu` as a third argument where there is no GPU.
+//! `cargo run --release --example embed -- MODEL "Why is the sea salt?"`, with `cpu` as a third
+//! argument where there is no GPU.
 
 use lowkey::{LoadOptions, Model, Prompt, SessionOptions, checkpoint::Message};
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! How long the factors of one layer take: 4096 wide, 32 heads of 128, keys in groups of 4 heads and values over all of them, as in Llama 2 7B.
+//! How long the factors of one layer take: 4096 wide, 32 heads of 128, keys in groups of 4 heads
+//! and values over all of them, as in Llama 2 7B.
 //!
 //! Run it with `cargo run --release --example factor`.
 

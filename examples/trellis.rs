@@ -1,11 +1,16 @@
-//! Trains the levels of the trellis that codes of 2 to 4 bits stand for, and prints them as src/kv/trellis_levels.rs has them.
+//! Trains the levels of the trellis that codes of 2 to 4 bits stand for, and prints them as
+//! src/kv/trellis_levels.rs has them.
 //!
-//! Lloyd's iteration: code runs of 16 Gaussian numbers with the levels that there are, move each level to the mean of what was coded as it, and begin again. It begins at quantiles of the Gaussian, dealt out
-//! to the edges of the trellis in a random order; of four orders, which were the best of more, the best is kept.
+//! Lloyd's iteration: code runs of 16 Gaussian numbers with the levels that there are, move each
+//! level to the mean of what was coded as it, and begin again. It begins at quantiles of the
+//! Gaussian, dealt out to the edges of the trellis in a random order; of four orders, which were
+//! the best of more, the best is kept.
 //!
 //! ```sh
-//! cargo run --release --example trellis                  # 40 rounds of 6,000 runs, the last eight of five times as many, as the tables were made: some minutes
-//! cargo run --release --example trellis -- 6 300 1       # 6 rounds of 300 runs from one order: a second
+//! # 40 rounds of 6,000 runs, the last eight of five times as many, as the tables were made
+//! cargo run --release --example trellis
+//! # 6 rounds of 300 runs from one order: a second
+//! cargo run --release --example trellis -- 6 300 1
 //! ```
 
 use lowkey::kv::trellis::{EDGES, encode_with, indices};
@@ -61,7 +66,8 @@ fn train(bits: u8, seed: u64, training: Training) -> (Vec<f32>, f64) {
     (levels, miss)
 }
 
-/// As many quantiles of a Gaussian as there are levels, `[64·high]`: each value of the upper bits has a stretch of its own, whose quantiles the edges share in a random order.
+/// As many quantiles of a Gaussian as there are levels, `[64·high]`: each value of the upper bits
+/// has a stretch of its own, whose quantiles the edges share in a random order.
 fn quantiles(high: usize, random: &mut Random) -> Vec<f32> {
     let mut sorted: Vec<f64> = (0..200_000).map(|_| random.gaussian()).collect();
     sorted.sort_by(f64::total_cmp);

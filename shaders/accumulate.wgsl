@@ -1,7 +1,9 @@
-// Attention that a block's queries give, added up over all of them and their heads, to whoever competes for a slot (src/kv/reviver.rs): exact rows, candidates, buckets. What was given HALF_LIFE
-// tokens ago counts half.
+// Attention that a block's queries give, added up over all of them and their heads, to whoever
+// competes for a slot (src/kv/reviver.rs): exact rows, candidates, buckets. What was given
+// HALF_LIFE tokens ago counts half.
 //
-// Grid: x = lots of WORKGROUP receivers, exact columns first. Every lot weighs each line of scores once, WORKGROUP lines at a time.
+// Grid: x = lots of WORKGROUP receivers, exact columns first. Every lot weighs each line of scores
+// once, WORKGROUP lines at a time.
 #include "lib/lowest.wgsl"
 #include "lib/ring.wgsl"
 

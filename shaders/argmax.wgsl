@@ -1,6 +1,8 @@
-// The most likely token: the lowest index of the largest logit, or `count` where a logit is not finite.
+// The most likely token: the lowest index of the largest logit, or `count` where a logit is not
+// finite.
 //
-// Grid: x = lots of `lot` numbers. One lot is all of it; else each leaves its largest, and one workgroup then chooses among these.
+// Grid: x = lots of `lot` numbers. One lot is all of it; else each leaves its largest, and one
+// workgroup then chooses among these.
 //
 // LEAVE     there are several lots: each leaves its largest
 // CHOOSE    the numbers are what lots have left

@@ -1,10 +1,13 @@
-// The numbers that scale blocks of tokens, as src/kv/blocks.rs has them: a least value and a step for each line, and where lines and what crosses them are balanced first
-// (src/kv/balance.rs), factors.
+// The numbers that scale blocks of tokens, as src/kv/blocks.rs has them: a least value and a step
+// for each line, and where lines and what crosses them are balanced first (src/kv/balance.rs),
+// factors.
 //
-// Grid: x = blocks of TOKENS tokens, y = heads. A line is a channel over the tokens of the block, or a token over the channels of the head.
+// Grid: x = blocks of TOKENS tokens, y = heads. A line is a channel over the tokens of the block,
+// or a token over the channels of the head.
 //
 // BALANCED         both are balanced
-// CHANNEL_FACTORS  (BALANCED) lines are tokens, and channels have factors; else lines are channels, and tokens have them
+// CHANNEL_FACTORS  (BALANCED) lines are tokens, and channels have factors; else lines are channels,
+//                  and tokens have them
 #include "lib/reduce.wgsl"
 
 struct Params {
@@ -140,7 +143,8 @@ fn balance(id: vec2<u32>, local: u32) {
 }
 #endif
 
-// The number of f16 that is nearest, of those that are not subnormal: devices may round to either beside, and a shift of a grid by as much changes many codes.
+// The number of f16 that is nearest, of those that are not subnormal: devices may round to either
+// beside, and a shift of a grid by as much changes many codes.
 fn nearest_half(x: f32) -> f32 {
     let bits = bitcast<u32>(clamp(x, -LARGEST, LARGEST));
     return bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);

@@ -1,4 +1,5 @@
-// Looks tokens up in a part of the embedding table: out[t] = table[token], where the token's row lies in this part.
+// Looks tokens up in a part of the embedding table: out[t] = table[token], where the token's row
+// lies in this part.
 //
 // Grid: x = tokens.
 #include "lib/half.wgsl"

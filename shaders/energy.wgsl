@@ -1,4 +1,5 @@
-// How much of rows' vectors an orthonormal basis holds: adds Σ y² and Σ z² over some tokens to two numbers, in LOTS parts.
+// How much of rows' vectors an orthonormal basis holds: adds Σ y² and Σ z² over some tokens to two
+// numbers, in LOTS parts.
 //
 // Grid: x = parts, at most LOTS: of every so many tokens one.
 #include "lib/reduce.wgsl"

@@ -4,7 +4,8 @@
 //
 // Grid: one workgroup.
 //
-// CODED     who loses its slot, or gets none, is read from its latent: appends it to the list of those
+// CODED     who loses its slot, or gets none, is read from its latent: appends it to the list of
+//           those
 // SKETCH    buckets
 // MEAN      without buckets: the number of evicted tokens
 #include "lib/nth.wgsl"

@@ -1,6 +1,8 @@
-// Sums over tokens of products of their numbers: out[i][j] += Σ_t x[t][i] · x[t][j], and in a line after the last, out[width][j] += Σ_t x[t][j].
+// Sums over tokens of products of their numbers: out[i][j] += Σ_t x[t][i] · x[t][j], and in a line
+// after the last, out[width][j] += Σ_t x[t][j].
 //
-// Grid: x = tiles of j, y = tiles of i. A lane has SIDE × SIDE of a tile's sums; tokens are brought into workgroup memory some at a time.
+// Grid: x = tiles of j, y = tiles of i. A lane has SIDE × SIDE of a tile's sums; tokens are brought
+// into workgroup memory some at a time.
 struct Params {
     tokens: u32,
     width: u32,

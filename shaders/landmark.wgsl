@@ -1,4 +1,5 @@
-// Landmarks of coded tokens (src/kv/select/mod.rs): the mean of a chunk's keys after RoPE, packed in four bits as src/kv/format.rs lays them out, a row for each key/value head.
+// Landmarks of coded tokens (src/kv/select/mod.rs): the mean of a chunk's keys after RoPE, packed
+// in four bits as src/kv/format.rs lays them out, a row for each key/value head.
 //
 // Grid: x = chunks from `chunk` on, y = key/value heads. Lanes share a key's vectors.
 #include "lib/half.wgsl"

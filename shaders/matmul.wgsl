@@ -1,7 +1,8 @@
 // Many tokens through one weight matrix: out[t][row] = Σ_k x[t][k] · weights[row][k], in f32.
 //
-// Grid: x = blocks of BN rows, y = blocks of BM tokens. A workgroup walks along k in steps of BK, staging both operands in workgroup memory as f32; each of its
-// (BM / TM)·(BN / TN) lanes keeps TM × TN sums in registers.
+// Grid: x = blocks of BN rows, y = blocks of BM tokens. A workgroup walks along k in steps of BK,
+// staging both operands in workgroup memory as f32; each of its (BM / TM)·(BN / TN) lanes keeps TM
+// × TN sums in registers.
 //
 // GATED     rows come in pairs (gate, up): out[t][row / 2] = silu(gate) · up
 // RESIDUAL  out[t][row] += …, and BIAS adds bias[row]

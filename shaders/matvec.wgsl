@@ -1,11 +1,14 @@
 // One token through one weight matrix: out[row] = Σ_k weights[row][k] · x[k], in f32.
 //
-// Grid: x·y = blocks of ROWS rows. Each team of lanes takes UNROLL rows at a time, its lanes striding along k, so that neighbouring lanes read neighbouring
-// weights and a vector of x is read once for UNROLL rows. A team is a subgroup, of whatever size the device forms; without subgroups it is TEAM lanes that
-// meet in workgroup memory. A lane loads AHEAD times from each of its rows before it multiplies.
+// Grid: x·y = blocks of ROWS rows. Each team of lanes takes UNROLL rows at a time, its lanes
+// striding along k, so that neighbouring lanes read neighbouring weights and a vector of x is read
+// once for UNROLL rows. A team is a subgroup, of whatever size the device forms; without subgroups
+// it is TEAM lanes that meet in workgroup memory. A lane loads AHEAD times from each of its rows
+// before it multiplies.
 //
 // PAIRED    a load is two vectors of a row, which has an even number of them
-// NORM      x is the residual stream: out = W·(x / rms(x) ⊙ gain). The scale does not depend on k and is applied to the sum.
+// NORM      x is the residual stream: out = W·(x / rms(x) ⊙ gain). The scale does not depend on k
+//           and is applied to the sum.
 // GATED     rows come in pairs (gate, up): out[row / 2] = silu(gate) · up
 // RESIDUAL  out[row] += …, and BIAS adds bias[row]
 #include "lib/half.wgsl"
@@ -145,7 +148,8 @@ fn main(
         squares = subgroupAdd(squares);
         if lane == 0u && offset < ROWS {
 #else
-        // One lane adds up its team's: a tree would take a barrier for every level, and those are what costs here.
+        // One lane adds up its team's: a tree would take a barrier for every level, and those are
+        // what costs here.
         partial[local] = sums;
 #if NORM
         squares_of[local] = squares;

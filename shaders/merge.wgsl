@@ -1,8 +1,10 @@
-// Joins the splits of one attention: with M the largest m, u = Σ_s e^(m_s − M) · sums_s / Σ_s e^(m_s − M) · Σp_s, per query head and token.
+// Joins the splits of one attention: with M the largest m, u = Σ_s e^(m_s − M) · sums_s / Σ_s
+// e^(m_s − M) · Σp_s, per query head and token.
 //
 // Grid: x = query heads, y = tokens.
 //
-// CODED     the splits after the first `exact` have summed coordinates: with w the part of the weights that falls to them, out = Σ exact + B·(Σ coded) + w · μ
+// CODED     the splits after the first `exact` have summed coordinates: with w the part of the
+//           weights that falls to them, out = Σ exact + B·(Σ coded) + w · μ
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 
@@ -53,8 +55,9 @@ fn lanes_for(count: u32) -> u32 {
     return lanes;
 }
 
-// Up to WORKGROUP vectors from `at` on, weighed and summed over splits `first`, … `end`, into `joined`. Lanes share the vectors, and what is over of them the splits; each loads
-// IN_FLIGHT before it adds the first.
+// Up to WORKGROUP vectors from `at` on, weighed and summed over splits `first`, … `end`, into
+// `joined`. Lanes share the vectors, and what is over of them the splits; each loads IN_FLIGHT
+// before it adds the first.
 fn join(at: u32, vectors: u32, first: u32, end: u32, local: u32) {
     let dims = lanes_for(vectors);
     let teams = WORKGROUP / dims;

@@ -1,7 +1,8 @@
 // Moves rows as evict.wgsl has decided: out of the sketch (src/kv/sketch.rs) those that were alone
 // in their bucket, into it those that lose their place, and into the slots those that take one.
 //
-// Grid: x = lots of WORKGROUP vectors of a key and a value. A lane looks after its vector of all rows, so that sums are those of one after the other.
+// Grid: x = lots of WORKGROUP vectors of a key and a value. A lane looks after its vector of all
+// rows, so that sums are those of one after the other.
 //
 // SKETCH    there are buckets
 // MEAN      there is a sum of all, and its mean

@@ -1,4 +1,5 @@
-// RMSNorm of many tokens: out[t] = x[t] / sqrt(mean(x[t]²) + ε) ⊙ gain. (For one token the norm is part of the projection that follows.)
+// RMSNorm of many tokens: out[t] = x[t] / sqrt(mean(x[t]²) + ε) ⊙ gain. (For one token the norm is
+// part of the projection that follows.)
 //
 // Grid: x = tokens.
 #include "lib/reduce.wgsl"

@@ -1,7 +1,9 @@
 // Coordinates into packed rows, as src/kv/format.rs lays them out.
 //
-// Grid: x = tokens, at positions first, first + 1, …; y = lots of a token's runs, each of one band, or of one group where these have scales of their own. A workgroup finds the scale of its band, the first
-// of a token those of all; then a lane packs a run of sixteen coordinates, or sixteen lanes do whose codes are chosen together.
+// Grid: x = tokens, at positions first, first + 1, …; y = lots of a token's runs, each of one band,
+// or of one group where these have scales of their own. A workgroup finds the scale of its band,
+// the first of a token those of all; then a lane packs a run of sixteen coordinates, or sixteen
+// lanes do whose codes are chosen together.
 #include "lib/reduce.wgsl"
 #include "lib/rows.wgsl"
 #include "lib/trellis.wgsl"
@@ -34,7 +36,8 @@ fn code(z: f32, run: vec4<u32>, scale: vec2<f32>) -> u32 {
     return u32(clamp(round((x - eight_bits().x) / eight_bits().y), 0.0, 255.0));
 }
 
-// The magnitude that the coordinates begin.. of a group are cut to: that with `clip` percent of them below, where equal ones count in their order.
+// The magnitude that the coordinates begin.. of a group are cut to: that with `clip` percent of
+// them below, where equal ones count in their order.
 fn find_bound(begin: u32, end: u32, local: u32) -> f32 {
     if params.clip >= 100u {
         return LARGEST;
@@ -140,7 +143,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     rows[row + run.z / 2u] = words.y;
                 }
             }
-            // Two runs of three bits share a word of upper ones: neighbours, and so of one lot, and of one turn.
+            // Two runs of three bits share a word of upper ones: neighbours, and so of one lot, and
+            // of one turn.
             storageBarrier();
             workgroupBarrier();
             if writes && run.z % 2u == 1u {

@@ -1,13 +1,17 @@
-// From one projection to attention's inputs: bias, QK-norm and RoPE on queries and keys, and the append of the new exact rows to the cache.
+// From one projection to attention's inputs: bias, QK-norm and RoPE on queries and keys, and the
+// append of the new exact rows to the cache.
 //
-// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then blocks of the value row; a block is 4·WORKGROUP numbers. (ABSORBED) Of a
-// query head there are SHARES units, each of which makes SHARE coordinates of the absorbed query.
-// Positions are first, first + 1, …
+// Grid: x = units of one token, y = tokens. The units are the query heads, then the key heads, then
+// blocks of the value row; a block is 4·WORKGROUP numbers. (ABSORBED) Of a query head there are
+// SHARES units, each of which makes SHARE coordinates of the absorbed query. Positions are first,
+// first + 1, …
 //
 // BIAS      query, key and value have a bias
 // QK_NORM   query and key heads are normalised before RoPE
-// ABSORBED  coded keys are scored without being rebuilt: their basis is absorbed into the query, q̃ = B·q, and so is what their mean adds to a score, which
-//           rotates with the key: q · R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in which there is a mean
+// ABSORBED  coded keys are scored without being rebuilt: their basis is absorbed into the query,
+//           q̃ = B·q, and so is what their mean adds to a score, which rotates with the key: q ·
+//           R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in
+//           which there is a mean
 #include "lib/half.wgsl"
 #include "lib/reduce.wgsl"
 #include "lib/rope.wgsl"
@@ -132,7 +136,8 @@ fn mean_of(kv: u32, i: u32) -> f32 {
 }
 #endif
 
-// Which of several lanes that find something is the last to write is all the same: each is a reason to stop.
+// Which of several lanes that find something is the last to write is all the same: each is a reason
+// to stop.
 fn note(v: vec4<f32>, side: u32) {
     let most = max(max(abs(v.x), abs(v.y)), max(abs(v.z), abs(v.w)));
     if most >= BEYOND {

@@ -1,6 +1,8 @@
-// Coordinates of rows whose basis is orthonormal, from the up-projection that keys or values are read with: z[t] (+)= Σ_h y[t][h] · B_hᵀ, one layer's heads.
+// Coordinates of rows whose basis is orthonormal, from the up-projection that keys or values are
+// read with: z[t] (+)= Σ_h y[t][h] · B_hᵀ, one layer's heads.
 //
-// Grid: x = blocks of WORKGROUP vectors of coordinates, y = blocks of TOKENS tokens. A lane has one vector, of all tokens of its block.
+// Grid: x = blocks of WORKGROUP vectors of coordinates, y = blocks of TOKENS tokens. A lane has one
+// vector, of all tokens of its block.
 #include "lib/half.wgsl"
 
 struct Params {

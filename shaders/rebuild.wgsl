@@ -1,7 +1,8 @@
 // Coded keys as they were: k = RoPE(ẑ·B + μ), in f16, for columns of one key/value head.
 //
-// Grid: x = tiles of TILE columns, y = key/value heads. A lane owns a pair of RoPE for STRETCH keys, UNITS times, and rotates it in registers. Neighbouring lanes have neighbouring pairs: they share
-// the coordinates and read `up` in a row.
+// Grid: x = tiles of TILE columns, y = key/value heads. A lane owns a pair of RoPE for STRETCH
+// keys, UNITS times, and rotates it in registers. Neighbouring lanes have neighbouring pairs: they
+// share the coordinates and read `up` in a row.
 //
 // LISTED    columns are those of a list (lib/columns.wgsl)
 #include "lib/half.wgsl"

@@ -1,7 +1,9 @@
-// What the device can do at best, measured with the plainest kernels: the ceiling that speeds are held against.
+// What the device can do at best, measured with the plainest kernels: the ceiling that speeds are
+// held against.
 //
 // COPY   grid x: blocks of WORKGROUP vectors; to[i] = from[i]
-// F32, HALVES   grid x: any; every lane runs `rounds` of 8 independent multiply-adds on four-vectors
+// F32, HALVES   grid x: any; every lane runs `rounds` of 8 independent multiply-adds on
+//               four-vectors
 struct Params {
     rounds: u32,
     count: u32, // vectors to copy (COPY)

@@ -1,13 +1,18 @@
-// How well every column answers every query: scores[line][column] = (q · k) / √head_dim, masked where the query may not look.
+// How well every column answers every query: scores[line][column] = (q · k) / √head_dim, masked
+// where the query may not look.
 //
-// Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of SPAN lines. A line is one query head of one token; those of a key/value head share its tile.
-// Plain columns come first, then coded ones (lib/columns.wgsl); a tile is of either kind. Which query reads which keys exactly, and which by their codes, is src/kv/exact.rs.
-// A tile of keys that are stored in f16 is brought into workgroup memory once, and every line is scored against it.
+// Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of SPAN lines. A line is one
+// query head of one token; those of a key/value head share its tile. Plain columns come first, then
+// coded ones (lib/columns.wgsl); a tile is of either kind. Which query reads which keys exactly,
+// and which by their codes, is src/kv/exact.rs. A tile of keys that are stored in f16 is brought
+// into workgroup memory once, and every line is scored against it.
 //
-// ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the key's position t
+// ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the
+//           query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the key's position t
 // REBUILT   coded keys have been rebuilt (rebuild.wgsl), in f16
 // LISTED    coded columns are those of a list
-// COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own, each of which stands for several tokens
+// COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own, each of which
+//           stands for several tokens
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 #include "lib/columns.wgsl"
@@ -42,8 +47,10 @@ var<immediate> params: Params;
 @group(0) @binding(2) var<storage, read_write> scores: array<f32>;      // [tokens][KV_HEADS · GROUP][stride]
 #if ABSORBED
 @group(0) @binding(3) var<storage, read> rows: array<u32>;              // [capacity][words]
-// Codebooks; two vectors for each key/value head: (word at which its row begins, first run, runs, vector of queries at which its absorbed queries begin), (vector of up,
-// vector at which the pairs begin whose mean rotates, how many); means [KV_HEADS][HEAD] in f32; those pairs, four to a vector; runs.
+// Codebooks; two vectors for each key/value head: (word at which its row begins, first run, runs,
+// vector of queries at which its absorbed queries begin), (vector of up, vector at which the pairs
+// begin whose mean rotates, how many); means [KV_HEADS][HEAD] in f32; those pairs, four to a
+// vector; runs.
 @group(0) @binding(4) var<storage, read> table: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> rope_table: array<vec2<f32>>;
 #endif
@@ -65,7 +72,8 @@ const TEAMS = WORKGROUP / TILE; // lanes that share a key
 const SPAN = TEAMS * ROWS * 2u;
 const SCALE = 1.0 / sqrt(f32(HEAD));
 const VECTORS = PADDED / 4u;
-// A key's vectors are neighbours, so that lanes that bring them in do not meet in a bank of memory; one more between keys, so that lanes that read different keys do not either.
+// A key's vectors are neighbours, so that lanes that bring them in do not meet in a bank of memory;
+// one more between keys, so that lanes that read different keys do not either.
 const PITCH = VECTORS + 1u;
 const LOADS = (TILE * VECTORS + WORKGROUP - 1u) / WORKGROUP; // vectors of a tile that a lane brings in
 
@@ -93,7 +101,8 @@ fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
 }
 
 #if ABSORBED
-// How RoPE rotates the tile's keys: vectors first, … of two pairs each, of those that begin with vector `pairs` of table, into `stage`. The lanes find together what each key needs.
+// How RoPE rotates the tile's keys: vectors first, … of two pairs each, of those that begin with
+// vector `pairs` of table, into `stage`. The lanes find together what each key needs.
 fn stage_rotations(pairs: u32, first: u32, vectors: u32, kv: u32, begin: u32, local: u32) {
     var rotations: array<vec4<f32>, UNPACKED>;
     for (var i = 0u; i < UNPACKED; i++) {
@@ -142,7 +151,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let loads = true;
 #endif
     if loads {
-        // All is read before the first is written. Past the last column its key is brought in again, and not scored.
+        // All is read before the first is written. Past the last column its key is brought in
+        // again, and not scored.
         var vectors: array<half4, LOADS>;
         for (var i = 0u; i < LOADS; i++) {
             let at = local + i * WORKGROUP;
@@ -200,7 +210,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
 #endif
-        // Some vectors at a time, and a bound that compilers do not know: all of them at once would take all registers.
+        // Some vectors at a time, and a bound that compilers do not know: all of them at once would
+        // take all registers.
         if loads {
             for (var c = 0u; c < min(VECTORS, params.queries); c += VECTORS_AT_ONCE) {
                 for (var j = 0u; j < VECTORS_AT_ONCE; j++) {

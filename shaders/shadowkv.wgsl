@@ -1,6 +1,8 @@
-// Which coded tokens a token reads (src/kv/select/shadowkv.rs): those of the MOST chunks with the highest scores, in their order. Writes the list that lib/columns.wgsl reads.
+// Which coded tokens a token reads (src/kv/select/shadowkv.rs): those of the MOST chunks with the
+// highest scores, in their order. Writes the list that lib/columns.wgsl reads.
 //
-// Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its softmax over the chunks.
+// Grid: x = key/value heads. The largest of a head's queries counts, each as the logarithm of its
+// softmax over the chunks.
 #include "lib/lowest.wgsl"
 #include "lib/highest.wgsl"
 #include "lib/reduce.wgsl"

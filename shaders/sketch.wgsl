@@ -1,5 +1,6 @@
-// What is left of evicted tokens in a sketch (src/kv/sketch.rs), as rows in f16 with how many tokens each stands for, which attention reads beside exact ones. Two rows for each bucket, one for
-// a sign, or one for the mean of all.
+// What is left of evicted tokens in a sketch (src/kv/sketch.rs), as rows in f16 with how many
+// tokens each stands for, which attention reads beside exact ones. Two rows for each bucket, one
+// for a sign, or one for the mean of all.
 //
 // Grid: x = lots of WORKGROUP vectors of a key and a value, y = columns.
 //

@@ -1,6 +1,8 @@
-// Blocks of tokens into packed rows, as src/kv/blocks.rs has them: the numbers that scale them (blocks.wgsl) into headers, and codes.
+// Blocks of tokens into packed rows, as src/kv/blocks.rs has them: the numbers that scale them
+// (blocks.wgsl) into headers, and codes.
 //
-// Grid: x = tokens · EACH words, WORKGROUP at a time. A lane makes a word. The first token stands at position first, where a block begins.
+// Grid: x = tokens · EACH words, WORKGROUP at a time. A lane makes a word. The first token stands
+// at position first, where a block begins.
 //
 // TOKEN_FACTORS, CHANNEL_FACTORS  as in lib/rows.wgsl
 

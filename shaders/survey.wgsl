@@ -1,4 +1,5 @@
-// How well the landmark of every chunk answers a token's queries: dots[head][chunk] = (q · landmark) / √head_dim (src/kv/select/mod.rs).
+// How well the landmark of every chunk answers a token's queries: dots[head][chunk] = (q ·
+// landmark) / √head_dim (src/kv/select/mod.rs).
 //
 // Grid: x = tiles of WORKGROUP chunks, a lane each; y = key/value heads.
 struct Params {

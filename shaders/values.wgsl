@@ -1,14 +1,20 @@
-// The weighted sum of cached value rows, over one split of the columns: with m the split's largest score and p = exp(score − m), writes Σ p · row, m and Σ p.
+// The weighted sum of cached value rows, over one split of the columns: with m the split's largest
+// score and p = exp(score − m), writes Σ p · row, m and Σ p.
 //
-// Grid: x = splits, those of coded columns last; y = entries of the table of groups, either the exact ones or the coded ones; z = blocks of ROWS rows. A row is one
-// query head of one token; the query heads of a group sum the same slice of the value rows, and an entry is up to WORKGROUP vectors of it. Rows are summed as they are
-// stored: a head's exact values, or coordinates that several heads share.
-// Lanes: vectors of the entry × the keys; the latter are added up at the end. A lane loads IN_FLIGHT of its keys before it adds the first: KEYS is a multiple of as many for all lanes.
+// Grid: x = splits, those of coded columns last; y = entries of the table of groups, either the
+// exact ones or the coded ones; z = blocks of ROWS rows. A row is one query head of one token; the
+// query heads of a group sum the same slice of the value rows, and an entry is up to WORKGROUP
+// vectors of it. Rows are summed as they are stored: a head's exact values, or coordinates that
+// several heads share. Lanes: vectors of the entry × the keys; the latter are added up at the end.
+// A lane loads IN_FLIGHT of its keys before it adds the first: KEYS is a multiple of as many for
+// all lanes.
 //
-// Plain columns, of rows in f16, come first, then coded ones (lib/columns.wgsl); a split is of either kind.
+// Plain columns, of rows in f16, come first, then coded ones (lib/columns.wgsl); a split is of
+// either kind.
 //
 // CODED     there are coded columns
-// LISTED    they are those of a list; where each key/value head has its own, a group is of one head's queries
+// LISTED    they are those of a list; where each key/value head has its own, a group is of one
+//           head's queries
 // COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"

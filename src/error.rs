@@ -1,11 +1,14 @@
-//! One error for the whole crate: what failed, on which file, tensor or setting, and what to do about it.
+//! One error for the whole crate: what failed, on which file, tensor or setting, and what to do
+//! about it.
 
 use std::path::{Path, PathBuf};
 
 /// `std::result::Result` with lowkey's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, each with the thing it went wrong on. Nothing that a user can feed in panics.
+/// Everything that can go wrong, each with the thing it went wrong on.
+///
+/// Nothing that a user can feed in panics.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -29,7 +32,8 @@ pub enum Error {
         message: String,
     },
 
-    /// One tensor of a checkpoint is missing, has the wrong shape or type, or holds numbers that are not finite.
+    /// One tensor of a checkpoint is missing, has the wrong shape or type, or holds numbers that
+    /// are not finite.
     #[error("{}: tensor {name}: {message}", path.display())]
     Tensor {
         /// The file that holds, or should hold, the tensor.
@@ -126,7 +130,8 @@ pub enum Error {
         message: String,
     },
 
-    /// The arithmetic went wrong: a matrix that is not finite, a factorisation that does not converge.
+    /// The arithmetic went wrong: a matrix that is not finite, a factorisation that does not
+    /// converge.
     #[error("{what}: {message}")]
     Numeric {
         /// The computation.

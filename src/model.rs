@@ -15,7 +15,8 @@ use std::sync::{Arc, OnceLock};
 /// What a model is to run on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The best graphics adapter. Where there is none that is an error: the processor is never chosen silently.
+    /// The best graphics adapter. Where there is none that is an error: the processor is never
+    /// chosen silently.
     #[default]
     Auto,
     /// The graphics adapter whose name contains this, in any case.
@@ -63,8 +64,9 @@ impl Engine {
     /// Opens what `options` ask for.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] where there is no usable graphics adapter of that name, or none at all; [`Error::Argument`] for a tier that it does not offer;
-    /// [`Error::Gpu`] where the driver refuses.
+    /// [`Error::NoAdapter`] where there is no usable graphics adapter of that name, or none at all;
+    /// [`Error::Argument`] for a tier that it does not offer; [`Error::Gpu`] where the driver
+    /// refuses.
     pub fn open(options: &LoadOptions) -> Result<Engine> {
         let adapter = match &options.device {
             Device::Cpu => return Ok(Engine(Kind::Cpu)),
@@ -201,7 +203,9 @@ impl Model {
         }
     }
 
-    /// Which tokens stay exact in a sequence of this model with these options; `None` where no rows are coded and no token is evicted, so that all are.
+    /// Which tokens stay exact in a sequence of this model with these options.
+    ///
+    /// `None` where no rows are coded and no token is evicted, so that all are.
     pub fn exact(&self, options: &SequenceOptions) -> Option<Exact> {
         let made = self.checkpoint.factored().map(|factored| factored.exact);
         let exact = options.exact.or(made).unwrap_or_default();
@@ -241,7 +245,8 @@ impl Model {
     /// An empty sequence.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a capacity of zero or beyond all bounds and for what this model or device cannot do, [`Error::OutOfMemory`] where the cache does not fit.
+    /// [`Error::Argument`] for a capacity of zero or beyond all bounds and for what this model or
+    /// device cannot do, [`Error::OutOfMemory`] where the cache does not fit.
     pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Context> {
         let options = options.into();
         let sequence: Box<dyn Sequence> = match options.method {

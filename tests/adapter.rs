@@ -1,4 +1,5 @@
-//! Adapter files: a model with one is the checkpoint that stands alone, its model is found, and nothing else is taken for either.
+//! Adapter files: a model with one is the checkpoint that stands alone, its model is found, and
+//! nothing else is taken for either.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! The house as it is built is the house as it is drawn: which room may know which, held against the `use` lines, and no circle of files within a room.
+//! The house as it is built is the house as it is drawn: which room may know which, held against
+//! the `use` lines, and no circle of files within a room.
 //!
 //! docs/architecture.md says what each room is for.
 
@@ -133,7 +134,8 @@ fn no_files_of_a_room_stand_in_a_circle() {
                 }
             }
         }
-        // What knows nothing that is left stands on the ground; what never gets there is in a circle.
+        // What knows nothing that is left stands on the ground; what never gets there is in a
+        // circle.
         let mut left = knows.clone();
         while let Some(ground) = left.iter().find(|(_, known)| known.iter().all(|known| !left.contains_key(known))).map(|(file, _)| *file) {
             left.remove(ground);
@@ -146,4 +148,42 @@ fn no_files_of_a_room_stand_in_a_circle() {
 fn paths_are_found_as_they_are_written() {
     let text = "use crate::{Error, rows::{A, B}};\nuse crate::gpu::{Device, pad};\nfn f(x: &crate::cpu::Model, y: mycrate::z) {}";
     assert_eq!(paths(text, "crate::"), ["Error", "rows::{A, B}", "gpu::", "cpu::Model"]);
+}
+
+/// Source files of the crate, its shaders, tests and examples.
+fn texts(directories: &[&str]) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut left: Vec<_> = directories.iter().map(|name| root.join(name)).collect();
+    let mut found = Vec::new();
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "wgsl") {
+                found.push((path.strip_prefix(root).unwrap().display().to_string(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn comments_are_narrow() {
+    for (name, text) in texts(&["src", "shaders", "tests", "examples"]) {
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//")) {
+            // A row of a table is one line.
+            let is_row = line.trim_start().trim_start_matches(['/', '!']).trim_start().starts_with('|');
+            assert!(is_row || line.chars().count() <= 100, "{name}:{}: a comment over 100 columns", number + 1);
+        }
+    }
+}
+
+/// A file that is longer than 400 lines says why in its first lines.
+#[test]
+fn files_are_short() {
+    for (name, text) in texts(&["src"]) {
+        let says_why = text.lines().take(20).any(|line| line.starts_with("//!") && line.contains("In one file"));
+        assert!(says_why || text.lines().count() <= 400, "{name} has {} lines", text.lines().count());
+    }
 }

@@ -1,4 +1,5 @@
-//! Calibration: sums are those of the tokens that count, and sensitivity is what a disturbance does.
+//! Calibration: sums are those of the tokens that count, and sensitivity is what a disturbance
+//! does.
 
 mod common;
 
@@ -64,7 +65,8 @@ fn near_moments(found: &Moments, columns: &[DVector<f64>]) {
 fn sums_are_those_of_the_positions_that_count_over_any_span() {
     let synthetic = SyntheticModel { architecture: Architecture::Qwen2, layers: 5, ..SyntheticModel::default() };
     let model = load(&synthetic);
-    // More than one chunk of the decoder in a window; a remainder after each text's last whole window.
+    // More than one chunk of the decoder in a window; a remainder after each text's last whole
+    // window.
     let (window, mut random) = (300, Random(31));
     let texts = [650, 340].map(|length| random.tokens(length, synthetic.vocab));
     let windows: Vec<Vec<Layer>> = [&texts[0][..300], &texts[0][300..600], &texts[1][..300]].map(|window| heads(&model, window)).into();

@@ -1,4 +1,5 @@
-//! What is promised of reading checkpoints: every number comes back, in every encoding, from one file or several.
+//! What is promised of reading checkpoints: every number comes back, in every encoding, from one
+//! file or several.
 
 mod common;
 
@@ -290,7 +291,8 @@ fn chat_templates_render_as_the_model_was_trained() {
     let chat_ml = "<|im_start|>system\nBe <b>brief</b>.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(render(json!(common::TEMPLATE)).unwrap(), chat_ml);
     assert_eq!(render(json!([{ "name": "tool_use", "template": "no" }, { "name": "default", "template": common::TEMPLATE }])).unwrap(), chat_ml);
-    // What real templates use: blocks on lines of their own, Python's methods, slices, namespaces, JSON as Python writes it.
+    // What real templates use: blocks on lines of their own, Python's methods, slices, namespaces,
+    // JSON as Python writes it.
     let python = "{%- set ns = namespace(n=0) %}\n{% for m in messages[1:] %}\n  {% if m.content.startswith('H') %}\n{% set ns.n = ns.n + 1 %}\n{{ bos_token }}{{ m.role.upper() }} {{ m | tojson }}\n  {% endif %}\n{% endfor %}\n{{ ns.n }}{{ eos_token }}{% if tools is not none %}tools{% endif %}";
     assert_eq!(render(json!(python)).unwrap(), "<s>USER {\"role\": \"user\", \"content\": \"Hi\"}\n1</s>");
     let dated = render(json!("{{ strftime_now('%Y') }}")).unwrap();

@@ -1,4 +1,5 @@
-//! What the command line promises of adapter files: one stands for the model that it was made for, in every command, and what is wrong is said by name.
+//! What the command line promises of adapter files: one stands for the model that it was made for,
+//! in every command, and what is wrong is said by name.
 
 mod common;
 

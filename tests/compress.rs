@@ -38,7 +38,8 @@ fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_h
     run(checkpoint, &plan, Some(statistics), &Output { float, ..Output::standalone(output) }, &mut quietly)
 }
 
-/// A sequence whose queries read all but eight keys and the first four from latents, however they are asked.
+/// A sequence whose queries read all but eight keys and the first four from latents, however they
+/// are asked.
 fn strict(capacity: usize) -> SequenceOptions {
     SequenceOptions { capacity, strict: true, exact: Some(Exact { sinks: 4, recent: 8 }), ..SequenceOptions::default() }
 }
@@ -48,7 +49,8 @@ fn logits(model: &Arc<Model>, row_type: RowType) -> Vec<f32> {
     model.sequence(strict(tokens.len()), row_type).unwrap().forward(&tokens, Logits::All).unwrap()
 }
 
-/// Runs `check` on a checkpoint of every family, in f32 so that copying it rounds nothing, and its statistics.
+/// Runs `check` on a checkpoint of every family, in f32 so that copying it rounds nothing, and its
+/// statistics.
 fn for_every_family(check: impl Fn(&str, &SyntheticModel, &Checkpoint, &Statistics, &Path)) {
     for (family, synthetic) in families() {
         let synthetic = SyntheticModel { dtype: Dtype::F32, ..synthetic };
@@ -140,7 +142,8 @@ fn a_joint_permutation_of_heads_changes_nothing() {
         let error = nmse(&logits(&load(&permuted), RowType::F32), &logits(&load(checkpoint), RowType::F32));
         assert!(error < 1e-10, "{family}, dense: {error}");
 
-        // Compression finds the same groups, whatever the order it meets the heads in; all heads in one group, it also finds the same factors.
+        // Compression finds the same groups, whatever the order it meets the heads in; all heads in
+        // one group, it also finds the same factors.
         let statistics_permuted = calibrate(&permuted);
         compress(checkpoint, statistics, 0.5, 8, Float::F32, &outputs.join("one")).unwrap();
         compress(&permuted, &statistics_permuted, 0.5, 8, Float::F32, &outputs.join("other")).unwrap();
@@ -282,7 +285,8 @@ fn complete_or_absent(checkpoint: &Checkpoint, plan: &Plan, statistics: &Statist
     assert!(message.contains("rows.1") || message.contains("layers 1 to 1"), "{message}");
     assert_eq!(left(), 2);
 
-    // What was written is no source for compressing again, and statistics of another model are of no use.
+    // What was written is no source for compressing again, and statistics of another model are of
+    // no use.
     let whole = outputs.path().join("whole.lowkey");
     let factored = match form {
         Form::Adapter => Checkpoint::open_with(checkpoint.path(), &whole).unwrap(),

@@ -17,7 +17,8 @@ fn load(model: &SyntheticModel) -> Arc<Model> {
     Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap()).unwrap())
 }
 
-/// A key or value of one token, moved in one dimension by `amount`, for the queries that do not see it exactly.
+/// A key or value of one token, moved in one dimension by `amount`, for the queries that do not see
+/// it exactly.
 struct Disturbance {
     layer: usize,
     side: Side,
@@ -33,7 +34,8 @@ enum Side {
     Values,
 }
 
-/// The model once more, number by number in f64, straight from the tensors as they are stored: `[tokens][vocab]`.
+/// The model once more, number by number in f64, straight from the tensors as they are stored:
+/// `[tokens][vocab]`.
 fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32], disturbance: Option<&Disturbance>) -> Vec<f64> {
     let config = checkpoint.config();
     let stored = tensors_in_f64(checkpoint);
@@ -48,7 +50,8 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32], di
     };
     let d = model.head_dim;
     let frequencies = config.rope_frequencies();
-    // The heads of a query or key, each normalised where the family does, then rotated to its position.
+    // The heads of a query or key, each normalised where the family does, then rotated to its
+    // position.
     let heads = |layer: &str, side: &str, x: &[f64], position: usize, moved: Option<&Disturbance>| -> Vec<Vec<f64>> {
         let mut heads: Vec<Vec<f64>> = linear(&format!("{layer}.{side}_proj"), x).chunks(d).map(<[f64]>::to_vec).collect();
         for (index, head) in heads.iter_mut().enumerate() {
@@ -166,7 +169,8 @@ fn gradients(model: &Arc<Model>, tokens: &[u32], labels: &[u32], first: usize, e
 fn gradients_are_the_differences_of_the_loss_through_the_queries_that_count() {
     for (family, synthetic) in families() {
         for exact in [Exact { sinks: 0, recent: 0 }, Exact { sinks: 3, recent: 9 }] {
-            // An exact sink, the first that is not, one whose only far queries are the last, one whose queries are all near, one at random.
+            // An exact sink, the first that is not, one whose only far queries are the last, one
+            // whose queries are all near, one at random.
             differences(family, &synthetic, exact, (21, 47), &[2, 3, 37, 38, 4 + Random(18).below(30)]);
         }
     }
@@ -182,7 +186,8 @@ fn gradients_of_long_windows_are_those_differences_too() {
     }
 }
 
-/// Holds gradients of keys and values of some tokens to differences of the loss of the positions `first..length`.
+/// Holds gradients of keys and values of some tokens to differences of the loss of the positions
+/// `first..length`.
 fn differences(family: &str, synthetic: &SyntheticModel, exact: Exact, (first, length): (usize, usize), probes: &[usize]) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();

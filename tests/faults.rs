@@ -1,4 +1,5 @@
-//! What is promised of bad input: an error that names the thing, never a panic. Here of checkpoints.
+//! What is promised of bad input: an error that names the thing, never a panic. Here of
+//! checkpoints.
 
 mod common;
 
@@ -403,7 +404,8 @@ fn damaged_gguf_says_where() {
     changed(24 + 8, &[0xff], &["metadata pair 0", "UTF-8"]);
 }
 
-/// Thousands of damaged files, cut or with bits flipped: most are refused, some are still sound, none panics or is read out of bounds.
+/// Thousands of damaged files, cut or with bits flipped: most are refused, some are still sound,
+/// none panics or is read out of bounds.
 #[test]
 fn no_damage_makes_it_panic() {
     let model = SyntheticModel {

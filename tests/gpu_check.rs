@@ -1,4 +1,5 @@
-//! `assets/gpu-check.sh`, which `make gpu-check` runs, cut to about a minute: it writes every kind of row that it writes on a GPU, and what it has written is whole whenever it is stopped.
+//! `assets/gpu-check.sh`, which `make gpu-check` runs, cut to about a minute: it writes every kind
+//! of row that it writes on a GPU, and what it has written is whole whenever it is stopped.
 #![cfg(unix)]
 
 use serde_json::Value;
@@ -7,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The script, on its way to `results`. The unit tests of kernels that it would run first are run beside this one.
+/// The script, on its way to `results`. The unit tests of kernels that it would run first are run
+/// beside this one.
 fn check(directory: &Path, time: u32, more: &[(&str, &str)]) -> (Child, PathBuf) {
     let (binaries, results) = (directory.join("binaries"), directory.join("results"));
     std::fs::create_dir(&binaries).unwrap();
@@ -42,7 +44,8 @@ fn every_kind_of_row_is_written() {
         assert_eq!((row["model"].as_str(), row["depth"].as_u64()), (Some("15m"), Some(128)));
         assert!(["prefill_tps", "decode_tps", "share_of_roofline"].iter().all(|key| row[*key].as_f64().unwrap() > 0.0), "{row}");
     }
-    // Every kernel there is, but those that are no part of a model, and those of blocks of tokens, which no random model is coded in.
+    // Every kernel there is, but those that are no part of a model, and those of blocks of tokens,
+    // which no random model is coded in.
     for (shader, _) in lowkey::gpu::SOURCES {
         let kernel = shader.trim_end_matches(".wgsl");
         if !shader.starts_with("lib/") && !["roofline", "repeat", "blocks", "stripe"].contains(&kernel) {

@@ -1,4 +1,5 @@
-//! What a step may cost and a cache may hold, and how the GPU decoder refuses what it cannot do: errors that name the thing, and a sequence that goes on working.
+//! What a step may cost and a cache may hold, and how the GPU decoder refuses what it cannot do:
+//! errors that name the thing, and a sequence that goes on working.
 
 mod common;
 
@@ -20,7 +21,8 @@ fn sequence(checkpoint: &Checkpoint, options: Options, capacity: usize) -> Resul
     Arc::new(Model::load(checkpoint, common::device(options))?).sequence(capacity)
 }
 
-/// Greedy steps: one submit, eight bytes back, at most eight dispatches a layer and those of embedding, head and argmax.
+/// Greedy steps: one submit, eight bytes back, at most eight dispatches a layer and those of
+/// embedding, head and argmax.
 fn assert_lean(sequence: &mut GpuSequence, layers: u32, ends: u32) {
     let mut token = 1;
     for _ in 0..3 {
@@ -51,13 +53,15 @@ fn a_step_is_one_submit_and_a_cache_is_what_it_says() {
     assert_lean(&mut half, 3, 3);
     let kept = half.memory();
     assert_eq!(kept.kv_bytes_per_token * capacity as u64, kept.allocated_bytes - kept.kv_fixed_bytes);
-    // Sinks, and as many of the newest as a chunk may need: layers, keys and values, heads, numbers, bytes.
+    // Sinks, and as many of the newest as a chunk may need: layers, keys and values, heads,
+    // numbers, bytes.
     assert_eq!(kept.kv_fixed_bytes, (4 + 144) * 3 * 2 * 4 * 16 * 2);
     assert_eq!(kept.kv_bytes_per_token, planned);
     let share = kept.kv_bytes_per_token as f64 / memory.kv_bytes_per_token as f64;
     assert!((share - 0.5).abs() < 0.02, "{share}");
 
-    // Every 32 tokens a step codes as many rows, in all layers: what it is made from, coordinates, codes. From then on keys are rebuilt.
+    // Every 32 tokens a step codes as many rows, in all layers: what it is made from, coordinates,
+    // codes. From then on keys are rebuilt.
     let rows = factored.factored().unwrap().rows.len() as u32;
     while half.position() < capacity {
         half.step(1).unwrap();
@@ -72,7 +76,8 @@ fn matrices_are_split_to_fit_a_binding_and_a_cache_that_cannot_be_is_refused_by_
     let directory = SyntheticModel { vocab: 1500, ..synthetic() }.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let options = Options { max_binding: Some(128 << 10), ..Default::default() };
-    // The table of 1500 rows of 64 numbers is two parts, embedding and head alike, and so is no other matrix.
+    // The table of 1500 rows of 64 numbers is two parts, embedding and head alike, and so is no
+    // other matrix.
     let mut split = sequence(&checkpoint, options.clone(), 32).unwrap();
     assert_lean(&mut split, 3, 2 + 2 + 1);
     // A row of keys is 128 bytes.
@@ -139,7 +144,8 @@ fn what_fails_on_the_way_leaves_a_position_as_it_was() {
     assert_eq!(sequence.position(), 2);
 }
 
-/// Wherever the first layer is that has them, in a chunk and in a step, and whether or not the driver rounds to infinity.
+/// Wherever the first layer is that has them, in a chunk and in a step, and whether or not the
+/// driver rounds to infinity.
 #[test]
 fn keys_and_values_that_16_bits_do_not_hold_are_named() {
     let model = SyntheticModel { architecture: Architecture::Qwen2, ..synthetic() };
@@ -182,7 +188,8 @@ fn adapters_and_tiers_that_are_not_there_are_refused() {
     assert_eq!(Device::open(&by_name).unwrap().name(), first.name);
 }
 
-/// What one sequence takes beside its cache is scratch, which all sequences of a model share; whoever comes first or in between reads the same.
+/// What one sequence takes beside its cache is scratch, which all sequences of a model share;
+/// whoever comes first or in between reads the same.
 #[test]
 fn eight_sequences_take_no_more_than_their_caches() {
     let directory = SyntheticModel::default().write_temporary();
@@ -190,7 +197,8 @@ fn eight_sequences_take_no_more_than_their_caches() {
     let tokens = Random(5).tokens(150, checkpoint.config().vocab_size);
     let (_, specs) = common::rows::ways(checkpoint.config()).remove(0);
     let rows = common::rows::coded(&checkpoint, specs, Exact { sinks: 4, recent: 10 });
-    // Which rows a query reads exactly depends on how the text is cut, and that on how fast the device is, unless it is said.
+    // Which rows a query reads exactly depends on how the text is cut, and that on how fast the
+    // device is, unless it is said.
     let options = |capacity| SequenceOptions { capacity, chunk: Some(64), ..SequenceOptions::default() };
     for rows in [None, Some(rows)] {
         let device = common::device(Options::default());
@@ -208,7 +216,8 @@ fn eight_sequences_take_no_more_than_their_caches() {
             println!("{grown} bytes a sequence, of which {cache} are its cache; scratch {scratch}");
             assert!(grown <= cache + 1024, "{grown} bytes for each of 7 sequences whose cache is {cache}; scratch is {scratch}");
         }
-        // A longer one makes the scratch anew; the others follow with their next call, from as many threads.
+        // A longer one makes the scratch anew; the others follow with their next call, from as many
+        // threads.
         let mut long = model.sequence(options(900)).unwrap();
         long.forward(&tokens, Logits::Last).unwrap();
         let read = |mut sequence: GpuSequence| {

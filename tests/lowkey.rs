@@ -25,7 +25,8 @@ fn calibrate(checkpoint: &Checkpoint, sensitivity: SensitivityKind) -> Statistic
     gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
 }
 
-/// Logits of 150 tokens; every query reads all but eight keys and the first four from latents, or nearly so.
+/// Logits of 150 tokens; every query reads all but eight keys and the first four from latents, or
+/// nearly so.
 fn logits(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Vec<f32> {
     let model = Arc::new(Model::with_latents(checkpoint, rows).unwrap());
     let tokens = Random(78).tokens(150, model.config().vocab_size);
@@ -38,7 +39,8 @@ fn plans(budget: Budget) -> [Plan; 4] {
         .map(|layout| Plan::new(Method::LowKey(LowKey { budget, layout, ..LowKey::default() })))
 }
 
-/// With bytes for everything, rows are whole, in f16; with fewer they take no more than was asked for and nearly all of it, and the error falls as the bytes rise.
+/// With bytes for everything, rows are whole, in f16; with fewer they take no more than was asked
+/// for and nearly all of it, and the error falls as the bytes rise.
 #[test]
 fn budgets_are_kept_and_bought_well() {
     for (family, synthetic) in families() {
@@ -67,7 +69,8 @@ fn budgets_are_kept_and_bought_well() {
                 let (asked, taken) = (bytes as f64 / times, LatentSet::bytes_per_token(&rows.specs) as f64);
                 assert!(taken <= asked, "{family}, {}: {taken} of {asked}", plan.method.options());
                 let error = nmse(&logits(&checkpoint, Some(rows)), &dense);
-                // A row over two layers is coded 32 tokens at a time, and Mistral's window of 24 sees none of those.
+                // A row over two layers is coded 32 tokens at a time, and Mistral's window of 24
+                // sees none of those.
                 let unseen = family == "mistral" && layout == 1 && error == 0.0;
                 assert!(error < before || unseen, "{family}, {} {times}: {error}, {before} with less", plan.method.options());
                 before = error;

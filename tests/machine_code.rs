@@ -1,6 +1,8 @@
-//! What Mesa's compiler makes of the kernels that run most, on an AMD card that need not be there: registers, spills, waves and loads in flight.
+//! What Mesa's compiler makes of the kernels that run most, on an AMD card that need not be there:
+//! registers, spills, waves and loads in flight.
 //!
-//! `MACHINE_CODE=folder cargo test --test machine_code` leaves the table and every kernel's assembly in a folder.
+//! `MACHINE_CODE=folder cargo test --test machine_code` leaves the table and every kernel's
+//! assembly in a folder.
 
 mod radv;
 
@@ -16,10 +18,12 @@ const NONE: [&str; 3] = ["Spilled VGPRs", "Spilled SGPRs", "Scratch size"];
 /// For how many waves a SIMD has room.
 const ROOM: &str = "Subgroups per SIMD";
 
-/// How many that must be at least. A wave of 64 lanes counts as two of 32, and 32 of these are the most; with fewer than a quarter of them nothing runs while memory is waited for.
+/// How many that must be at least. A wave of 64 lanes counts as two of 32, and 32 of these are the
+/// most; with fewer than a quarter of them nothing runs while memory is waited for.
 const WAVES: u64 = 8;
 
-/// The folder for what a process that compiles has to say: the driver reads its environment once, so that process is another one.
+/// The folder for what a process that compiles has to say: the driver reads its environment once,
+/// so that process is another one.
 const INTO: &str = "MACHINE_CODE_INTO";
 
 /// How a process ends whose test has failed.

@@ -248,7 +248,8 @@ fn bench_measures_each_model_at_each_depth_and_counts_its_cost() {
     assert_eq!(heard.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 2, 2, 3, 4, 4, 4]);
     assert_eq!(heard.last(), Some(&rows));
     assert_eq!(rows.iter().map(|r| r.depth).collect::<Vec<_>>(), [0, 0, 9, 9]);
-    // Filled once to depth 9; at both depths one token and one step to warm up, then two rounds of six tokens and four steps.
+    // Filled once to depth 9; at both depths one token and one step to warm up, then two rounds of
+    // six tokens and four steps.
     assert_eq!(run.load(Ordering::Relaxed), 9 + 2 * (2 + 2 * 10));
     let deep = &rows[2];
     assert_eq!((deep.bytes_per_step, deep.flops_per_step), (1000 + 11 * 24, 500 + 11 * 7));
@@ -284,7 +285,8 @@ enum Call {
     Truncate(usize),
 }
 
-/// A sequence that has read all of its text, but only remembers the end of it: asked for a number, it tells the first that it remembers.
+/// A sequence that has read all of its text, but only remembers the end of it: asked for a number,
+/// it tells the first that it remembers.
 struct Reader {
     tokenizer: Tokenizer,
     vocab: usize,
@@ -405,7 +407,8 @@ fn a_needle_is_where_it_was_asked_for() {
     }
 }
 
-/// Sentences that say something about secret numbers, each with the share of the other text that stands before it.
+/// Sentences that say something about secret numbers, each with the share of the other text that
+/// stands before it.
 fn statements(text: &str) -> Vec<(f64, &str)> {
     let mut found = Vec::new();
     let mut before = 0;
@@ -508,7 +511,8 @@ fn each_kind_of_needle_is_what_it_promises() {
                 let other = thing(&turns[0]);
                 let number = told.iter().find(|number| **number != question.number).unwrap();
                 assert!(statements.iter().any(|(_, sentence)| states(sentence, stated(other, number))) && other != asked);
-                // Put together, it is the conversation in which the first question was answered rightly.
+                // Put together, it is the conversation in which the first question was answered
+                // rightly.
                 let begun = |thing: &str| format!("The secret number of the {thing} is");
                 let whole = match template {
                     Some(template) => {
@@ -558,7 +562,8 @@ fn a_second_question_goes_on_with_the_same_cache_and_answers_are_scored_token_by
             expected.extend(vec![Call::Forward(1); said]);
             expected.push(Call::Forward(second));
             expected.extend(vec![Call::Forward(1); said]);
-            // Back to where it goes wrong, if it does: what was said to the first question is still there.
+            // Back to where it goes wrong, if it does: what was said to the first question is still
+            // there.
             let right = if told == 1.0 { said - 1 } else { 1 };
             expected.push(Call::Truncate(first + said + second + right));
             // The last token's own prediction is not needed.

@@ -16,7 +16,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The low-rank methods, within what `low_rank` says; in groups of so many heads where they have groups.
+/// The low-rank methods, within what `low_rank` says; in groups of so many heads where they have
+/// groups.
 fn published(low_rank: LowRank, group_heads: usize) -> [Method; 5] {
     let recalkv = Method::ReCalKv(ReCalKv { low_rank, group_heads, ..ReCalKv::default() });
     [Method::Palu(Palu { low_rank, group_heads }), recalkv, Method::KqSvd(low_rank), Method::KSvd(low_rank), Method::Eigen(low_rank)]
@@ -57,7 +58,8 @@ fn logits(model: &Arc<Model>) -> Vec<f32> {
     model.sequence(options, RowType::F32).unwrap().forward(&tokens, Logits::All).unwrap()
 }
 
-/// Runs `check` on a checkpoint of every family, in f32 so that copying it rounds nothing, and its statistics.
+/// Runs `check` on a checkpoint of every family, in f32 so that copying it rounds nothing, and its
+/// statistics.
 fn for_every_family(check: impl Fn(&str, &Checkpoint, &Statistics, &Path)) {
     for (family, synthetic) in families() {
         let directory = SyntheticModel { dtype: Dtype::F32, ..synthetic }.write_temporary();
@@ -179,7 +181,8 @@ fn what_a_rule_needs_and_options_that_cannot_be_are_named() {
     }
 }
 
-/// A Qwen2 whose keys have a bias of this norm in the slowest pair of RoPE of every head of two layers, where no query has anything: the same model whatever the norm.
+/// A Qwen2 whose keys have a bias of this norm in the slowest pair of RoPE of every head of two
+/// layers, where no query has anything: the same model whatever the norm.
 fn biased(norm: f32) -> tempfile::TempDir {
     let synthetic = SyntheticModel { dtype: Dtype::F32, ..families().into_iter().find(|(family, _)| *family == "qwen2").unwrap().1 };
     let (directory, mut tensors, d, hidden) = (synthetic.write_temporary(), synthetic.tensors(), synthetic.head_dim, synthetic.hidden);
@@ -200,7 +203,8 @@ fn biased(norm: f32) -> tempfile::TempDir {
     directory
 }
 
-/// Rows that are coded about a mean which rotates lose no more of keys with large biases than of keys without, on the processor and on a GPU in every tier, up to the end of the context.
+/// Rows that are coded about a mean which rotates lose no more of keys with large biases than of
+/// keys without, on the processor and on a GPU in every tier, up to the end of the context.
 #[test]
 fn key_biases_cost_nothing_where_means_turn() {
     use lowkey::compress::factor;
@@ -269,7 +273,9 @@ fn quantised_rows_take_the_bytes_of_their_codes_and_scales() {
         // The same for 32 numbers.
         (Method::Kivi { bits: 2 }, 3 * 128, "2 bits"),
         (Method::Kivi { bits: 4 }, 5 * 128, "4 bits"),
-        // Codes; for keys of two heads in 128 tokens 128 pairs and 2 factors of every token; for their values two pairs of every token and 128 factors, of which a header has room for two.
+        // Codes; for keys of two heads in 128 tokens 128 pairs and 2 factors of every token; for
+        // their values two pairs of every token and 128 factors, of which a header has room for
+        // two.
         (Method::KVarN { key_bits: 4, value_bits: 2 }, (6 * 128 + (32 + 32) + (64 + 32)) / 2, "4 bits, values 2"),
     ] {
         let name = format!("{}, {options}", method.name());
@@ -281,8 +287,8 @@ fn quantised_rows_take_the_bytes_of_their_codes_and_scales() {
     }
 }
 
-/// Token by token and in chunks, every family, the first in every tier. A number that rounding leaves between two codes may get either: at two bits that shows, but for less than
-/// coding does.
+/// Token by token and in chunks, every family, the first in every tier. A number that rounding
+/// leaves between two codes may get either: at two bits that shows, but for less than coding does.
 #[test]
 fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
     use lowkey::compress::factor;
@@ -319,7 +325,8 @@ fn quantised_rows_are_the_same_on_the_processor_and_on_a_gpu() {
     }
 }
 
-/// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
+/// Rows of a block share numbers, so a sequence that is cut within one reads its text anew; what
+/// comes after is as if the rest had never been. Nothing picks single tokens out of blocks.
 #[test]
 fn blocks_of_tokens_can_be_cut_anywhere_and_are_read_whole() {
     use lowkey::kv::{CacheMethod, Evicted, Read, Reviver};

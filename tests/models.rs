@@ -1,4 +1,5 @@
-//! The GPU decoder computes what the CPU decoder does: every family and shape, dense and compressed, in every tier, on odd sizes.
+//! The GPU decoder computes what the CPU decoder does: every family and shape, dense and
+//! compressed, in every tier, on odd sizes.
 
 mod common;
 
@@ -16,8 +17,10 @@ use std::sync::Arc;
 const TOKENS: usize = 161;
 const MOST: f64 = 1e-5;
 
-/// One checkpoint through both decoders: all logits of a chunked prompt, then single steps, then from earlier positions on. Where rows are coded, a rounding error that
-/// moves a number from one code to the next is seen in the logits; what f16 instead of f32 rows do to the CPU's own logits is the measure of that.
+/// One checkpoint through both decoders: all logits of a chunked prompt, then single steps, then
+/// from earlier positions on. Where rows are coded, a rounding error that moves a number from one
+/// code to the next is seen in the logits; what f16 instead of f32 rows do to the CPU's own logits
+/// is the measure of that.
 fn compare(name: &str, checkpoint: &Checkpoint, rows: Option<&LatentSet>, strict: bool, device: &Arc<Device>) {
     let name = format!("{name}, strict: {strict}, {:?}", device.tier());
     let vocab = checkpoint.config().vocab_size;
@@ -27,7 +30,8 @@ fn compare(name: &str, checkpoint: &Checkpoint, rows: Option<&LatentSet>, strict
     let [mut cpu, mut full] = [RowType::F16, RowType::F32].map(|row_type| cpu.sequence(options, row_type).unwrap());
     let mut gpu = Arc::new(decoder::Model::with_latents(checkpoint, rows.cloned(), device.clone()).unwrap()).sequence(options).unwrap();
 
-    // By phase; forty steps are as many as it takes for a block of rows to be coded on the way. Back to where exact rows are left, and to where there are none but sinks.
+    // By phase; forty steps are as many as it takes for a block of rows to be coded on the way.
+    // Back to where exact rows are left, and to where there are none but sinks.
     let steps = tokens[TOKENS..].chunks(1).map(|token| (None, token, Logits::Last)).collect();
     let mut phases = vec![("a chunk", vec![(None, &tokens[..TOKENS], Logits::All)]), ("steps", steps)];
     phases.extend([(190, "190"), (80, "80"), (3, "3")].map(|(position, what)| (what, vec![(Some(position), &tokens[9..20], Logits::Last)])));

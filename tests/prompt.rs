@@ -70,7 +70,8 @@ fn at_full_rank_a_prompt_is_the_dense_one() {
     }
 }
 
-/// The GPU finds the same bases and reads the same rows, in every family: its rows in 16 bits are the dense model's, and those in few bits as far from it as the CPU's.
+/// The GPU finds the same bases and reads the same rows, in every family: its rows in 16 bits are
+/// the dense model's, and those in few bits as far from it as the CPU's.
 #[test]
 fn prompts_on_the_gpu_are_those_of_the_cpu() {
     let device = common::device(Options::default());
@@ -95,14 +96,16 @@ fn prompts_on_the_gpu_are_those_of_the_cpu() {
             let (error, own) = (nmse(&gpu, &cpu), nmse(&cpu, &dense));
             assert!(own > 1e-9 && own < 1.0, "{family}, {xkv:?}: the CPU is {own} from the dense model");
             let there = nmse(&gpu, &dense);
-            // Directions in which a prompt varies alike may be mixed otherwise, and are then rounded otherwise, no better and no worse.
+            // Directions in which a prompt varies alike may be mixed otherwise, and are then
+            // rounded otherwise, no better and no worse.
             let alike = if xkv == WHOLE { error < 1e-4_f64.max(0.2 * own) } else { there < 2.0 * own && own < 2.0 * there };
             assert!(alike, "{family}, {xkv:?}: {error}; {there} from the dense model, and the CPU {own}");
         }
     }
 }
 
-/// A token that may choose everything reads everything, and one that may not reads what the specification says: in rows of one layer and of several, rebuilt and not, in every tier.
+/// A token that may choose everything reads everything, and one that may not reads what the
+/// specification says: in rows of one layer and of several, rebuilt and not, in every tier.
 #[test]
 fn chosen_rows_are_those_of_the_cpu_and_all_are_all() {
     let directory = SyntheticModel::default().write_temporary();
@@ -125,7 +128,8 @@ fn chosen_rows_are_those_of_the_cpu_and_all_are_all() {
         let gpu = Arc::new(decoder::Model::with_latents(&checkpoint, Some(rows), device).unwrap());
         let on_gpu = |select| read(&mut gpu.sequence(chosen(select)).unwrap(), &tokens);
         let error = nmse(&on_gpu(Some(256)), &all);
-        // Coordinates that are rounded otherwise may have other codes, as near: of what coding loses a part.
+        // Coordinates that are rounded otherwise may have other codes, as near: of what coding
+        // loses a part.
         let lost = nmse(&all, &exact);
         assert!(error < 1e-3_f64.max(0.2 * lost), "{way}, {tier:?}, all: {error}, and coding loses {lost}");
         let error = nmse(&on_gpu(Some(40)), &some);
@@ -134,13 +138,15 @@ fn chosen_rows_are_those_of_the_cpu_and_all_are_all() {
     }
 }
 
-/// `⌈L/G⌉·(r_k + r_v)` numbers for each token, and `L·n·(r_k + r_v)` of bases, at three lengths; all of it counted.
+/// `⌈L/G⌉·(r_k + r_v)` numbers for each token, and `L·n·(r_k + r_v)` of bases, at three lengths;
+/// all of it counted.
 #[test]
 fn bytes_are_those_of_the_published_formula() {
     let directory = narrow().write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let (layers, n) = (3, 32);
-    // Three quarters, bases counted: for two layers 64 of 2 · 64 numbers, each 2 bytes and 128 / 190 of bases; for the last one 32 of 2 · 32, each 2 bytes and 64 / 190.
+    // Three quarters, bases counted: for two layers 64 of 2 · 64 numbers, each 2 bytes and 128 /
+    // 190 of bases; for the last one 32 of 2 · 32, each 2 bytes and 64 / 190.
     let xkv = Xkv { layers: 2, budget: Budget::Keep(0.75), bits: Some(16) };
     let model = Engine::open(&LoadOptions::default()).unwrap().load(checkpoint.path()).unwrap();
     for capacity in [200, 300, 500] {
@@ -162,7 +168,8 @@ fn bytes_are_those_of_the_published_formula() {
     }
 }
 
-/// Short prompts stay exact and say so; a sequence cut within its prompt is read anew; what cannot be is refused.
+/// Short prompts stay exact and say so; a sequence cut within its prompt is read anew; what cannot
+/// be is refused.
 #[test]
 fn prompts_that_do_not_pay_stay_exact_and_cuts_are_read_anew() {
     let directory = narrow().write_temporary();
@@ -224,7 +231,8 @@ fn a_prompts_rows_can_be_chosen_from() {
     assert!(error < 1e-3 && nmse(&some, &all) > 1e-7, "{error}");
 }
 
-/// Text that has gone elsewhere is read anew, with bases of its own; text that goes on as it began is not. Both decoders say the same of either.
+/// Text that has gone elsewhere is read anew, with bases of its own; text that goes on as it began
+/// is not. Both decoders say the same of either.
 #[test]
 fn bases_are_made_anew_when_the_text_has_gone_elsewhere() {
     let directory = narrow().write_temporary();

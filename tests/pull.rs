@@ -1,5 +1,6 @@
-//! Fetching keeps its promises: whole, verified, once; resumed after a cut; refused in words that help. Against a hub in this process that behaves as the
-//! public one does: a front that knows the repositories, and another port that large files are redirected to.
+//! Fetching keeps its promises: whole, verified, once; resumed after a cut; refused in words that
+//! help. Against a hub in this process that behaves as the public one does: a front that knows the
+//! repositories, and another port that large files are redirected to.
 #![cfg(all(feature = "hub", feature = "cli"))]
 
 use lowkey::pull::Store;
@@ -14,7 +15,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
-/// Files over this many bytes are large: they are redirected to the other port and have their SHA-256 as ETag.
+/// Files over this many bytes are large: they are redirected to the other port and have their
+/// SHA-256 as ETag.
 const LARGE: usize = 1000;
 const TOKEN: &str = "hf_for_the_tests_alone";
 
@@ -507,7 +509,8 @@ mod clients {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A directory with a `python3` and an `npm` that run `script` after having answered the question for their version.
+    /// A directory with a `python3` and an `npm` that run `script` after having answered the
+    /// question for their version.
     fn clients(script: &str) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         for name in ["python3", "npm"] {

@@ -1,4 +1,5 @@
-//! What an evaluation's report promises: files that parse, whatever the names in them, and nothing half-written.
+//! What an evaluation's report promises: files that parse, whatever the names in them, and nothing
+//! half-written.
 
 #![cfg(feature = "report")]
 
@@ -111,7 +112,8 @@ fn the_frontier_has_a_point_for_each_model_at_a_distance() {
         .filter(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "circle")))
         .map(|node| ["cx", "cy"].map(|key| node.attribute(key).unwrap().parse().unwrap()))
         .collect();
-    // The series in the rows' order, each from few bytes to many. Half the bytes is as far to the left as a quarter to a half.
+    // The series in the rows' order, each from few bytes to many. Half the bytes is as far to the
+    // left as a quarter to a half.
     let [b, a, c] = circles[..] else { panic!("{circles:?}") };
     assert!(((c[0] - a[0]) - (a[0] - b[0])).abs() <= 2.0 && a[0] > b[0], "{circles:?}");
     assert!(a[1] > b[1] && b[1] > c[1]);
@@ -139,7 +141,8 @@ fn each_depth_and_reference_has_a_chart_on_one_scale() {
     let rows: Vec<Row> = of("models/a", 4096, 0.02).chain(of("models/a", 512, 0.01)).collect();
     let names = texts(&frontier(&rows).unwrap().unwrap());
     let counted = |names: &[String], name: &str| names.iter().filter(|text| *text == name).count();
-    // Beside each other, the shallow one first; what is coded throughout has no names of its own, and one line in the legend.
+    // Beside each other, the shallow one first; what is coded throughout has no names of its own,
+    // and one line in the legend.
     let place = |name: &str| names.iter().position(|text| text == name).unwrap_or_else(|| panic!("no {name} in {names:?}"));
     assert!(place("depth 512") < place("depth 4096"));
     for (name, times) in [("lowkey f16", 1), ("4 + 32 tokens exact", 1), ("no token exact", 1), ("cache bytes per token", 2), ("a, depth 512", 0)] {

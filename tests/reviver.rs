@@ -42,7 +42,8 @@ fn devices() -> [Arc<gpu::Device>; 3] {
     Tier::ALL.map(|tier| gpu::Device::open(&gpu::Options { tier: Some(tier), ..Default::default() }).unwrap())
 }
 
-/// On a GPU of every tier: a prompt of several chunks and then steps, with few slots, whatever is left of the evicted, is what the processor makes of it. Both keep rows in f16.
+/// On a GPU of every tier: a prompt of several chunks and then steps, with few slots, whatever is
+/// left of the evicted, is what the processor makes of it. Both keep rows in f16.
 #[test]
 fn a_gpu_evicts_as_the_processor_does() {
     let devices = devices();
@@ -78,7 +79,8 @@ fn a_gpu_evicts_as_the_processor_does() {
     }
 }
 
-/// No sinks, nothing recent beyond the block, chunks of one and of a number that does not divide anything: the same on both.
+/// No sinks, nothing recent beyond the block, chunks of one and of a number that does not divide
+/// anything: the same on both.
 #[test]
 fn windows_may_be_as_small_as_they_like() {
     let directory = SyntheticModel { dtype: Dtype::F16, ..narrow() }.write_temporary();
@@ -125,7 +127,8 @@ fn what_fails_can_be_tried_again() {
     }
 }
 
-/// On the processor and on a GPU of every tier: with a bucket for every token a sketch is the tokens themselves, and attention over it exact.
+/// On the processor and on a GPU of every tier: with a bucket for every token a sketch is the
+/// tokens themselves, and attention over it exact.
 #[test]
 fn a_sketch_without_collisions_is_the_dense_model() {
     let directory = SyntheticModel { dtype: Dtype::F16, ..narrow() }.write_temporary();
@@ -219,7 +222,8 @@ fn with_few_slots_something_is_lost_and_not_everything() {
     assert_eq!(read(&mut model.sequence(options(300, 0.25, Evicted::Shrunk), RowType::F16).unwrap(), &tokens), found[3]);
 }
 
-/// Sinks, recent tokens, candidates and the evicted tokens take what was asked for, and nearly all of it.
+/// Sinks, recent tokens, candidates and the evicted tokens take what was asked for, and nearly all
+/// of it.
 #[test]
 fn the_budget_is_kept_and_counted() {
     let directory = narrow().write_temporary();
@@ -239,7 +243,8 @@ fn the_budget_is_kept_and_counted() {
     }
 }
 
-/// With latents beside, candidates are read exactly instead: all of them is the dense model, and some are better than none.
+/// With latents beside, candidates are read exactly instead: all of them is the dense model, and
+/// some are better than none.
 #[test]
 fn candidates_are_read_instead_of_their_rows() {
     let directory = SyntheticModel::default().write_temporary();
@@ -266,7 +271,8 @@ fn candidates_are_read_instead_of_their_rows() {
     }
 }
 
-/// What has been evicted is read anew where a sequence is cut within it, and nothing is where it is not.
+/// What has been evicted is read anew where a sequence is cut within it, and nothing is where it is
+/// not.
 #[test]
 fn cuts_go_back_to_any_token() {
     [Device::Cpu, Device::Auto].into_iter().for_each(cuts);
@@ -288,7 +294,8 @@ fn cuts(device: Device) {
     }
     sequence.truncate(100);
     assert!(nmse(&sequence.forward(&tokens[100..], Logits::Last).unwrap(), &whole[249 * vocab..]) < 1e-9);
-    // Within the exact window nothing is read anew, and as long as nothing is evicted what was tried is as if it had not been.
+    // Within the exact window nothing is read anew, and as long as nothing is evicted what was
+    // tried is as if it had not been.
     let next = sequence.forward(&tokens[..4], Logits::All).unwrap();
     sequence.truncate(250);
     sequence.forward(&tokens[50..53], Logits::None).unwrap();

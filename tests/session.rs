@@ -69,7 +69,8 @@ fn what_prompts_have_in_common_is_run_once() {
     let (mut session, run) = session(Toy::new(VOCAB, 128), at_most(6));
     let first = [10, 11, 12, 13, 14];
     let (tokens, ..) = answer(&mut session, &first);
-    // A conversation goes on: everything so far, and something new. The answer's last token has not been run yet.
+    // A conversation goes on: everything so far, and something new. The answer's last token has not
+    // been run yet.
     let second = [&first[..], &tokens, &[50, 51, 52]].concat();
     run.store(0, Ordering::Relaxed);
     let (more, _, summary) = answer(&mut session, &second);

@@ -1,4 +1,5 @@
-//! Every variant that is asked for is, in every tier, valid WGSL and translates to SPIR-V, HLSL and MSL: what has not been translated is not cross-vendor.
+//! Every variant that is asked for is, in every tier, valid WGSL and translates to SPIR-V, HLSL and
+//! MSL: what has not been translated is not cross-vendor.
 
 mod asked;
 mod common;
@@ -47,7 +48,8 @@ fn to_msl(module: &naga::Module, info: &ModuleInfo) -> Result<usize, String> {
     msl::write_string(module, info, &options, &msl::PipelineOptions::default()).map(|(text, _)| text.len()).map_err(|e| e.to_string())
 }
 
-/// Every file is a kernel's, and every condition in one is met by something that is asked for: what is not could be left out.
+/// Every file is a kernel's, and every condition in one is met by something that is asked for: what
+/// is not could be left out.
 fn assert_all_is_asked_for(specs: &[Spec]) {
     let files: BTreeSet<&str> = SOURCES.iter().map(|(name, _)| *name).filter(|name| !name.starts_with("lib/")).collect();
     assert_eq!(specs.iter().map(|spec| spec.shader).collect::<BTreeSet<_>>(), files);
@@ -83,7 +85,8 @@ fn every_variant_that_is_asked_for_translates() {
     }
 }
 
-/// What the least of devices offers: eight storage buffers, 16 KiB of workgroup memory, 256 lanes, and 64 bytes of immediates.
+/// What the least of devices offers: eight storage buffers, 16 KiB of workgroup memory, 256 lanes,
+/// and 64 bytes of immediates.
 fn limits(module: &naga::Module, name: &str) {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).unwrap();

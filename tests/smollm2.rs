@@ -1,4 +1,5 @@
-//! SmolLM2-135M-Instruct, the model of `make demo`: the GPU writes what the CPU writes. `make test` fetches it and names it in `LOWKEY_TEST_MODEL`.
+//! SmolLM2-135M-Instruct, the model of `make demo`: the GPU writes what the CPU writes. `make test`
+//! fetches it and names it in `LOWKEY_TEST_MODEL`.
 
 mod common;
 

@@ -1,7 +1,9 @@
-// Which row each column of attention is. Plain columns come first: tokens' exact rows, the sinks and then those from `near` on, and those beside, in slots behind the ring. After them come
-// coded columns: consecutive tokens, or (LISTED) those of a list.
+// Which row each column of attention is. Plain columns come first: tokens' exact rows, the sinks
+// and then those from `near` on, and those beside, in slots behind the ring. After them come coded
+// columns: consecutive tokens, or (LISTED) those of a list.
 //
-// Wants `params.sinks` and `params.ring`: slots of either; `params.start`: the first coded token, or (LISTED) the last there is.
+// Wants `params.sinks` and `params.ring`: slots of either; `params.start`: the first coded token,
+// or (LISTED) the last there is.
 //
 // LISTED    LIST entries for each key/value head, or none where all heads read the same
 #if LISTED
@@ -15,7 +17,8 @@ struct Plain {
     base: u32,  // where in the ring the first of them stands that is no sink
 }
 
-// The slot of a plain column. The ring comes round once at the most. Without branches, so that several loads can be under way.
+// The slot of a plain column. The ring comes round once at the most. Without branches, so that
+// several loads can be under way.
 fn plain_slot(plain: Plain, column: u32) -> u32 {
     let at = plain.base + column - plain.fixed;
     let exact = params.sinks + select(at, at - params.ring, at >= params.ring);

@@ -1,6 +1,8 @@
-// The highest of many items, listed in their order. Called by all WORKGROUP lanes in uniform control flow.
+// The highest of many items, listed in their order. Called by all WORKGROUP lanes in uniform
+// control flow.
 //
-// Wants what lib/nth.wgsl does, and `fn take(line: u32, at: u32, item: u32)`, which makes an item the `at`-th of a list.
+// Wants what lib/nth.wgsl does, and `fn take(line: u32, at: u32, item: u32)`, which makes an item
+// the `at`-th of a list.
 #include "lib/nth.wgsl"
 
 // Bits that are ordered as the numbers are.

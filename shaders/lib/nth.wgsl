@@ -1,4 +1,5 @@
-// The n-th largest of many keys, found digit by digit, eight bits at a time, by counting; and places in a list that lanes append to. Called by all WORKGROUP lanes in uniform control flow.
+// The n-th largest of many keys, found digit by digit, eight bits at a time, by counting; and
+// places in a list that lanes append to. Called by all WORKGROUP lanes in uniform control flow.
 //
 // Wants `fn key(list: u32, i: u32, by: u32) -> u32`: the key of item `i`.
 
@@ -41,7 +42,8 @@ fn nth(list: u32, count: u32, wanted: u32, by: u32, local: u32) -> vec2<u32> {
     return vec2<u32>(prefix, left);
 }
 
-// The sum of what the lanes before this one have, and of what all have: where each writes in a list that all append to.
+// The sum of what the lanes before this one have, and of what all have: where each writes in a list
+// that all append to.
 fn place(own: u32, local: u32) -> vec2<u32> {
     places[local] = own;
     workgroupBarrier();

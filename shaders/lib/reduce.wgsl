@@ -1,4 +1,5 @@
-// Sum and maximum over a workgroup of WORKGROUP lanes, a power of two. Called by all lanes in uniform control flow; every lane gets the result.
+// Sum and maximum over a workgroup of WORKGROUP lanes, a power of two. Called by all lanes in
+// uniform control flow; every lane gets the result.
 
 var<workgroup> reduced: array<f32, WORKGROUP>;
 

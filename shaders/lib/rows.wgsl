@@ -1,11 +1,15 @@
 // Four coordinates of a packed row, as src/kv/format.rs lays them out.
 //
-// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8 bits. A run is
-// (its word within the row, its bits, where the upper bits of its codes stand if they are apart, what scales it).
+// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the
+// levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8 bits. A
+// run is (its word within the row, its bits, where the upper bits of its codes stand if they are
+// apart, what scales it).
 //
-// BLOCKS    tokens are coded in blocks of TOKENS, as src/kv/blocks.rs has it, from `params.sinks` on; wants `params.words`, words of a token in rows. A run is (its word within the row, its bits,
-//           its first coordinate, its head). A header has OWN numbers of the token and STRIPE of the block. Steps are by channel;
-//           TOKEN_FACTORS: and each token and head has a factor; CHANNEL_FACTORS: steps are by token and head, and each channel has a factor
+// BLOCKS    tokens are coded in blocks of TOKENS, as src/kv/blocks.rs has it, from `params.sinks`
+//           on; wants `params.words`, words of a token in rows. A run is (its word within the row,
+//           its bits, its first coordinate, its head). A header has OWN numbers of the token and
+//           STRIPE of the block. Steps are by channel; TOKEN_FACTORS: and each token and head has a
+//           factor; CHANNEL_FACTORS: steps are by token and head, and each channel has a factor
 
 const AFFINE = 5u; // a run's scale: none, one of the header's first four bytes, or from here on the two halves of one of its words
 
@@ -17,7 +21,8 @@ fn load_book(local: u32) {
     }
 }
 
-// Whether a run's codes are chosen together, as src/kv/trellis.rs has it: their lower two bits are in a word, the upper ones in another.
+// Whether a run's codes are chosen together, as src/kv/trellis.rs has it: their lower two bits are
+// in a word, the upper ones in another.
 fn trellis(run: vec4<u32>) -> bool {
     return run.y < 8u && run.w < AFFINE;
 }
@@ -92,8 +97,9 @@ fn decode(fetched: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
 #else
 alias Fetched = vec3<u32>;
 
-// The words that four coordinates are in, and the header's that scales them. `at`: the word of a token at which the row begins. Quarter: which four of the run's sixteen. All are read whether they
-// are needed or not: a lane can have several such reads under way.
+// The words that four coordinates are in, and the header's that scales them. `at`: the word of a
+// token at which the row begins. Quarter: which four of the run's sixteen. All are read whether
+// they are needed or not: a lane can have several such reads under way.
 fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
     let row = key * params.words + at;
     let together = trellis(run);

@@ -29,7 +29,8 @@ fn nearest(x: f32, bits: u32, edge: u32) -> Nearest {
     return best;
 }
 
-// Goes through the run of 16 coordinates at z, each divided by `scale`, from this lane's state: fills fell and ends. Called by all lanes in uniform control flow.
+// Goes through the run of 16 coordinates at z, each divided by `scale`, from this lane's state:
+// fills fell and ends. Called by all lanes in uniform control flow.
 fn search(z: u32, bits: u32, scale: f32, local: u32) {
     var cost: array<f32, LANES>;
     for (var state = 0u; state < LANES; state++) {

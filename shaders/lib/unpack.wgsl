@@ -1,6 +1,7 @@
 // A tile of coded columns, unpacked a few runs at a time into workgroup memory.
 //
-// Wants lib/rows.wgsl and lib/columns.wgsl; `params.coded`: coded columns; TILE of them in a tile; ROOM: vectors of `stage` that are wanted besides.
+// Wants lib/rows.wgsl and lib/columns.wgsl; `params.coded`: coded columns; TILE of them in a tile;
+// ROOM: vectors of `stage` that are wanted besides.
 
 const STAGE = 2u; // runs unpacked at a time
 const ACROSS = TILE + 1u;
@@ -13,7 +14,8 @@ fn column_row(kv: u32, column: u32) -> u32 {
     return coded_row(kv, min(column, params.coded - 1u));
 }
 
-// Brings runs first, … of the tile that begins with coded column `begin` into `stage`. `info`: of the row, as in score.wgsl's table.
+// Brings runs first, … of the tile that begins with coded column `begin` into `stage`. `info`: of
+// the row, as in score.wgsl's table.
 fn unpack_stage(info: vec4<u32>, first: u32, kv: u32, begin: u32, local: u32) {
     let runs = min(STAGE, info.z - first);
     // All is read before the first is used.

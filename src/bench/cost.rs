@@ -1,12 +1,17 @@
-//! What a decode step costs at the least: the bytes that must be moved and the multiplications that must be made, counted from shapes.
+//! What a decode step costs at the least: the bytes that must be moved and the multiplications that
+//! must be made, counted from shapes.
 //!
-//! A step reads every weight of the layers and the head once, one row of the embedding, and every cached row once. Per cached token it makes what [`Price`] says, and in a layer with `H` query heads of
-//! width `d`:
+//! A step reads every weight of the layers and the head once, one row of the embedding, and every
+//! cached row once. Per cached token it makes what [`Price`] says, and in a layer with `H` query
+//! heads of width `d`:
 //!
-//! - where tokens are chosen: `2·H·d` for every landmark, one for two tokens, and the price for those chosen;
-//! - where tokens are evicted: as dense for those that are exact and for every column of what is left of evicted tokens, and the price for rows that the others leave.
+//! - where tokens are chosen: `2·H·d` for every landmark, one for two tokens, and the price for
+//!   those chosen;
+//! - where tokens are evicted: as dense for those that are exact and for every column of what is
+//!   left of evicted tokens, and the price for rows that the others leave.
 //!
-//! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are left out: they are below a hundredth of the rest.
+//! One multiplication and one addition are two operations. Norms, RoPE, softmax and activations are
+//! left out: they are below a hundredth of the rest.
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Config};
@@ -22,7 +27,9 @@ pub struct Cost {
     pub linear_flops: u64,
     /// Operations in attention for each cached token that is read.
     pub flops_per_cached_token: u64,
-    /// Bytes of landmarks read, and operations with them, for each cached token; nothing where all are read.
+    /// Bytes of landmarks read, and operations with them, for each cached token.
+    ///
+    /// Nothing where all are read.
     pub landmarks: [u64; 2],
     /// The most coded tokens that are read.
     pub most: usize,
@@ -39,18 +46,20 @@ pub struct EvictionCost {
     pub exact_bytes: u64,
     /// Operations for each exact token, and for each column of evicted tokens.
     pub exact_flops: u64,
-    /// Columns of evicted tokens, once there are any, and bytes of what they are read from, in all layers.
+    /// Columns that stand for evicted tokens, and bytes they are read from, in all layers.
     pub evicted: [u64; 2],
     /// Bytes of the row that each of the others leaves, if they leave any.
     pub row_bytes: u64,
 }
 
-/// What is known of the rows that a model comes with, beside what its sequences say; nothing where it is dense.
+/// What is known of the rows that a model comes with, beside what its sequences say.
+///
+/// Nothing where it is dense.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowsMade {
     /// What stays exact beside them.
     pub exact: Option<Exact>,
-    /// By row, frequency pairs in which a mean rotates, over all its heads ([`LatentSet::mean_pairs`]).
+    /// By row, frequency pairs in which a mean rotates ([`LatentSet::mean_pairs`]).
     pub mean_pairs: Vec<usize>,
 }
 
@@ -64,7 +73,9 @@ impl RowsMade {
     }
 }
 
-/// What a decode step costs at the least, for a sequence with these options that has read its prompt, of a model that comes with the rows `made`, its weights taking `bytes_per_weight` in memory.
+/// Counts what a decode step costs at the least, after the prompt.
+///
+/// `made`: the rows that the model comes with; its weights take `bytes_per_weight` in memory.
 pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, bytes_per_weight: u64) -> impl Fn(&dyn Sequence) -> Cost + 'static {
     let (config, exact) = (config.clone(), options.exact.or(made.exact).unwrap_or_default());
     move |sequence| {
@@ -80,8 +91,10 @@ pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, byte
 }
 
 impl Cost {
-    /// Counts from a model's shapes, its latents (none where it is dense) with the frequency pairs in which their means rotate, as [`Price::of`] takes both, and how many tokens are read, with
-    /// `bytes_per_weight` bytes for each weight.
+    /// Counts from a model's shapes, its latents and how many tokens are read.
+    ///
+    /// Latents are none where the model is dense; frequency pairs are as [`Price::of`] takes them;
+    /// each weight takes `bytes_per_weight` bytes.
     pub fn of(config: &Config, (rows, mean_pairs): (&[LatentSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
         let [d, i, heads, layers, vocab] =
             [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
@@ -105,7 +118,9 @@ impl Cost {
         }
     }
 
-    /// The same for a sequence that evicts what there is no room for in `stores`, beside what stays `exact`.
+    /// The same for a sequence that evicts.
+    ///
+    /// `stores` has room for some tokens beside those that stay `exact`.
     pub fn eviction(self, config: &Config, stores: &Stores, exact: Exact, rows: &[LatentSpec]) -> Cost {
         let layers = config.num_hidden_layers as u64;
         let exact_flops = 4 * layers * (config.num_attention_heads * config.head_dim) as u64;
@@ -123,7 +138,9 @@ impl Cost {
         }
     }
 
-    /// Bytes that a step moves at `depth`, where a token takes so many. Where tokens are evicted it is counted what each of them takes.
+    /// Bytes that a step moves at `depth`, where a token takes so many.
+    ///
+    /// Where tokens are evicted it is counted what each of them takes.
     pub fn bytes(&self, depth: usize, kv_bytes_per_token: u64) -> u64 {
         if let Some(EvictionCost { kept, exact_bytes, evicted, row_bytes, .. }) = self.eviction {
             let exact = depth.min(kept);
@@ -171,7 +188,8 @@ mod tests {
     #[test]
     fn a_dense_model_is_counted_by_hand() {
         let cost = Cost::of(&config(), (&[], &[]), Read::All, 2);
-        // Query 10×32, key and value 10×16 each, output 32×10, MLP 3×10×20; twice. Head 100×10 and one embedding row.
+        // Query 10×32, key and value 10×16 each, output 32×10, MLP 3×10×20; twice. Head 100×10 and
+        // one embedding row.
         let matrices = 2 * (320 + 320 + 320 + 600) + 1000;
         assert_eq!(cost.weight_bytes, 2 * (matrices + 10));
         assert_eq!(cost.flops(0), 2 * matrices);
@@ -222,7 +240,8 @@ mod tests {
     fn what_is_chosen_is_read_and_every_landmark() {
         let all = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
         let some = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::top(Some(64)), 1);
-        // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by four heads of eight.
+        // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by
+        // four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);
         assert_eq!(some.flops(800), all.flops(64) + 800 * 2 * 2 * 32 / 2);
         assert_eq!(some.flops(40) - all.flops(40), 40 * 2 * 2 * 32 / 2);

@@ -1,7 +1,10 @@
-//! A decode step and a prefill chunk taken apart: every kernel with its time by the device's own clock, what it moves and computes in that time, and the device's ceilings beside it.
+//! A decode step and a prefill chunk taken apart: every kernel with its time by the device's own
+//! clock, what it moves and computes in that time, and the device's ceilings beside it.
 //!
-//! Kernels are timed where they work, in a step and a chunk of a whole model, not one by one on the same buffers again and again: what a layer reads has left the caches since the step before.
-//! Steps are as many as pass between one coding of rows and the next, so that whatever is done once in a while is there too.
+//! Kernels are timed where they work, in a step and a chunk of a whole model, not one by one on the
+//! same buffers again and again: what a layer reads has left the caches since the step before.
+//! Steps are as many as pass between one coding of rows and the next, so that whatever is done once
+//! in a while is there too.
 
 use super::{Text, tokens};
 use crate::Result;
@@ -26,7 +29,9 @@ pub struct Subject {
     pub vocab: usize,
     /// The sequence, with room for [`Task::room`] tokens beyond the deepest depth.
     pub text: Text,
-    /// The most tokens that it is to have in its cache; where a text has to be read, less than the depths may be enough.
+    /// The most tokens that it is to have in its cache.
+    ///
+    /// Where a text has to be read, less than the depths may be enough.
     pub deepest: usize,
 }
 
@@ -37,9 +42,13 @@ pub struct Task {
     pub depths: Vec<usize>,
     /// Tokens that are prefilled.
     pub chunk: usize,
-    /// Whether kernels are also timed with other constants than the device's own, and with which: [`SWEEPS`]. At the deepest depth, of sequences that are random.
+    /// Whether kernels are also timed with other constants than the device's own, and with which.
+    ///
+    /// [`SWEEPS`]. At the deepest depth, of sequences that are random.
     pub sweep: Vec<String>,
-    /// No measurement begins later than this after the first; `None` for as long as all of them take.
+    /// No measurement begins later than this after the first.
+    ///
+    /// `None` for as long as all of them take.
     pub time: Option<Duration>,
 }
 
@@ -113,7 +122,9 @@ pub fn launch_us(device: &Device) -> Result<f64> {
 /// Takes all `subjects` apart, by depth. `on_rows` hears of all rows so far after each measurement.
 ///
 /// # Errors
-/// [`Gpu`](crate::Error::Gpu) where the device has no timestamps, [`Interrupted`](crate::Error::Interrupted) where `on_progress` says so; the sequences' own, and those of `on_rows`.
+/// [`Gpu`](crate::Error::Gpu) where the device has no timestamps,
+/// [`Interrupted`](crate::Error::Interrupted) where `on_progress` says so; the sequences' own, and
+/// those of `on_rows`.
 pub fn run(
     task: &Task,
     device: &Device,
@@ -171,7 +182,8 @@ pub fn run(
 pub const SWEEPS: [&str; 11] =
     ["splits", "coded splits", "in flight", "keys", "merge lanes", "absorb", "team rows", "ahead", "paired", "logits", "tile"];
 
-/// Other constants, one at a time: what they are, the kernels that they concern, and the value that is set.
+/// Other constants, one at a time: what they are, the kernels that they concern, and the value that
+/// is set.
 fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
     const ATTENTION: &[&str] = &["values", "merge"];
     type Set = fn(&mut Tuning, u32);
@@ -323,7 +335,9 @@ fn table(timed: &[Timed], times: usize, roofline: &Roofline) -> impl Iterator<It
     })
 }
 
-/// What only a prompt needs that is compressed in bases of its own: second moments of so many tokens of a group's keys, for a sequence of xKV.
+/// What only a prompt needs that is compressed in bases of its own.
+///
+/// Second moments of so many tokens of a group's keys, for a sequence of xKV.
 ///
 /// # Errors
 /// [`OutOfMemory`](crate::Error::OutOfMemory), and [`Gpu`](crate::Error::Gpu).

@@ -1,8 +1,10 @@
 //! How fast: prefill and decode at given depths, with what the device could do at best beside it.
 //!
-//! Machines drift: they warm up, and others use them. So settings are interleaved, one round of each model after the other, never all rounds of one model
-//! first; and the roofline is measured in the same run. A depth is reached by prefilling pseudo-random tokens, since the speed does not depend on which; where a model is random itself ([`Shape`])
-//! its cache is full of random rows from the start, and a depth is reached by saying so. [`kernels`] takes a step apart.
+//! Machines drift: they warm up, and others use them. So settings are interleaved, one round of
+//! each model after the other, never all rounds of one model first; and the roofline is measured in
+//! the same run. A depth is reached by prefilling pseudo-random tokens, since the speed does not
+//! depend on which; where a model is random itself ([`Shape`]) its cache is full of random rows
+//! from the start, and a depth is reached by saying so. [`kernels`] takes a step apart.
 
 mod cost;
 pub mod kernels;
@@ -80,7 +82,8 @@ impl Text {
         }
     }
 
-    /// Appends tokens below `vocab` up to `depth`, keeping those that are there, or cuts what is beyond. Asks `pause` before every chunk whether to go on.
+    /// Appends tokens below `vocab` up to `depth`, keeping those that are there, or cuts what is
+    /// beyond. Asks `pause` before every chunk whether to go on.
     ///
     /// # Errors
     /// The sequence's, and those of `pause`.
@@ -98,7 +101,8 @@ impl Text {
             let count = chunk.min(depth - sequence.position());
             sequence.forward(&tokens(random, vocab, count), Logits::None)?;
         }
-        // A sequence that has to read its text anew where it is cut does so here, where no clock runs.
+        // A sequence that has to read its text anew where it is cut does so here, where no clock
+        // runs.
         sequence.truncate(depth);
         sequence.forward(&[], Logits::None).map(|_| ())
     }
@@ -117,7 +121,9 @@ pub struct Task {
     pub rounds: usize,
     /// The seed of the tokens.
     pub seed: u64,
-    /// No measurement begins later than this after the first; `None` for as long as all of them take.
+    /// No measurement begins later than this after the first.
+    ///
+    /// `None` for as long as all of them take.
     pub time: Option<Duration>,
 }
 
@@ -181,11 +187,14 @@ pub struct Row {
     pub readback_bytes_per_step: u64,
 }
 
-/// Measures all `subjects`, by depth. `on_progress` hears of measurements, `on_rows` of all rows so far after each of them.
+/// Measures all `subjects`, by depth.
+///
+/// `on_progress` hears of measurements, `on_rows` of all rows so far after each of them.
 ///
 /// # Errors
-/// [`Error::Argument`] for a task that measures nothing, [`Error::Context`] for a sequence too small for it,
-/// [`Error::Interrupted`] where `on_progress` says so; the sequences' own, and those of `on_rows`.
+/// [`Error::Argument`] for a task that measures nothing, [`Error::Context`] for a sequence too
+/// small for it, [`Error::Interrupted`] where `on_progress` says so; the sequences' own, and those
+/// of `on_rows`.
 pub fn run(
     task: &Task,
     subjects: &mut [Subject],
@@ -261,7 +270,8 @@ fn measure(subject: &mut Subject, prefill: usize, steps: usize, random: &mut Ran
     let back = |text: &mut Text| text.go_to(depth, *vocab, &mut Random::new(0), &mut || Ok(()));
     let prompt = tokens(random, *vocab, prefill);
     let start = Instant::now();
-    // Logits are asked for so that the call ends when the work does, not when it has been handed to the device.
+    // Logits are asked for so that the call ends when the work does, not when it has been handed to
+    // the device.
     text.sequence_mut().forward(&prompt, Logits::Last)?;
     let prefill_seconds = vec![start.elapsed().as_secs_f64()];
     back(text)?;

@@ -1,4 +1,5 @@
-//! Results as files that are whole at every moment: each is written anew beside its name and renamed over it, so that whatever stops the run leaves what was measured until then.
+//! Results as files that are whole at every moment: each is written anew beside its name and
+//! renamed over it, so that whatever stops the run leaves what was measured until then.
 
 use crate::{Error, Result, task};
 use std::path::{Path, PathBuf};
@@ -11,10 +12,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Before anything is measured: whether there can be such files. The directory is made where there is none.
+    /// Before anything is measured: whether there can be such files.
+    ///
+    /// The directory is made where there is none.
     ///
     /// # Errors
-    /// [`Error::Exists`] where there is such a file, [`Error::Io`] where nothing can be created there.
+    /// [`Error::Exists`] where there is such a file, [`Error::Io`] where nothing can be created
+    /// there.
     pub fn reserve(directory: &Path, name: &str) -> Result<Report> {
         std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         let [json, markdown] = ["json", "md"].map(|ending| directory.join(format!("{name}.{ending}")));

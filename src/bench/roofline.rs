@@ -1,4 +1,5 @@
-//! What the device could do at best, measured in the same run as everything that is compared with it. Here the processor; GPUs in [`crate::gpu::roofline`].
+//! What the device could do at best, measured in the same run as everything that is compared with
+//! it. Here the processor; GPUs in [`crate::gpu::roofline`].
 
 use crate::gpu::Roofline;
 use nalgebra::DMatrix;
@@ -6,8 +7,11 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Measures this machine's processor, all cores at once, in about a second: the copy on 64 MiB blocks, far beyond the caches, and multiplications and
-/// additions as products of matrices that stay inside them. The best of several passes counts: everything else is disturbance.
+/// Measures this machine's processor, all cores at once, in about a second.
+///
+/// The copy on 64 MiB blocks, far beyond the caches, and multiplications and additions as products
+/// of matrices that stay inside them. The best of several passes counts: everything else is
+/// disturbance.
 pub fn processor_roofline() -> Roofline {
     Roofline { copy_gbps: copy_gbps(), f32_gflops: f32_gflops(), f16_gflops: None }
 }

@@ -1,4 +1,5 @@
-//! Models and caches to measure where no checkpoint is at hand: the shapes of well-known models with random numbers in them ([`crate::decoder`]), and rows as wide as their plans make them.
+//! Models and caches to measure where no checkpoint is at hand: the shapes of well-known models
+//! with random numbers in them ([`crate::decoder`]), and rows as wide as their plans make them.
 
 use crate::checkpoint::{Architecture, Config, RopeScaling};
 use crate::compress::rotated;
@@ -125,7 +126,8 @@ pub enum RandomRows {
     Xkv,
 }
 
-/// Bands of a plan, as shares of a row's width: bits, and coordinates that get so many. Means over the layers of SmolLM2-135M-Instruct, calibrated with the built-in text.
+/// Bands of a plan, as shares of a row's width: bits, and coordinates that get so many. Means over
+/// the layers of SmolLM2-135M-Instruct, calibrated with the built-in text.
 type Shares = [(u8, f64); 4];
 const FAST_KEYS: Shares = [(8, 0.156), (4, 0.353), (3, 0.256), (2, 0.197)];
 const FAST_VALUES: Shares = [(8, 0.156), (4, 0.411), (3, 0.194), (2, 0.167)];
@@ -202,7 +204,9 @@ impl FromStr for RandomRows {
     }
 }
 
-/// Rows over `span` layers and `heads` key/value heads each. `down`: whether what codes them is another matrix than what reads them.
+/// Rows over `span` layers and `heads` key/value heads each.
+///
+/// `down`: whether what codes them is another matrix than what reads them.
 fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(LatentKind, Shares)], down: bool) -> LatentSet {
     let (mut specs, mut coders): (Vec<LatentSpec>, Vec<Coder>) = (Vec::new(), Vec::new());
     for first_layer in (0..config.num_hidden_layers).step_by(span) {
@@ -215,7 +219,8 @@ fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(LatentKind, 
             let width = spec.width(config.head_dim);
             let runs = |share: f64| ((share * width as f64 / RUN as f64).round() as usize).max(1);
             spec.format.bands = shares.iter().map(|(bits, share)| Band { bits: *bits, runs: runs(*share) }).collect();
-            // Which numbers they are does not matter, only that no two coordinates are alike: layers of a shape share theirs.
+            // Which numbers they are does not matter, only that no two coordinates are alike:
+            // layers of a shape share theirs.
             let alike = specs.iter().position(|other| (other.kind, other.layers, other.kv_heads) == (spec.kind, spec.layers, spec.kv_heads));
             coders.push(alike.map_or_else(|| coder(spec.format.clone(), width, down), |i| coders[i].clone()));
             specs.push(spec);

@@ -1,4 +1,5 @@
-//! The key/value cache on the device: exact rows of every layer, all of them or a few ([`Slots`]), and packed rows beside them ([`Layout`]).
+//! The key/value cache on the device: exact rows of every layer, all of them or a few ([`Slots`]),
+//! and packed rows beside them ([`Layout`]).
 
 use crate::Result;
 use crate::gpu::{Device, ElementType, Shape, Tensor};
@@ -28,7 +29,8 @@ pub struct Cache {
     pub(crate) select: Option<Selection>,
     /// By layer, where tokens choose among latents.
     pub(crate) landmarks: Vec<Landmarks>,
-    /// Where tokens stand in sketches, `[capacity]` u32: twice the bucket, and one more for a minus.
+    /// Where tokens stand in sketches, `[capacity]` u32: twice the bucket, and one more for a
+    /// minus.
     pub(crate) sketched: Option<wgpu::Buffer>,
     /// Where exact rows stand.
     pub slots: Slots,
@@ -40,7 +42,8 @@ impl Cache {
     /// An exact cache.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), also where one layer's rows do not fit into one binding.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), also where one layer's rows do not fit
+    /// into one binding.
     pub fn exact(device: &Device, shape: CacheShape) -> Result<Cache> {
         let layers = shape.each(|what| ExactRows::new(device, &shape.attention, what, Slots::ALL, shape.capacity))?;
         Ok(Cache::of(layers, shape))
@@ -51,7 +54,9 @@ impl Cache {
         Cache { layers, stores: Vec::new(), select: None, landmarks: Vec::new(), sketched: None, slots: Slots::ALL, shape }
     }
 
-    /// Exact rows in `slots` beside coded ones, with their landmarks where tokens `select`; the latents themselves are still to be added: [`add_store`](Self::add_store).
+    /// Exact rows in `slots` beside coded ones, with their landmarks where tokens `select`.
+    ///
+    /// The latents themselves are still to be added: [`add_store`](Self::add_store).
     ///
     /// # Errors
     /// As [`exact`](Self::exact).

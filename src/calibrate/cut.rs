@@ -1,18 +1,23 @@
 //! How texts are cut into windows of several lengths.
 //!
-//! Short windows show many different texts, long ones what far queries make of a key: calibrated in windows of 512 alone, rows lose twice as much at a depth of 4,096 as at 512, and calibrated in
-//! windows of 4,096 alone they lose more at 512 (docs/results). So lengths are those of [`Options::window`], twice that, and so on, and each gets as many tokens.
+//! Short windows show many different texts, long ones what far queries make of a key: calibrated in
+//! windows of 512 alone, rows lose twice as much at a depth of 4,096 as at 512, and calibrated in
+//! windows of 4,096 alone they lose more at 512 (docs/results). So lengths are those of
+//! [`Options::window`], twice that, and so on, and each gets as many tokens.
 
 use super::Options;
 use crate::{Error, Result};
 
-/// The windows of `texts` that are run, no two of which have a token in common, and none of which has tokens of two texts.
+/// The windows of `texts` that are run, no two of which have a token in common, and none of which
+/// has tokens of two texts.
 ///
-/// The longest length is the largest of which one window is no more than its share of all tokens. What is left of a text after its last window is left out. A single text shorter than all lengths is
-/// one window.
+/// The longest length is the largest of which one window is no more than its share of all tokens.
+/// What is left of a text after its last window is left out. A single text shorter than all lengths
+/// is one window.
 ///
 /// # Errors
-/// [`Error::Argument`] where a text is shorter than `least` or than the shortest window, and where no tokens are asked for.
+/// [`Error::Argument`] where a text is shorter than `least` or than the shortest window, and where
+/// no tokens are asked for.
 pub(super) fn cut<'a>(texts: &'a [Vec<u32>], options: &Options, least: usize) -> Result<Vec<&'a [u32]>> {
     let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
     if options.window < least {
@@ -44,7 +49,8 @@ pub(super) fn cut<'a>(texts: &'a [Vec<u32>], options: &Options, least: usize) ->
         .map(|(length, _)| length)
         .collect();
 
-    // All of the texts: the next window is of the length that has had the fewest tokens, as far as the text has room.
+    // All of the texts: the next window is of the length that has had the fewest tokens, as far as
+    // the text has room.
     let mut windows: Vec<Vec<(usize, &[u32])>> = vec![Vec::new(); lengths.len()];
     let mut order = 0;
     for text in texts {

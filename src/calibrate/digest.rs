@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 
-/// SHA-256, in hexadecimal, of the checkpoint's weights file, or of all of them one after the other.
+/// SHA-256 of the checkpoint's weights file, or of all of them in order, in hexadecimal.
 ///
 /// # Errors
 /// [`Error::Io`] where one cannot be read.

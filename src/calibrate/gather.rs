@@ -17,22 +17,33 @@ use std::time::Instant;
 /// How text is run, and what is asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Tokens that are run together, each such window from an empty cache: the fewest. Others are twice as long, four times, and so on.
+    /// Tokens that are run together, each such window from an empty cache: the fewest.
+    ///
+    /// Others are twice as long, four times, and so on.
     pub window: usize,
     /// Tokens of the longest windows, at most. Memory grows with them, and time for each token.
     pub longest: usize,
-    /// At most this many tokens, rounded up to whole windows and spread evenly over the text; `None` for all.
+    /// At most this many tokens, rounded up to whole windows and spread evenly over the text.
+    ///
+    /// `None` for all.
     pub tokens: Option<usize>,
-    /// Positions at the start of each window that are left out of all sums: caches keep them exactly. The first tokens attract about half of all attention
-    /// whatever they say ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any other's.
+    /// Positions at the start of each window that are left out of all sums.
+    ///
+    /// Caches keep them exactly. The first tokens attract about half of all attention whatever they
+    /// say ("attention sinks", Xiao et al., arXiv 2309.17453) and have activations unlike any
+    /// other's.
     pub sinks: usize,
-    /// Caches keep the rows of so many newest tokens exactly: gradients reach a key or value only from queries at least this far behind it.
+    /// Caches keep the rows of so many newest tokens exactly.
+    ///
+    /// Gradients reach a key or value only from queries at least this far behind it.
     pub recent: usize,
     /// Consecutive layers whose keys and values are correlated with each other: 1, 2 or 4.
     pub span: usize,
     /// How it is found out what a disturbance of keys and values does to the output.
     pub sensitivity: SensitivityKind,
-    /// The first position whose prediction counts for sensitivity: before it, hardly any key or value is not exact.
+    /// The first position whose prediction counts for sensitivity.
+    ///
+    /// Before it, hardly any key or value is not exact.
     pub loss_from: usize,
     /// Windows that scalar sensitivity is measured on, fewer where there are not as many.
     pub scalar_windows: usize,
@@ -64,7 +75,8 @@ pub enum SensitivityKind {
     None,
     /// [`LayerStatistics::scalar`], from two forward passes for every layer.
     Scalar,
-    /// [`LayerStatistics::sensitivity`] and [`LayerStatistics::fisher`], from a backward pass for every window.
+    /// [`LayerStatistics::sensitivity`] and [`LayerStatistics::fisher`], from a backward pass for
+    /// every window.
     Full,
 }
 
@@ -90,7 +102,9 @@ pub fn encode<T: AsRef<str>>(checkpoint: &Checkpoint, texts: &[T]) -> Result<Vec
     texts.iter().map(|text| tokenizer.encode(text.as_ref(), false)).collect()
 }
 
-/// [Gathers](gather) statistics of `model`, which was loaded from `checkpoint`, from `texts` [as they stand](encode).
+/// [Gathers](gather) statistics of `model` from `texts` [as they stand](encode).
+///
+/// `checkpoint`: what the model was loaded from.
 ///
 /// # Errors
 /// As [`gather`] and [`encode`].
@@ -104,15 +118,21 @@ pub fn run<T: AsRef<str>>(
     gather(model, &encode(checkpoint, texts)?, source_digest(checkpoint)?, text_digest(texts), options, on_progress)
 }
 
-/// Runs `texts`, as tokens, through `model` in windows and sums up what enters attention, and how the loss depends on it. `source` and `text` are the digests to
-/// be recorded ([`source_digest`](super::source_digest), [`text_digest`](super::text_digest)).
+/// Runs `texts`, as tokens, through `model` in windows and sums up statistics.
 ///
-/// Windows are of several lengths, from [`Options::window`] to [`Options::longest`], with as many tokens of each: a length is used where one window of it is no more than its share. No window has tokens of
-/// two texts; the remainder of a text after its last whole window is left out. A single text shorter than a window is one window.
+/// These are of what enters attention, and how the loss depends on it. `source` and `text` are the
+/// digests to be recorded ([`source_digest`](super::source_digest),
+/// [`text_digest`](super::text_digest)).
+///
+/// Windows are of several lengths, from [`Options::window`] to [`Options::longest`], with as many
+/// tokens of each: a length is used where one window of it is no more than its share. No window has
+/// tokens of two texts; the remainder of a text after its last whole window is left out. A single
+/// text shorter than a window is one window.
 ///
 /// # Errors
-/// [`Error::Argument`] where a text is too short, the options contradict each other, or the model is factored; [`Error::Interrupted`] where `on_progress` says
-/// so; [`Error::Numeric`] where something is not finite; and the decoder's.
+/// [`Error::Argument`] where a text is too short, the options contradict each other, or the model
+/// is factored; [`Error::Interrupted`] where `on_progress` says so; [`Error::Numeric`] where
+/// something is not finite; and the decoder's.
 pub fn gather(
     model: &Arc<Model>,
     texts: &[Vec<u32>],
@@ -192,7 +212,8 @@ pub fn gather(
     Ok((statistics, seconds))
 }
 
-/// The mean square of an entry of the keys (each `[n]`), and of the values, of each layer in a group.
+/// The mean square of an entry of the keys (each `[n]`), and of the values, of each layer in a
+/// group.
 fn mean_squares(group: &Moments, n: usize) -> Vec<[f32; 2]> {
     let squares = group.second.diagonal();
     (0..squares.len()).step_by(2 * n).map(|first| [first, first + n].map(|first| squares.rows(first, n).mean())).collect()

@@ -1,4 +1,5 @@
-//! Sums over tokens of what enters attention, and a sample of it, gathered as the model runs forward.
+//! Sums over tokens of what enters attention, and a sample of it, gathered as the model runs
+//! forward.
 
 use super::statistics::Sample;
 use crate::Result;
@@ -8,7 +9,8 @@ use crate::linalg::{Moments, check_finite, gram};
 use nalgebra::{DMatrix, DVector};
 use std::time::Instant;
 
-/// The mean and second moment of some columns, on the way: products in f32 within a chunk of tokens, in f64 from chunk to chunk.
+/// The mean and second moment of some columns, on the way: products in f32 within a chunk of
+/// tokens, in f64 from chunk to chunk.
 pub(super) struct Sum {
     mean: DVector<f64>,
     second: DMatrix<f64>,
@@ -47,7 +49,8 @@ pub(super) struct Forward {
     sinks: usize,
     recent: usize,
     span: usize,
-    /// The rows `y = [k ; v]` of the current group of layers and chunk of tokens, `[layers·2n, tokens]`.
+    /// The rows `y = [k ; v]` of the current group of layers and chunk of tokens,
+    /// `[layers·2n, tokens]`.
     rows: DMatrix<f32>,
     groups: Vec<Sum>,
     post_rope_keys: Vec<Sum>,
@@ -79,7 +82,8 @@ pub(super) struct Gathered {
 }
 
 impl Forward {
-    /// Tokens in a sample, at most: enough to see how a row's energy varies, and a small part of the statistics.
+    /// Tokens in a sample, at most: enough to see how a row's energy varies, and a small part of
+    /// the statistics.
     const SAMPLE: usize = 256;
 
     /// For these windows' tokens of a model.

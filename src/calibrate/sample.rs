@@ -1,7 +1,7 @@
 //! Text that the model writes itself, for whoever has no other.
 //!
-//! What a model says by itself is what it finds likely: calibration without any data, as others have used it to retrain quantised models (Liu et al., *LLM-QAT*, arXiv
-//! 2305.17888).
+//! What a model says by itself is what it finds likely: calibration without any data, as others
+//! have used it to retrain quantised models (Liu et al., *LLM-QAT*, arXiv 2305.17888).
 
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Model, RowType};
@@ -11,14 +11,16 @@ use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Draws `count` texts of `length` tokens from `model`, which was loaded from `checkpoint`, at temperature 1, one token at a time. The same `seed` gives the same
-/// texts.
+/// Draws `count` texts of `length` tokens from `model` at temperature 1.
 ///
-/// Each begins with the token that starts a text, or else one that ends it, or else a line break. A token that ends a text is followed by what the
-/// model expects next, as in training.
+/// `checkpoint`: what the model was loaded from. The same `seed` gives the same texts.
+///
+/// Each begins with the token that starts a text, or else one that ends it, or else a line break. A
+/// token that ends a text is followed by what the model expects next, as in training.
 ///
 /// # Errors
-/// [`Error::Argument`] where there is no token to begin with or no room for a text, [`Error::Interrupted`] where `on_progress` says so, and the decoder's.
+/// [`Error::Argument`] where there is no token to begin with or no room for a text,
+/// [`Error::Interrupted`] where `on_progress` says so, and the decoder's.
 pub fn sample(
     checkpoint: &Checkpoint,
     model: &Arc<Model>,

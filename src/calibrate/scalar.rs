@@ -1,8 +1,11 @@
-//! What a disturbance of keys and values does to the output, as one number for each layer and side: from forward passes alone.
+//! What a disturbance of keys and values does to the output, as one number for each layer and side:
+//! from forward passes alone.
 //!
-//! Gaussian noise of the same strength in every dimension is added to the keys, or the values, of one layer, where a cache would not keep them exactly, and the KL
-//! divergence from the undisturbed prediction is measured. To second order its mean is `½ E[δᵀFδ] = ½ σ² tr F` for noise of variance `σ²` per dimension, `F` being
-//! the full sensitivity; what is reported is `tr F / n`, the mean diagonal entry.
+//! Gaussian noise of the same strength in every dimension is added to the keys, or the values, of
+//! one layer, where a cache would not keep them exactly, and the KL divergence from the undisturbed
+//! prediction is measured. To second order its mean is `½ E[δᵀFδ] = ½ σ² tr F` for noise of
+//! variance `σ²` per dimension, `F` being the full sensitivity; what is reported is `tr F / n`, the
+//! mean diagonal entry.
 
 use crate::cpu::{Disturbance, Model, Residuals, RowType};
 use crate::kv::Exact;
@@ -14,18 +17,22 @@ use crate::{Error, Result};
 use nalgebra::DMatrix;
 use std::sync::Arc;
 
-/// The noise's root mean square, relative to that of what it is added to: little enough for the second order, enough for a divergence far above rounding.
+/// The noise's root mean square, relative to that of what it is added to: little enough for the
+/// second order, enough for a divergence far above rounding.
 const STRENGTH: f32 = 0.05;
-/// Tokens of a window that are run, beside the first ones, for which a cache keeps everything exactly. The time is in proportion, and fewer say less of what the model makes
-/// of a long text.
+/// Tokens of a window that are run, beside the first ones, for which a cache keeps everything
+/// exactly. The time is in proportion, and fewer say less of what the model makes of a long text.
 const TOKENS: usize = 216;
-/// Of the predictions that count one in so many is made: with a large vocabulary all of them take as long as a dozen layers.
+/// Of the predictions that count one in so many is made: with a large vocabulary all of them take
+/// as long as a dozen layers.
 const SPACING: usize = 4;
 
-/// Measures all layers on `windows`; `squares` are the mean squares of a layer's keys' and values' entries.
+/// Measures all layers on `windows`; `squares` are the mean squares of a layer's keys' and values'
+/// entries.
 ///
 /// # Errors
-/// [`Error::Numeric`] where something is not finite, [`Error::Interrupted`] where `on_progress` says so, and the decoder's.
+/// [`Error::Numeric`] where something is not finite, [`Error::Interrupted`] where `on_progress`
+/// says so, and the decoder's.
 pub(super) fn scalar_sensitivity(
     model: &Arc<Model>,
     windows: &[&[u32]],
@@ -53,7 +60,8 @@ pub(super) fn scalar_sensitivity(
                 let disturbed = model.disturbed(&residuals, layer, disturbance, exact)?;
                 let divergences = undisturbed.divergence(&predict(model, &disturbed, options.loss_from)?)?;
                 let divergence = divergences.iter().map(|one| one.kl).sum::<f64>() / divergences.len() as f64;
-                // Sides that are zero everywhere cannot be disturbed in proportion, and nobody needs them.
+                // Sides that are zero everywhere cannot be disturbed in proportion, and nobody
+                // needs them.
                 let square = f64::from(strength).powi(2);
                 found[side] += if square > 0.0 { (2.0 * divergence / (square * n as f64 * windows.len() as f64)) as f32 } else { 0.0 };
             }
@@ -66,7 +74,8 @@ pub(super) fn scalar_sensitivity(
     }
 }
 
-/// What `model` predicts at every fourth position from `first` on, of `output`, what leaves its last layer.
+/// What `model` predicts at every fourth position from `first` on, of `output`, what leaves its
+/// last layer.
 fn predict(model: &Model, output: &DMatrix<f32>, first: usize) -> Result<Predictions> {
     let columns: Vec<usize> = (first..output.ncols()).step_by(SPACING).collect();
     let logits: Vec<f32> = model.head(&output.select_columns(&columns)).data.into();

@@ -1,8 +1,11 @@
-//! What a disturbance of keys and values does to the output, in full: second moments of the loss's gradients.
+//! What a disturbance of keys and values does to the output, in full: second moments of the loss's
+//! gradients.
 //!
-//! To second order, a disturbance `δ` of a layer's keys moves the distribution that the model predicts by a KL divergence of `½ δᵀFδ`, where `F` is the Fisher
-//! information: the mean of `g gᵀ`, `g` the gradient of `−log p(label)` with labels drawn from the prediction itself (Amari, *Natural gradient works efficiently in
-//! learning*, 1998; Kunstner et al., arXiv 1905.12558, on why the labels must not be the text's). One backward pass for a window gives `g` for all layers.
+//! To second order, a disturbance `δ` of a layer's keys moves the distribution that the model
+//! predicts by a KL divergence of `½ δᵀFδ`, where `F` is the Fisher information: the mean of
+//! `g gᵀ`, `g` the gradient of `−log p(label)` with labels drawn from the prediction itself (Amari,
+//! *Natural gradient works efficiently in learning*, 1998; Kunstner et al., arXiv 1905.12558, on
+//! why the labels must not be the text's). One backward pass for a window gives `g` for all layers.
 
 use super::moments::add;
 use super::statistics::Sensitivity;
@@ -98,7 +101,8 @@ impl Backward {
     }
 }
 
-/// Puts in place of `logits` the gradient of `−log p(label)`, where `draw`, uniform in 0 to 1, chooses the label from the prediction `p`.
+/// Puts in place of `logits` the gradient of `−log p(label)`, where `draw`, uniform in 0 to 1,
+/// chooses the label from the prediction `p`.
 fn sampled_loss(logits: &mut [f32], draw: f64) {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut total = 0.0;

@@ -10,7 +10,9 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
-/// Sums over calibration tokens, independent of any plan. The [module](super) says what `y`, `n`, `d` are.
+/// Sums over calibration tokens, independent of any plan.
+///
+/// The [module](super) says what `y`, `n`, `d` are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// SHA-256 of the source checkpoint's weights.
@@ -33,8 +35,10 @@ pub struct Statistics {
     pub layers: Vec<LayerStatistics>,
 }
 
-/// Some tokens' keys and values themselves, spread evenly over the text: a column for each, the same tokens in every layer. They tell what no moment does, as how much energies vary from token to
-/// token.
+/// Some tokens' keys and values themselves, spread evenly over the text.
+///
+/// A column for each, the same tokens in every layer. They tell what no moment does, as how much
+/// energies vary from token to token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// The rows `y`, `[2n, tokens]`.
@@ -50,17 +54,26 @@ pub struct LayerStatistics {
     pub post_rope_keys: Moments,
     /// Some tokens of those that the sums are over.
     pub sample: Sample,
-    /// By key/value head, `[d, d]`: the mean over tokens (from position `recent` on) of `Σ q qᵀ` over the head's queries, after RoPE.
+    /// By key/value head, `[d, d]`.
+    ///
+    /// The mean over tokens (from position `recent` on) of `Σ q qᵀ` over the head's queries, after
+    /// RoPE.
     pub queries: Vec<DMatrix<f32>>,
-    /// Of keys and of values: the mean diagonal entry of their sensitivity, estimated from forward passes alone.
+    /// Mean diagonal entry of the sensitivity of keys and of values.
+    ///
+    /// Estimated from forward passes alone.
     pub scalar: Option<[f32; 2]>,
-    /// Of keys and of values: the mean over the entries of their projection's weight of the root, over windows, mean square of the loss's gradient.
+    /// Mean root of the loss's squared gradient with respect to key and value weights.
+    ///
+    /// The mean is over the projection's entries, the mean square over windows.
     pub fisher: Option<[f32; 2]>,
     /// The sensitivity in full.
     pub sensitivity: Option<Sensitivity>,
 }
 
-/// Sums over tokens of `g gᵀ`, for each position whose loss counted: `[n, n]`, symmetric. `g` is the gradient of the loss of all positions in a window.
+/// Sums over tokens of `g gᵀ`, for each position whose loss counted: `[n, n]`, symmetric.
+///
+/// `g` is the gradient of the loss of all positions in a window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sensitivity {
     /// With respect to keys before RoPE.
@@ -86,7 +99,9 @@ impl Statistics {
     /// The version of the file's layout.
     const FORMAT: &str = "4";
 
-    /// Moments of the rows `y` of consecutive `layers`, one under the other, whatever the span they were gathered over.
+    /// Moments of the rows `y` of consecutive `layers`, one under the other.
+    ///
+    /// They may have been gathered over any span.
     ///
     /// # Errors
     /// [`Error::Argument`] where these layers were not correlated with each other, or do not exist.
@@ -108,10 +123,13 @@ impl Statistics {
         Ok(moments.part((layers.start - first) * width..(layers.end - first) * width))
     }
 
-    /// Writes one safetensors file, matrices in f32 and all else as metadata. It appears under its name only when it is complete.
+    /// Writes one safetensors file, matrices in f32 and all else as metadata.
+    ///
+    /// It appears under its name only when it is complete.
     ///
     /// # Errors
-    /// [`Error::Exists`] where there already is such a file, [`Error::Io`] where it cannot be written.
+    /// [`Error::Exists`] where there already is such a file, [`Error::Io`] where it cannot be
+    /// written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut file = task::file(path)?;
         let metadata = HashMap::from(
@@ -166,8 +184,9 @@ impl Statistics {
     /// Reads what [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where the file is damaged, of another version or not a statistics file; [`Error::Tensor`] where a tensor is missing, of another
-    /// shape than the others ask for, not symmetric, or not finite.
+    /// [`Error::Checkpoint`] where the file is damaged, of another version or not a statistics
+    /// file; [`Error::Tensor`] where a tensor is missing, of another shape than the others ask for,
+    /// not symmetric, or not finite.
     pub fn load(path: &Path) -> Result<Statistics> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let damaged = |message: String| Error::Checkpoint { path: path.into(), message };

@@ -1,7 +1,10 @@
-//! An adapter file, `NAME.lowkey`: what compression made for a model, opened beside the model as it is.
+//! An adapter file, `NAME.lowkey`: what compression made for a model, opened beside the model as it
+//! is.
 //!
-//! It is one safetensors file. Its `__metadata__` has one entry, `lowkey`: the JSON object [`Factored`], whose `source` names the model. Its tensors are the bases of the rows, as in a factored
-//! checkpoint, and those of the model's own that the method replaces, in Hugging Face's names and conventions.
+//! It is one safetensors file. Its `__metadata__` has one entry, `lowkey`: the JSON object
+//! [`Factored`], whose `source` names the model. Its tensors are the bases of the rows, as in a
+//! factored checkpoint, and those of the model's own that the method replaces, in Hugging Face's
+//! names and conventions.
 
 use super::factored::row_tensors;
 use super::safetensors;
@@ -59,7 +62,8 @@ impl Adapter {
     /// `model` with its rows, and with its tensors in the place of the model's own.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where `model` is another than it was made for or has been compressed already, or where the rows do not fit it; [`Error::Tensor`] for a tensor that is missing, of
+    /// [`Error::Checkpoint`] where `model` is another than it was made for or has been compressed
+    /// already, or where the rows do not fit it; [`Error::Tensor`] for a tensor that is missing, of
     /// another shape, or of no use.
     pub fn attach(self, mut model: Checkpoint) -> Result<Checkpoint> {
         let path = self.path().to_path_buf();

@@ -1,6 +1,8 @@
-//! A model's geometry, in the words of Hugging Face's `config.json`; read from that file or from GGUF metadata.
+//! A model's geometry, in the words of Hugging Face's `config.json`; read from that file or from
+//! GGUF metadata.
 //!
-//! What a file asks for is either honoured or refused by name: a setting that changes the mathematics and is not implemented is never ignored.
+//! What a file asks for is either honoured or refused by name: a setting that changes the
+//! mathematics and is not implemented is never ignored.
 
 use super::family::{Architecture, RopeScaling};
 use super::fields::Fields;
@@ -9,7 +11,9 @@ use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// The geometry of a decoder-only transformer with RMSNorm, RoPE (half-split layout) and a gated SiLU MLP.
+/// The geometry of a decoder-only transformer with RMSNorm, RoPE and a gated SiLU MLP.
+///
+/// RoPE is in half-split layout.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Config {
     /// The family.
@@ -86,7 +90,9 @@ impl Config {
         self.geometry().group_size()
     }
 
-    /// RoPE's angular frequencies `[head_dim / 2]`, scaling applied: position `p` rotates pair `i` by `p · f[i]`.
+    /// RoPE's angular frequencies `[head_dim / 2]`, scaling applied.
+    ///
+    /// Position `p` rotates pair `i` by `p · f[i]`.
     pub fn rope_frequencies(&self) -> Vec<f64> {
         let d = self.head_dim as f64;
         (0..self.head_dim / 2)
@@ -108,7 +114,8 @@ impl Config {
     /// Reads `config.json`'s value; `path` names the file in errors.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an architecture or setting that lowkey does not run, [`Error::Checkpoint`] for a number that is missing or makes no sense.
+    /// [`Error::Unsupported`] for an architecture or setting that lowkey does not run,
+    /// [`Error::Checkpoint`] for a number that is missing or makes no sense.
     pub fn from_json(value: &Value, path: &Path) -> Result<Config> {
         let Value::Object(map) = value else {
             return Err(Error::Checkpoint { path: path.into(), message: "is not a JSON object".into() });
@@ -154,7 +161,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Adds the tokens that `generation_config.json` ends answers with: chat models often name their end of turn only there.
+    /// Adds the tokens that `generation_config.json` ends answers with: chat models often name
+    /// their end of turn only there.
     pub(super) fn add_end_tokens(&mut self, generation: &Value, path: &Path) -> Result<()> {
         let Value::Object(map) = generation else { return Ok(()) };
         for id in (Fields { map, path }).tokens("eos_token_id")? {
@@ -206,7 +214,8 @@ impl Config {
         value
     }
 
-    /// Checks that the numbers make sense together. Bounds are generous (a hundred times today's largest models); they keep products of sizes from overflowing.
+    /// Checks that the numbers make sense together. Bounds are generous (a hundred times today's
+    /// largest models); they keep products of sizes from overflowing.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] naming the number.

@@ -1,8 +1,10 @@
 //! How numbers are stored: plain floats, and ggml's block quantisation.
 //!
-//! A *block* is the smallest run that can be decoded alone. Classic blocks hold 32 numbers, `x = d·q (+ m)` with a scale `d` and, in the `_1` kinds, a minimum `m`;
-//! K blocks hold 256 in sub-blocks of 16 or 32 that have small integer scales of their own, `x = (d·s)·q − d_min·s_min`. Low and high nibbles of a byte belong to
-//! different halves of a run, never to neighbours. (Layout: ggml's `ggml-common.h` and `ggml-quants.c`.)
+//! A *block* is the smallest run that can be decoded alone. Classic blocks hold 32 numbers,
+//! `x = d·q (+ m)` with a scale `d` and, in the `_1` kinds, a minimum `m`; K blocks hold 256 in
+//! sub-blocks of 16 or 32 that have small integer scales of their own, `x = (d·s)·q − d_min·s_min`.
+//! Low and high nibbles of a byte belong to different halves of a run, never to neighbours.
+//! (Layout: ggml's `ggml-common.h` and `ggml-quants.c`.)
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -142,8 +144,9 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// Scale and minimum of sub-block `j` of eight, six bits each, in twelve bytes: the first four stand in the low bits of bytes 0 to 7, the other four are put together
-/// from the nibbles of bytes 8 to 11 and the top bits of bytes 0 to 7.
+/// Scale and minimum of sub-block `j` of eight, six bits each, in twelve bytes: the first four
+/// stand in the low bits of bytes 0 to 7, the other four are put together from the nibbles of bytes
+/// 8 to 11 and the top bits of bytes 0 to 7.
 fn scale_and_minimum(packed: &[u8], j: usize) -> (f32, f32) {
     let (scale, minimum) = match j < 4 {
         true => (packed[j] & 63, packed[j + 4] & 63),
@@ -180,7 +183,8 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half(block, 208);
     for (i, x) in out.iter_mut().enumerate() {
-        // Each half of 128 has 64 bytes of low nibbles and 32 bytes of high pairs; `run` counts its four runs of 32.
+        // Each half of 128 has 64 bytes of low nibbles and 32 bytes of high pairs; `run` counts its
+        // four runs of 32.
         let (side, run, l) = (i / 128, i / 32 % 4, i % 32);
         let nibble = low[side * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
         let pair = high[side * 32 + l] >> (run * 2) & 3;

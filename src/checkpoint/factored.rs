@@ -1,8 +1,11 @@
-//! What compression adds to a model: the object `"lowkey"`, and to the tensors a basis for every latent.
+//! What compression adds to a model: the object `"lowkey"`, and to the tensors a basis for every
+//! latent.
 //!
-//! It stands in an [adapter file](super::adapter) beside the model, or in a checkpoint that stands alone, whose `config.json` has the object. There all of the model's tensors are kept, in its names,
-//! some of them with their heads in another order. Beside them, for row `i` of `"rows"` ([`LatentSpec`]), which codes a vector `y` of width `w` in
-//! `r` coordinates, `z = (y − μ)·A` and `ŷ = ẑ·B + μ`:
+//! It stands in an [adapter file](super::adapter) beside the model, or in a checkpoint that stands
+//! alone, whose `config.json` has the object. There all of the model's tensors are kept, in its
+//! names, some of them with their heads in another order. Beside them, for row `i` of `"rows"`
+//! ([`LatentSpec`]), which codes a vector `y` of width `w` in `r` coordinates, `z = (y − μ)·A` and
+//! `ŷ = ẑ·B + μ`:
 //!
 //! | tensor | shape | what |
 //! |---|---|---|
@@ -35,7 +38,9 @@ pub struct Factored {
     pub source_digest: String,
     /// What stays exact beside the rows unless a session asks otherwise.
     pub exact: Exact,
-    /// The longest context that rows of keys after RoPE were made for; `None` where that does not matter.
+    /// The longest context that rows of keys after RoPE were made for.
+    ///
+    /// `None` where that does not matter.
     pub context: Option<usize>,
     /// The rows that a token leaves in the cache.
     pub rows: Vec<LatentSpec>,
@@ -78,7 +83,8 @@ impl Factored {
     /// Reads the object `"lowkey"` of a model with this `config`; `path` names the file in errors.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another version of the format, [`Error::Checkpoint`] where the object is incomplete or does not fit the model.
+    /// [`Error::Unsupported`] for another version of the format, [`Error::Checkpoint`] where the
+    /// object is incomplete or does not fit the model.
     pub fn from_json(value: &Value, config: &Config, path: &Path) -> Result<Factored> {
         let factored = Factored::parse(value, path)?;
         factored.check(config, path)?;
@@ -97,7 +103,9 @@ pub(crate) fn row_tensors(index: usize, spec: &LatentSpec, head_dim: usize) -> [
 }
 
 impl Checkpoint {
-    /// By latent, the frequency pairs of RoPE in which a mean rotates, over all its heads: reads no basis. None where the model is dense.
+    /// By latent, the frequency pairs of RoPE in which a mean rotates, over all its heads.
+    ///
+    /// Reads no basis. None where the model is dense.
     ///
     /// # Errors
     /// [`Error::Tensor`] where a mean is not finite, and those of reading.

@@ -1,6 +1,8 @@
 //! Families of models, and what RoPE does in them.
 
-/// The families that lowkey runs. They differ in three details of attention; everything else is in [`Config`](super::Config).
+/// The families that lowkey runs.
+///
+/// They differ in three details of attention; everything else is in [`Config`](super::Config).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Architecture {

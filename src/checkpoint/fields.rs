@@ -1,4 +1,5 @@
-//! Settings of a `config.json`, one by one: what they are, what they are without being named, and what lowkey does not do.
+//! Settings of a `config.json`, one by one: what they are, what they are without being named, and
+//! what lowkey does not do.
 
 use super::family::{Architecture, RopeScaling};
 use crate::{Error, Result};
@@ -50,7 +51,8 @@ impl Fields<'_> {
         }
     }
 
-    /// One token id or a list of them; negative ones, by which some files mean "none", are left out.
+    /// One token id or a list of them; negative ones, by which some files mean "none", are left
+    /// out.
     pub(super) fn tokens(&self, name: &str) -> Result<Vec<u32>> {
         let Some(value) = self.get(name) else { return Ok(Vec::new()) };
         let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
@@ -144,7 +146,8 @@ impl Fields<'_> {
         Ok((theta, scaling))
     }
 
-    /// One window for all layers, or none. Qwen's files name a window and switch it off; Llama has none whatever its file says.
+    /// One window for all layers, or none. Qwen's files name a window and switch it off; Llama has
+    /// none whatever its file says.
     pub(super) fn sliding_window(&self, architecture: Architecture, layers: usize) -> Result<Option<usize>> {
         let switched_on = match architecture {
             Architecture::Llama => false,

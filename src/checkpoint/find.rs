@@ -1,6 +1,8 @@
-//! Finds the model that an adapter file was made for: beside the file, around it, or among the models that `pull` has fetched.
+//! Finds the model that an adapter file was made for: beside the file, around it, or among the
+//! models that `pull` has fetched.
 //!
-//! Models of the recorded name come first, then all others; the fingerprint decides. No path is recorded: a file that is handed on would tell where somebody keeps his models, and be of no use.
+//! Models of the recorded name come first, then all others; the fingerprint decides. No path is
+//! recorded: a file that is handed on would tell where somebody keeps his models, and be of no use.
 
 use super::Checkpoint;
 use super::adapter::Adapter;
@@ -10,7 +12,8 @@ use std::path::{Path, PathBuf};
 /// The model, open.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] where it is in none of these places; it names the model, and says what to do.
+/// [`Error::Checkpoint`] where it is in none of these places; it names the model, and says what to
+/// do.
 pub(super) fn model_of(adapter: &Adapter) -> Result<Checkpoint> {
     let source = adapter.source();
     let beside = match adapter.path().parent() {
@@ -41,7 +44,8 @@ pub(super) fn model_of(adapter: &Adapter) -> Result<Checkpoint> {
     Err(Error::Checkpoint { path: adapter.path().into(), message })
 }
 
-/// A directory and everything in it, as far as it looks like a model; what is in it in the order of names.
+/// A directory and everything in it, as far as it looks like a model; what is in it in the order of
+/// names.
 fn models_in(directory: &Path) -> Vec<PathBuf> {
     let entries = directory.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
     let mut models: Vec<PathBuf> = entries.chain([directory.to_path_buf()]).collect();

@@ -1,7 +1,10 @@
-//! Reading GGUF, versions 2 and 3: metadata by key, tensors by name. What they mean is in [`super::gguf_model`].
+//! Reading GGUF, versions 2 and 3: metadata by key, tensors by name. What they mean is in
+//! [`super::gguf_model`].
 //!
-//! `"GGUF"`, version, counts, then key/value pairs, then tensor descriptions, then (aligned) the data; little-endian. Every length in the file is checked against the bytes
-//! that are left before anything is allocated, and every error says at which byte. (Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.)
+//! `"GGUF"`, version, counts, then key/value pairs, then tensor descriptions, then (aligned) the
+//! data; little-endian. Every length in the file is checked against the bytes that are left before
+//! anything is allocated, and every error says at which byte. (Format:
+//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.)
 
 use super::encoding::Encoding;
 use super::weights::Stored;
@@ -45,7 +48,8 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// More dimensions than ggml itself has.
 const MAX_DIMENSIONS: u32 = 4;
-/// Arrays of arrays of arrays occur nowhere; a bound keeps a hostile file from exhausting the stack.
+/// Arrays of arrays of arrays occur nowhere; a bound keeps a hostile file from exhausting the
+/// stack.
 const MAX_NESTING: usize = 4;
 /// The largest vocabularies have a sixtieth of this.
 const MAX_ELEMENTS: usize = 1 << 24;
@@ -66,7 +70,8 @@ pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
         }
         version => return Err(Error::Unsupported { path: path.into(), message: format!("has GGUF version {version}; lowkey reads 2 and 3") }),
     }
-    // The shortest pair is an empty key and one byte; the shortest tensor an empty name without dimensions.
+    // The shortest pair is an empty key and one byte; the shortest tensor an empty name without
+    // dimensions.
     let tensor_count = reader.count("tensors", 8 + 4 + 4 + 8)?;
     let pair_count = reader.count("metadata pairs", 8 + 4 + 1)?;
 

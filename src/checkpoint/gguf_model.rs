@@ -1,7 +1,9 @@
-//! What a GGUF file says, in Hugging Face's words: the config in its metadata, the names of its tensors, and the layout of its query and key rows.
+//! What a GGUF file says, in Hugging Face's words: the config in its metadata, the names of its
+//! tensors, and the layout of its query and key rows.
 //!
-//! Files of the `llama` architecture (which includes Mistral) hold queries and keys in RoPE's interleaved layout; their rows are brought into half-split order as they are
-//! read. Qwen's are half-split already.
+//! Files of the `llama` architecture (which includes Mistral) hold queries and keys in RoPE's
+//! interleaved layout; their rows are brought into half-split order as they are read. Qwen's are
+//! half-split already.
 
 use super::gguf::{Header, Metadata, Value};
 use super::weights::Stored;
@@ -12,7 +14,8 @@ use std::path::Path;
 /// Llama 3's stretched frequencies, which GGUF holds as one divisor per frequency.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
-/// Metadata under the architecture's prefix that changes what a layer computes, with the values that change nothing.
+/// Metadata under the architecture's prefix that changes what a layer computes, with the values
+/// that change nothing.
 const MATHEMATICS: [(&str, f64); 11] = [
     ("expert_count", 0.0),
     ("expert_used_count", 0.0),
@@ -142,8 +145,9 @@ fn linear_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
     }
 }
 
-/// GGUF stores the divisors that Llama 3's rule yields, not its parameters. All published models have `low_freq_factor` 1 and `high_freq_factor` 4 (only their quotient and
-/// the original context matter), and the largest divisor is the factor; what these give is compared with what is stored.
+/// GGUF stores the divisors that Llama 3's rule yields, not its parameters. All published models
+/// have `low_freq_factor` 1 and `high_freq_factor` 4 (only their quotient and the original context
+/// matter), and the largest divisor is the factor; what these give is compared with what is stored.
 fn divisors_scaling(path: &Path, fields: &Fields, architecture: &str, config: &Config, stored: &Stored, bytes: &[u8]) -> Result<RopeScaling> {
     let error = |message: String| Error::Tensor { path: path.into(), name: ROPE_DIVISORS.into(), message };
     let (Some(encoding), [count]) = (stored.encoding.filter(|e| !e.is_quantised()), &stored.shape[..]) else {

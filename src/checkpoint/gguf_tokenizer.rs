@@ -1,7 +1,9 @@
 //! GGUF's tokenizers as a `tokenizer.json`.
 //!
-//! `gpt2` is byte-level BPE with explicit merges; `tokenizer.ggml.pre` names the rule by which text is cut before merging (the file holds a name where Hugging Face has the
-//! regular expressions). `llama` is SentencePiece's BPE: pieces with scores, merged best score first, unknown characters as bytes; merges are listed from the scores here.
+//! `gpt2` is byte-level BPE with explicit merges; `tokenizer.ggml.pre` names the rule by which text
+//! is cut before merging (the file holds a name where Hugging Face has the regular expressions).
+//! `llama` is SentencePiece's BPE: pieces with scores, merged best score first, unknown characters
+//! as bytes; merges are listed from the scores here.
 
 use super::gguf::{Metadata, Value as Meta};
 use super::gguf_model::Fields;
@@ -122,7 +124,8 @@ impl<'a> Vocabulary<'a> {
         self.tokens.iter().enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect::<Map<_, _>>().into()
     }
 
-    /// Tokens that are found in text as a whole. Control tokens are no text and vanish in decoding; user-defined ones stay.
+    /// Tokens that are found in text as a whole. Control tokens are no text and vanish in decoding;
+    /// user-defined ones stay.
     fn added(&self) -> Value {
         let special = |kind: &i64| matches!(*kind, UNKNOWN | CONTROL);
         self.tokens
@@ -207,7 +210,8 @@ fn sentence_piece(fields: &Fields, vocabulary: &Vocabulary) -> Result<Value> {
     }))
 }
 
-/// Every way to put a piece together from two others, the best pieces first: merging pairs in this order is what SentencePiece does with scores.
+/// Every way to put a piece together from two others, the best pieces first: merging pairs in this
+/// order is what SentencePiece does with scores.
 fn merges_by_score(vocabulary: &Vocabulary, scores: &[f64]) -> Vec<Value> {
     let mergeable = |id: usize| !matches!(vocabulary.kinds[id], UNKNOWN | CONTROL);
     let ids: HashMap<&str, usize> = vocabulary.tokens.iter().enumerate().filter(|(id, _)| mergeable(*id)).map(|(id, token)| (*token, id)).collect();

@@ -1,7 +1,9 @@
-//! A model on disk: config, weights, tokenizer. Safetensors (one file or sharded) or GGUF, memory-mapped. Knows no GPU.
+//! A model on disk: config, weights, tokenizer. Safetensors (one file or sharded) or GGUF,
+//! memory-mapped. Knows no GPU.
 //!
-//! A checkpoint is checked when it is opened, before any weight is read: that its architecture and every setting are supported, that every tensor the model needs is
-//! there, in the right shape and an encoding that can be decoded. Numbers are checked when they are asked for.
+//! A checkpoint is checked when it is opened, before any weight is read: that its architecture and
+//! every setting are supported, that every tensor the model needs is there, in the right shape and
+//! an encoding that can be decoded. Numbers are checked when they are asked for.
 
 mod adapter;
 mod config;
@@ -36,8 +38,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use weights::{MappedFile, Weights};
 
-/// An open checkpoint. Weights stay on disk until they are asked for, by their Hugging Face names and in its conventions
-/// (`[out, in]`, RoPE in half-split layout), whatever the file's own.
+/// An open checkpoint.
+///
+/// Weights stay on disk until they are asked for, by their Hugging Face names and in its
+/// conventions (`[out, in]`, RoPE in half-split layout), whatever the file's own.
 pub struct Checkpoint {
     path: PathBuf,
     config: Config,
@@ -51,13 +55,19 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a directory (`config.json` and safetensors), a `.gguf` file, or a `.lowkey` adapter file with the model that it was made for.
+    /// Opens a directory, a `.gguf` file, or a `.lowkey` adapter file.
     ///
-    /// That model is looked for beside the adapter file and, with the feature `pull`, among the models that have been fetched: first by its name, then by its fingerprint.
+    /// A directory has a `config.json` and safetensors; an adapter is opened with the model that it
+    /// was made for.
+    ///
+    /// That model is looked for beside the adapter file and, with the feature `pull`, among the
+    /// models that have been fetched: first by its name, then by its fingerprint.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a model that lowkey does not run, before its weights are looked at, and for an adapter file of another version; [`Error::Checkpoint`] and [`Error::Tensor`] for
-    /// files that are damaged, or tensors that are missing or do not fit; [`Error::Checkpoint`] where an adapter file's model is not found.
+    /// [`Error::Unsupported`] for a model that lowkey does not run, before its weights are looked
+    /// at, and for an adapter file of another version; [`Error::Checkpoint`] and [`Error::Tensor`]
+    /// for files that are damaged, or tensors that are missing or do not fit; [`Error::Checkpoint`]
+    /// where an adapter file's model is not found.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         if !is_adapter(path) {
             return Self::open_model(path);
@@ -70,7 +80,8 @@ impl Checkpoint {
     /// Opens the directory or `.gguf` file `model` with an adapter file that was made for it.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and [`Error::Checkpoint`] where the adapter file was made for another model, or `model` has been compressed already.
+    /// As [`open`](Self::open), and [`Error::Checkpoint`] where the adapter file was made for
+    /// another model, or `model` has been compressed already.
     pub fn open_with(model: &Path, adapter: &Path) -> Result<Checkpoint> {
         if is_adapter(model) {
             let message = format!("is an adapter file itself, and {} goes with the model that it was made for; name that", adapter.display());
@@ -150,7 +161,9 @@ impl Checkpoint {
         &self.config_json
     }
 
-    /// The rows' layout, where the model has been compressed: by an adapter file, or in a checkpoint that stands alone.
+    /// The rows' layout, where the model has been compressed.
+    ///
+    /// By an adapter file, or in a checkpoint that stands alone.
     pub fn factored(&self) -> Option<&Factored> {
         self.factored.as_ref()
     }
@@ -185,10 +198,13 @@ impl Checkpoint {
         self.weights.bytes()
     }
 
-    /// A tensor's numbers in f32, row-major; its shape must be `shape`. GGUF's quantised blocks are rounded to f16 first: in f16 they *are* the model.
+    /// A tensor's numbers in f32, row-major; its shape must be `shape`.
+    ///
+    /// GGUF's quantised blocks are rounded to f16 first: in f16 they *are* the model.
     ///
     /// # Errors
-    /// [`Error::Tensor`] where it is missing, has another shape, or holds numbers that are not finite.
+    /// [`Error::Tensor`] where it is missing, has another shape, or holds numbers that are not
+    /// finite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.weights.f32(&self.path, name, shape)
     }

@@ -1,7 +1,9 @@
-//! Reading safetensors: eight bytes of header length, a JSON header from tensor name to type, shape and byte range, then the data.
+//! Reading safetensors: eight bytes of header length, a JSON header from tensor name to type, shape
+//! and byte range, then the data.
 //!
-//! The header is read here and not by the `safetensors` crate, because a damaged file must be refused with the tensor's name, and a name that occurs twice must be
-//! refused at all. (Format: <https://github.com/huggingface/safetensors#format>.)
+//! The header is read here and not by the `safetensors` crate, because a damaged file must be
+//! refused with the tensor's name, and a name that occurs twice must be refused at all. (Format:
+//! <https://github.com/huggingface/safetensors#format>.)
 
 use super::encoding::Encoding;
 use super::weights::{MappedFile, Stored, Weights};
@@ -17,7 +19,8 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The format's own bound on the header.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Reads the headers of `model.safetensors`, or of all files that `model.safetensors.index.json` names.
+/// Reads the headers of `model.safetensors`, or of all files that `model.safetensors.index.json`
+/// names.
 pub(super) fn open(directory: &Path) -> Result<Weights> {
     let mut weights = Weights::default();
     let single = directory.join(SINGLE);
@@ -68,7 +71,8 @@ pub(super) struct Header {
     pub tensors: Vec<(String, Stored)>,
 }
 
-/// The header of one file, every byte range checked against the file's length and against each other.
+/// The header of one file, every byte range checked against the file's length and against each
+/// other.
 pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     let damaged = |message: String| Error::Checkpoint { path: path.into(), message };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {

@@ -1,4 +1,5 @@
-//! Which model an adapter file was made for: its name, its shape, and a fingerprint that is verified in no time.
+//! Which model an adapter file was made for: its name, its shape, and a fingerprint that is
+//! verified in no time.
 
 use super::{Architecture, Checkpoint};
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,9 @@ impl Source {
 impl Checkpoint {
     /// SHA-256, in hexadecimal, of what tells models apart without reading them whole.
     ///
-    /// For each tensor, in the order of their names: its name, its type and its shape as they are stored, and the first and last 4 KiB of its bytes, or all where there are no more than 8 KiB.
+    /// For each tensor, in the order of their names: its name, its type and its shape as they are
+    /// stored, and the first and last 4 KiB of its bytes, or all where there are no more than 8
+    /// KiB.
     pub fn fingerprint(&self) -> String {
         let mut sha = Sha256::new();
         for (name, stored) in self.weights.iter() {

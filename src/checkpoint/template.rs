@@ -1,4 +1,5 @@
-//! Chat templates: the Jinja program that comes with a model and turns a conversation into its prompt, run by minijinja as transformers runs it by Jinja2.
+//! Chat templates: the Jinja program that comes with a model and turns a conversation into its
+//! prompt, run by minijinja as transformers runs it by Jinja2.
 
 use super::Checkpoint;
 use super::tokenizer::special_token;
@@ -40,7 +41,8 @@ impl Checkpoint {
     /// The chat template that comes with the checkpoint.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where there is none (the model was not trained for conversations), or where it is no valid Jinja.
+    /// [`Error::Tokenizer`] where there is none (the model was not trained for conversations), or
+    /// where it is no valid Jinja.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
         let settings = self.tokenizer_config()?;
         let file = self.path.join("chat_template.jinja");
@@ -78,10 +80,14 @@ fn template_source(settings: &serde_json::Value) -> Option<String> {
 }
 
 impl ChatTemplate {
-    /// The conversation as the model's prompt; with `add_generation_prompt` up to where its answer begins. Special tokens are part of the text.
+    /// The conversation as the model's prompt.
+    ///
+    /// With `add_generation_prompt` up to where its answer begins. Special tokens are part of the
+    /// text.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where the template refuses the conversation (many insist on turns that alternate) or fails.
+    /// [`Error::Tokenizer`] where the template refuses the conversation (many insist on turns that
+    /// alternate) or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let error = |e: minijinja::Error| Error::Tokenizer {
             path: self.path.clone(),
@@ -99,7 +105,8 @@ impl ChatTemplate {
     }
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: a space after commas and colons, and no escaping for HTML.
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: a space after commas and
+/// colons, and no escaping for HTML.
 fn to_json(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let invalid = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
@@ -139,7 +146,8 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// The directives of C's `strftime` that templates use, in English and UTC; others stay as they are.
+/// The directives of C's `strftime` that templates use, in English and UTC; others stay as they
+/// are.
 fn strftime(format: &str, seconds: u64) -> String {
     const MONTHS: [&str; 12] =
         ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];

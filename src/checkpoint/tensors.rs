@@ -1,4 +1,5 @@
-//! The tensors that a model of a given geometry consists of, and their shapes: checked when a checkpoint is opened, before any number is read.
+//! The tensors that a model of a given geometry consists of, and their shapes: checked when a
+//! checkpoint is opened, before any number is read.
 
 use super::factored::row_tensors;
 use super::{Config, Factored};

@@ -1,4 +1,5 @@
-//! Text to tokens and back. `tokenizer.json` is the one form that is run; what a GGUF file holds instead is brought into it by [`super::gguf_tokenizer`].
+//! Text to tokens and back. `tokenizer.json` is the one form that is run; what a GGUF file holds
+//! instead is brought into it by [`super::gguf_tokenizer`].
 
 use super::{Checkpoint, gguf_tokenizer, read_json};
 use crate::{Error, Result};
@@ -70,7 +71,10 @@ impl Checkpoint {
         }
     }
 
-    /// Writes everything that [`tokenizer`](Self::tokenizer) and [`chat_template`](Self::chat_template) read into another directory: a factored checkpoint stands alone.
+    /// Writes the tokenizer and chat template into another directory.
+    ///
+    /// All that [`tokenizer`](Self::tokenizer) and [`chat_template`](Self::chat_template) read: a
+    /// factored checkpoint stands alone.
     ///
     /// # Errors
     /// [`Error::Io`], and for GGUF those of [`tokenizer`](Self::tokenizer).
@@ -103,7 +107,10 @@ pub(super) fn special_token(settings: &Value, key: &str) -> Option<String> {
 }
 
 impl Tokenizer {
-    /// The tokens of `text`. With `add_special` those are added that the model expects around a text (a `<s>` before it, if any); a rendered chat template has them already.
+    /// The tokens of `text`.
+    ///
+    /// With `add_special` those are added that the model expects around a text (a `<s>` before it,
+    /// if any); a rendered chat template has them already.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] for text that the vocabulary cannot express.
@@ -120,7 +127,9 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(|e| self.error(format!("cannot decode {} tokens: {e}", tokens.len())))
     }
 
-    /// Decodes token by token what follows `context`, the tokens that came before (only the last few matter: whether a word begins with a space depends on them).
+    /// Decodes token by token what follows `context`, the tokens that came before.
+    ///
+    /// Only the last few matter: whether a word begins with a space depends on them.
     ///
     /// # Errors
     /// As [`decode`](Self::decode).
@@ -161,10 +170,13 @@ const CONTEXT: usize = 8;
 /// A UTF-8 character has at most four bytes: after as many tokens it is complete, or will never be.
 const LONGEST_CHARACTER: usize = 4;
 
-/// Text that arrives token by token: only whole characters, and joined they are what [`Tokenizer::decode`] gives for all tokens.
+/// Text that arrives token by token.
 ///
-/// Tokens cannot be decoded one by one: bytes of a character may be spread over several, and a leading space is dropped at the start of a text but not within. So a short
-/// window of tokens is decoded again each time, and what is new is the difference.
+/// Only whole characters, and joined they are what [`Tokenizer::decode`] gives for all tokens.
+///
+/// Tokens cannot be decoded one by one: bytes of a character may be spread over several, and a
+/// leading space is dropped at the start of a text but not within. So a short window of tokens is
+/// decoded again each time, and what is new is the difference.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     window: Vec<u32>,
@@ -191,7 +203,8 @@ impl TextStream<'_> {
         }
         let new = self.show(&text);
         self.pending = 0;
-        // The latest tokens are window enough, unless they have no text: then the next token would look like the start of one.
+        // The latest tokens are window enough, unless they have no text: then the next token would
+        // look like the start of one.
         let latest = self.tokenizer.decode(&self.window[self.latest..])?;
         if !latest.is_empty() {
             self.window.drain(..self.latest);

@@ -1,7 +1,9 @@
-//! The tensors of a checkpoint, wherever their bytes are: one map from name to byte range over memory-mapped files, and one way to turn a range into numbers.
+//! The tensors of a checkpoint, wherever their bytes are: one map from name to byte range over
+//! memory-mapped files, and one way to turn a range into numbers.
 //!
-//! Safetensors and GGUF differ in how the map is read ([`super::safetensors`], [`super::gguf`]); from here on they are the same. Nothing is decoded until it is asked
-//! for, and what is asked for is checked: shape, finiteness, and that nothing overflows f16.
+//! Safetensors and GGUF differ in how the map is read ([`super::safetensors`], [`super::gguf`]);
+//! from here on they are the same. Nothing is decoded until it is asked for, and what is asked for
+//! is checked: shape, finiteness, and that nothing overflows f16.
 
 use super::encoding::Encoding;
 use crate::{Error, Result};
@@ -26,8 +28,9 @@ pub(super) struct MappedFile {
 impl MappedFile {
     pub fn open(path: &Path) -> Result<MappedFile> {
         let file = File::open(path).map_err(Error::io("read", path))?;
-        // SAFETY: the mapping is read-only and private to this struct. As with every mapped model, a file that another program truncates meanwhile ends the process;
-        // lowkey itself never writes to an existing checkpoint.
+        // SAFETY: the mapping is read-only and private to this struct. As with every mapped model,
+        // a file that another program truncates meanwhile ends the process; lowkey itself never
+        // writes to an existing checkpoint.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
         Ok(MappedFile { path: path.to_path_buf(), bytes })
     }
@@ -45,7 +48,9 @@ pub(super) struct Stored {
     pub dtype: String,
     /// How to decode them; `None` where lowkey cannot.
     pub encoding: Option<Encoding>,
-    /// Rows are attention heads of this width in RoPE's interleaved layout, to be brought into half-split layout.
+    /// Width of the attention heads whose rows are in interleaved RoPE layout, if they are.
+    ///
+    /// They are brought into half-split layout.
     pub interleaved_head: Option<usize>,
 }
 
@@ -191,7 +196,8 @@ fn first_not_finite(numbers: &[f32]) -> Option<usize> {
     if probe == 0.0 { None } else { numbers.iter().position(|x| !x.is_finite()) }
 }
 
-/// Brings every head's rows from RoPE's interleaved layout (pairs `2i, 2i+1`) into half-split layout (pairs `i, i + d/2`).
+/// Brings every head's rows from RoPE's interleaved layout (pairs `2i, 2i+1`) into half-split
+/// layout (pairs `i, i + d/2`).
 fn half_split<T: Copy>(numbers: Vec<T>, stored: &Stored) -> Vec<T> {
     let Some(head) = stored.interleaved_head else { return numbers };
     let rows = stored.shape[0];

@@ -1,11 +1,15 @@
-//! `lowkey bench`: prefill and decode speed by depth, or every kernel's time, and the device's measured roofline beside it.
+//! `lowkey bench`: prefill and decode speed by depth, or every kernel's time, and the device's
+//! measured roofline beside it.
 
+mod text;
+
+use self::text::{kernels_of, kernels_text, speed, speed_text};
 use super::cache::CacheArgs;
 use super::console::Console;
 use super::device::untrained;
 use super::progress::Bar;
 use super::several;
-use super::table::{bytes, markdown, number, table};
+use super::table::{markdown, table};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, kernels, step_cost};
@@ -15,7 +19,6 @@ use lowkey::gpu::{Device, ShaderChecks};
 use lowkey::kv::{Budget, CacheMethod, Evicted, Reviver};
 use lowkey::sequence::SequenceOptions;
 use lowkey::{Engine, Error, Result};
-use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,22 +36,26 @@ enum Checks {
 
 /// Measure prefill and decode speed at given depths.
 ///
-/// Several models are measured in turns, so that a machine that warms up or is used by others treats them alike; with options of the cache each is also measured without them.
+/// Several models are measured in turns, so that a machine that warms up or is used by others
+/// treats them alike; with options of the cache each is also measured without them.
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory, .gguf file, fetched name, or .lowkey file; any number of them.
     #[arg(required_unless_present = "shape", value_name = "MODEL")]
     models: Vec<String>,
-    /// Instead of models, shapes of models with random weights, and caches full of random rows: 15m, 135m, 1b, 3b, 8b.
+    /// Instead of models, shapes of models with random weights, and caches full of random rows:
+    /// 15m, 135m, 1b, 3b, 8b.
     #[arg(long, value_delimiter = ',', value_name = "SHAPE,…", conflicts_with_all = ["models", "method", "select"])]
     shape: Vec<Shape>,
-    /// Rows of random caches: f16, q4, fast, fast-pairs, fast-heads, small, select, xkv [default: all].
+    /// Rows of random caches: f16, q4, fast, fast-pairs, fast-heads, small, select, xkv
+    /// [default: all].
     #[arg(long, value_delimiter = ',', value_name = "ROWS,…", requires = "shape")]
     rows: Vec<RandomRows>,
     /// Time every kernel of a step and of a chunk by the device's own clock.
     #[arg(long, requires = "shape")]
     kernels: bool,
-    /// With --kernels: also with other constants than this device gets, one at a time: splits, coded splits, in flight, keys, merge lanes, absorb, team rows, ahead, paired, logits, tile
+    /// With --kernels: also with other constants than this device gets, one at a time: splits,
+    /// coded splits, in flight, keys, merge lanes, absorb, team rows, ahead, paired, logits, tile
     /// [default: all].
     #[arg(long, requires = "kernels", value_delimiter = ',', num_args = 0.., require_equals = true, value_name = "WHAT,…", value_parser = PossibleValuesParser::new(kernels::SWEEPS))]
     sweep: Option<Vec<String>>,
@@ -73,30 +80,12 @@ pub struct Args {
     /// Begin no measurement later than so many seconds after the start.
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
-    /// Write what has been measured so far, after each measurement, as JSON and as a table, into this directory.
+    /// Write what has been measured so far, after each measurement, as JSON and as a table, into
+    /// this directory.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     #[command(flatten)]
     cache: CacheArgs,
-}
-
-#[derive(Serialize)]
-struct Speed<'a> {
-    device: String,
-    driver: String,
-    tier: &'static str,
-    roofline: Roofline,
-    rows: &'a [Row],
-}
-
-#[derive(Serialize)]
-struct Kernels<'a> {
-    device: String,
-    driver: String,
-    tier: &'static str,
-    roofline: Roofline,
-    launch_us: f64,
-    rows: &'a [kernels::Row],
 }
 
 impl Args {
@@ -239,7 +228,8 @@ impl Run<'_> {
         self.console.remark(&format!("{}, {what}: left out: {error}", shape.name()));
     }
 
-    /// A sequence of every kind of `rows` that fits, with the frequency pairs in which the means of its rows rotate.
+    /// A sequence of every kind of `rows` that fits, with the frequency pairs in which the means of
+    /// its rows rotate.
     fn sequences(&mut self, shape: Shape, model: &Arc<decoder::Model>, rows: &[RandomRows], capacity: usize) -> Result<Vec<Filled>> {
         let mut sequences = Vec::new();
         for &rows in rows {
@@ -339,87 +329,4 @@ fn name_depth(error: Error) -> Error {
         Error::Argument { name, message } if name == "context" => Error::Argument { name: "depth".into(), message },
         error => error,
     }
-}
-
-fn speed<'a>(engine: &Engine, roofline: Roofline, rows: &'a [Row]) -> Speed<'a> {
-    Speed { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, rows }
-}
-
-fn kernels_of<'a>(engine: &Engine, roofline: Roofline, launch_us: f64, rows: &'a [kernels::Row]) -> Kernels<'a> {
-    Kernels { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, launch_us, rows }
-}
-
-/// Makes a table of names and rows.
-type MakeTable = fn(&[&str], &[Vec<String>]) -> String;
-
-fn head(device: &str, driver: &str, tier: &str, roofline: Roofline) -> String {
-    let Roofline { copy_gbps, f32_gflops, f16_gflops } = roofline;
-    format!(
-        "{device} ({driver}; tier {tier})\ncopies {} GB/s, multiplies and adds {} GFLOPS in f32, {} in f16\n",
-        number(Some(copy_gbps)),
-        number(Some(f32_gflops)),
-        number(f16_gflops),
-    )
-}
-
-fn speed_text(speed: &Speed, table: MakeTable) -> String {
-    let names = [
-        "model",
-        "method",
-        "rows",
-        "weights",
-        "depth",
-        "prefill t/s",
-        "decode t/s",
-        "ms p10",
-        "p50",
-        "p90",
-        "kv B/token",
-        "moved/step",
-        "of roofline",
-        "dispatches",
-    ];
-    let row = |row: &Row| {
-        vec![
-            row.model.clone(),
-            row.method.clone(),
-            row.layout.clone(),
-            row.weights.clone(),
-            row.depth.to_string(),
-            number(Some(row.prefill_tps)),
-            number(Some(row.decode_tps)),
-            number(Some(row.decode_ms_p10)),
-            number(Some(row.decode_ms_p50)),
-            number(Some(row.decode_ms_p90)),
-            row.kv_bytes_per_token.to_string(),
-            bytes(row.bytes_per_step),
-            format!("{:.0} %", 100.0 * row.share_of_roofline),
-            row.dispatches_per_step.to_string(),
-        ]
-    };
-    let rows: Vec<Vec<String>> = speed.rows.iter().map(row).collect();
-    head(&speed.device, &speed.driver, speed.tier, speed.roofline) + "\n" + &table(&names, &rows)
-}
-
-fn kernels_text(kernels: &Kernels, table: MakeTable) -> String {
-    let names = ["model", "rows", "depth", "tuning", "phase", "kernel", "dispatches", "µs", "µs in all", "GB/s", "GFLOP/s", "of roofline"];
-    let row = |row: &kernels::Row| {
-        vec![
-            row.model.clone(),
-            row.rows.clone(),
-            row.depth.to_string(),
-            row.tuning.clone(),
-            row.phase.into(),
-            row.kernel.clone(),
-            number(Some(row.dispatches)),
-            number(Some(row.us)),
-            number(Some(row.total_us)),
-            number(Some(row.gbps)),
-            number(Some(row.gflops)),
-            format!("{:.1} %", 100.0 * row.share_of_roofline),
-        ]
-    };
-    let rows: Vec<Vec<String>> = kernels.rows.iter().map(row).collect();
-    let head = head(&kernels.device, &kernels.driver, kernels.tier, kernels.roofline);
-    format!("{head}a dispatch that does nothing {} µs\n\n{}", number(Some(kernels.launch_us)), table(&names, &rows))
 }

@@ -25,10 +25,12 @@ pub struct CacheArgs {
     /// xkv: bits of every coordinate, 16, 8 or 4 [default: as many as each is worth].
     #[arg(long, value_name = "N", requires = "method", help_heading = "Cache")]
     bits: Option<u8>,
-    /// kvreviver: what is left of tokens that are evicted [default: rows of a compressed model, nothing of a dense one].
+    /// kvreviver: what is left of tokens that are evicted [default: rows of a compressed model,
+    /// nothing of a dense one].
     #[arg(long, value_name = "WHAT", requires = "method", help_heading = "Cache")]
     evicted: Option<EvictedArg>,
-    /// Read no more than this many coded tokens for each new one, those that its attention is likeliest to fall on: an even number.
+    /// Read no more than this many coded tokens for each new one, those that its attention is
+    /// likeliest to fall on: an even number.
     #[arg(long, value_name = "N", help_heading = "Cache")]
     select: Option<usize>,
     /// How these are chosen [default: shadowkv].
@@ -65,7 +67,8 @@ impl CacheArgs {
     /// What was asked for.
     ///
     /// # Errors
-    /// [`Error::Argument`] for what is wrong whatever the model: options of another method among them.
+    /// [`Error::Argument`] for what is wrong whatever the model: options of another method among
+    /// them.
     pub fn method(&self) -> Result<CacheMethod> {
         let budget = match (self.kv_bytes, self.keep) {
             (Some(bytes), _) => Budget::Bytes(bytes),

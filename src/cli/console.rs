@@ -1,4 +1,5 @@
-//! Where commands speak and listen: results on stdout, everything else on stderr, texts from files or stdin.
+//! Where commands speak and listen: results on stdout, everything else on stderr, texts from files
+//! or stdin.
 
 use super::Global;
 use super::device::DeviceArgs;
@@ -110,7 +111,8 @@ impl Console {
         drop(written);
     }
 
-    /// Opens the device that the user asked for. A software renderer is not what most want: it says so.
+    /// Opens the device that the user asked for. A software renderer is not what most want: it says
+    /// so.
     pub fn engine(&self) -> Result<Engine> {
         self.engine_with(ShaderChecks::default())
     }

@@ -44,7 +44,8 @@ impl DeviceArgs {
     }
 }
 
-/// What to say where `tokens` are more than `model` was trained for, or than its rows were made for.
+/// What to say where `tokens` are more than `model` was trained for, or than its rows were made
+/// for.
 pub fn untrained(model: &str, checkpoint: &Checkpoint, tokens: usize) -> Option<String> {
     let trained = checkpoint.config().max_position_embeddings;
     if tokens > trained {

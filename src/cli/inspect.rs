@@ -1,4 +1,5 @@
-//! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it. Reads headers and means of rows only, and needs no device.
+//! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it.
+//! Reads headers and means of rows only, and needs no device.
 
 use super::console::Console;
 use super::locate::ModelArgs;
@@ -35,7 +36,8 @@ struct Report {
     tensors: Vec<Kind>,
     kv_bytes_per_token: u64,
     kv_bytes_per_token_dense: u64,
-    /// Operations that reading a cached token costs a decode step; a multiplication and an addition are two.
+    /// Operations that reading a cached token costs a decode step; a multiplication and an addition
+    /// are two.
     flops_per_cached_token: u64,
     flops_per_cached_token_dense: u64,
     compresses_to: Vec<Choice>,

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 /// A model, and an adapter file for it.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// Directory, .gguf file, fetched name, or .lowkey file (whose model is found beside it or among the fetched ones).
+    /// Directory, .gguf file, fetched name, or .lowkey file (whose model is found beside it or
+    /// among the fetched ones).
     model: String,
     /// What `lowkey compress` has made of the model: a .lowkey file.
     #[arg(long, value_name = "FILE")]

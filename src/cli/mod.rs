@@ -1,7 +1,8 @@
 //! The command line: one file per command, and here what they have in common.
 //!
-//! A command's `Args` is what the user wrote; its `run` resolves that into the library's own options, does the work, and hands the result to the
-//! [`Console`], as text or as one JSON object. Exit codes: 0 done, 1 failed, 2 used wrongly.
+//! A command's `Args` is what the user wrote; its `run` resolves that into the library's own
+//! options, does the work, and hands the result to the [`Console`], as text or as one JSON object.
+//! Exit codes: 0 done, 1 failed, 2 used wrongly.
 
 mod answer;
 mod bench;
@@ -33,7 +34,8 @@ use std::process::ExitCode;
 
 /// Run large language models with a compressed key/value cache on any GPU.
 ///
-/// MODEL is a directory with config.json and safetensors, a .gguf file, a name that `lowkey pull` knows, or a .lowkey file that `lowkey compress` has made for one of these.
+/// MODEL is a directory with config.json and safetensors, a .gguf file, a name that `lowkey pull`
+/// knows, or a .lowkey file that `lowkey compress` has made for one of these.
 #[derive(Parser)]
 #[command(name = "lowkey", version, max_term_width = 120, disable_help_subcommand = true)]
 struct Cli {

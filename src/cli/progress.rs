@@ -7,7 +7,8 @@ use lowkey::task::Progress;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-/// One bar, relabelled and restarted as the work goes through its stages. It disappears when dropped.
+/// One bar, relabelled and restarted as the work goes through its stages. It disappears when
+/// dropped.
 pub struct Bar {
     bar: ProgressBar,
     stage: String,
@@ -21,7 +22,8 @@ impl Bar {
         Bar { bar: ProgressBar::with_draw_target(None, target), stage: String::new(), cancel }
     }
 
-    /// Shows `done` of `total` units of `stage`; where `total` is not known, only that something goes on.
+    /// Shows `done` of `total` units of `stage`; where `total` is not known, only that something
+    /// goes on.
     ///
     /// # Errors
     /// [`lowkey::Error::Interrupted`] after Ctrl-C.

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 /// Fetch a model into the cache directory, and print its path.
 ///
-/// The directory is $LOWKEY_CACHE, else the platform's. The hub is reached at $HF_ENDPOINT, else publicly, with the token of $HF_TOKEN or of its own
-/// client's file.
+/// The directory is $LOWKEY_CACHE, else the platform's. The hub is reached at $HF_ENDPOINT, else
+/// publicly, with the token of $HF_TOKEN or of its own client's file.
 #[derive(clap::Args)]
 pub struct Args {
     /// A name that --list shows, or owner/name or owner/name:file.gguf of the Hugging Face hub.

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 /// Remove models from the cache directory.
 ///
-/// With a model goes what was compressed into its own directory. On a terminal it is shown what would go, and asked.
+/// With a model goes what was compressed into its own directory. On a terminal it is shown what
+/// would go, and asked.
 #[derive(clap::Args)]
 pub struct Args {
     /// Names that `lowkey list` shows, or their paths.

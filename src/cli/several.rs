@@ -5,7 +5,8 @@ use lowkey::Result;
 use lowkey::checkpoint::{Checkpoint, is_adapter};
 use std::path::PathBuf;
 
-/// Opens models by what the user calls them. An adapter file goes with the model that it was made for: one of the others, else where [`Checkpoint::open`] finds it.
+/// Opens models by what the user calls them. An adapter file goes with the model that it was made
+/// for: one of the others, else where [`Checkpoint::open`] finds it.
 ///
 /// # Errors
 /// Those of [`locate`] and of opening.

@@ -1,6 +1,7 @@
 //! Plain text tables, and numbers as people read them.
 
-/// Columns as wide as their widest cell. The first is aligned to the left, the others, which are numbers mostly, to the right.
+/// Columns as wide as their widest cell. The first is aligned to the left, the others, which are
+/// numbers mostly, to the right.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -30,7 +31,8 @@ pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// What reading a cached token costs, from operations over all of so many layers, and the same of exact rows; one multiply-add is two operations.
+/// What reading a cached token costs, from operations over all of so many layers, and the same of
+/// exact rows; one multiply-add is two operations.
 pub fn multiply_adds(layers: usize, flops: u64, dense: u64) -> String {
     let of_layer = |flops: u64| flops as f64 / 2.0 / layers.max(1) as f64;
     let (one, one_dense) = (of_layer(flops), of_layer(dense));

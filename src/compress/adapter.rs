@@ -12,7 +12,8 @@ use std::io::Write;
 /// Writes the new file `output.path`.
 ///
 /// # Errors
-/// [`Error::Exists`] where it is taken, [`Error::Numeric`] where a made number is not finite or too large, [`Error::Interrupted`], and those of writing. Nothing is left behind then.
+/// [`Error::Exists`] where it is taken, [`Error::Numeric`] where a made number is not finite or too
+/// large, [`Error::Interrupted`], and those of writing. Nothing is left behind then.
 pub(super) fn write(factored: &Factored, made: &Made, head_dim: usize, output: &Output, on_progress: OnProgress<'_>) -> Result<()> {
     let Output { path, float, .. } = output;
     let mut file = task::file(path)?;

@@ -1,7 +1,9 @@
 //! One budget of bits, water-filled over everything that is cached.
 //!
-//! To leave a coordinate of loss `λ` out costs `λ`; to code it in `b` bits costs `λ·D(b)`, `D` being a codebook's error on a unit Gaussian ([`distortion`]). Bits go, run by run of 16
-//! coordinates, to where a bit saves most. Rank and precision are one decision: what gets no bits is not kept.
+//! To leave a coordinate of loss `λ` out costs `λ`; to code it in `b` bits costs `λ·D(b)`, `D`
+//! being a codebook's error on a unit Gaussian ([`distortion`]). Bits go, run by run of 16
+//! coordinates, to where a bit saves most. Rank and precision are one decision: what gets no bits
+//! is not kept.
 
 use super::basis::Basis;
 use crate::kv::{Band, Format, RUN, Scale, distortion};
@@ -10,15 +12,18 @@ use crate::kv::{Band, Format, RUN, Scale, distortion};
 pub(super) struct Filled {
     /// A format for each row.
     pub(super) formats: Vec<Format>,
-    /// What one bit more would save: as much as in the best step that there were no bytes for, nothing where there were bytes for all.
+    /// What one bit more would save: as much as in the best step that there were no bytes for,
+    /// nothing where there were bytes for all.
     pub(super) level: f64,
 }
 
-/// Allots at most `budget` bytes per token to the rows that have these bases and scales. A row whose every run is worth less than the bits it would take still gets one run
-/// of two bits, since a row cannot be empty: the only case in which the budget is exceeded, for the caller to refuse.
+/// Allots at most `budget` bytes per token to the rows that have these bases and scales. A row
+/// whose every run is worth less than the bits it would take still gets one run of two bits, since
+/// a row cannot be empty: the only case in which the budget is exceeded, for the caller to refuse.
 pub(super) fn water_fill(bases: &[&Basis], scales: &[Scale], budget: u64) -> Filled {
     let widths: &[u8] = &[0, 2, 3, 4, 8, 16];
-    // By how much each step saves, per bit and unit of loss; made to fall from step to step, so that the wider never comes before the narrower.
+    // By how much each step saves, per bit and unit of loss; made to fall from step to step, so
+    // that the wider never comes before the narrower.
     let mut gains: Vec<f64> = widths.windows(2).map(|w| (distortion(w[0]) - distortion(w[1])) / f64::from(w[1] - w[0])).collect();
     for i in 1..gains.len() {
         gains[i] = gains[i].min(gains[i - 1] * (1.0 - 1e-9));
@@ -93,7 +98,9 @@ mod tests {
         basis.loss.as_slice().chunks(RUN).zip(bits).map(|(losses, bits)| losses[0] * RUN as f64 * distortion(bits)).sum()
     }
 
-    /// Against all ways to spend as many bytes: never over the budget, never dearer than with less, and near the least. It is not the least itself where the next step is too large for what is left.
+    /// Against all ways to spend as many bytes: never over the budget, never dearer than with less,
+    /// and near the least. It is not the least itself where the next step is too large for what is
+    /// left.
     #[test]
     fn budgets_are_kept_and_spent_nearly_as_well_as_can_be() {
         let bases = [basis(&[9.0, 3.0, 0.2]), basis(&[40.0, 0.7])];
@@ -138,7 +145,8 @@ mod tests {
         assert!(bytes(&water_fill(&[&bases[0], &bases[1]], &[Scale::Band; 2], 24).formats) <= 24);
     }
 
-    /// Sixteen coordinates from two bits to three save `16·(D(2) − D(3))` of their loss, for sixteen bits.
+    /// Sixteen coordinates from two bits to three save `16·(D(2) − D(3))` of their loss, for
+    /// sixteen bits.
     #[test]
     fn the_level_is_what_the_next_bit_would_save() {
         let bases = [basis(&[3.0])];

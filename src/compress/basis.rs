@@ -1,13 +1,17 @@
-//! The basis of a row, and the one closed form behind the offline methods: principal components in a metric.
+//! The basis of a row, and the one closed form behind the offline methods: principal components in
+//! a metric.
 //!
-//! To replace `y` by `ŷ = (y − μ)·A·B + μ` of rank `r` at the least `E[(y − ŷ)·M·(y − ŷ)ᵀ]` is to take the leading eigenvectors `V` of `M^½·C·M^½`,
-//! `C` being the second moment of `y` about `μ`: `A = M^½·V`, `B = Vᵀ·M^−½`, and each eigenvalue is what leaving its coordinate out costs. (Proof:
-//! with `w = (y − μ)·M^½` it is the principal components of `w`.)
+//! To replace `y` by `ŷ = (y − μ)·A·B + μ` of rank `r` at the least `E[(y − ŷ)·M·(y − ŷ)ᵀ]` is to
+//! take the leading eigenvectors `V` of `M^½·C·M^½`, `C` being the second moment of `y` about `μ`:
+//! `A = M^½·V`, `B = Vᵀ·M^−½`, and each eigenvalue is what leaving its coordinate out costs.
+//! (Proof: with `w = (y − μ)·M^½` it is the principal components of `w`.)
 //!
-//! - `M = 1` is the whitened SVD of SVD-LLM (arXiv 2403.07378), Palu (2407.21118) and ReCalKV (2505.24357). They whiten the inputs of a projection,
-//!   `C_x = LLᵀ`, and truncate the SVD of `LᵀW`; its right singular vectors are the eigenvectors of `WᵀC_xW`, which is the `C` of the outputs. No
-//!   Cholesky factor, no inverse, nothing to fail where `C_x` is singular.
-//! - `M = E[qᵀq]` is KQ-SVD (2512.05916): `‖(K − K̂)·Qᵀ‖²` is what it minimises, without its pseudo-inverse of the keys.
+//! - `M = 1` is the whitened SVD of SVD-LLM (arXiv 2403.07378), Palu (2407.21118) and ReCalKV
+//!   (2505.24357). They whiten the inputs of a projection, `C_x = LLᵀ`, and truncate the SVD of
+//!   `LᵀW`; its right singular vectors are the eigenvectors of `WᵀC_xW`, which is the `C` of the
+//!   outputs. No Cholesky factor, no inverse, nothing to fail where `C_x` is singular.
+//! - `M = E[qᵀq]` is KQ-SVD (2512.05916): `‖(K − K̂)·Qᵀ‖²` is what it minimises, without its
+//!   pseudo-inverse of the keys.
 //! - `M = E[gᵀg]`, `g` the gradient of the loss, is the second-order loss itself.
 
 use crate::Result;
@@ -15,7 +19,9 @@ use crate::linalg::Moments;
 use crate::linalg::{Eigen, product, tr_product};
 use nalgebra::{DMatrix, DVector};
 
-/// Coordinates for a vector `y: [w]`, in the order in which they matter: `z = (y − μ)·A`, `ŷ = z·B + μ`.
+/// Coordinates for a vector `y: [w]`, in the order in which they matter.
+///
+/// `z = (y − μ)·A`, `ŷ = z·B + μ`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Basis {
     /// `μ`, `[w]`.
@@ -31,7 +37,9 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// All principal components of what `moments` describe, about `mean`, in the metric `metric`: a square root of it and that root's inverse.
+    /// All principal components of what `moments` describe, about `mean`, in the metric `metric`.
+    ///
+    /// A square root of it and that root's inverse.
     ///
     /// # Errors
     /// [`crate::Error::Numeric`], naming `what`.
@@ -84,13 +92,17 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// Of `metric`, to which some of its own mean is added on the diagonal, so that no direction is free and none is trusted too far.
+    /// Roots of `metric` with some of its mean added on the diagonal.
+    ///
+    /// So no direction is free and none is trusted too far.
     ///
     /// # Errors
     /// [`crate::Error::Numeric`], naming `what`.
     pub fn of(what: &str, metric: &DMatrix<f64>) -> Result<Roots> {
-        // What a few thousand tokens' gradients say of hundreds of directions is mostly noise in the weaker ones. SmolLM2-135M, 8,192 tokens, KL divergence on another text with 0.001, 0.01, 0.05
-        // and 0.2: 0.0049, 0.0043, 0.0038, 0.0040 (small, 2880 bytes); 0.0054, 0.0034, 0.0028 (fast, 4608 bytes).
+        // What a few thousand tokens' gradients say of hundreds of directions is mostly noise in
+        // the weaker ones. SmolLM2-135M, 8,192 tokens, KL divergence on another text with 0.001,
+        // 0.01, 0.05 and 0.2: 0.0049, 0.0043, 0.0038, 0.0040 (small, 2880 bytes); 0.0054, 0.0034,
+        // 0.0028 (fast, 4608 bytes).
         const RIDGE: f64 = 0.05;
         let n = metric.nrows();
         let ridge = (RIDGE * metric.trace() / n.max(1) as f64).max(f64::MIN_POSITIVE.sqrt());
@@ -119,8 +131,10 @@ impl Roots {
         all
     }
 
-    /// Of `metric` as it is, but for eigenvalues that sums in f32 cannot tell from zero: below 1e-8 of the largest they are taken for that, so that
-    /// every direction is free to be kept. A metric of nothing is a very small one, the same for all directions.
+    /// Of `metric` as it is, but for eigenvalues that sums in f32 cannot tell from zero.
+    ///
+    /// Below 1e-8 of the largest they are taken for that, so that every direction is free to be
+    /// kept. A metric of nothing is a very small one, the same for all directions.
     ///
     /// # Errors
     /// [`crate::Error::Numeric`], naming `what`.

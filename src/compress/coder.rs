@@ -7,9 +7,11 @@ use nalgebra::{DMatrix, DVector};
 
 /// The coder of `basis` in `format`.
 ///
-/// In each band coordinates are scaled and then rotated into each other, so that all have the same variance and are nearly Gaussian, as the codebook expects. A rotated band's noise is the
-/// same in all coordinates, `∝ mean(σ²/s²)`; at a cost of `λ/σ²` for each unit of it, `Σ λs²/σ²·mean(σ²/s²)` is least at `s² = σ²/√λ` (Cauchy and Schwarz). Bands of 16 bits are scaled to unit
-/// variance, so that f16 holds them.
+/// In each band coordinates are scaled and then rotated into each other, so that all have the same
+/// variance and are nearly Gaussian, as the codebook expects. A rotated band's noise is the same in
+/// all coordinates, `∝ mean(σ²/s²)`; at a cost of `λ/σ²` for each unit of it,
+/// `Σ λs²/σ²·mean(σ²/s²)` is least at `s² = σ²/√λ` (Cauchy and Schwarz). Bands of 16 bits are
+/// scaled to unit variance, so that f16 holds them.
 pub(super) fn coder(basis: &Basis, format: &Format) -> Coder {
     let (width, rank) = (basis.down.nrows(), format.rank());
     let (mut down, mut up) = (DMatrix::zeros(width, rank), DMatrix::zeros(rank, width));
@@ -24,7 +26,8 @@ pub(super) fn coder(basis: &Basis, format: &Format) -> Coder {
         let roots = basis.loss.rows(first, held).map(|loss| loss.max(least_loss).sqrt());
         let mut a = basis.down.columns(first, held).into_owned();
         let mut b = basis.up.rows(first, held).into_owned();
-        // Coordinates have variance `√λ` when they are scaled so, and the band their mean when it is rotated: brought to one.
+        // Coordinates have variance `√λ` when they are scaled so, and the band their mean when it
+        // is rotated: brought to one.
         let mean = roots.sum() / count as f64;
         for i in 0..held {
             let square = if band.bits < 16 { variances[i] / roots[i] * mean } else { variances[i] };
@@ -44,7 +47,8 @@ pub(super) fn coder(basis: &Basis, format: &Format) -> Coder {
     Coder { format: format.clone(), mean: basis.mean.map(|x| x as f32), down: Some(down.map(|x| x as f32)), up: up.map(|x| x as f32) }
 }
 
-/// The coder of several heads that have one orthonormal `basis: [d, r]`, each in coordinates of its own, about zero.
+/// The coder of several heads that have one orthonormal `basis: [d, r]`, each in coordinates of its
+/// own, about zero.
 pub(super) fn by_head(basis: &DMatrix<f64>, heads: usize, format: Format) -> Coder {
     let down = DMatrix::identity(heads, heads).kronecker(basis).map(|x: f64| x as f32);
     Coder { format, mean: DVector::zeros(down.nrows()), up: down.transpose(), down: Some(down) }
@@ -60,7 +64,9 @@ mod tests {
     use crate::kv::{Band, Scale, distortion};
     use crate::linalg::Random;
 
-    /// Gaussian rows of uneven variance, coded in bands, miss by what the plan reckons with, `Σ λ_i·D(b_i)` and all of what is dropped, or less: in a band of uneven coordinates the scaling gains.
+    /// Gaussian rows of uneven variance, coded in bands, miss by what the plan reckons with,
+    /// `Σ λ_i·D(b_i)` and all of what is dropped, or less: in a band of uneven coordinates the
+    /// scaling gains.
     #[test]
     fn the_loss_is_what_was_planned_or_less() {
         let (w, tokens) = (160, 3000);
@@ -100,7 +106,8 @@ mod tests {
         assert_eq!(coder.up, down.transpose());
     }
 
-    /// At 16 bits and full rank, a vector comes back as it was, but for f16's rounding; also where the width is no multiple of a run.
+    /// At 16 bits and full rank, a vector comes back as it was, but for f16's rounding; also where
+    /// the width is no multiple of a run.
     #[test]
     fn all_of_it_in_f16_is_the_vector() {
         let w = 37;

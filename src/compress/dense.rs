@@ -1,7 +1,9 @@
-//! Keys and values themselves, rotated and quantised: no calibration, no factors. What llama.cpp's users know as `-ctk q8_0` and `q4_0`, with the Hadamard rotation that QuaRot
-//! (Ashkboos et al., arXiv 2404.00456) puts before the rounding.
+//! Keys and values themselves, rotated and quantised: no calibration, no factors. What llama.cpp's
+//! users know as `-ctk q8_0` and `q4_0`, with the Hadamard rotation that QuaRot (Ashkboos et al.,
+//! arXiv 2404.00456) puts before the rounding.
 //!
-//! A row is one head's key after RoPE, or its value: `round((y·H − least) / step)` in 4 or 8 bits, least and step in f16 for each row.
+//! A row is one head's key after RoPE, or its value: `round((y·H − least) / step)` in 4 or 8 bits,
+//! least and step in f16 for each row.
 
 use super::basis::Basis;
 use super::coder::coder;
@@ -10,10 +12,13 @@ use crate::checkpoint::{Checkpoint, Config};
 use crate::kv::{Band, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Scale};
 use nalgebra::{DMatrix, DVector};
 
-/// How much of a bias's energy is taken out of the keys; what is left is no larger than keys are without one, and each pair of RoPE in which the mean rotates costs a key two multiply-adds more.
+/// How much of a bias's energy is taken out of the keys; what is left is no larger than keys are
+/// without one, and each pair of RoPE in which the mean rotates costs a key two multiply-adds more.
 const COVERED: f64 = 0.999;
 
-/// Has keys coded about their projection's bias, as it rotates with the position, and values about theirs. A key bias of a norm of hundreds, as in Qwen2, leaves nothing of the rest of the key in 4 bits.
+/// Has keys coded about their projection's bias, as it rotates with the position, and values about
+/// theirs. A key bias of a norm of hundreds, as in Qwen2, leaves nothing of the rest of the key in
+/// 4 bits.
 ///
 /// # Errors
 /// Those of reading.

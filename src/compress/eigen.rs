@@ -1,10 +1,12 @@
-//! EigenAttention (Saxena et al., arXiv 2408.05646), as the baseline of KQ-SVD (2512.05916) that it is there: one orthonormal basis for keys and
-//! queries together.
+//! EigenAttention (Saxena et al., arXiv 2408.05646), as the baseline of KQ-SVD (2512.05916) that it
+//! is there: one orthonormal basis for keys and queries together.
 //!
-//! `V̂: [d, R]` are the first right singular vectors of keys and queries stacked, `[K; Q]`, that is the eigenvectors of `C_K + C_Q`; rows are `k·V̂`,
-//! queries `q·V̂`. Values have K-SVD's basis ([`super::ksvd`]). Scaling keys by `β` and queries by `1/β` leaves attention as it is but moves this
-//! basis: towards K-SVD's where keys are the longer ones (the paper's Theorem 4). As in the comparison of KQ-SVD's paper it is taken for each
-//! key/value head, after RoPE; EigenAttention itself shares one between all heads of a layer, before RoPE.
+//! `V̂: [d, R]` are the first right singular vectors of keys and queries stacked, `[K; Q]`, that is
+//! the eigenvectors of `C_K + C_Q`; rows are `k·V̂`, queries `q·V̂`. Values have K-SVD's basis
+//! ([`super::ksvd`]). Scaling keys by `β` and queries by `1/β` leaves attention as it is but moves
+//! this basis: towards K-SVD's where keys are the longer ones (the paper's Theorem 4). As in the
+//! comparison of KQ-SVD's paper it is taken for each key/value head, after RoPE; EigenAttention
+//! itself shares one between all heads of a layer, before RoPE.
 
 use super::unit::{Context, Unit, by_head};
 use super::{Basis, ksvd};
@@ -12,9 +14,10 @@ use crate::Result;
 use crate::linalg::Eigen;
 use nalgebra::{DMatrix, DVector};
 
-/// The basis of one head's keys, of second moment `keys: [d, d]`, read by queries of second moment `queries: [d, d]`, summed over the query heads
-/// that share the keys. Its coordinates are correlated, and its losses are those of the stacked matrix. `what` names it in
-/// errors.
+/// The basis of one head's keys, from second moments of keys and of queries.
+///
+/// `queries` is summed over the query heads that share the keys. Its coordinates are correlated,
+/// and its losses are those of the stacked matrix. `what` names it in errors.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where a moment is not finite or has no eigenvalues.

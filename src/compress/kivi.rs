@@ -1,10 +1,15 @@
-//! KIVI (arXiv 2402.02750, ICML 2024; released as jy-yuan/KIVI): keys rounded by channel, values by token, without any calibration.
+//! KIVI (arXiv 2402.02750, ICML 2024; released as jy-yuan/KIVI): keys rounded by channel, values by
+//! token, without any calibration.
 //!
-//! Some channels of keys are large in every token, and those of values are not. So keys, as they are cached, after RoPE, are rounded in steps of their channel, between its least and its largest number
-//! of 32 consecutive tokens; values in steps of their token, for every 32 channels. All steps and least values are f16: `b` bits take `b + 1`.
+//! Some channels of keys are large in every token, and those of values are not. So keys, as they
+//! are cached, after RoPE, are rounded in steps of their channel, between its least and its largest
+//! number of 32 consecutive tokens; values in steps of their token, for every 32 channels. All
+//! steps and least values are f16: `b` bits take `b + 1`.
 //!
-//! A key waits exactly until all 32 tokens of its group are due. The release waits for 128 at a time, codes four groups of them, and keeps the newest 128 values exact besides; here as many newest tokens are exact as
-//! a session says, for both alike. First tokens are exact as with every method of ours, which the paper's are not.
+//! A key waits exactly until all 32 tokens of its group are due. The release waits for 128 at a
+//! time, codes four groups of them, and keeps the newest 128 values exact besides; here as many
+//! newest tokens are exact as a session says, for both alike. First tokens are exact as with every
+//! method of ours, which the paper's are not.
 
 use super::coder::by_head;
 use crate::checkpoint::Config;

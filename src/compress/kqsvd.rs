@@ -1,26 +1,32 @@
-//! KQ-SVD (arXiv 2512.05916, AISTATS 2026; released as DamienLesens/KQ-SVD): keys in the coordinates that keep their products with queries.
+//! KQ-SVD (arXiv 2512.05916, AISTATS 2026; released as DamienLesens/KQ-SVD): keys in the
+//! coordinates that keep their products with queries.
 //!
-//! For each key/value head, keys `K: [T, d]` and queries `Q: [T', d]` after RoPE, find `A, B: [d, R]` that minimise `‖K·A·Bᵀ·Qᵀ − K·Qᵀ‖`: cache
-//! `K·A`, take queries to `Bᵀq`, and rebuild nothing. With `Û` the first left singular vectors of `KQᵀ` the paper's solution is `A = K⁺Û`, `B = KᵀÛ`,
-//! and what is left is `Σ_{i>R} σ_i(KQᵀ)²`. The norm is that of the error of keys weighted by `C_Q = QᵀQ`, so these are principal components in that
-//! metric ([`Basis`]): `A = C_Q^½·U`, `Bᵀ = Uᵀ·C_Q^−½` with `U` the eigenvectors of `C_Q^½·C_K·C_Q^½`, whose eigenvalues are `σ_i²`. Everything is
-//! `d` by `d`. The two differ by the free scale of each coordinate; here they have the variance `σ_i²`. What a direction that no query looks along is
+//! For each key/value head, keys `K: [T, d]` and queries `Q: [T', d]` after RoPE, find
+//! `A, B: [d, R]` that minimise `‖K·A·Bᵀ·Qᵀ − K·Qᵀ‖`: cache `K·A`, take queries to `Bᵀq`, and
+//! rebuild nothing. With `Û` the first left singular vectors of `KQᵀ` the paper's solution is
+//! `A = K⁺Û`, `B = KᵀÛ`, and what is left is `Σ_{i>R} σ_i(KQᵀ)²`. The norm is that of the error of
+//! keys weighted by `C_Q = QᵀQ`, so these are principal components in that metric ([`Basis`]):
+//! `A = C_Q^½·U`, `Bᵀ = Uᵀ·C_Q^−½` with `U` the eigenvectors of `C_Q^½·C_K·C_Q^½`, whose
+//! eigenvalues are `σ_i²`. Everything is `d` by `d`. The two differ by the free scale of each
+//! coordinate; here they have the variance `σ_i²`. What a direction that no query looks along is
 //! given does not matter, where the paper divides by what no key has.
 //!
-//! Query heads that share keys are stacked: their `C_Q` are summed (Theorem 5). For values the same theorem with `W_Oᵀ` in the place of queries
-//! minimises `‖V·A·Bᵀ·W_O − V·W_O‖`; again the query heads' `W_O^(h)·W_O^(h)ᵀ` are summed. The released code averages `W_O` over them, where heads of
+//! Query heads that share keys are stacked: their `C_Q` are summed (Theorem 5). For values the same
+//! theorem with `W_Oᵀ` in the place of queries minimises `‖V·A·Bᵀ·W_O − V·W_O‖`; again the query
+//! heads' `W_O^(h)·W_O^(h)ᵀ` are summed. The released code averages `W_O` over them, where heads of
 //! opposite sign cancel.
 //!
-//! Moments are taken around zero, as in the paper, and without the first tokens of a text, which are cached exactly and whose keys would otherwise
-//! decide.
+//! Moments are taken around zero, as in the paper, and without the first tokens of a text, which
+//! are cached exactly and whose keys would otherwise decide.
 
 use super::unit::{Context, Unit, by_head};
 use super::{Basis, Roots};
 use crate::Result;
 use nalgebra::{DMatrix, DVector};
 
-/// The basis of one head's keys of second moment `keys: [d, d]`, whose readers' queries have second moments that sum to `queries: [d, d]`, both after
-/// RoPE. `what` names it in errors.
+/// The basis of one head's keys, from second moments of keys and of queries after RoPE.
+///
+/// `queries` is summed over the query heads that share the keys. `what` names it in errors.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where a moment is not finite or has no eigenvalues.
@@ -28,8 +34,9 @@ pub fn keys(what: &str, keys: &DMatrix<f64>, queries: &DMatrix<f64>) -> Result<B
     in_metric(what, keys, queries)
 }
 
-/// The basis of one head's values of second moment `values: [d, d]`, which reach the output through projections of Gram matrix `outputs: [d, d]`
-/// ([`output_gram`]).
+/// The basis of one head's values, from second moments and the output's Gram matrix.
+///
+/// `outputs` is [`output_gram`]'s.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where a matrix is not finite or has no eigenvalues.
@@ -41,8 +48,9 @@ fn in_metric(what: &str, second: &DMatrix<f64>, metric: &DMatrix<f64>) -> Result
     Basis::components(what, DVector::zeros(second.nrows()), second.clone(), Some(&Roots::exact(what, metric)?))
 }
 
-/// `Σ W_O^(h)·W_O^(h)ᵀ`, `[d, d]`, over the query heads that share one key/value head's values; `projection: [g·d, D]` are their rows of the output
-/// projection, one under the other.
+/// `Σ W_O^(h)·W_O^(h)ᵀ`, `[d, d]`, over the query heads that share one key/value head's values.
+///
+/// `projection: [g·d, D]` are their rows of the output projection, one under the other.
 pub fn output_gram(projection: &DMatrix<f64>, d: usize) -> DMatrix<f64> {
     let mut gram = DMatrix::zeros(d, d);
     for first in (0..projection.nrows()).step_by(d) {
@@ -135,7 +143,8 @@ mod tests {
         let product = |basis: Basis| at_rank(&basis, rank);
         let at = |beta: f64| (moment(&(&k * beta)), moment(&(&q / beta)));
         let mixed = {
-            // Any invertible mixing of the dimensions of keys, undone in queries, is undone in the basis too.
+            // Any invertible mixing of the dimensions of keys, undone in queries, is undone in the
+            // basis too.
             let mix = rows(d, d, 7);
             let inverse = mix.clone().try_inverse().unwrap();
             let basis = keys("test", &moment(&(&k * &mix)), &moment(&(&q * inverse.transpose()))).unwrap();

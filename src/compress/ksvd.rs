@@ -1,16 +1,20 @@
-//! K-SVD: each head's keys (after RoPE) and values by their own principal components, whatever reads them. The plainest of the baselines of KQ-SVD
-//! (arXiv 2512.05916).
+//! K-SVD: each head's keys (after RoPE) and values by their own principal components, whatever
+//! reads them. The plainest of the baselines of KQ-SVD (arXiv 2512.05916).
 //!
-//! `K ≈ K·V̂·V̂ᵀ` with `V̂: [d, R]` the first right singular vectors of the cached keys `K: [T, d]`, that is the eigenvectors of `C = KᵀK/T`. It is
-//! the best approximation of the keys; of the products with queries, which are all that attention sees, it is not: `‖K·V̂V̂ᵀ·Qᵀ − KQᵀ‖²` is above the
-//! least by `Σ_{i≤R} σ_i(KQᵀ)² − ‖K·V̂V̂ᵀ·Qᵀ‖²` (the paper's Theorem 3).
+//! `K ≈ K·V̂·V̂ᵀ` with `V̂: [d, R]` the first right singular vectors of the cached keys
+//! `K: [T, d]`, that is the eigenvectors of `C = KᵀK/T`. It is the best approximation of the keys;
+//! of the products with queries, which are all that attention sees, it is not:
+//! `‖K·V̂V̂ᵀ·Qᵀ − KQᵀ‖²` is above the least by `Σ_{i≤R} σ_i(KQᵀ)² − ‖K·V̂V̂ᵀ·Qᵀ‖²` (the paper's
+//! Theorem 3).
 
 use super::Basis;
 use super::unit::{Context, Unit, by_head};
 use crate::Result;
 use nalgebra::{DMatrix, DVector};
 
-/// The basis of one head's keys or values of second moment `second: [d, d]`, around zero as in the paper. `what` names it in errors.
+/// The basis of one head's keys or values, from second moments around zero, as in the paper.
+///
+/// `what` names it in errors.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where `second` is not finite or has no eigenvalues.

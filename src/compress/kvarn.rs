@@ -1,10 +1,15 @@
-//! KVarN (arXiv 2606.03458; released as huawei-csl/KVarN): rotated blocks of 128 tokens, whose tokens and channels are brought to equal variance before they are rounded. No calibration.
+//! KVarN (arXiv 2606.03458; released as huawei-csl/KVarN): rotated blocks of 128 tokens, whose
+//! tokens and channels are brought to equal variance before they are rounded. No calibration.
 //!
-//! A Hadamard rotation over the width of a head evens out channels; some sixteen rounds of dividing tokens and channels by their standard deviations
-//! ([`balance`](crate::kv::balance())) do the rest. Then keys are rounded in steps of their channel, values in steps of their token, between the least and the largest
-//! number of the block; the factors of the lines that have steps go into these, the others are kept beside. At 4 and 2 bits, `k4v2`, a head of 128 takes 4.38 and 2.38 bits a number.
+//! A Hadamard rotation over the width of a head evens out channels; some sixteen rounds of dividing
+//! tokens and channels by their standard deviations ([`balance`](crate::kv::balance())) do the
+//! rest. Then keys are rounded in steps of their channel, values in steps of their token, between
+//! the least and the largest number of the block; the factors of the lines that have steps go into
+//! these, the others are kept beside. At 4 and 2 bits, `k4v2`, a head of 128 takes 4.38 and 2.38
+//! bits a number.
 //!
-//! The first tokens and the newest are exact, as in the paper; of those that are due, up to 127 wait until their block is whole.
+//! The first tokens and the newest are exact, as in the paper; of those that are due, up to 127
+//! wait until their block is whole.
 
 use super::coder::by_head;
 use crate::checkpoint::Config;
@@ -36,7 +41,8 @@ pub fn rows(config: &Config, [key_bits, value_bits]: [u8; 2], exact: Exact) -> L
     set
 }
 
-/// A header is whole words: of rows of so many heads each, alike for all, those that take the fewest; among equal ones the narrowest.
+/// A header is whole words: of rows of so many heads each, alike for all, those that take the
+/// fewest; among equal ones the narrowest.
 fn smallest(heads: usize, width: usize, steps: Steps, bits: u8) -> Format {
     let format =
         |heads: usize| Format { bands: vec![Band { bits, runs: heads * width / RUN }], scale: Scale::Blocks(Blocks { tokens: BLOCK, heads, steps }) };
@@ -50,7 +56,8 @@ fn smallest(heads: usize, width: usize, steps: Steps, bits: u8) -> Format {
 mod tests {
     use super::*;
 
-    /// Words of all heads of a layer's side, against bits that the paper's tile takes: codes, two f16 for a line and one across.
+    /// Words of all heads of a layer's side, against bits that the paper's tile takes: codes, two
+    /// f16 for a line and one across.
     #[test]
     fn rows_are_as_wide_as_saves_bytes() {
         for (heads, width, steps, bits, together, words) in [

@@ -1,14 +1,24 @@
-//! lowkey's own method: transform coding of what keys and values share, weighed by what the model's output feels.
+//! lowkey's own method: transform coding of what keys and values share, weighed by what the model's
+//! output feels.
 //!
-//! Key (before RoPE, all heads) and value (all heads) of a token in a layer are linear in the same hidden state, and neighbouring layers' are close to it: they are coded as one
-//! row `y`. Its basis is principal components in the metric `M` of the *sensitivity*: the Gram matrix of the loss's gradient with respect to keys and values, so that
-//! `E[δᵀMδ]/2` is, to second order, the KL divergence that a disturbance `δ` causes. In that basis a coordinate's eigenvalue says what it costs to drop it, in nats, in whatever layer it stands, and one
-//! budget of bits is water-filled over all of them (`bands.rs`). Scales for every row are bought from the same budget (`scales.rs`).
+//! Key (before RoPE, all heads) and value (all heads) of a token in a layer are linear in the same
+//! hidden state, and neighbouring layers' are close to it: they are coded as one row `y`. Its basis
+//! is principal components in the metric `M` of the *sensitivity*: the Gram matrix of the loss's
+//! gradient with respect to keys and values, so that `E[δᵀMδ]/2` is, to second order, the KL
+//! divergence that a disturbance `δ` causes. In that basis a coordinate's eigenvalue says what it
+//! costs to drop it, in nats, in whatever layer it stands, and one budget of bits is water-filled
+//! over all of them (`bands.rs`). Scales for every row are bought from the same budget
+//! (`scales.rs`).
 //!
-//! - **small**: a row holds keys before RoPE and values, of one layer or of a span of consecutive ones. Keys are rebuilt when they are read.
-//! - **fast**: keys after RoPE and values, in rows of their own, each over all heads, or over few: then fewer numbers are multiplied for every head. Nothing is rebuilt: a query absorbs the row's basis once, and values are summed as they are
-//!   stored. Keys are coded about a mean that rotates, in a basis for every position of the context that the plan is for (`positions.rs`). RoPE smears what heads have in common over its phases, but not all of it: the slow frequencies, and what the mean position leaves. Rows over all heads lose less than half of what rows by
-//!   head do at equal bytes (docs/rejected.md).
+//! - **small**: a row holds keys before RoPE and values, of one layer or of a span of consecutive
+//!   ones. Keys are rebuilt when they are read.
+//! - **fast**: keys after RoPE and values, in rows of their own, over all heads or over a few: then
+//!   every head multiplies fewer numbers. Nothing is rebuilt: a query absorbs the row's basis once,
+//!   and values are summed as they are stored. Keys are coded about a mean that rotates, in a basis
+//!   for every position of the context that the plan is for (`positions.rs`). RoPE smears what
+//!   heads have in common over its phases, but not all of it: the slow frequencies, and what the
+//!   mean position leaves. Rows over all heads lose a sixth of what rows by head do at equal bytes,
+//!   and half of what rows over pairs do (docs/results/2026-11-27-columns.md).
 //!
 //! With scalar sensitivity `M` is the identity times one number for each side and layer.
 

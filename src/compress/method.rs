@@ -15,18 +15,22 @@ pub enum Method {
     Palu(Palu),
     /// ReCalKV (arXiv 2505.24357): keys in groups of similar heads, values over all heads.
     ReCalKv(ReCalKv),
-    /// KQ-SVD (arXiv 2512.05916): keys after RoPE by head, as queries see them; values by head, as the output projection does.
+    /// KQ-SVD (arXiv 2512.05916): keys after RoPE by head, as queries see them; values by head, as
+    /// the output projection does.
     KqSvd(LowRank),
     /// K-SVD: keys after RoPE and values by head, by their own principal components.
     KSvd(LowRank),
-    /// EigenAttention (arXiv 2408.05646): keys after RoPE by head, by what keys and queries have together.
+    /// EigenAttention (arXiv 2408.05646): keys after RoPE by head, by what keys and queries have
+    /// together.
     Eigen(LowRank),
-    /// The keys and values themselves, rotated and quantised with equal steps: what llama.cpp's users know as q8_0 and q4_0.
+    /// The keys and values themselves, rotated and quantised with equal steps: what llama.cpp's
+    /// users know as q8_0 and q4_0.
     Dense {
         /// Bits of a number: 16, 8 or 4.
         bits: u8,
     },
-    /// OSCAR (arXiv 2605.17757): keys after RoPE and values in rotations made from the queries, in few equal steps.
+    /// OSCAR (arXiv 2605.17757): keys after RoPE and values in rotations made from the queries, in
+    /// few equal steps.
     Oscar {
         /// Bits of a number: 8, 4 or 2.
         bits: u8,
@@ -36,7 +40,8 @@ pub enum Method {
         /// Bits of a number: 8, 4 or 2.
         bits: u8,
     },
-    /// KVarN (arXiv 2606.03458): keys after RoPE and values in rotated blocks of tokens, balanced before they are rounded.
+    /// KVarN (arXiv 2606.03458): keys after RoPE and values in rotated blocks of tokens, balanced
+    /// before they are rounded.
     KVarN {
         /// Bits of a key's number: 8, 4 or 2.
         key_bits: u8,
@@ -171,7 +176,9 @@ pub enum Grouping {
     /// By the similarity of heads, as in the paper.
     #[default]
     Cka,
-    /// By what the groups lose at their ranks: the best of all partitions where these are few; where they are many, from the partition by similarity on, heads are exchanged as long as that helps.
+    /// By what the groups lose at their ranks: the best of all partitions where these are few;
+    /// where they are many, from the partition by similarity on, heads are exchanged as long as
+    /// that helps.
     Loss,
 }
 
@@ -239,7 +246,9 @@ impl Method {
         }
     }
 
-    /// The rule by which it deals ranks out, the one asked for or its paper's; `None` where it has no ranks.
+    /// The rule by which it deals ranks out, the one asked for or its paper's.
+    ///
+    /// `None` where it has no ranks.
     pub fn ranks(&self) -> Option<Ranks> {
         let own = if matches!(self, Method::Palu(_) | Method::ReCalKv(_)) { Ranks::Fisher } else { Ranks::Energy };
         Some(self.low_rank()?.ranks.unwrap_or(own))

@@ -1,9 +1,10 @@
 //! Makes the bases in which a checkpoint's keys and values are cached. One file for each method.
 //!
-//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget, options), and answers with the latents and their bases; [`run`] writes them, as an adapter file or
-//! with the whole model.
-//! A method answers with [`Basis`]es, whose coordinates are sorted by what they cost to leave out; the bits that they get are the plan's. Everything is solved in f64,
-//! all cores at once. Nothing here knows a GPU.
+//! [`factor`] takes a dense checkpoint, [`Statistics`] of it, and a [`Plan`] (method, budget,
+//! options), and answers with the latents and their bases; [`run`] writes them, as an adapter file
+//! or with the whole model. A method answers with [`Basis`]es, whose coordinates are sorted by what
+//! they cost to leave out; the bits that they get are the plan's. Everything is solved in f64, all
+//! cores at once. Nothing here knows a GPU.
 
 mod adapter;
 mod bands;
@@ -64,7 +65,8 @@ pub struct Output {
 /// The forms in which what was made is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
-    /// An adapter file, opened beside the model; by its name, which must end with `.lowkey` to be opened alone.
+    /// An adapter file, opened beside the model; by its name, which must end with `.lowkey` to be
+    /// opened alone.
     #[default]
     Adapter,
     /// A directory that stands alone: the whole model, its tokenizer too.
@@ -96,7 +98,9 @@ pub struct Report {
     pub kv_bytes_per_token: u64,
     /// The same for the dense model's f16 cache.
     pub kv_bytes_per_token_dense: u64,
-    /// Operations that reading a cached token costs a decode step, over all layers; a multiplication and an addition are two.
+    /// Operations that reading a cached token costs a decode step, over all layers.
+    ///
+    /// A multiplication and an addition are two.
     pub flops_per_cached_token: u64,
     /// The same for the dense model.
     pub flops_per_cached_token_dense: u64,
@@ -121,15 +125,19 @@ pub struct Seconds {
 pub struct Made {
     /// The latents and their bases.
     pub rows: LatentSet,
-    /// Tensors that replace the checkpoint's, where the method reorders heads: shape and numbers by name.
+    /// Tensors that replace the checkpoint's, where the method reorders heads: shape and numbers by
+    /// name.
     pub(crate) tensors: MadeTensors,
 }
 
-/// Makes the rows of `checkpoint` that `plan` asks for. `statistics` may be absent where the method needs none.
+/// Makes the rows of `checkpoint` that `plan` asks for.
+///
+/// `statistics` may be absent where the method needs none.
 ///
 /// # Errors
-/// [`Error::Argument`] where the plan or the statistics do not fit the model, [`Error::Numeric`] where the numbers do not allow it, [`Error::Interrupted`] where `on_progress` says so,
-/// and those of reading.
+/// [`Error::Argument`] where the plan or the statistics do not fit the model, [`Error::Numeric`]
+/// where the numbers do not allow it, [`Error::Interrupted`] where `on_progress` says so, and those
+/// of reading.
 pub fn factor(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>, on_progress: OnProgress<'_>) -> Result<Made> {
     let (config, exact) = (checkpoint.config(), plan.exact);
     plan.check(config)?;
@@ -204,7 +212,8 @@ fn low_rank(plan: &Plan, context: &Context, units: &(dyn Fn(&Context, usize) -> 
     Ok(made(solved, formats, plan.exact))
 }
 
-/// Rows of one band: a rank for each by the method's rule, so that together they keep the budget's share of all numbers, and as many bits for every coordinate.
+/// Rows of one band: a rank for each by the method's rule, so that together they keep the budget's
+/// share of all numbers, and as many bits for every coordinate.
 fn dealt(method: &Method, context: &Context, units: &[Unit]) -> Result<Vec<Format>> {
     let (LowRank { budget, bits, .. }, rule) = (method.low_rank().unwrap_or_default(), method.ranks().unwrap_or_default());
     let parts: Vec<Part> = units.iter().map(|unit| unit.part(context, rule)).collect::<Result<_>>()?;
@@ -218,8 +227,9 @@ fn dealt(method: &Method, context: &Context, units: &[Unit]) -> Result<Vec<Forma
 /// Makes the rows of `checkpoint` as `plan` says and writes them.
 ///
 /// # Errors
-/// [`Error::Exists`] where `output.path` is taken, [`Error::Argument`] where the statistics or the plan are another model's or the checkpoint is factored already, and those of [`factor`], of reading and of
-/// writing. Nothing is left behind then.
+/// [`Error::Exists`] where `output.path` is taken, [`Error::Argument`] where the statistics or the
+/// plan are another model's or the checkpoint is factored already, and those of [`factor`], of
+/// reading and of writing. Nothing is left behind then.
 pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>, output: &Output, on_progress: OnProgress<'_>) -> Result<Report> {
     let mut seconds = Seconds::default();
     let mut clock = Instant::now();

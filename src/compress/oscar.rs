@@ -1,17 +1,27 @@
-//! OSCAR (arXiv 2605.17757; released as FutureMLS-Lab/OSCAR): keys and values after a rotation that is made from what reads them, in two bits.
+//! OSCAR (arXiv 2605.17757; released as FutureMLS-Lab/OSCAR): keys and values after a rotation that
+//! is made from what reads them, in two bits.
 //!
-//! One rotation for all heads of a layer. Of keys after RoPE by the second moment of the queries, `C_K = (1/H_kv)·Σ_h E[qᵀq]`; of values by that of the values, weighted by how well their
-//! token's key answers the queries of its head, `w_t = k_tᵀ·E[qᵀq]·k_t` over its mean: `C_V = (1/H_kv)·Σ_h E[w·vᵀv]`. With `U` the eigenvectors by falling eigenvalue the rotation is
-//! `R = U·H·P`: a Hadamard matrix spreads every eigenvector over all coordinates, and a bit-reversed order spreads neighbours over groups. Queries are rotated by `R_K`, and what values sum to
-//! back by `R_Vᵀ`: nothing is rebuilt.
+//! One rotation for all heads of a layer. Of keys after RoPE by the second moment of the queries,
+//! `C_K = (1/H_kv)·Σ_h E[qᵀq]`; of values by that of the values, weighted by how well their token's
+//! key answers the queries of its head, `w_t = k_tᵀ·E[qᵀq]·k_t` over its mean:
+//! `C_V = (1/H_kv)·Σ_h E[w·vᵀv]`. With `U` the eigenvectors by falling eigenvalue the rotation is
+//! `R = U·H·P`: a Hadamard matrix spreads every eigenvector over all coordinates, and a
+//! bit-reversed order spreads neighbours over groups. Queries are rotated by `R_K`, and what values
+//! sum to back by `R_Vᵀ`: nothing is rebuilt.
 //!
-//! `yR` is rounded to equal steps between the least and the largest of 128 coordinates (f16 both), after those are cut to the magnitude that 96 % (keys) or 92 % (values) of them are below, as the
-//! release does it. At 2 bits that is 2.25 bits a number. With more bits, which the paper does not have, nothing is cut: what is cut then costs more than finer steps gain (SmolLM2-135M, 4 bits: 0.0154 with
-//! the cut and 0.0053 without; 2 bits: 0.243 and 0.713). Where a head is narrower than 128, a group is of several heads; the release keeps a head's by itself, whose 64 numbers would
-//! take 2.5 bits each. The paper's 64 sinks and 256 recent tokens are a session's to choose here, as with every method.
+//! `yR` is rounded to equal steps between the least and the largest of 128 coordinates (f16 both),
+//! after those are cut to the magnitude that 96 % (keys) or 92 % (values) of them are below, as the
+//! release does it. At 2 bits that is 2.25 bits a number. With more bits, which the paper does not
+//! have, nothing is cut: what is cut then costs more than finer steps gain (SmolLM2-135M, 4 bits:
+//! 0.0154 with the cut and 0.0053 without; 2 bits: 0.243 and 0.713). Where a head is narrower than
+//! 128, a group is of several heads; the release keeps a head's by itself, whose 64 numbers would
+//! take 2.5 bits each. The paper's 64 sinks and 256 recent tokens are a session's to choose here,
+//! as with every method.
 //!
-//! `C_K` is from all calibration tokens. `C_V` is from the sample of some 256 whose keys and values are kept themselves: with all heads of a layer that is 768 vectors or more for a matrix of 64 or
-//! 128 rows. What has to be right of it are the leading eigenvectors, and the Hadamard matrix evens out what is wrong with the others.
+//! `C_K` is from all calibration tokens. `C_V` is from the sample of some 256 whose keys and values
+//! are kept themselves: with all heads of a layer that is 768 vectors or more for a matrix of 64 or
+//! 128 rows. What has to be right of it are the leading eigenvectors, and the Hadamard matrix evens
+//! out what is wrong with the others.
 
 use super::coder::by_head;
 use super::unit::Context;
@@ -34,7 +44,9 @@ pub fn key_moment(queries: &[DMatrix<f64>]) -> DMatrix<f64> {
     mean
 }
 
-/// `C_V: [d, d]`, from keys after RoPE and values of some tokens, `[H_kv·d, tokens]`, and the second moments of the queries of each head, `[d, d]`.
+/// `C_V: [d, d]`, from keys after RoPE, values, and second moments of queries.
+///
+/// Keys and values are `[H_kv·d, tokens]`; queries have `[d, d]` for each head.
 pub fn value_moment(keys: &DMatrix<f64>, values: &DMatrix<f64>, queries: &[DMatrix<f64>]) -> DMatrix<f64> {
     let d = queries[0].nrows();
     let mut mean = DMatrix::zeros(d, d);
@@ -60,7 +72,8 @@ pub fn basis(what: &str, moment: &DMatrix<f64>) -> Result<DMatrix<f64>> {
     let r = d.next_multiple_of(RUN);
     let spread = Eigen::of(what, moment)?.vectors * rotation(r, ROTATION_SEED).rows(0, d);
     let bits = r.trailing_zeros();
-    // Of another width than a power of two there is no bit-reversed order. A group is then a head's all coordinates, and their order does not matter.
+    // Of another width than a power of two there is no bit-reversed order. A group is then a head's
+    // all coordinates, and their order does not matter.
     let order = (0..r).map(|i| if r.is_power_of_two() && bits > 0 { (i as u32).reverse_bits() as usize >> (32 - bits) } else { i });
     Ok(DMatrix::from_columns(&order.map(|i| spread.column(i).into_owned()).collect::<Vec<_>>()))
 }
@@ -127,7 +140,8 @@ mod tests {
         assert!((value_moment(&stack(&k), &stack(&v), &queries) - &cv).amax() < 1e-9 * cv.amax());
     }
 
-    /// In the rotated coordinates every one has the mean eigenvalue for its variance, and nothing is lost.
+    /// In the rotated coordinates every one has the mean eigenvalue for its variance, and nothing
+    /// is lost.
     #[test]
     fn the_rotation_evens_out_what_it_was_made_from() {
         for d in [14, 16, 48, 64] {
@@ -136,7 +150,8 @@ mod tests {
             assert!((&basis * basis.transpose() - DMatrix::identity(d, d)).amax() < 1e-9, "{d}");
             let rotated = basis.transpose() * &second * &basis;
             let mean = second.trace() / basis.ncols() as f64;
-            // A width that is no multiple of a run has fewer eigenvectors than coordinates; these still get the same of each.
+            // A width that is no multiple of a run has fewer eigenvectors than coordinates; these
+            // still get the same of each.
             assert!(rotated.diagonal().iter().all(|variance| (variance / mean - 1.0).abs() < 1e-6), "{d}: {}", rotated.diagonal());
         }
     }

@@ -1,16 +1,21 @@
 //! Palu (Chang et al., arXiv 2407.21118, ICLR 2025): low-rank keys and values by groups of heads.
 //!
-//! A projection's columns are cut into groups of `s` heads, and each group is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g,
-//! s·d]`, by the SVD of the whitened weight; the latent `x·A_g` is cached, before RoPE. One head to a group is its M-LRD, four its G-LRD (the
-//! default), all heads its J-LRD; a wider group never loses more at the same total rank, and costs `s` times as much to rebuild keys from. Ranks go
-//! by the Fisher information of the projections ([`Ranks::Fisher`](super::Ranks)).
+//! A projection's columns are cut into groups of `s` heads, and each group is factored by itself,
+//! `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]`, by the SVD of the whitened weight; the
+//! latent `x·A_g` is cached, before RoPE. One head to a group is its M-LRD, four its G-LRD (the
+//! default), all heads its J-LRD; a wider group never loses more at the same total rank, and costs
+//! `s` times as much to rebuild keys from. Ranks go by the Fisher information of the projections
+//! ([`Ranks::Fisher`](super::Ranks)).
 //!
-//! Here the whitened SVD is what it equals, the principal components of the group's outputs ([`Basis`]): `y − b = x·W_g` has second moment
-//! `W_gᵀC_xW_g`, and `W_g·V_r·V_rᵀ` is the paper's product `A_g·B_g`. Outputs are taken about the bias, which the paper's models have none of and
-//! which no factor has to carry. In a model that normalises its keys before RoPE the outputs are the normalised keys. The row is rebuilt at the
-//! positions of its tokens; values are summed as latents and brought back once. Latents that are rounded are turned into
-//! each other first, as in the paper. What the released code does otherwise and we do not: labels shifted twice when gradients are gathered,
-//! gradients in f16, and a kept fraction that is not what rounding has led to.
+//! Here the whitened SVD is what it equals, the principal components of the group's outputs
+//! ([`Basis`]): `y − b = x·W_g` has second moment `W_gᵀC_xW_g`, and `W_g·V_r·V_rᵀ` is the paper's
+//! product `A_g·B_g`. Outputs are taken about the bias, which the paper's models have none of and
+//! which no factor has to carry. In a model that normalises its keys before RoPE the outputs are
+//! the normalised keys. The row is rebuilt at the positions of its tokens; values are summed as
+//! latents and brought back once. Latents that are rounded are turned into each other first, as in
+//! the paper. What the released code does otherwise and we do not: labels shifted twice when
+//! gradients are gathered, gradients in f16, and a kept fraction that is not what rounding has led
+//! to.
 
 use super::Basis;
 use super::unit::{Context, Unit};
@@ -19,8 +24,10 @@ use crate::kv::{KvSide, LatentKind};
 use crate::linalg::Moments;
 use nalgebra::DVector;
 
-/// The basis of one group of heads: `outputs` are the moments of what it caches, `[s·d]`, and `bias: [s·d]` is the projection's (zero where it has
-/// none). `what` names it in errors.
+/// The basis of one group of heads.
+///
+/// `outputs` are the moments of what it caches, `[s·d]`, and `bias: [s·d]` is the projection's
+/// (zero where it has none). `what` names it in errors.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where the moments are not finite or have no eigenvalues.
@@ -57,7 +64,8 @@ mod tests {
         Moments { mean: bias.map(|x| x as f32), second: (second + bias * bias.transpose()).map(|x| x as f32) }
     }
 
-    /// The textbook's way, `C_x = LLᵀ`, `LᵀW = UΣVᵀ`, `A = L⁻ᵀU_rΣ_r^½`, `B = Σ_r^½V_rᵀ`, leads to the same product.
+    /// The textbook's way, `C_x = LLᵀ`, `LᵀW = UΣVᵀ`, `A = L⁻ᵀU_rΣ_r^½`, `B = Σ_r^½V_rᵀ`, leads to
+    /// the same product.
     #[test]
     fn it_is_the_whitened_svd() {
         let (inputs, out) = (14, 8);

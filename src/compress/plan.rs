@@ -28,7 +28,7 @@ impl Plan {
         self.method.check(config)
     }
 
-    /// The longest context, in tokens, whose positions its rows are made for, where they are made for any.
+    /// The longest context whose positions the rows are made for, if they are made for any.
     pub fn context(&self) -> Option<usize> {
         match self.method {
             Method::LowKey(LowKey { layout: Layout::Fast { context, .. }, .. }) => Some(context),

@@ -1,15 +1,21 @@
 //! Moments of keys after RoPE, for every position of a context.
 //!
-//! Calibration runs windows of a few hundred tokens, and there a slow frequency has hardly begun to rotate: moments of keys after RoPE taken from the windows say nothing of what a later position looks like. But a
-//! key at position `t` is `R_t κ`, and what the key before RoPE, `κ`, has for moments does not depend on `t`. So with `C = E[κ κᵀ]`
+//! Calibration runs windows of a few hundred tokens, and there a slow frequency has hardly begun to
+//! rotate: moments of keys after RoPE taken from the windows say nothing of what a later position
+//! looks like. But a key at position `t` is `R_t κ`, and what the key before RoPE, `κ`, has for
+//! moments does not depend on `t`. So with `C = E[κ κᵀ]`
 //!
 //! `E[k kᵀ] = E_t[R_t C R_tᵀ]`,
 //!
-//! which needs no text. With the two numbers that a frequency `θ` rotates as one complex number, `z → e^{itθ} z`, a pair of numbers of frequencies `θ, φ` has `E[z w̄] → E_t[e^{it(θ−φ)}]·E[z w̄]` and
-//! `E[z w] → E_t[e^{it(θ+φ)}]·E[z w]`, and the average over the first `N` positions is `e^{i(N−1)φ/2}·sin(Nφ/2) / (N sin(φ/2))`.
+//! which needs no text. With the two numbers that a frequency `θ` rotates as one complex number,
+//! `z → e^{itθ} z`, a pair of numbers of frequencies `θ, φ` has
+//! `E[z w̄] → E_t[e^{it(θ−φ)}]·E[z w̄]` and `E[z w] → E_t[e^{it(θ+φ)}]·E[z w]`, and the average
+//! over the first `N` positions is `e^{i(N−1)φ/2}·sin(Nφ/2) / (N sin(φ/2))`.
 //!
-//! The same holds of gradients with respect to keys: those before RoPE, rotated. The mean of the keys need not be averaged: it rotates with the position and is known at each, so that rows are coded about it
-//! (`R_t μ`), and `C` is about `μ`. With key biases of a norm of hundreds, as in Qwen2, that is most of a key.
+//! The same holds of gradients with respect to keys: those before RoPE, rotated. The mean of the
+//! keys need not be averaged: it rotates with the position and is known at each, so that rows are
+//! coded about it (`R_t μ`), and `C` is about `μ`. With key biases of a norm of hundreds, as in
+//! Qwen2, that is most of a key.
 
 use nalgebra::{Complex, DMatrix};
 
@@ -65,7 +71,8 @@ impl Positions {
         rotated
     }
 
-    /// Rotates columns of keys before RoPE, each to a position of its own, spread over the contexts.
+    /// Rotates columns of keys before RoPE, each to a position of its own, spread over the
+    /// contexts.
     pub(super) fn rotate(&self, keys: &mut DMatrix<f32>) {
         let (half, count) = (self.frequencies.len(), keys.ncols());
         for (index, mut column) in keys.column_iter_mut().enumerate() {

@@ -1,18 +1,25 @@
-//! From a budget to the rank of every row: the published rules, and the one that looks at the spectrum.
+//! From a budget to the rank of every row: the published rules, and the one that looks at the
+//! spectrum.
 //!
-//! A [`Part`] is a row to be (keys of a group of heads in one layer, say); parts of the same projection belong to one module. Ranks are multiples of
-//! [`RUN`], at least one run and at most as many as hold the part's width. The budget counts coordinates over all parts; it is met to within one run
-//! (of every part of a module where these share a rank), or as closely as the bounds allow.
+//! A [`Part`] is a row to be (keys of a group of heads in one layer, say); parts of the same
+//! projection belong to one module. Ranks are multiples of [`RUN`], at least one run and at most as
+//! many as hold the part's width. The budget counts coordinates over all parts; it is met to within
+//! one run (of every part of a module where these share a rank), or as closely as the bounds allow.
 //!
 //! - **Uniform**: every part the same share of its width.
-//! - **Fisher** (Palu, arXiv 2407.21118; ReCalKV, 2505.24357): shares in proportion to the Fisher information of the part's projection, `rank_m =
-//!   total·F_m/ΣF` split equally between the groups of a projection. What a full module cannot take goes to the others in proportion; the released
-//!   loop hands it out one by one, never ends where all are full, and lets what rounding to 32 takes drift.
-//! - **Spectrum** (ours): the next run goes where it saves most: `γ·Σ λ_i` over its coordinates, with `λ` what leaving them out costs and `γ` what a
-//!   module's error does to the loss. Runs cost alike and savings fall along a part, so taking the largest first is optimal.
-//! - **Energy** (KQ-SVD, 2512.05916): all parts of a module share the smallest rank that discards at most a share `ε` of their energy, averaged over
-//!   them; here `ε` is the least that the budget allows, the same everywhere. (The paper's text takes the share, its
-//!   code the square of `ε`; and it takes the spectra of keys and values for all methods that it compares, where here each has its own.)
+//! - **Fisher** (Palu, arXiv 2407.21118; ReCalKV, 2505.24357): shares in proportion to the Fisher
+//!   information of the part's projection, `rank_m = total·F_m/ΣF` split equally between the groups
+//!   of a projection. What a full module cannot take goes to the others in proportion; the released
+//!   loop hands it out one by one, never ends where all are full, and lets what rounding to 32
+//!   takes drift.
+//! - **Spectrum** (ours): the next run goes where it saves most: `γ·Σ λ_i` over its coordinates,
+//!   with `λ` what leaving them out costs and `γ` what a module's error does to the loss. Runs cost
+//!   alike and savings fall along a part, so taking the largest first is optimal.
+//! - **Energy** (KQ-SVD, 2512.05916): all parts of a module share the smallest rank that discards
+//!   at most a share `ε` of their energy, averaged over them; here `ε` is the least that the budget
+//!   allows, the same everywhere. (The paper's text takes the share, its code the square of `ε`;
+//!   and it takes the spectra of keys and values for all methods that it compares, where here each
+//!   has its own.)
 
 use crate::kv::RUN;
 use crate::{Error, Result};
@@ -38,9 +45,13 @@ pub struct Part {
     pub width: usize,
     /// Which projection it belongs to; parts of one stand side by side.
     pub module: usize,
-    /// [`Ranks::Fisher`]: the projection's information. [`Ranks::Spectrum`]: what `loss` is multiplied by. No other rule asks.
+    /// [`Ranks::Fisher`]: the projection's information.
+    ///
+    /// [`Ranks::Spectrum`]: what `loss` is multiplied by. No other rule asks.
     pub weight: f64,
-    /// What leaving out each coordinate costs, descending, `[w]`. [`Ranks::Uniform`] and [`Ranks::Fisher`] do not ask.
+    /// What leaving out each coordinate costs, descending, `[w]`.
+    ///
+    /// [`Ranks::Uniform`] and [`Ranks::Fisher`] do not ask.
     pub loss: Vec<f64>,
 }
 
@@ -96,13 +107,16 @@ impl Ranks {
     }
 }
 
-/// Ranks before rounding: in proportion to `weight` and width, none below a run or above full, together `budget` where these bounds allow it.
+/// Ranks before rounding: in proportion to `weight` and width, none below a run or above full,
+/// together `budget` where these bounds allow it.
 fn shares(parts: &[Part], budget: usize, weight: impl Fn(&Part) -> f64) -> Vec<f64> {
-    // Without any information all count alike; with none of its own a part still counts for something, so that a large budget finds a place.
+    // Without any information all count alike; with none of its own a part still counts for
+    // something, so that a large budget finds a place.
     let largest = parts.iter().map(&weight).fold(0.0, f64::max);
     let wanted = |part: &Part| part.width as f64 * if largest > 0.0 { (weight(part) / largest).max(1e-9) } else { 1.0 };
     let at = |scale: f64| -> Vec<f64> { parts.iter().map(|part| (scale * wanted(part)).clamp(RUN as f64, part.full() as f64)).collect() };
-    // The sum rises with the scale: bisect its logarithm. At the upper end everything is full, at the lower end nothing has more than a run.
+    // The sum rises with the scale: bisect its logarithm. At the upper end everything is full, at
+    // the lower end nothing has more than a run.
     let (mut low, mut high) = (-40.0, 40.0);
     for _ in 0..100 {
         let middle = (low + high) / 2.0;
@@ -111,7 +125,8 @@ fn shares(parts: &[Part], budget: usize, weight: impl Fn(&Part) -> f64) -> Vec<f
     at(f64::exp(high))
 }
 
-/// Rounds to runs. What rounding takes from one part or adds to it is carried to the next, so that the total keeps to the sum.
+/// Rounds to runs. What rounding takes from one part or adds to it is carried to the next, so that
+/// the total keeps to the sum.
 fn rounded(parts: &[Part], shares: &[f64]) -> Vec<usize> {
     let mut carried = 0.0;
     let round = |(part, share): (&Part, &f64)| {
@@ -204,7 +219,8 @@ mod tests {
 
     #[test]
     fn fisher_is_palus_formula_and_what_the_full_leave_goes_to_the_others_in_proportion() {
-        // 160 coordinates by 1 : 3 : 4 are 20, 60, 80; there are 64. The 96 of the others are 24 and 72: full as well.
+        // 160 coordinates by 1 : 3 : 4 are 20, 60, 80; there are 64. The 96 of the others are 24
+        // and 72: full as well.
         assert_eq!(Ranks::Fisher.deal(&parts(&[1.0, 3.0, 4.0], 0.9), 160).unwrap(), [32, 64, 64]);
         assert_eq!(Ranks::Fisher.deal(&parts(&[1.0, 2.0, 1.0], 0.9), 64).unwrap(), [16, 32, 16]);
         assert_eq!(Ranks::Fisher.deal(&parts(&[1.0, 100.0, 2.0], 0.9), 64 + 48).unwrap(), [16, 64, 32]);

@@ -1,21 +1,33 @@
-//! ReCalKV (Yan et al., arXiv 2505.24357): low-rank keys in groups of similar heads, low-rank values over all heads.
+//! ReCalKV (Yan et al., arXiv 2505.24357): low-rank keys in groups of similar heads, low-rank
+//! values over all heads.
 //!
-//! In our notation (`x: [D]` a hidden state after RMSNorm, `C = E[xᵀx]`, rows as vectors), for a layer with `H_kv` heads of width `d`:
+//! In our notation (`x: [D]` a hidden state after RMSNorm, `C = E[xᵀx]`, rows as vectors), for a
+//! layer with `H_kv` heads of width `d`:
 //!
-//! - **Keys: head-wise similarity reordering.** Similarity of heads `i` and `j` is linear CKA of their outputs, `‖G_ij‖²_F / (‖G_ii‖_F·‖G_jj‖_F)`, where
-//!   `G = W_KᵀCW_K`, `[H_kv·d, H_kv·d]`, is all that is needed. Greedily, the most similar heads share a group of at most `s`; each group
-//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`Basis`]). The row `x·[A_1 … A_G]` is cached, before RoPE; the key is rebuilt
-//!   from it, `z·B + b`, and rotated as ever.
-//! - **Values: offline calibration.** All heads share one latent, `W_V ≈ A·B`. The paper alternates least squares, `B ← (AᵀCA)⁻¹AᵀCW` (its equation 7) and
-//!   `A ← WBᵀ(BBᵀ)⁻¹` (equation 8), from a plain SVD. The whitened SVD of the same `C` is the fixed point of both, and the global optimum: it is computed at once.
-//! - **Fusion.** The paper folds `B_h·W_O^(h)` into the output projection. The exact rows that stand beside the coded ones here need `W_O` as it is, so the sum of latents is brought back
-//!   first, `(Σ p·z)·B_h`, once per token; with all heads in one latent that is also the smaller of the two.
+//! - **Keys: head-wise similarity reordering.** Similarity of heads `i` and `j` is linear CKA of
+//!   their outputs, `‖G_ij‖²_F / (‖G_ii‖_F·‖G_jj‖_F)`, where `G = W_KᵀCW_K`, `[H_kv·d, H_kv·d]`, is
+//!   all that is needed. Greedily, the most similar heads share a group of at most `s`; each group
+//!   is factored by itself, `W_g ≈ A_g·B_g` with `A_g: [D, r_g]`, `B_g: [r_g, s·d]` ([`Basis`]).
+//!   The row `x·[A_1 … A_G]` is cached, before RoPE; the key is rebuilt from it, `z·B + b`, and
+//!   rotated as ever.
+//! - **Values: offline calibration.** All heads share one latent, `W_V ≈ A·B`. The paper alternates
+//!   least squares, `B ← (AᵀCA)⁻¹AᵀCW` (its equation 7) and `A ← WBᵀ(BBᵀ)⁻¹` (equation 8), from a
+//!   plain SVD. The whitened SVD of the same `C` is the fixed point of both, and the global
+//!   optimum: it is computed at once.
+//! - **Fusion.** The paper folds `B_h·W_O^(h)` into the output projection. The exact rows that
+//!   stand beside the coded ones here need `W_O` as it is, so the sum of latents is brought back
+//!   first, `(Σ p·z)·B_h`, once per token; with all heads in one latent that is also the smaller of
+//!   the two.
 //!
-//! What differs from the paper and its released code, and why: the permutation of heads is absorbed into the weights (queries, keys, values, their biases
-//! and the rows of `W_O` move together), so nothing is reordered at run time, and a key bias moves with its head, which the code forgets. Moments are divided by the number
-//! of tokens and everything is solved in f64; the code squares unnormalised sums in f16. CKA is taken of the outputs, not of the rows of a whitened weight
-//! around their mean, which depends on the square root of `C` that one happens to pick; where keys are normalised before RoPE, of the normalised ones. CKA does not promise that a group
-//! loses less: [`Grouping::Loss`] looks at what it is to stand for, `Σ_{i>r} λ_i(G_g)`, summed over the groups. The calibrated inputs are the dense model's.
+//! What differs from the paper and its released code, and why: the permutation of heads is absorbed
+//! into the weights (queries, keys, values, their biases and the rows of `W_O` move together), so
+//! nothing is reordered at run time, and a key bias moves with its head, which the code forgets.
+//! Moments are divided by the number of tokens and everything is solved in f64; the code squares
+//! unnormalised sums in f16. CKA is taken of the outputs, not of the rows of a whitened weight
+//! around their mean, which depends on the square root of `C` that one happens to pick; where keys
+//! are normalised before RoPE, of the normalised ones. CKA does not promise that a group loses
+//! less: [`Grouping::Loss`] looks at what it is to stand for, `Σ_{i>r} λ_i(G_g)`, summed over the
+//! groups. The calibrated inputs are the dense model's.
 
 use super::basis::{Basis, about};
 use super::method::{Grouping, ReCalKv};
@@ -38,7 +50,8 @@ pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Resul
     let n = heads * d;
     let moments = context.statistics.rows(layer..layer + 1)?;
     let sizes: Vec<usize> = (0..heads).step_by(group_heads).map(|first| group_heads.min(heads - first)).collect();
-    // Losses at the ranks that a uniform deal would give; the rule that deals them out sees the groups only when they stand.
+    // Losses at the ranks that a uniform deal would give; the rule that deals them out sees the
+    // groups only when they stand.
     let keep = context.keep(low_rank.budget)?;
     let ranks: Vec<usize> = sizes.iter().map(|size| (keep * (size * d) as f64).round() as usize).collect();
     let grams = about(&moments.part(0..n), &context.bias(layer, KvSide::Keys)?);
@@ -68,7 +81,8 @@ pub(super) fn units(context: &Context, options: &ReCalKv, layer: usize) -> Resul
     Ok((units, tensors))
 }
 
-/// The projections of a layer with its key/value heads, and the query heads that go with each, in another order.
+/// The projections of a layer with its key/value heads, and the query heads that go with each, in
+/// another order.
 fn reorder(context: &Context, layer: usize, order: &[usize]) -> Result<MadeTensors> {
     let (checkpoint, config, d) = (context.checkpoint, context.checkpoint.config(), context.head_dim);
     let (hidden, group) = (config.hidden_size, config.group_size());
@@ -91,8 +105,9 @@ fn reorder(context: &Context, layer: usize, order: &[usize]) -> Result<MadeTenso
     Ok(tensors)
 }
 
-/// Linear CKA between heads, `[H, H]`, from the second moment `[H·d, H·d]` of their outputs: 1 where two span the same directions with the same weights, whatever
-/// rotation lies between them; 0 where they have nothing in common. A head without outputs is like no other.
+/// Linear CKA between heads, `[H, H]`, from the second moment `[H·d, H·d]` of their outputs: 1
+/// where two span the same directions with the same weights, whatever rotation lies between them; 0
+/// where they have nothing in common. A head without outputs is like no other.
 fn similarity(moment: &DMatrix<f64>, d: usize) -> DMatrix<f64> {
     let heads = moment.nrows() / d;
     let norm = |i: usize, j: usize| moment.view((i * d, j * d), (d, d)).norm();
@@ -102,8 +117,9 @@ fn similarity(moment: &DMatrix<f64>, d: usize) -> DMatrix<f64> {
     })
 }
 
-/// Puts heads into groups of the given sizes, most similar pairs first: both heads of a pair into the first group with room for two, or the one that is still
-/// free beside the other. What is left over fills the gaps. Returns the heads in the order of the groups, ascending within each.
+/// Puts heads into groups of the given sizes, most similar pairs first: both heads of a pair into
+/// the first group with room for two, or the one that is still free beside the other. What is left
+/// over fills the gaps. Returns the heads in the order of the groups, ascending within each.
 fn group_heads(similarity: &DMatrix<f64>, sizes: &[usize]) -> Vec<usize> {
     let heads = similarity.nrows();
     let mut pairs: Vec<(usize, usize)> = (0..heads).flat_map(|i| (i + 1..heads).map(move |j| (i, j))).collect();
@@ -142,8 +158,10 @@ const FEW: usize = 300;
 /// Times that exchanges between all pairs of groups are tried.
 const SWEEPS: usize = 4;
 
-/// Puts the heads of keys with second moment `moment: [H·d, H·d]` into groups of the given sizes and ranks. Returns the heads in the order of the groups, ascending within
-/// each. `what` names the keys in errors.
+/// Puts heads of keys into groups of the given sizes and ranks.
+///
+/// `moment: [H·d, H·d]` is their second moment. Returns the heads in the order of the groups,
+/// ascending within each. `what` names the keys in errors.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] where the moment is not finite or has no eigenvalues.
@@ -169,7 +187,8 @@ pub fn group(what: &str, grouping: Grouping, moment: &DMatrix<f64>, d: usize, si
     Ok(groups.concat())
 }
 
-/// All ways to put `heads` heads into groups, ascending within each; groups of equal size and rank are not told apart. `None` where there are more than [`FEW`].
+/// All ways to put `heads` heads into groups, ascending within each; groups of equal size and rank
+/// are not told apart. `None` where there are more than [`FEW`].
 fn partitions(heads: usize, sizes: &[usize], ranks: &[usize]) -> Option<Vec<Vec<Vec<usize>>>> {
     let mut all = vec![vec![Vec::new(); sizes.len()]];
     for head in 0..heads {

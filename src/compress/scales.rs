@@ -1,8 +1,10 @@
 //! Whether a row's bands have scales of their own.
 //!
-//! Scales take a word of every row. Without them codes are multiplied by what was right on average, which is in the basis; what that loses depends on how much the energy of a band varies from
-//! token to token. No second moment tells, so the calibration text's [`Sample`](crate::calibrate::Sample) is coded both ways. A row does without scales where that loses less than the word
-//! saves elsewhere.
+//! Scales take a word of every row. Without them codes are multiplied by what was right on average,
+//! which is in the basis; what that loses depends on how much the energy of a band varies from
+//! token to token. No second moment tells, so the calibration text's
+//! [`Sample`](crate::calibrate::Sample) is coded both ways. A row does without scales where that
+//! loses less than the word saves elsewhere.
 
 use super::bands::{Filled, bytes, water_fill};
 use super::basis::Basis;
@@ -12,13 +14,16 @@ use crate::linalg::tr_product;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
-/// Scales also follow what calibration did not see, so the sample is coded with so many times its energy, about its mean. Rows of other text miss by 1.1 to 2.4 times what was planned. SmolLM2-135M
-/// calibrated on WikiText-2, fast, 3,840 bytes, KL divergence with scales throughout, as chosen at the sample's own energy, and as chosen here: on WikiText-2 0.0052, 0.0053, 0.0048; on program text
-/// 0.029, 0.036, 0.028.
+/// Scales also follow what calibration did not see, so the sample is coded with so many times its
+/// energy, about its mean. Rows of other text miss by 1.1 to 2.4 times what was planned.
+/// SmolLM2-135M calibrated on WikiText-2, fast, 3,840 bytes, KL divergence with scales throughout,
+/// as chosen at the sample's own energy, and as chosen here: on WikiText-2 0.0052, 0.0053, 0.0048;
+/// on program text 0.029, 0.036, 0.028.
 const ENERGY: f64 = 1.5;
 
-/// Formats within `budget` bytes per token, if there are any, for rows that have these bases, and of which these are `samples`, `[w, tokens]`: never ones that lose more on the samples than formats
-/// with scales throughout, where there are bytes for those.
+/// Formats within `budget` bytes per token, if there are any, for rows that have these bases, and
+/// of which these are `samples`, `[w, tokens]`: never ones that lose more on the samples than
+/// formats with scales throughout, where there are bytes for those.
 pub(super) fn choose(bases: &[&Basis], samples: &[DMatrix<f32>], budget: u64) -> Vec<Format> {
     let all = |scale| water_fill(bases, &vec![scale; bases.len()], budget);
     let scaled = all(Scale::Band);
@@ -43,7 +48,8 @@ fn losses(bases: &[&Basis], samples: &[DMatrix<f32>], formats: &[Format], energy
     rows.into_par_iter().map(|((basis, sample), format)| loss(basis, sample, format, energy)).collect()
 }
 
-/// In the measure of the basis: an error of the size of a coordinate's variance costs what leaving it out does.
+/// In the measure of the basis: an error of the size of a coordinate's variance costs what leaving
+/// it out does.
 fn loss(basis: &Basis, sample: &DMatrix<f32>, format: &Format, energy: f64) -> f64 {
     let coder = coder(basis, format);
     let mut louder = sample.clone();
@@ -64,7 +70,8 @@ mod tests {
     use crate::linalg::Random;
     use nalgebra::DVector;
 
-    /// Rows of uneven coordinates whose energy varies from token to token by factors of about `exp(spread)`.
+    /// Rows of uneven coordinates whose energy varies from token to token by factors of about
+    /// `exp(spread)`.
     fn sample(seed: u64, spread: f64) -> DMatrix<f32> {
         let mut random = Random::new(seed);
         let energy: Vec<f64> = (0..256).map(|_| (spread * random.gaussian()).exp()).collect();

@@ -1,7 +1,8 @@
 //! Writes a checkpoint that stands alone: the model with what was made, complete or not at all.
 //!
-//! `config.json` is the source's with one object more, `"lowkey"` ([`Factored`]); the weights are safetensors, in shards with an index above 4 GiB;
-//! the tokenizer comes along. Tensors are written one at a time: only the factors are held in memory, all others pass through.
+//! `config.json` is the source's with one object more, `"lowkey"` ([`Factored`]); the weights are
+//! safetensors, in shards with an index above 4 GiB; the tokenizer comes along. Tensors are written
+//! one at a time: only the factors are held in memory, all others pass through.
 
 use super::tensors::{Float, MadeTensors, all, encode, little_endian_f16, little_endian_f32};
 use super::{Made, Output};
@@ -16,11 +17,12 @@ use std::path::Path;
 /// Shards are kept below this many bytes.
 const SHARD: u64 = 4 << 30;
 
-/// Writes `source` to the new directory `output.path`, with the tensors that were made, in place of its own where these have their names.
+/// Writes `source` to the new directory `output.path`, with the tensors that were made, in place of
+/// its own where these have their names.
 ///
 /// # Errors
-/// [`Error::Exists`] where it is taken, [`Error::Numeric`] where a made number is not finite or too large, [`Error::Interrupted`], and those of reading
-/// and writing. Nothing is left behind then.
+/// [`Error::Exists`] where it is taken, [`Error::Numeric`] where a made number is not finite or too
+/// large, [`Error::Interrupted`], and those of reading and writing. Nothing is left behind then.
 pub(super) fn write(source: &Checkpoint, factored: &Factored, made: &Made, output: &Output, on_progress: OnProgress<'_>) -> Result<()> {
     let Output { path, float, .. } = output;
     let float = *float;

@@ -43,7 +43,8 @@ pub(super) fn all(made: &Made, head_dim: usize) -> MadeTensors {
     let mut all = made.tensors.clone();
     for (index, (spec, coder)) in made.rows.specs.iter().zip(&made.rows.coders).enumerate() {
         let [mean, down, up] = row_tensors(index, spec, head_dim);
-        // Column by column `[in, out]` is row by row `[out, in]`. Where there is no `down`, it is read from `up`.
+        // Column by column `[in, out]` is row by row `[out, in]`. Where there is no `down`, it is
+        // read from `up`.
         if let Some(other) = coder.down.as_ref().filter(|other| **other != coder.up.transpose()) {
             all.insert(down.0, (down.1, other.as_slice().to_vec()));
         }

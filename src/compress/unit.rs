@@ -1,4 +1,5 @@
-//! What a method answers with: the vectors that share a row, and the basis it would code them in. How many bits they get is the plan's.
+//! What a method answers with: the vectors that share a row, and the basis it would code them in.
+//! How many bits they get is the plan's.
 
 use super::basis::Basis;
 use super::positions::Positions;
@@ -19,8 +20,9 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The bias of a layer's key or value projection, `[H_kv·d]`; zero where it has none. With QK-norm what is cached is no longer linear in the input, and the point to be linear
-    /// about is zero.
+    /// The bias of a layer's key or value projection, `[H_kv·d]`; zero where it has none. With
+    /// QK-norm what is cached is no longer linear in the input, and the point to be linear about is
+    /// zero.
     pub(super) fn bias(&self, layer: usize, side: KvSide) -> Result<DVector<f64>> {
         let width = self.heads * self.head_dim;
         let part = if side == KvSide::Keys { "k_proj" } else { "v_proj" };
@@ -71,7 +73,8 @@ impl Unit {
         LatentSpec { first_layer, layers, kind, first_head, kv_heads, format }
     }
 
-    /// What it holds of the sample's tokens, `[w, tokens]`; keys after RoPE as if they stood anywhere in the context.
+    /// What it holds of the sample's tokens, `[w, tokens]`; keys after RoPE as if they stood
+    /// anywhere in the context.
     pub(super) fn sample(&self, layers: &[LayerStatistics], head_dim: usize, positions: &Positions) -> DMatrix<f32> {
         let (first, height) = (self.first_head * head_dim, self.kv_heads * head_dim);
         let layers = &layers[self.first_layer..self.first_layer + self.layers];
@@ -101,7 +104,8 @@ impl Unit {
         all
     }
 
-    /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is spread over the coordinates, and from the sensitivity what it is altogether.
+    /// As the rules for ranks see it. [`Ranks::Spectrum`] takes from the method how its loss is
+    /// spread over the coordinates, and from the sensitivity what it is altogether.
     pub(super) fn part(&self, context: &Context, rule: Ranks) -> Result<Part> {
         let side = if self.kind == LatentKind::Values { KvSide::Values } else { KvSide::Keys };
         let Basis { down, up, variance, loss, .. } = &self.basis;
@@ -115,8 +119,9 @@ impl Unit {
     }
 }
 
-/// Rows of their own for every head of a layer: keys after RoPE, and values. `keys` and `values` make a basis from what they are called, their head, and their second
-/// moment about zero, `[d, d]`.
+/// Rows of their own for every head of a layer: keys after RoPE, and values. `keys` and `values`
+/// make a basis from what they are called, their head, and their second moment about zero,
+/// `[d, d]`.
 pub(super) fn by_head(
     context: &Context,
     layer: usize,
@@ -144,7 +149,8 @@ mod tests {
     use super::*;
     use crate::linalg::Moments;
 
-    /// The samples of three layers of two heads of two numbers, put together as [`LatentSpec::offset`] says.
+    /// The samples of three layers of two heads of two numbers, put together as
+    /// [`LatentSpec::offset`] says.
     #[test]
     fn a_rows_sample_is_laid_out_as_the_row() {
         let (heads, d, tokens) = (2, 2, 4);

@@ -1,17 +1,23 @@
-//! xKV (Chang et al., *xKV: Cross-Layer SVD for KV-Cache Compression*, arXiv 2503.18893): for each prompt, bases of its own that consecutive layers share.
+//! xKV (Chang et al., *xKV: Cross-Layer SVD for KV-Cache Compression*, arXiv 2503.18893): for each
+//! prompt, bases of its own that consecutive layers share.
 //!
-//! Neighbouring layers' keys (or values) differ token by token, but the subspaces over tokens that they span are nearly the same. So for each group of `G` layers, and for keys before RoPE and
+//! Neighbouring layers' keys (or values) differ token by token, but the subspaces over tokens that
+//! they span are nearly the same. So for each group of `G` layers, and for keys before RoPE and
 //! values apart, with `X = [X_1 | … | X_G]`, `[T, G·n]`,
 //!
 //! `X ≈ Z·B`, `Z = X·V_r`, `B = V_rᵀ`,
 //!
-//! `V_r` being the leading eigenvectors of `XᵀX`: the truncated SVD of `X`, without an SVD of `T` rows. A token leaves one row of `r_k` and one of `r_v` coordinates for all `G` layers. With
-//! `L` layers that is `⌈L/G⌉·(r_k + r_v)` numbers for a token, and `L·n·(r_k + r_v)` for the bases, whatever the length: below some length they cost more than they save ([`Xkv::pays_from`]).
+//! `V_r` being the leading eigenvectors of `XᵀX`: the truncated SVD of `X`, without an SVD of `T`
+//! rows. A token leaves one row of `r_k` and one of `r_v` coordinates for all `G` layers. With `L`
+//! layers that is `⌈L/G⌉·(r_k + r_v)` numbers for a token, and `L·n·(r_k + r_v)` for the bases,
+//! whatever the length: below some length they cost more than they save ([`Xkv::pays_from`]).
 //!
-//! Otherwise than there: the budget is for rows and bases together, so that a short prompt has fewer coordinates of more bits than a long one; the mean over tokens is taken out first (one
-//! vector more, and what it explains needs no rank); 4-bit rows are rotated and quantised by row; instead of fixed ranks the bits can follow the spectrum, water-filled within a group's
-//! share; and tokens that come later join by projection, `z = (x − μ)·Bᵀ`, when they leave the exact window
-//! (published, they stay exact for ever).
+//! Otherwise than there: the budget is for rows and bases together, so that a short prompt has
+//! fewer coordinates of more bits than a long one; the mean over tokens is taken out first (one
+//! vector more, and what it explains needs no rank); 4-bit rows are rotated and quantised by row;
+//! instead of fixed ranks the bits can follow the spectrum, water-filled within a group's share;
+//! and tokens that come later join by projection, `z = (x − μ)·Bᵀ`, when they leave the exact
+//! window (published, they stay exact for ever).
 
 use super::bands::water_fill;
 use super::basis::{Basis, about};
@@ -56,7 +62,8 @@ impl PromptBases for Solver {
     }
 }
 
-/// Formats whose bits follow the spectrum: for every number of coordinates the rest of `bytes`, when their part of the bases of a prompt of `tokens` is taken off, is water-filled over the most
+/// Formats whose bits follow the spectrum: for every number of coordinates the rest of `bytes`,
+/// when their part of the bases of a prompt of `tokens` is taken off, is water-filled over the most
 /// important ones, and the number that loses least is taken.
 fn by_spectrum(bases: [&Basis; 2], bytes: u64, tokens: usize) -> [Format; 2] {
     let width = bases[0].loss.len();
@@ -89,7 +96,8 @@ fn by_spectrum(bases: [&Basis; 2], bytes: u64, tokens: usize) -> [Format; 2] {
     best.map_or([Format::half(1), Format::half(1)], |(_, formats)| formats)
 }
 
-/// The coder whose projection is its up-projection transposed, so that it need not be stored: coordinates are rotated within a band, but not scaled.
+/// The coder whose projection is its up-projection transposed, so that it need not be stored:
+/// coordinates are rotated within a band, but not scaled.
 fn orthonormal(basis: Basis, format: &Format) -> Coder {
     let one = DVector::repeat(basis.loss.len(), 1.0);
     let Coder { format, mean, up, .. } = coder(&Basis { variance: one.clone(), loss: one, ..basis }, format);
@@ -112,7 +120,8 @@ mod tests {
     /// Five layers of three heads, 16 wide.
     const GEOMETRY: Geometry = Geometry { layers: 5, heads: 6, kv_heads: 3, head_dim: 16 };
 
-    /// At ranks in the published proportion a group loses what the eigenvalues beyond the rank say, centred, and its bytes are those asked for.
+    /// At ranks in the published proportion a group loses what the eigenvalues beyond the rank say,
+    /// centred, and its bytes are those asked for.
     #[test]
     fn a_group_keeps_the_leading_components_of_its_prompt() {
         let (geometry, group) = (GEOMETRY, 0..2);
@@ -143,7 +152,8 @@ mod tests {
         }
     }
 
-    /// Rows and bases together keep the budget, and the shorter the prompt the fewer the coordinates.
+    /// Rows and bases together keep the budget, and the shorter the prompt the fewer the
+    /// coordinates.
     #[test]
     fn bits_follow_the_spectrum_and_the_length_within_the_budget() {
         let (geometry, group) = (GEOMETRY, 0..2);
@@ -161,7 +171,8 @@ mod tests {
         assert!(ranks[0] < ranks[1] && ranks[1] < ranks[2], "{ranks:?}");
     }
 
-    /// The last group is what is left, and where bases begin to pay is where the formula says: `2·w·r + 8·w` bytes of bases a group against what a token saves.
+    /// The last group is what is left, and where bases begin to pay is where the formula says:
+    /// `2·w·r + 8·w` bytes of bases a group against what a token saves.
     #[test]
     fn bases_pay_from_the_length_that_the_formula_says() {
         let geometry = GEOMETRY;
@@ -169,7 +180,8 @@ mod tests {
         assert_eq!(xkv.groups(&geometry), [0..2, 2..4, 4..5]);
         let dense = geometry.dense_bytes_per_token() as usize;
         let bases: usize = 2 * (2 * 96 * 96 + 8 * 96) + 2 * 48 * 48 + 8 * 48;
-        // The last group's rows take 72 of its 96 bytes at the least, and the bases of two runs must fit into the rest.
+        // The last group's rows take 72 of its 96 bytes at the least, and the bases of two runs
+        // must fit into the rest.
         let room: usize = (2 * 48 * 32 + 8 * 48) / (96 - 72);
         assert_eq!(xkv.pays_from(&geometry).unwrap(), bases.div_ceil(dense / 2).max(room));
     }

@@ -1,4 +1,5 @@
-//! Grouped-query attention over a sequence's cached keys and values, whatever they are kept as ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
+//! Grouped-query attention over a sequence's cached keys and values, whatever they are kept as
+//! ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
 
 use super::columns::Columns;
 use super::linear::{Linear, RmsNorm};
@@ -59,8 +60,9 @@ impl Attention {
         })
     }
 
-    /// Queries, keys and values, `[heads·d, tokens]` each, of `x: [hidden, tokens]`, whose first token stands at `position`; the first two normalised and rotated.
-    /// `look` is shown them on the way.
+    /// Queries, keys and values, `[heads·d, tokens]` each, of `x: [hidden, tokens]`, whose first
+    /// token stands at `position`; the first two normalised and rotated. `look` is shown them on
+    /// the way.
     pub(super) fn project(&self, x: &DMatrix<f32>, position: usize, rope: &Rope, look: Option<&mut dyn FnMut(&Heads)>) -> [DMatrix<f32>; 3] {
         let mut queries = self.query.apply(x);
         finish(&mut queries, &self.query_norm, rope, position);
@@ -75,7 +77,8 @@ impl Attention {
         [queries, keys, values]
     }
 
-    /// `[hidden, tokens]` of queries from `position` on, and where the sequence evicts, what each column received over all heads and queries.
+    /// `[hidden, tokens]` of queries from `position` on, and where the sequence evicts, what each
+    /// column received over all heads and queries.
     pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> (DMatrix<f32>, Vec<f32>) {
         let d = self.head_dim;
         // What a query gives fades until the last of them.
@@ -96,7 +99,8 @@ impl Attention {
         (self.output.apply(&stack(&heads)), received.map_or(Vec::new(), |received| received.data.into()))
     }
 
-    /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each query sees.
+    /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each
+    /// query sees.
     fn softmax(&self, scores: &mut DMatrix<f32>, position: usize, cached: &Columns, kv_head: usize) {
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         for (j, mut column) in scores.column_iter_mut().enumerate() {
@@ -118,7 +122,8 @@ impl Attention {
     }
 }
 
-/// What follows a query or key projection: the norm of each head where the family has one, then RoPE from position `first` on.
+/// What follows a query or key projection: the norm of each head where the family has one, then
+/// RoPE from position `first` on.
 pub(super) fn finish(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>, rope: &Rope, first: usize) {
     normalise(heads, norm);
     rope.rotate(heads, first);
@@ -131,8 +136,8 @@ fn normalise(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>) {
     }
 }
 
-/// Turns `scores: [cached, tokens]` into attention weights, column by column. The query of column `j` stands at `position + j`; it sees itself and the
-/// `window − 1` tokens before it.
+/// Turns `scores: [cached, tokens]` into attention weights, column by column. The query of column
+/// `j` stands at `position + j`; it sees itself and the `window − 1` tokens before it.
 pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, scale: f32) {
     for (j, mut column) in scores.column_iter_mut().enumerate() {
         let end = position + j + 1;

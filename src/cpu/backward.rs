@@ -1,10 +1,14 @@
 //! The backward pass: how a loss depends on the keys and values of every layer.
 //!
-//! A window of text runs forward once, under the eyes of an observer that keeps the residual stream ([`Residuals`]). On the way back each layer computes again
-//! what it needs besides, so that memory grows with the stream alone, and hands over its [`LayerGradients`]. It is the chain rule, layer by layer, in f32.
+//! A window of text runs forward once, under the eyes of an observer that keeps the residual stream
+//! ([`Residuals`]). On the way back each layer computes again what it needs besides, so that memory
+//! grows with the stream alone, and hands over its [`LayerGradients`]. It is the chain rule, layer
+//! by layer, in f32.
 //!
-//! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for queries that are further away. [`Exact`] says which: the gradients
-//! handed over pass through such queries alone, while what flows on to the layers below is complete, as those see every disturbance of the layers above undone.
+//! A cache that keeps the first tokens and the newest as they are disturbs a key or value only for
+//! queries that are further away. [`Exact`] says which: the gradients handed over pass through such
+//! queries alone, while what flows on to the layers below is complete, as those see every
+//! disturbance of the layers above undone.
 
 use super::attention::{Attention, causal_softmax, finish};
 use super::linear::RmsNorm;
@@ -60,7 +64,9 @@ impl Observer for Residuals {
 
 /// How a loss depends on one layer: its gradients. A token is a column.
 pub struct LayerGradients {
-    /// With respect to keys before RoPE (after QK-norm), `[H_kv·d, tokens]`, through queries that do not see them exactly.
+    /// With respect to keys before RoPE, `[H_kv·d, tokens]`.
+    ///
+    /// After QK-norm, and through queries that do not see them exactly.
     pub keys: DMatrix<f32>,
     /// With respect to values, likewise.
     pub values: DMatrix<f32>,
@@ -74,9 +80,10 @@ impl Model {
     /// Tokens whose logits exist at once.
     const HEAD_BLOCK: usize = 128;
 
-    /// Runs a loss back through the model to every layer, last to first, and shows `visit` each layer's number and gradients.
+    /// Runs a loss back through the model, last layer to first, and shows `visit` gradients.
     ///
-    /// The loss is a sum over the positions from `first` on, of what `loss` makes of a position's logits `[vocab]`: it puts its gradient in their place.
+    /// The loss is a sum over the positions from `first` on, of what `loss` makes of a position's
+    /// logits `[vocab]`: it puts its gradient in their place.
     ///
     /// # Errors
     /// [`Error::Argument`] where the model is factored; those of `visit`.
@@ -127,8 +134,8 @@ struct HeadGradients {
 }
 
 impl Attention {
-    /// The gradient with respect to `x`, what entered from position 0 on, and those within, from `upstream`, that with respect to what
-    /// attention makes of it.
+    /// The gradient with respect to `x`, what entered from position 0 on, and those within, from
+    /// `upstream`, that with respect to what attention makes of it.
     fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, rope: &Rope, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
         let d = self.head_dim;
         let (projected_queries, projected_keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
@@ -169,10 +176,12 @@ impl Attention {
         (self.query.backward(&query) + self.key.backward(&key) + self.value.backward(&value), gradients)
     }
 
-    /// Queries that are gone through at once: they see no keys after them, and what they make of keys before is not held for all queries together.
+    /// Queries that are gone through at once: they see no keys after them, and what they make of
+    /// keys before is not held for all queries together.
     const QUERIES: usize = 256;
 
-    /// Through `softmax(KᵀQ/√d)` and the weighted sum of values, from `upstream`, the gradient with respect to that sum; `[d, tokens]` all.
+    /// Through `softmax(KᵀQ/√d)` and the weighted sum of values, from `upstream`, the gradient with
+    /// respect to that sum; `[d, tokens]` all.
     fn head_backward(&self, query: &DMatrix<f32>, key: &DMatrix<f32>, value: &DMatrix<f32>, upstream: &DMatrix<f32>, exact: Exact) -> HeadGradients {
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let (d, tokens) = query.shape();
@@ -186,14 +195,16 @@ impl Attention {
             let (queries, upstream) = (query.columns(first, count), upstream.columns(first, count));
             let mut weights = tr_product(keys, queries);
             causal_softmax(&mut weights, first - low, self.window, scale);
-            // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by query.
+            // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by
+            // query.
             let mut scores = tr_product(values, upstream);
             for (mut scores, weights) in scores.column_iter_mut().zip(weights.column_iter()) {
                 let mean = scores.dot(&weights);
                 scores.zip_apply(&weights, |score, weight| *score = (*score - mean) * weight * scale);
             }
             sums.query.columns_mut(first, count).copy_from(&product(keys, scores.as_view()));
-            // Each key's or value's sum over queries of weight times what the query brings: few by few where it is exact, in one product where it is not.
+            // Each key's or value's sum over queries of weight times what the query brings: few by
+            // few where it is exact, in one product where it is not.
             for (weights, brought, near, far) in
                 [(&mut scores, queries, &mut sums.key, &mut sums.far_key), (&mut weights, upstream, &mut sums.value, &mut sums.far_value)]
             {
@@ -212,13 +223,15 @@ impl Attention {
     }
 }
 
-/// The tokens whose keys and values the query of a token sees exactly: the sinks, and the newest up to itself.
+/// The tokens whose keys and values the query of a token sees exactly: the sinks, and the newest up
+/// to itself.
 fn exact_tokens(exact: Exact, query: usize) -> impl Iterator<Item = usize> {
     let far = (query + 1).saturating_sub(exact.recent);
     (0..exact.sinks.min(far)).chain(far..=query)
 }
 
-/// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not exact; the others become zero.
+/// Keeps, in the columns of `weights: [tokens, tokens]` (a query each), the rows that are not
+/// exact; the others become zero.
 pub(super) fn clear_exact(exact: Exact, weights: &mut DMatrix<f32>) {
     for (query, mut column) in weights.column_iter_mut().enumerate() {
         exact_tokens(exact, query).for_each(|token| column[token] = 0.0);

@@ -1,7 +1,11 @@
-//! A sequence's rows: exact ones by layer, and where the model has a basis for them, coded ones beside.
+//! A sequence's rows: exact ones by layer, and where the model has a basis for them, coded ones
+//! beside.
 //!
-//! For a dense cache all rows are exact. With latents ([`LatentSet`]) the first tokens stay exact, and the newest in a ring; the rule of who reads what is
-//! [`kv::Exact`](crate::kv::Exact)'s. A sequence that evicts has no latents, or has them and keeps candidates exactly beside them ([`Eviction`]). To read latents here is to rebuild the keys and values they stand for, whatever is done with them on a GPU: simple, and the same numbers.
+//! For a dense cache all rows are exact. With latents ([`LatentSet`]) the first tokens stay exact,
+//! and the newest in a ring; the rule of who reads what is [`kv::Exact`](crate::kv::Exact)'s. A
+//! sequence that evicts has no latents, or has them and keeps candidates exactly beside them
+//! ([`Eviction`]). To read latents here is to rebuild the keys and values they stand for, whatever
+//! is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
 use super::columns::{Columns, Run};
@@ -79,7 +83,8 @@ impl Cache {
         }
     }
 
-    /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
+    /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are
+    /// read.
     pub(super) fn code(&mut self, layer: usize, call: &Call, reading: bool, rope: &Rope) {
         let Some(coded) = &self.coded else { return };
         if call.code.is_empty() || call.code_first != reading {
@@ -181,7 +186,8 @@ impl Cache {
         tokens.enumerate().map(token).collect()
     }
 
-    /// Takes over what `from`, a dense cache of the layers from `first` on, holds of `position` tokens: the exact rows that are kept.
+    /// Takes over what `from`, a dense cache of the layers from `first` on, holds of `position`
+    /// tokens: the exact rows that are kept.
     pub(super) fn keep_exact(&mut self, first: usize, from: &Cache, position: usize) {
         for within in 0..from.layers.len() {
             for positions in self.slots.held(position) {
@@ -210,7 +216,8 @@ impl Cache {
         }
     }
 
-    /// One side of all layers of a dense cache, keys as they are before RoPE: `[layers·H_kv·d, tokens]`.
+    /// One side of all layers of a dense cache, keys as they are before RoPE:
+    /// `[layers·H_kv·d, tokens]`.
     pub(super) fn vectors(&self, side: KvSide, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
         let parts: Vec<DMatrix<f32>> = (0..self.layers.len())
             .map(|layer| {
@@ -266,7 +273,8 @@ impl Cache {
 }
 
 impl Coded {
-    /// The runs of `tokens` that `queries` read, columns from `column` on, and which key/value head reads which.
+    /// The runs of `tokens` that `queries` read, columns from `column` on, and which key/value head
+    /// reads which.
     fn runs(&self, layer: usize, queries: &DMatrix<f32>, tokens: Range<usize>, column: usize) -> (Vec<Run>, Option<Vec<Vec<usize>>>) {
         let chosen = match &self.landmarks {
             Some(landmarks) if queries.ncols() == 1 => landmarks.choose(layer, queries, Selection::range(tokens.start, tokens.end)),
@@ -287,7 +295,8 @@ impl Coded {
         (runs, Some(heads))
     }
 
-    /// The runs of `tokens` that have nothing but a row: all in one, or those between the candidates.
+    /// The runs of `tokens` that have nothing but a row: all in one, or those between the
+    /// candidates.
     fn between(&self, layer: usize, tokens: Range<usize>, column: usize) -> Vec<Run> {
         let candidates = match &self.eviction {
             None => return vec![Run { tokens, column }],
@@ -332,7 +341,8 @@ impl Coded {
         all
     }
 
-    /// Fills the columns of `runs`, which begin at `first`, of both sides, keys and values, with what their rows stand for.
+    /// Fills the columns of `runs`, which begin at `first`, of both sides, keys and values, with
+    /// what their rows stand for.
     fn rebuild(&self, layer: usize, runs: &[Run], first: usize, mut sides: [&mut DMatrix<f32>; 2], rope: &Rope) {
         let count = sides[0].ncols() - first;
         for (row, (spec, coder)) in self.set.specs.iter().zip(&self.set.coders).enumerate() {
@@ -358,7 +368,8 @@ impl Coded {
     }
 }
 
-/// What a part of a row is about, for some tokens: the mean, which rotates as the keys do where they are coded after RoPE.
+/// What a part of a row is about, for some tokens: the mean, which rotates as the keys do where
+/// they are coded after RoPE.
 fn means(coder: &Coder, spec: &LatentSpec, part: Range<usize>, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
     let mean = coder.mean.rows_range(part);
     let mut means = DMatrix::from_fn(mean.len(), tokens.len(), |i, _| mean[i]);

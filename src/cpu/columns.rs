@@ -4,18 +4,21 @@ use crate::kv::Reach;
 use nalgebra::DMatrix;
 use std::ops::Range;
 
-/// Keys and values as attention sees them: `[H_kv·d, columns]`, exact ones first, what every query sees besides last.
+/// Keys and values as attention sees them: `[H_kv·d, columns]`, exact ones first, what every query
+/// sees besides last.
 pub(super) struct Columns {
     pub(super) keys: DMatrix<f32>,
     pub(super) values: DMatrix<f32>,
     pub(super) reach: Reach,
-    /// Exact columns: tokens `0..sinks`, then those from `window` on; after them come coded ones, run by run.
+    /// Exact columns: tokens `0..sinks`, then those from `window` on; after them come coded ones,
+    /// run by run.
     pub(super) sinks: usize,
     pub(super) window: usize,
     pub(super) runs: Vec<Run>,
     /// Which runs a key/value head reads, where it does not read all of them.
     pub(super) chosen: Option<Vec<Vec<usize>>>,
-    /// How many tokens each column of candidates and evicted tokens stands for; `None` where nothing is evicted.
+    /// How many tokens each column of candidates and evicted tokens stands for; `None` where
+    /// nothing is evicted.
     pub(super) evicted: Option<Vec<u32>>,
 }
 
@@ -34,7 +37,8 @@ pub(super) struct EvictionColumns {
 }
 
 impl Columns {
-    /// Adds to `scores: [columns, tokens]`, which are still to be divided by `√head_dim`, what a column that is many tokens has more: `ln n`.
+    /// Adds to `scores: [columns, tokens]`, which are still to be divided by `√head_dim`, what a
+    /// column that is many tokens has more: `ln n`.
     pub(super) fn multiply(&self, scores: &mut DMatrix<f32>, head_dim: usize) {
         let Some(evicted) = &self.evicted else { return };
         let first = scores.nrows() - evicted.len();
@@ -44,7 +48,8 @@ impl Columns {
         }
     }
 
-    /// The columns that the query at `position` sees with a key/value head, where it sees no further back than `window` tokens, itself included: exact sinks, exact others, coded.
+    /// The columns that the query at `position` sees with a key/value head, where it sees no
+    /// further back than `window` tokens, itself included: exact sinks, exact others, coded.
     pub(super) fn seen(&self, position: usize, window: usize, kv_head: usize) -> Vec<Range<usize>> {
         let oldest = (position + 1).saturating_sub(window);
         let exact_from = self.reach.of(position).max(oldest).max(self.window);

@@ -1,6 +1,7 @@
 //! What the model makes of a window when one layer's keys or values are not what they were.
 //!
-//! Everything below that layer is as it was, so the pass starts from the residual stream of an undisturbed one.
+//! Everything below that layer is as it was, so the pass starts from the residual stream of an
+//! undisturbed one.
 
 use super::attention::{Attention, causal_softmax, finish};
 use super::backward::clear_exact;
@@ -25,8 +26,10 @@ pub enum Disturbance<'a> {
 }
 
 impl Model {
-    /// What leaves the last layer, `[hidden_size, tokens]`, when `disturbance` is added in `layer` for the queries that do not see a key or value `exact`ly, in
-    /// a window that left `residuals`.
+    /// What leaves the last layer, `[hidden_size, tokens]`, with a disturbance in `layer`.
+    ///
+    /// It is added for the queries that do not see a key or value `exact`ly, in a window that left
+    /// `residuals`.
     ///
     /// # Errors
     /// [`Error::Argument`] where the model is factored.

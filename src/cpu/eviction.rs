@@ -1,4 +1,5 @@
-//! Candidates and what is left of evicted tokens, beside the exact rows of a sequence that evicts ([`Reviver`](crate::kv::Reviver)).
+//! Candidates and what is left of evicted tokens, beside the exact rows of a sequence that evicts
+//! ([`Reviver`](crate::kv::Reviver)).
 
 use super::RowType;
 use super::columns::EvictionColumns;
@@ -49,7 +50,8 @@ enum Contender {
 }
 
 impl Eviction {
-    /// In each of `layers` layers as `stores` say, beside exact rows of `width` numbers a side in `slots` slots.
+    /// In each of `layers` layers as `stores` say, beside exact rows of `width` numbers a side in
+    /// `slots` slots.
     pub(super) fn new(stores: Stores, layers: usize, width: usize, slots: usize, row_type: RowType) -> Eviction {
         let rows = || Rows::new(width, stores.candidates, row_type);
         let sketched = stores.places();
@@ -100,7 +102,8 @@ impl Eviction {
         EvictionColumns { keys: all_keys, values: all_values, counts }
     }
 
-    /// Every column has received so much attention from `tokens` queries; `slots` are those of the exact rows, and the side's columns begin at `first`.
+    /// Every column has received so much attention from `tokens` queries; `slots` are those of the
+    /// exact rows, and the side's columns begin at `first`.
     pub(super) fn accumulate(&mut self, layer: usize, tokens: usize, attention: &[f32], slots: impl Iterator<Item = usize>, first: usize) {
         let Layer { places, sketch, received, .. } = &mut self.layers[layer];
         let fade = fade(tokens);
@@ -116,7 +119,8 @@ impl Eviction {
         }
     }
 
-    /// Tokens that leave the exact window compete for the slots with the candidates and with evicted tokens that are still known.
+    /// Tokens that leave the exact window compete for the slots with the candidates and with
+    /// evicted tokens that are still known.
     pub(super) fn evict(&mut self, layer: usize, leaving: &[Leaving]) {
         let Layer { keys, values, places, sketch, received } = &mut self.layers[layer];
         let width = keys.width();
@@ -217,7 +221,8 @@ mod tests {
         eviction.evict(0, &leaving);
     }
 
-    /// Every token is a candidate or evicted: the sum of all keys and values is still there, each once.
+    /// Every token is a candidate or evicted: the sum of all keys and values is still there, each
+    /// once.
     #[test]
     fn nothing_is_lost_and_nothing_is_twice() {
         for evicted_as in [Evicted::Mean, Evicted::Shrunk, Evicted::Sketch] {
@@ -241,7 +246,8 @@ mod tests {
                 if evicted_as != Evicted::Sketch {
                     let all: DVector<f32> = (0..end).map(|position| vector(1000 + position)).sum();
                     let counted = columns.values.column_iter().zip(&columns.counts).map(|(value, &count)| value * count as f32);
-                    // A shrunk estimate is not what it stands for, but for tokens alone: only the mean is exact.
+                    // A shrunk estimate is not what it stands for, but for tokens alone: only the
+                    // mean is exact.
                     let found: DVector<f32> = counted.sum();
                     assert!(evicted_as == Evicted::Shrunk || (found - all).norm() < 1e-3);
                 }
@@ -254,7 +260,8 @@ mod tests {
         }
     }
 
-    /// An evicted token that is alone in its bucket and receives more than a candidate takes its place, as it was.
+    /// An evicted token that is alone in its bucket and receives more than a candidate takes its
+    /// place, as it was.
     #[test]
     fn what_is_known_is_revived() {
         let mut eviction = eviction(Evicted::Shrunk);

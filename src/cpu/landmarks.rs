@@ -23,7 +23,8 @@ impl Landmarks {
         Landmarks { selection, head_dim, words, layers: (0..layers).map(|_| (0..width / head_dim).map(|_| head()).collect()).collect() }
     }
 
-    /// Makes the landmarks of the chunks that hold the tokens from `first` on, whose keys after RoPE in `layer` are the columns of `keys`.
+    /// Makes the landmarks of the chunks that hold the tokens from `first` on, whose keys after
+    /// RoPE in `layer` are the columns of `keys`.
     pub(super) fn make(&mut self, layer: usize, first: usize, keys: &DMatrix<f32>) {
         let (d, words, end) = (self.head_dim, self.words, first + keys.ncols());
         for chunk in first / Selection::CHUNK..end.div_ceil(Selection::CHUNK) {
@@ -36,7 +37,8 @@ impl Landmarks {
         }
     }
 
-    /// For each key/value head, which of `chunks` the token with these `queries: [H·d, 1]` reads in `layer`; `None` where that is all of them.
+    /// For each key/value head, which of `chunks` the token with these `queries: [H·d, 1]` reads in
+    /// `layer`; `None` where that is all of them.
     pub(super) fn choose(&self, layer: usize, queries: &DMatrix<f32>, chunks: Range<usize>) -> Option<Vec<Vec<usize>>> {
         if chunks.len() <= self.selection.chunks() {
             return None;

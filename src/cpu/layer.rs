@@ -87,7 +87,8 @@ impl Mlp {
         self.down.apply(&inner)
     }
 
-    /// The gradient with respect to `x`, from that with respect to what [`apply`](Self::apply) makes of it.
+    /// The gradient with respect to `x`, from that with respect to what [`apply`](Self::apply)
+    /// makes of it.
     pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>) -> DMatrix<f32> {
         let (mut gate, mut up) = (self.gate.apply(x), self.up.apply(x));
         let inner = self.down.backward(upstream);

@@ -63,7 +63,8 @@ impl RmsNorm {
         y
     }
 
-    /// Normalises, in place, every run of `width` numbers of every column of `x`: columns themselves, or the heads stacked in them.
+    /// Normalises, in place, every run of `width` numbers of every column of `x`: columns
+    /// themselves, or the heads stacked in them.
     pub(super) fn apply_to_runs(&self, x: &mut DMatrix<f32>) {
         for run in x.as_mut_slice().chunks_exact_mut(self.weight.len()) {
             let mean_square = run.iter().map(|x| x * x).sum::<f32>() / run.len() as f32;
@@ -74,7 +75,8 @@ impl RmsNorm {
         }
     }
 
-    /// The gradient with respect to `x`, from `upstream`, that with respect to what [`apply_to_runs`](Self::apply_to_runs) made of it.
+    /// The gradient with respect to `x`, from `upstream`, that with respect to what
+    /// [`apply_to_runs`](Self::apply_to_runs) made of it.
     pub(super) fn backward(&self, x: &DMatrix<f32>, mut upstream: DMatrix<f32>) -> DMatrix<f32> {
         let width = self.weight.len();
         for (run, x) in upstream.as_mut_slice().chunks_exact_mut(width).zip(x.as_slice().chunks_exact(width)) {

@@ -1,11 +1,16 @@
-//! The decoder in plain Rust: the specification of what the GPU computes, the oracle of its tests, the engine of calibration, and `--device cpu`.
+//! The decoder in plain Rust: the specification of what the GPU computes, the oracle of its tests,
+//! the engine of calibration, and `--device cpu`.
 //!
-//! It reads top to bottom as the model does: `Model::forward` is embedding, layers, final norm and head; `layer.rs` is attention and MLP on the residual
-//! stream; `attention.rs` is the one attention, and `cache.rs` what it reads: rows that are exact, coded, or both. All of it is column-major: a token is
-//! a column, so an activation is `[width, tokens]`, and a weight `[out, in]` of a checkpoint is, read in place, the matrix `[in, out]` that is applied as
-//! `Wᵀx`. Weights and arithmetic are f32; the cached rows are f16, as on a GPU, or f32 for calibration and the strictest tests.
+//! It reads top to bottom as the model does: `Model::forward` is embedding, layers, final norm and
+//! head; `layer.rs` is attention and MLP on the residual stream; `attention.rs` is the one
+//! attention, and `cache.rs` what it reads: rows that are exact, coded, or both. All of it is
+//! column-major: a token is a column, so an activation is `[width, tokens]`, and a weight
+//! `[out, in]` of a checkpoint is, read in place, the matrix `[in, out]` that is applied as `Wᵀx`.
+//! Weights and arithmetic are f32; the cached rows are f16, as on a GPU, or f32 for calibration and
+//! the strictest tests.
 //!
-//! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the cores, nothing else.
+//! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the
+//! cores, nothing else.
 
 mod attention;
 mod backward;
@@ -40,15 +45,18 @@ use std::sync::Arc;
 
 /// Looks at activations on their way through the model. Calibration is one.
 pub trait Observer {
-    /// The residual stream, `[hidden_size, tokens]`, the first column at `position`: `state` 2·l is what enters the attention of layer l, before its RMSNorm,
-    /// 2·l + 1 what enters its MLP, 2·layers what enters the final norm.
+    /// The residual stream, `[hidden_size, tokens]`, the first column at `position`: `state` 2·l is
+    /// what enters the attention of layer l, before its RMSNorm, 2·l + 1 what enters its MLP,
+    /// 2·layers what enters the final norm.
     fn residual(&mut self, _state: usize, _position: usize, _x: &DMatrix<f32>) {}
 
     /// The heads of `layer`; the first column is at `position`.
     fn heads(&mut self, _layer: usize, _position: usize, _heads: &Heads) {}
 }
 
-/// A checkpoint's weights in f32, and the bases of its latents if it has any. Shared by any number of sequences.
+/// A checkpoint's weights in f32, and the bases of its latents if it has any.
+///
+/// Shared by any number of sequences.
 pub struct Model {
     config: Config,
     /// `[hidden_size, vocab]`: a token's embedding is a column.
@@ -64,7 +72,8 @@ impl Model {
     /// Reads all weights into memory: four bytes for each parameter.
     ///
     /// # Errors
-    /// [`crate::Error::Tensor`] for a tensor that is missing, has another shape than the configuration asks for, or is not finite; those of reading.
+    /// [`crate::Error::Tensor`] for a tensor that is missing, has another shape than the
+    /// configuration asks for, or is not finite; those of reading.
     pub fn load(checkpoint: &Checkpoint) -> Result<Model> {
         Model::with_latents(checkpoint, checkpoint.rows()?)
     }
@@ -108,7 +117,8 @@ impl Model {
         CpuSequence::with_latents(self.clone(), self.rows.clone(), options.into(), row_type)
     }
 
-    /// Runs `tokens` through the model: appends their rows to `cache` and returns the logits asked for, `[vocab, tokens]`.
+    /// Runs `tokens` through the model: appends their rows to `cache` and returns the logits asked
+    /// for, `[vocab, tokens]`.
     fn forward(&self, tokens: &[u32], pass: ForwardPass, cache: &mut Cache, logits: Logits, mut observer: Option<&mut dyn Observer>) -> DMatrix<f32> {
         let mut x = self.embed(tokens);
         for (index, layer) in self.layers.iter().enumerate() {

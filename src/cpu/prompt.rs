@@ -1,7 +1,9 @@
-//! Reads a prompt and codes it in bases of its own: xKV, as [`compress::xkv`](crate::compress::xkv) has it.
+//! Reads a prompt and codes it in bases of its own: xKV, as [`compress::xkv`](crate::compress::xkv)
+//! has it.
 //!
-//! The prompt goes through the model group by group of layers, not chunk by chunk: when it has gone through one group its keys and values there are coded, and the exact ones are forgotten
-//! but for sinks and the newest. So no more than one group's exact rows are ever in memory.
+//! The prompt goes through the model group by group of layers, not chunk by chunk: when it has gone
+//! through one group its keys and values there are coded, and the exact ones are forgotten but for
+//! sinks and the newest. So no more than one group's exact rows are ever in memory.
 
 use super::cache::Cache;
 use super::layer::ForwardPass;
@@ -19,7 +21,9 @@ impl Model {
     /// A sequence that has read `prompt`, coded in bases of its own, and the logits asked for.
     ///
     /// # Errors
-    /// As [`PromptBases::rows`](crate::kv::PromptBases::rows) and [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`] where the prompt is cancelled.
+    /// As [`PromptBases::rows`](crate::kv::PromptBases::rows) and
+    /// [`CpuSequence::forward`](crate::sequence::Sequence::forward), and [`Error::Interrupted`]
+    /// where the prompt is cancelled.
     pub fn read_prompt(self: &Arc<Self>, prompt: &Prompt, options: SequenceOptions, row_type: RowType) -> Result<(CpuSequence, Vec<f32>)> {
         let (config, tokens, count) = (&self.config, prompt.tokens, prompt.tokens.len());
         let (geometry, xkv) = (config.geometry(), prompt.bases.options());

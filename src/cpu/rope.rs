@@ -1,4 +1,5 @@
-//! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout: dimension `i` of a head rotates with dimension `i + d/2`.
+//! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout: dimension `i`
+//! of a head rotates with dimension `i + d/2`.
 
 use crate::checkpoint::Config;
 use nalgebra::DMatrixViewMut;
@@ -16,7 +17,8 @@ impl Rope {
         Rope { frequencies: config.rope_frequencies(), table: Vec::new() }
     }
 
-    /// Makes ready for positions below `end`. The angles are taken in f64: in f32 they would be off by 1e-3 at position 10,000.
+    /// Makes ready for positions below `end`. The angles are taken in f64: in f32 they would be off
+    /// by 1e-3 at position 10,000.
     pub(super) fn reach(&mut self, end: usize) {
         let known = self.table.len() / self.frequencies.len();
         for position in known..end {
@@ -27,12 +29,14 @@ impl Rope {
         }
     }
 
-    /// Rotates every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at position `first + j`, which has been reached.
+    /// Rotates every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at
+    /// position `first + j`, which has been reached.
     pub(super) fn rotate<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
         self.rotate_towards(x.into(), first, 1.0);
     }
 
-    /// Undoes [`rotate`](Self::rotate). A rotation is orthogonal, so this also takes a gradient back through one.
+    /// Undoes [`rotate`](Self::rotate). A rotation is orthogonal, so this also takes a gradient
+    /// back through one.
     pub(super) fn rotate_back<'a>(&self, x: impl Into<DMatrixViewMut<'a, f32>>, first: usize) {
         self.rotate_towards(x.into(), first, -1.0);
     }

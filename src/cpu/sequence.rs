@@ -16,7 +16,8 @@ pub struct CpuSequence {
     pub(super) cache: Cache,
     pub(super) rope: Rope,
     pub(super) cursor: Cursor,
-    /// Bytes of bases that belong to this sequence alone, and what they hold of the prompt that they were made of.
+    /// Bytes of bases that belong to this sequence alone, and what they hold of the prompt that
+    /// they were made of.
     bases: usize,
     prompt: Energy,
     chunk: usize,
@@ -53,7 +54,8 @@ impl CpuSequence {
         Ok(CpuSequence { cache, rope, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
     }
 
-    /// An empty sequence with exact rows beside those of the prompt's own bases that are to come: [`adopt`](Self::adopt).
+    /// An empty sequence with exact rows beside those of the prompt's own bases that are to come:
+    /// [`adopt`](Self::adopt).
     pub(super) fn for_prompt(model: Arc<Model>, options: SequenceOptions, spans: bool, row_type: RowType) -> Result<CpuSequence> {
         let (config, capacity) = (&model.config, options.capacity);
         let exact = options.exact.unwrap_or_default().within(capacity);
@@ -67,7 +69,8 @@ impl CpuSequence {
         Ok(CpuSequence { cache, rope, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
     }
 
-    /// Goes on where `position` tokens have gone through the model and `words` are the packed rows of the first `done` of them: [`Cache::adopt`].
+    /// Goes on where `position` tokens have gone through the model and `words` are the packed rows
+    /// of the first `done` of them: [`Cache::adopt`].
     pub(super) fn adopt(&mut self, set: Arc<LatentSet>, words: Vec<Vec<u32>>, prompt: Energy, done: usize, position: usize) {
         self.prompt = prompt;
         self.bases = set.coders.iter().map(|coder| size_of::<f32>() * (coder.up.len() + coder.mean.len())).sum();
@@ -117,7 +120,8 @@ impl CpuSequence {
     }
 }
 
-/// Whether memory has room for `capacity` tokens, tried out first: an allocation that fails would end the process.
+/// Whether memory has room for `capacity` tokens, tried out first: an allocation that fails would
+/// end the process.
 fn fits(model: &Model, specs: &[LatentSpec], stores: Option<&Stores>, capacity: usize, row_type: RowType) -> Result<()> {
     let geometry = model.config.geometry();
     let bytes_per_token = match stores {

@@ -1,4 +1,5 @@
-//! Attention of one layer, from the projection to the heads' outputs: every kernel of it, bound once.
+//! Attention of one layer, from the projection to the heads' outputs: every kernel of it, bound
+//! once.
 
 use super::Model;
 use super::latents::LatentLayer;
@@ -17,7 +18,8 @@ use crate::kernels::sketch::Sketch;
 use crate::kernels::values::{CodedValues, Values};
 use crate::kv::{Call, Evicted, Selection, Stores};
 
-/// Attention from the projection to the heads' outputs: the same kernels for one token and for many.
+/// Attention from the projection to the heads' outputs: the same kernels for one token and for
+/// many.
 pub(super) struct Attention {
     prepare: Prepare,
     /// What a token that goes through alone chooses of latents.
@@ -34,7 +36,9 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// That of layer `index`, which reads `coded` rows, those of them that a token chooses where it goes through alone, or none.
+    /// Plans attention of layer `index`, which reads `coded` latents or none.
+    ///
+    /// Where tokens go through alone they may choose among them.
     pub fn plan(model: &Model, index: usize, coded: Option<&LatentLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
         let (device, attention) = (&*model.device, &super::attention_shape(&model.config));
         let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
@@ -94,7 +98,9 @@ impl Attention {
         block.beside((held + stores.evicted_columns()) as u32).listed(coded as u32)
     }
 
-    /// The tokens of `call`, in blocks of at most `block`, each of which sees keys from `window` before it on.
+    /// Attends for the tokens of `call`, in blocks of at most `block`.
+    ///
+    /// Each sees keys from `window` before it on.
     pub fn attend(&self, pass: &mut Pass, block: u32, window: Option<usize>, call: &Call) {
         let (first, tokens) = (call.tokens.start as u32, call.tokens.len() as u32);
         let blocks = (0..tokens).step_by(block as usize).map(|at| {

@@ -1,5 +1,6 @@
-//! What becomes of exact rows whose time is up. Where a token leaves a latent: what the row is made from, less its mean, then its coordinates, then their codes. Where tokens are evicted: who
-//! takes a slot, and what is left of the others.
+//! What becomes of exact rows whose time is up. Where a token leaves a latent: what the row is made
+//! from, less its mean, then its coordinates, then their codes. Where tokens are evicted: who takes
+//! a slot, and what is left of the others.
 
 use super::Model;
 use super::latents::Latents;
@@ -193,7 +194,9 @@ impl Coding {
         Ok(Coding { layers, landmarks, eviction, sinks, most })
     }
 
-    /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are read.
+    /// Codes the latents that end with `layer`.
+    ///
+    /// `reading`: whether this is called before they are read, or after.
     pub fn record(&self, pass: &mut Pass, layer: usize, call: &Call, reading: bool) {
         if call.code_first != reading {
             return;

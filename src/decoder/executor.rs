@@ -9,7 +9,8 @@ use crate::decoder::latents::Latents;
 use crate::kernels::AttentionBuffers;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// No submit should keep the device for longer: drivers stop those that take seconds, and the screen stands still meanwhile.
+/// No submit should keep the device for longer: drivers stop those that take seconds, and the
+/// screen stands still meanwhile.
 const SUBMIT_SECONDS: f64 = 0.2;
 
 /// One for a model. A call of a sequence has it to itself ([`lock`](Self::lock)).
@@ -28,7 +29,8 @@ pub(super) struct Shared {
     pub pacing: Pacing,
 }
 
-/// How much a submit is given, as the device turned out to be fast. Layouts and depths differ, so each sequence has its own.
+/// How much a submit is given, as the device turned out to be fast. Layouts and depths differ, so
+/// each sequence has its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pacing {
     pub tokens_per_chunk: usize,
@@ -49,7 +51,9 @@ impl Executor {
 }
 
 impl Shared {
-    /// Scratch for a sequence with this cache, which reads `coded` rows or none; made anew where it is larger than any before.
+    /// Scratch for a sequence with this cache, which reads `coded` rows or none.
+    ///
+    /// Made anew where it is larger than any before.
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::Error::OutOfMemory).
@@ -59,7 +63,8 @@ impl Shared {
         let scratch = match &self.scratch {
             Some(scratch) if needs == self.needs => scratch.clone(),
             _ => {
-                // The old one goes first: both may be too much. Sequences that are bound to it keep it until their next call.
+                // The old one goes first: both may be too much. Sequences that are bound to it keep
+                // it until their next call.
                 (self.scratch, self.all) = (None, None);
                 let scratch = Scratch::new(model, &needs)?;
                 self.generation += 1;
@@ -74,7 +79,8 @@ impl Shared {
     /// Plans logits after every token of a chunk, where they have not been.
     ///
     /// # Errors
-    /// [`OutOfMemory`](crate::Error::OutOfMemory), and [`Gpu`](crate::Error::Gpu) where the driver refuses a kernel.
+    /// [`OutOfMemory`](crate::Error::OutOfMemory), and [`Gpu`](crate::Error::Gpu) where the driver
+    /// refuses a kernel.
     pub fn all_logits(&mut self, model: &Model, buffers: &Buffers) -> Result<&AllLogits> {
         let all = match self.all.take() {
             Some(all) => all,

@@ -110,7 +110,7 @@ pub(super) struct LatentLayer {
     pub key_table: wgpu::Buffer,
     pub key_up: Tensor,
     pub value_table: wgpu::Buffer,
-    /// The table by which values are summed, where all are read and where they are chosen by key/value head.
+    /// The table by which values are summed: of all, and as chosen by key/value head.
     pub value_groups: wgpu::Buffer,
     pub chosen_groups: wgpu::Buffer,
     pub query_heads: wgpu::Buffer,
@@ -120,7 +120,9 @@ pub(super) struct LatentLayer {
 
 /// What a row is coded with.
 pub(super) struct Basis {
-    /// `Aᵀ`, `[r][w]` in f32: rounding would move coordinates from one code to the next. `None` where the basis is orthonormal, and rows are coded with what they are read with.
+    /// `Aᵀ`, `[r][w]` in f32: rounding would move coordinates from one code to the next.
+    ///
+    /// `None` where the basis is orthonormal, and rows are coded with what they are read with.
     pub down: Option<Matrix>,
     /// `[1][w]`.
     pub mean: Tensor,
@@ -202,7 +204,8 @@ impl LatentLayer {
 /// Whether the kernels take rows like these.
 ///
 /// # Errors
-/// [`Error::Argument`] where they are another model's, [`Error::Unsupported`] where keys before and after RoPE are mixed.
+/// [`Error::Argument`] where they are another model's, [`Error::Unsupported`] where keys before and
+/// after RoPE are mixed.
 pub(super) fn check(specs: &[LatentSpec], checkpoint: &Checkpoint) -> Result<()> {
     let config = checkpoint.config();
     LatentSet::check(specs, &config.geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;

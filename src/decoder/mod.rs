@@ -1,7 +1,10 @@
-//! The decoder on a GPU: a model's weights on the device ([`Model`]) and sequences of tokens being decoded with them ([`GpuSequence`]).
+//! The decoder on a GPU: a model's weights on the device ([`Model`]) and sequences of tokens being
+//! decoded with them ([`GpuSequence`]).
 //!
-//! What is computed is what [`crate::cpu`] computes, and in the order it stands there. A token's way through a layer is eight dispatches, listed in
-//! [`crate::kernels`]; everything that a step needs is planned when a sequence is made, so that a step only records, submits once and reads back eight bytes.
+//! What is computed is what [`crate::cpu`] computes, and in the order it stands there. A token's
+//! way through a layer is eight dispatches, listed in [`crate::kernels`]; everything that a step
+//! needs is planned when a sequence is made, so that a step only records, submits once and reads
+//! back eight bytes.
 
 mod attention;
 mod coding;
@@ -30,7 +33,9 @@ use latents::Latents;
 use std::sync::Arc;
 use weights::{Ends, Layer};
 
-/// A checkpoint's weights on a device, and the bases of its latents if it has any. Shared by any number of sequences.
+/// A checkpoint's weights on a device, and the bases of its latents if it has any.
+///
+/// Shared by any number of sequences.
 pub struct Model {
     device: Arc<Device>,
     config: Config,
@@ -44,7 +49,8 @@ impl Model {
     /// Uploads all weights in f16, layer by layer.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for head widths that the kernels do not take, [`crate::Error::OutOfMemory`] where the device is too small, and those of reading.
+    /// [`crate::Error::Unsupported`] for head widths that the kernels do not take,
+    /// [`crate::Error::OutOfMemory`] where the device is too small, and those of reading.
     pub fn load(checkpoint: &Checkpoint, device: Arc<Device>) -> Result<Model> {
         Model::with_latents(checkpoint, checkpoint.rows()?, device)
     }
@@ -52,7 +58,8 @@ impl Model {
     /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
     ///
     /// # Errors
-    /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
+    /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and
+    /// [`crate::Error::Numeric`] where a basis does not fit 16 bits.
     pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: Arc<Device>) -> Result<Model> {
         weights::check(checkpoint)?;
         let config = checkpoint.config().clone();
@@ -84,7 +91,8 @@ impl Model {
     /// A new sequence; everything it will ever need is allocated here.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfMemory`], [`crate::Error::Argument`] for a capacity of zero, [`crate::Error::Gpu`] where the driver refuses a kernel.
+    /// [`crate::Error::OutOfMemory`], [`crate::Error::Argument`] for a capacity of zero,
+    /// [`crate::Error::Gpu`] where the driver refuses a kernel.
     pub fn sequence(self: &Arc<Self>, options: impl Into<SequenceOptions>) -> Result<GpuSequence> {
         GpuSequence::new(self.clone(), self.coded.clone(), options.into())
     }

@@ -1,4 +1,5 @@
-//! The plan of a chunk of tokens, as a prompt is read: the same attention, matrix products in place of matrix-vector products.
+//! The plan of a chunk of tokens, as a prompt is read: the same attention, matrix products in place
+//! of matrix-vector products.
 
 use super::Model;
 use super::attention::Attention;
@@ -58,7 +59,9 @@ impl PrefillPlan {
         })
     }
 
-    /// The tokens in `tokens`, those of `call`, through some of the layers; the first of them begins with the embedding.
+    /// The tokens in `tokens`, those of `call`, through some of the layers.
+    ///
+    /// The first of them begins with the embedding.
     pub fn record(&self, pass: &mut Pass, layers: Range<usize>, coding: &Coding, call: &Call) {
         let (first, tokens) = (call.tokens.start as u32, call.tokens.len() as u32);
         if layers.start == 0 {
@@ -80,7 +83,8 @@ impl PrefillPlan {
     }
 }
 
-/// Logits after every token of a chunk: final norm and head. Planned the first time that they are asked for, since only evaluation does.
+/// Logits after every token of a chunk: final norm and head. Planned the first time that they are
+/// asked for, since only evaluation does.
 pub(super) struct AllLogits {
     norm: Norm,
     head: Matmul,

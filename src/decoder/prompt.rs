@@ -1,7 +1,10 @@
-//! Reads a prompt and codes it in bases of its own: xKV, as [`compress::xkv`](crate::compress::xkv) has it, and as [`crate::cpu`] does it.
+//! Reads a prompt and codes it in bases of its own: xKV, as [`compress::xkv`](crate::compress::xkv)
+//! has it, and as [`crate::cpu`] does it.
 //!
-//! The prompt goes through the model group by group of layers, its residual stream kept between them. When it has gone through one group, second moments of its keys and values there are summed
-//! on the device, their eigenvectors found on the processor, and its rows coded; then the next group's exact rows take the place of this one's.
+//! The prompt goes through the model group by group of layers, its residual stream kept between
+//! them. When it has gone through one group, second moments of its keys and values there are summed
+//! on the device, their eigenvectors found on the processor, and its rows coded; then the next
+//! group's exact rows take the place of this one's.
 
 use super::Model;
 use super::coding::{Coding, CodingBuffers, Row};
@@ -29,7 +32,8 @@ impl Model {
     /// A sequence that has read `prompt`, coded in bases of its own, and the logits asked for.
     ///
     /// # Errors
-    /// As [`PromptBases::rows`](crate::kv::PromptBases::rows) and [`sequence`](Self::sequence), and [`Error::Interrupted`](crate::Error::Interrupted) where the prompt is cancelled.
+    /// As [`PromptBases::rows`](crate::kv::PromptBases::rows) and [`sequence`](Self::sequence), and
+    /// [`Error::Interrupted`](crate::Error::Interrupted) where the prompt is cancelled.
     pub fn read_prompt(self: &Arc<Self>, prompt: &Prompt, options: SequenceOptions) -> Result<(GpuSequence, Vec<f32>)> {
         let (tokens, xkv, capacity) = (prompt.tokens, prompt.bases.options(), options.capacity);
         let (config, device, geometry) = (&self.config, &self.device, self.config.geometry());
@@ -98,7 +102,8 @@ impl<'a> Reading<'a> {
         let some = (0..together)
             .map(|_| ExactRows::new(device, attention, &format!("a prompt of {count} tokens"), Slots::ALL, count))
             .collect::<Result<Vec<_>>>()?;
-        // The layers of a group have exact rows of their own; those of the next group the same again.
+        // The layers of a group have exact rows of their own; those of the next group the same
+        // again.
         let exact = Cache::of((0..config.num_hidden_layers).map(|l| some[l % together].clone()).collect(), model.cache_shape(count));
         let buffers = shared.buffers(model, None, &exact)?;
         let width = together * config.num_key_value_heads * config.head_dim;
@@ -180,7 +185,8 @@ impl<'a> Reading<'a> {
         Ok(Moments { mean: DVector::from_column_slice(mean), second })
     }
 
-    /// Codes the first `coded` tokens' rows of a group, the last of `rows`, and makes their landmarks.
+    /// Codes the first `coded` tokens' rows of a group, the last of `rows`, and makes their
+    /// landmarks.
     fn code(&self, rows: &Latents, cache: &Cache, group: &Range<usize>, coded: usize) -> Result<()> {
         let (device, config, model) = (&*self.model.device, &self.model.config, self.model);
         let attention = &super::attention_shape(config);

@@ -1,6 +1,8 @@
-//! Models and caches of random numbers. Speed depends on shapes alone, so that it can be measured without a checkpoint, and at any depth without reading a text first.
+//! Models and caches of random numbers. Speed depends on shapes alone, so that it can be measured
+//! without a checkpoint, and at any depth without reading a text first.
 //!
-//! Everything is filled on the device, from patterns of a few hundred thousand numbers that are repeated: an 8B model is there in a second. Weights have the variance that keeps activations
+//! Everything is filled on the device, from patterns of a few hundred thousand numbers that are
+//! repeated: an 8B model is there in a second. Weights have the variance that keeps activations
 //! finite, and latents are codes of normally distributed coordinates, as their coders expect them.
 
 use super::Model;
@@ -20,7 +22,8 @@ use half::f16;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Vectors of 16 bytes in a pattern of weights: a prime, so that no two rows of a matrix begin at the same place of it.
+/// Vectors of 16 bytes in a pattern of weights: a prime, so that no two rows of a matrix begin at
+/// the same place of it.
 const VECTORS: usize = 65_521;
 /// Tokens in a pattern of rows.
 const TOKENS: usize = 64;
@@ -89,7 +92,9 @@ impl Weights<'_> {
 }
 
 impl Model {
-    /// A model of this shape with random weights, whose embeddings have variance 1. Dense: [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
+    /// A model of this shape with random weights, whose embeddings have variance 1.
+    ///
+    /// Dense: [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`] where the device is too small, and [`crate::Error::Gpu`].
@@ -106,10 +111,13 @@ impl Model {
         Ok(Model { config: config.clone(), layers, ends, coded: None, device, executor: Executor::new() })
     }
 
-    /// A sequence of this model that reads `rows`, or every token exactly, and whose cache is full of random ones: [`GpuSequence::go_to`] says how many of them it has.
+    /// A sequence whose cache is full of random `rows`, or exact ones.
+    ///
+    /// [`GpuSequence::go_to`] says how many of them it has.
     ///
     /// # Errors
-    /// As [`sequence`](Self::sequence), and [`crate::Error::Numeric`] where a basis does not fit 16 bits.
+    /// As [`sequence`](Self::sequence), and [`crate::Error::Numeric`] where a basis does not fit 16
+    /// bits.
     pub fn random_sequence(self: &Arc<Self>, rows: Option<&LatentSet>, options: SequenceOptions, seed: u64) -> Result<GpuSequence> {
         let coded = rows.map(|rows| Latents::load(&self.device, &self.config, rows)).transpose()?.map(Arc::new);
         let sequence = GpuSequence::new(self.clone(), coded, options)?;
@@ -152,7 +160,9 @@ impl GpuSequence {
         device.wait()
     }
 
-    /// Goes on as if the first `position` tokens, for which there is room, had gone through the model and left what the cache holds.
+    /// Goes on as if the first `position` tokens had gone through the model.
+    ///
+    /// There has to be room for them; they have left what the cache holds.
     pub fn go_to(&mut self, position: usize) {
         let done = self.exact().map_or(0, |exact| exact.coded(position));
         self.resume(position, done, Energy::default());

@@ -1,4 +1,5 @@
-//! Keys and values that 16 bits do not hold: every call asks whether it met any, and says whose they were.
+//! Keys and values that 16 bits do not hold: every call asks whether it met any, and says whose
+//! they were.
 
 use super::Model;
 use super::scratch::Buffers;
@@ -17,7 +18,7 @@ impl Buffers {
         encoder.copy_buffer_to_buffer(&self.attention.queries, self.record(), to, at, 4);
     }
 
-    /// The error of a call that met something that did not fit, as [`copy_reach`](Self::copy_reach) says.
+    /// The error of a call that met a number beyond 16 bits ([`copy_reach`](Self::copy_reach)).
     ///
     /// What the next call meets is its own again.
     ///

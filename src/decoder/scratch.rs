@@ -1,4 +1,5 @@
-//! Buffers between the weights and the cache: one set for a model, in turns for all of its sequences.
+//! Buffers between the weights and the cache: one set for a model, in turns for all of its
+//! sequences.
 
 use super::Model;
 use super::latents::Latents;
@@ -12,7 +13,8 @@ use crate::kv::{Format, LatentSet, Scale, Selection};
 
 /// The most tokens that go through the layers together.
 pub(super) const CHUNK: usize = 128;
-/// Bytes that the scores of a block of tokens may take; longer contexts are attended to in smaller blocks.
+/// Bytes that the scores of a block of tokens may take; longer contexts are attended to in smaller
+/// blocks.
 const SCORE_BYTES: u64 = 32 << 20;
 
 /// What a sequence needs room for, in numbers of four bytes unless said.
@@ -38,8 +40,10 @@ pub(super) struct Needs {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct View {
     pub needs: Needs,
-    /// Columns of scores, and some more to keep lines apart: the capacity, and where there are latents as many again as a chunk may read both ways; where tokens are evicted, what can be left of
-    /// them, and the capacity for rows.
+    /// Columns of scores, and some more to keep lines apart.
+    ///
+    /// The capacity, and where there are latents as many again as a chunk may read both ways; where
+    /// tokens are evicted, what can be left of them, and the capacity for rows.
     pub columns: usize,
     /// Tokens attended to together.
     pub block: usize,
@@ -59,7 +63,9 @@ pub(super) struct Scratch {
     /// After one token: `[1][vocab]`, and the largest's index, u32; and where they are read back.
     pub logits: Tensor,
     pub token: Tensor,
-    /// Behind both is read back whether something was too large for 16 bits; after a chunk that alone.
+    /// Behind both is read back whether something was too large for 16 bits.
+    ///
+    /// After a chunk that alone.
     pub logits_back: wgpu::Buffer,
     pub token_back: wgpu::Buffer,
     pub reach_back: wgpu::Buffer,
@@ -86,7 +92,8 @@ impl std::ops::Deref for Buffers {
     }
 }
 
-/// At least so many columns that lines of them do not all begin in the same few sets of a cache, as they would where a context is a power of two.
+/// At least so many columns that lines of them do not all begin in the same few sets of a cache, as
+/// they would where a context is a power of two.
 fn apart(columns: usize) -> usize {
     32 * (columns.div_ceil(32) | 1)
 }

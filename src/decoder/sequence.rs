@@ -1,4 +1,5 @@
-//! A sequence on the device: its cache, its buffers, and the two ways forward, one token or a chunk.
+//! A sequence on the device: its cache, its buffers, and the two ways forward, one token or a
+//! chunk.
 
 use super::Model;
 use super::coding::Coding;
@@ -40,12 +41,14 @@ pub struct GpuSequence {
     cancel: Cancel,
 }
 
-/// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at all, and where tokens are evicted: what stands beside is up to three times as many columns.
+/// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at
+/// all, and where tokens are evicted: what stands beside is up to three times as many columns.
 ///
 /// # Errors
 /// [`Error::Argument`] with how many can.
 pub(super) fn check_capacity(capacity: usize, head_dim: usize, coded: Option<usize>, evicts: bool) -> Result<()> {
-    // With latents a chunk, and a block less one, is scored both ways, and either begins with a tile of its own.
+    // With latents a chunk, and a block less one, is scored both ways, and either begins with a
+    // tile of its own.
     let most = most_keys(head_dim) - coded.map_or(0, |block| 2 * CHUNK + block - 1);
     let most = if evicts { most / 4 } else { most };
     if capacity > 0 && capacity <= most {
@@ -139,7 +142,8 @@ impl GpuSequence {
         self.cursor.coding().map(|coding| coding.schedule.exact)
     }
 
-    /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded, of which the bases hold so much.
+    /// Goes on where `position` tokens have gone through the model and the rows of the first `done`
+    /// of them are coded, of which the bases hold so much.
     pub(super) fn resume(&mut self, position: usize, done: usize, prompt: Energy) {
         self.prompt = prompt;
         self.cursor.resume(position, done);
@@ -152,7 +156,8 @@ impl GpuSequence {
         self.counters.readback_bytes += readback_bytes;
     }
 
-    /// One token through the step's plan; reads back as much of a result as `out` has room for, but for its last number: that is whether something was too large.
+    /// One token through the step's plan; reads back as much of a result as `out` has room for, but
+    /// for its last number: that is whether something was too large.
     fn run_step<T: bytemuck::Pod>(
         &mut self,
         token: u32,
@@ -218,7 +223,8 @@ impl GpuSequence {
         Ok(())
     }
 
-    /// A call from its counters on; where it fails the position is what it was, so that the same tokens can be given again. A sequence that evicts is then empty.
+    /// A call from its counters on; where it fails the position is what it was, so that the same
+    /// tokens can be given again. A sequence that evicts is then empty.
     fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence, &mut Shared) -> Result<T>) -> Result<T> {
         let (model, position) = (self.model.clone(), self.cursor.position());
         let shared = &mut *model.executor.lock();
@@ -248,12 +254,14 @@ impl GpuSequence {
             let (now, later) = rest.split_at(self.chunk().min(longest).min(rest.len()));
             let reach = self.cursor.reach(now.len());
             match now.split_last() {
-                // The last token is a step of its own, whose plan ends in logits; but it reads what its chunk does.
+                // The last token is a step of its own, whose plan ends in logits; but it reads what
+                // its chunk does.
                 Some((last, many)) if logits == Logits::Last && later.is_empty() => {
                     if !many.is_empty() {
                         let mut call = self.cursor.call_within(many.len(), reach);
                         if self.cursor.evicts() {
-                            // Who is evicted is decided when all of the chunk have given their attention.
+                            // Who is evicted is decided when all of the chunk have given their
+                            // attention.
                             call.code.end = call.code.start;
                         }
                         self.run_chunk(many, call, None, shared)?;

@@ -25,7 +25,8 @@ pub(super) struct Layer {
     pub down: Matrix,
 }
 
-/// Appends `numbers` in runs of `width`, each padded to four; each number stands for `unit` of them.
+/// Appends `numbers` in runs of `width`, each padded to four; each number stands for `unit` of
+/// them.
 fn widen<T: Copy>(to: &mut Vec<T>, numbers: &[T], width: usize, unit: usize, zero: T) {
     for run in numbers.chunks_exact(width * unit) {
         to.extend_from_slice(run);
@@ -67,7 +68,8 @@ impl Attention<'_> {
         Ok(rows)
     }
 
-    /// QK-norm's gains `[2][head_dim]`, then the biases of the projection's rows; and whether there are any of these.
+    /// QK-norm's gains `[2][head_dim]`, then the biases of the projection's rows; and whether there
+    /// are any of these.
     fn added(&self) -> Result<(Vec<f32>, bool)> {
         let dim = self.config.head_dim;
         let (mut added, mut biases, mut any) = (Vec::new(), Vec::new(), false);

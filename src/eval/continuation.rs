@@ -1,8 +1,12 @@
 //! Long greedy generation: what a model writes with its own cache, as the exact model sees it.
 //!
-//! Each model continues the same prompt, always with the likeliest token, from the cache that it fills itself: an error in it is read again by every later token. Then the reference reads what was
-//! written and says how likely it finds it ([`Row::perplexity`]), as it does of its own continuation. A model that repeats itself is easy to predict, so a perplexity below the reference's is not a
-//! good sign by itself: beside it stands how much of the continuation is not repeated ([`Row::distinct_4grams`]), and for how long it is the reference's own ([`Row::agreed_tokens`]).
+//! Each model continues the same prompt, always with the likeliest token, from the cache that it
+//! fills itself: an error in it is read again by every later token. Then the reference reads what
+//! was written and says how likely it finds it ([`Row::perplexity`]), as it does of its own
+//! continuation. A model that repeats itself is easy to predict, so a perplexity below the
+//! reference's is not a good sign by itself: beside it stands how much of the continuation is not
+//! repeated ([`Row::distinct_4grams`]), and for how long it is the reference's own
+//! ([`Row::agreed_tokens`]).
 //!
 //! Tokens that end a text are written as any other, so that all continuations are equally long.
 
@@ -49,7 +53,9 @@ pub struct Row {
     pub perplexity: f64,
     /// Tokens before the first that is not the reference's own; all of them where there is none.
     pub agreed_tokens: usize,
-    /// Of the runs of four tokens in what was written, the share that is different ones: 1 where none comes twice, near 0 in a loop. Absent for fewer than four tokens.
+    /// Of the runs of four tokens in what was written, the share that is different ones.
+    ///
+    /// 1 where none comes twice, near 0 in a loop. Absent for fewer than four tokens.
     pub distinct_4grams: Option<f64>,
     /// Bytes the cache grows by per token.
     pub kv_bytes_per_token: u64,
@@ -85,11 +91,14 @@ impl Task {
     }
 }
 
-/// Has `reference` and then `others` continue each text: a row for each of them, text by text. Each of `others` is made when it is its turn; sequences have room for [`Task::length`] tokens.
+/// Has `reference` and then `others` continue each text: a row for each of them, text by text.
+///
+/// Each of `others` is made when it is its turn; sequences have room for [`Task::length`] tokens.
 /// `on_progress` hears of tokens written and read.
 ///
 /// # Errors
-/// Those of [`Task::check`], [`Error::Context`] for a sequence too small, [`Error::Interrupted`] where `on_progress` says so; the sequences' own.
+/// Those of [`Task::check`], [`Error::Context`] for a sequence too small, [`Error::Interrupted`]
+/// where `on_progress` says so; the sequences' own.
 pub fn run<I>(task: &Task, texts: &[Text], reference: &mut Subject, others: impl Fn() -> I, on_progress: OnProgress<'_>) -> Result<Vec<Row>>
 where
     I: Iterator<Item = Result<Subject>>,
@@ -145,7 +154,8 @@ fn write(sequence: &mut dyn Sequence, prompt: &[u32], count: usize, on_progress:
 
 /// Of `written`, for a model that reads it after `prompt`.
 fn perplexity(sequence: &mut dyn Sequence, prompt: &[u32], written: &[u32], on_progress: OnProgress<'_>) -> Result<f64> {
-    // What comes before the last token of the prompt may be in the cache already; its prediction is that of the first token written.
+    // What comes before the last token of the prompt may be in the cache already; its prediction is
+    // that of the first token written.
     sequence.truncate(prompt.len() - 1);
     let kept = sequence.position();
     read(sequence, &prompt[kept..prompt.len() - 1], Logits::None)?;
@@ -162,7 +172,8 @@ fn perplexity(sequence: &mut dyn Sequence, prompt: &[u32], written: &[u32], on_p
     Ok((surprise / written.len() as f64).exp())
 }
 
-/// Appends `tokens` in pieces that suit `sequence`. Returns the logits after the last of them where they are `wanted`.
+/// Appends `tokens` in pieces that suit `sequence`. Returns the logits after the last of them where
+/// they are `wanted`.
 fn read(sequence: &mut dyn Sequence, tokens: &[u32], wanted: Logits) -> Result<Vec<f32>> {
     let size = sequence.chunk().max(1);
     let mut logits = Vec::new();

@@ -1,8 +1,11 @@
-//! Evaluation at depth: windows of several lengths, of each of which the last predictions are scored.
+//! Evaluation at depth: windows of several lengths, of each of which the last predictions are
+//! scored.
 //!
-//! A window of `N` tokens is scored at its end, where a prediction has nearly `N` tokens before it: its last 512 tokens, or all but the first where the window is no longer than that. Windows of all
-//! depths end at the same places of the text, which are as far apart as the deepest window is long. So the same tokens are predicted at every depth, and what differs between two depths is how much
-//! the model has read, not the text.
+//! A window of `N` tokens is scored at its end, where a prediction has nearly `N` tokens before it:
+//! its last 512 tokens, or all but the first where the window is no longer than that. Windows of
+//! all depths end at the same places of the text, which are as far apart as the deepest window is
+//! long. So the same tokens are predicted at every depth, and what differs between two depths is
+//! how much the model has read, not the text.
 //!
 //! A text has at least one window of each depth, and of all depths as many.
 
@@ -18,7 +21,9 @@ const SCORED: usize = 512;
 pub struct Depths {
     /// Tokens of a window, for each depth.
     pub depths: Vec<usize>,
-    /// How many tokens of a text to use at the deepest, but at least one window; `None` for as few windows as have the thousand predictions that a 99.9th percentile needs.
+    /// How many tokens of a text to use at the deepest, but at least one window.
+    ///
+    /// `None` for as few windows as have the thousand predictions that a 99.9th percentile needs.
     pub tokens: Option<usize>,
 }
 
@@ -31,7 +36,8 @@ impl Depths {
     /// How to cut texts of these names and tokens, for each depth, in their order.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a depth that has no prediction, for tokens without one, and for a text that is shorter than the deepest window.
+    /// [`Error::Argument`] for a depth that has no prediction, for tokens without one, and for a
+    /// text that is shorter than the deepest window.
     pub fn windowings(&self, texts: &[super::Text]) -> Result<Vec<Windowing>> {
         let refuse = |name: &str, message: String| Err(Error::Argument { name: name.into(), message });
         if let Some(depth @ ..2) = self.depths.iter().min() {
@@ -93,7 +99,8 @@ mod tests {
         [Text { name: "the text".into(), tokens: vec![0; tokens] }]
     }
 
-    /// For each depth and window, which of the text's tokens are predicted, and the first and last position in the window that predicts one.
+    /// For each depth and window, which of the text's tokens are predicted, and the first and last
+    /// position in the window that predicts one.
     fn cut(depths: &[usize], tokens: Option<usize>, length: usize) -> Vec<Vec<[usize; 4]>> {
         let windowings = Depths { depths: depths.into(), tokens }.windowings(&text(length)).unwrap();
         let found = |w: &Window| [w.tokens.start + w.score_from + 1, w.tokens.end - 1, w.score_from, w.len() - 2];

@@ -1,7 +1,10 @@
-//! How well a compressed model still is the model: perplexity on a text, and KL divergence and agreement with the dense model on the same text.
+//! How well a compressed model still is the model: perplexity on a text, and KL divergence and
+//! agreement with the dense model on the same text.
 //!
-//! Perplexity alone flatters: a model may change its mind on every second token and keep it. KL divergence compares whole predictions. Both models read
-//! each window side by side, chunk by chunk, so that no more than one chunk's logits of each are in memory, and nothing is written to disk.
+//! Perplexity alone flatters: a model may change its mind on every second token and keep it. KL
+//! divergence compares whole predictions. Both models read each window side by side, chunk by
+//! chunk, so that no more than one chunk's logits of each are in memory, and nothing is written to
+//! disk.
 
 pub mod continuation;
 mod depth;
@@ -32,7 +35,9 @@ pub struct Subject {
     pub method: String,
     /// How its rows are stored.
     pub layout: String,
-    /// Which tokens stay exact beside latents; `None` for a cache that has none of these and is exact throughout.
+    /// Which tokens stay exact beside latents.
+    ///
+    /// `None` for a cache that has none of these and is exact throughout.
     pub exact: Option<Exact>,
     /// An empty sequence with room for one window.
     pub sequence: Box<dyn Sequence>,
@@ -65,7 +70,9 @@ pub struct Row {
     pub window: usize,
     /// Windows scored.
     pub windows: usize,
-    /// The first position in a window whose prediction is scored: it has read so many tokens, and one more.
+    /// The first position in a window whose prediction is scored.
+    ///
+    /// It has read so many tokens, and one more.
     pub first_position: usize,
     /// The last one.
     pub last_position: usize,
@@ -116,7 +123,7 @@ pub struct Text {
 pub struct Task<'a> {
     /// The texts, each evaluated on its own.
     pub texts: &'a [Text],
-    /// What stands in place of each window's first token, where the tokenizer starts texts with something.
+    /// Takes the place of each window's first token, where the tokenizer begins texts so.
     pub bos: Option<u32>,
     /// How each text is cut.
     pub windowing: Windowing,
@@ -124,11 +131,13 @@ pub struct Task<'a> {
     pub first_is_reference: bool,
 }
 
-/// Scores all `subjects` on the same windows: for each text a row per subject, in their order. `on_progress` hears of tokens.
+/// Scores all `subjects` on the same windows: for each text a row per subject, in their order.
+///
+/// `on_progress` hears of tokens.
 ///
 /// # Errors
-/// [`Error::Argument`] for a windowing that scores nothing, [`Error::Context`] for a sequence too small for a window,
-/// [`Error::Interrupted`] where `on_progress` says so; the sequences' own.
+/// [`Error::Argument`] for a windowing that scores nothing, [`Error::Context`] for a sequence too
+/// small for a window, [`Error::Interrupted`] where `on_progress` says so; the sequences' own.
 pub fn run(task: &Task, subjects: &mut [Subject], on_progress: OnProgress<'_>) -> Result<Vec<Row>> {
     let windows = task.texts.iter().map(|text| task.windowing.cut(text.tokens.len())).collect::<Result<Vec<_>>>()?;
     let longest = windows.iter().flatten().map(Window::len).max().unwrap_or(0);

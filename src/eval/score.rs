@@ -1,4 +1,5 @@
-//! What a model's predictions on a text come to: perplexity, divergence from another's, and how sure that is.
+//! What a model's predictions on a text come to: perplexity, divergence from another's, and how
+//! sure that is.
 
 use crate::Result;
 use crate::logits::{Divergence, Predictions};
@@ -19,7 +20,8 @@ impl Scores {
     /// Scores consecutive predictions, one for each target.
     ///
     /// # Errors
-    /// [`Error::Argument`](crate::Error::Argument) for vocabularies that differ or a target outside of them, [`Error::Numeric`](crate::Error::Numeric) where there is no divergence.
+    /// [`Error::Argument`](crate::Error::Argument) for vocabularies that differ or a target outside
+    /// of them, [`Error::Numeric`](crate::Error::Numeric) where there is no divergence.
     pub fn add(&mut self, predictions: &Predictions, targets: &[u32], reference: Option<&Predictions>) -> Result<()> {
         self.surprise.extend(predictions.surprise(targets)?);
         if let Some(reference) = reference {
@@ -53,8 +55,9 @@ impl Scores {
         (!self.divergence.is_empty()).then(|| mean(self.divergence.iter().map(|d| d.kl)))
     }
 
-    /// The standard error of [`kl_mean`](Self::kl_mean), from how much the windows' own means `m_w` of `n_w` predictions differ (those within a window depend
-    /// on each other): `√(W/(W-1) · Σ (n_w/n)² (m_w - m)²)` over `W` windows. `None` for fewer than two.
+    /// The standard error of [`kl_mean`](Self::kl_mean), from how much the windows' own means `m_w`
+    /// of `n_w` predictions differ (those within a window depend on each other):
+    /// `√(W/(W-1) · Σ (n_w/n)² (m_w - m)²)` over `W` windows. `None` for fewer than two.
     pub fn kl_stderr(&self) -> Option<f64> {
         let all = self.kl_mean()?;
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
@@ -74,7 +77,9 @@ impl Scores {
         self.kl_quantile(990)
     }
 
-    /// The KL divergence in nats that 99.9 % of the predictions do not exceed (nearest rank). `None` for fewer than a thousand predictions, of which it is the [largest](Self::kl_max).
+    /// The KL divergence in nats that 99.9 % of the predictions do not exceed (nearest rank).
+    ///
+    /// `None` for fewer than a thousand predictions, of which it is the [largest](Self::kl_max).
     pub fn kl_p999(&self) -> Option<f64> {
         self.kl_quantile(999).filter(|_| self.divergence.len() >= ENOUGH)
     }
@@ -134,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_small_divergence_between_confident_models_is_not_lost() {
-        // p and q = p (1 ± ε) over a vocabulary of which one token has nearly everything: KL ≈ Σ p ε² / 2.
+        // p and q = p (1 ± ε) over a vocabulary of which one token has nearly everything: KL ≈ Σ p
+        // ε² / 2.
         let (vocab, epsilon) = (49_152, 3e-3);
         let p: Vec<f64> = (0..vocab).map(|i| if i == 7 { 0.9 } else { 0.1 / (vocab - 1) as f64 }).collect();
         let q: Vec<f64> = p.iter().enumerate().map(|(i, p)| p * if i % 2 == 0 { 1.0 + epsilon } else { 1.0 - epsilon }).collect();

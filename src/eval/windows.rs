@@ -1,19 +1,28 @@
 //! How a long text is cut into windows, and which predictions in each are scored.
 //!
-//! The model sees each window from an empty cache. A prediction is made *at* a position, having seen the tokens up to and including it, and concerns the
-//! token after it: a window of `n` tokens has `n - 1` predictions, at positions `0..n-1`.
+//! The model sees each window from an empty cache. A prediction is made *at* a position, having
+//! seen the tokens up to and including it, and concerns the token after it: a window of `n` tokens
+//! has `n - 1` predictions, at positions `0..n-1`.
 //!
 //! - The default scores every prediction of consecutive windows of 512.
-//! - With a stride below the window, windows overlap and each prediction is scored once, in the first window that contains it; all but those of the
-//!   first window then have at least `window - stride` tokens before them. This is Hugging Face's convention for strided perplexity.
-//! - llama.cpp's `perplexity` scores the second half of each window only, at positions `n/2..n-1`: `score_from = n/2`. Where the model's tokenizer starts
-//!   texts with a BOS token, it also puts that in place of each window's first token; [`crate::eval::run`] does so whenever it is given one.
+//! - With a stride below the window, windows overlap and each prediction is scored once, in the
+//!   first window that contains it; all but those of the first window then have at least
+//!   `window - stride` tokens before them. This is Hugging Face's convention for strided
+//!   perplexity.
+//! - llama.cpp's `perplexity` scores the second half of each window only, at positions `n/2..n-1`:
+//!   `score_from = n/2`. Where the model's tokenizer starts texts with a BOS token, it also puts
+//!   that in place of each window's first token; [`crate::eval::run`] does so whenever it is given
+//!   one.
 //!
-//! - With a `prefill`, the first tokens of each window are a prompt: they are run in one go, as a long prompt is before it is answered, and nothing is scored there.
-//!   The rest is run in pieces of at most `chunk` tokens, so that a cache that shrinks what it holds after each call is seen at work.
-//! - With a `skip`, the first window does not begin where the text does: so windows of several lengths can end at the same places ([`super::depth`]).
+//! - With a `prefill`, the first tokens of each window are a prompt: they are run in one go, as a
+//!   long prompt is before it is answered, and nothing is scored there. The rest is run in pieces
+//!   of at most `chunk` tokens, so that a cache that shrinks what it holds after each call is seen
+//!   at work.
+//! - With a `skip`, the first window does not begin where the text does: so windows of several
+//!   lengths can end at the same places ([`super::depth`]).
 //!
-//! What is left at the end of the text and is shorter than a window is dropped; a text that is shorter than one window is that window.
+//! What is left at the end of the text and is shorter than a window is dropped; a text that is
+//! shorter than one window is that window.
 
 use crate::{Error, Result};
 use std::ops::Range;
@@ -27,9 +36,13 @@ pub struct Windowing {
     pub stride: usize,
     /// The first position of a window whose prediction is scored.
     pub score_from: usize,
-    /// Tokens at the start of a window that are its prompt; the first position that is scored is at or after its end.
+    /// Tokens at the start of a window that are its prompt.
+    ///
+    /// The first position that is scored is at or after its end.
     pub prefill: usize,
-    /// The most tokens after the prompt that are run together; `None` for as many as suit the models.
+    /// The most tokens after the prompt that are run together.
+    ///
+    /// `None` for as many as suit the models.
     pub chunk: Option<usize>,
     /// How many tokens of the text to use; `None` for all.
     pub tokens: Option<usize>,
@@ -54,7 +67,7 @@ pub struct Window {
     pub score_from: usize,
 }
 
-/// Consecutive tokens of a window, run together, that either all make predictions that are scored, or none does.
+/// Consecutive tokens of a window, run together: all are scored, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
     /// Their positions within the window.
@@ -79,7 +92,9 @@ impl Window {
         self.len() - 1 - self.score_from
     }
 
-    /// Cuts the window into its prompt, if it has one, and pieces of at most `size` tokens. The last token predicts nothing that could be scored, and is left out.
+    /// Cuts the window into its prompt, if it has one, and pieces of at most `size` tokens.
+    ///
+    /// The last token predicts nothing that could be scored, and is left out.
     pub fn pieces(&self, size: usize) -> impl Iterator<Item = Piece> {
         let (prefill, score_from, end) = (self.prefill, self.score_from, self.len() - 1);
         let mut next = 0;

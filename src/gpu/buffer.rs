@@ -27,7 +27,8 @@ impl Device {
             tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
             self.write(&buffer, whole as u64, &tail)?;
         }
-        // Hands the staging memory to the driver now, so that loading a model never holds all of it twice.
+        // Hands the staging memory to the driver now, so that loading a model never holds all of it
+        // twice.
         self.owning("uploading", || self.queue.submit([]))?;
         Ok(buffer)
     }
@@ -54,7 +55,8 @@ impl Device {
         self.make(label, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
     }
 
-    /// Writes `data`, a multiple of four bytes, `offset` bytes into a buffer, before what is submitted next.
+    /// Writes `data`, a multiple of four bytes, `offset` bytes into a buffer, before what is
+    /// submitted next.
     ///
     /// # Errors
     /// [`Error::DeviceLost`], or [`Error::Gpu`] where it does not fit.
@@ -62,7 +64,8 @@ impl Device {
         self.owning("writing to a buffer", || self.queue.write_buffer(buffer, offset, bytemuck::cast_slice(data)))
     }
 
-    /// Submits, waits, and returns the first `out.len()` elements of `from`, a buffer made by [`readback`](Self::readback).
+    /// Submits, waits, and returns the first `out.len()` elements of `from`, a buffer made by
+    /// [`readback`](Self::readback).
     ///
     /// # Errors
     /// Those of [`submit`](Self::submit) and of [`wait`](Self::wait).

@@ -1,4 +1,5 @@
-//! Known words behind buffers, which nothing is to write: a shader's bounds checks turn a write beyond a buffer into one that nobody sees.
+//! Known words behind buffers, which nothing is to write: a shader's bounds checks turn a write
+//! beyond a buffer into one that nobody sees.
 
 use super::Device;
 use crate::Result;

@@ -11,7 +11,9 @@ use crate::{Error, Result};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-/// What a device's kernels may use, best first. The best that the adapter offers is taken unless one is asked for.
+/// What a device's kernels may use, best first.
+///
+/// The best that the adapter offers is taken unless one is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
@@ -19,7 +21,8 @@ pub enum Tier {
     F16Subgroups,
     /// 16-bit arithmetic types.
     F16,
-    /// Neither: 16-bit numbers are unpacked from 32-bit words, reductions go through workgroup memory.
+    /// Neither: 16-bit numbers are unpacked from 32-bit words, reductions go through workgroup
+    /// memory.
     Baseline,
 }
 
@@ -72,7 +75,8 @@ pub enum ShaderChecks {
     /// Every index stays inside its buffer. Drivers with bounds of their own do it without a cost.
     #[default]
     Bounds,
-    /// Bounds, and every loop ends and no divisor is zero, as browsers have it: for shaders that nobody trusts.
+    /// Bounds, and every loop ends and no divisor is zero, as browsers have it: for shaders that
+    /// nobody trusts.
     All,
 }
 
@@ -89,7 +93,9 @@ impl ShaderChecks {
 /// Which device to open, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Part of the adapter's name, in any case; `None` takes the first that is no software renderer, else the first.
+    /// Part of the adapter's name, in any case.
+    ///
+    /// `None` takes the first that is no software renderer, else the first.
     pub adapter: Option<String>,
     /// The tier; `None` takes the best.
     pub tier: Option<Tier>,
@@ -155,7 +161,8 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle_from_env() })
 }
 
-/// All adapters of Vulkan, Metal and DX12, each backend's in the system's order, real GPUs before software renderers.
+/// All adapters of Vulkan, Metal and DX12, each backend's in the system's order, real GPUs before
+/// software renderers.
 fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
     let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
@@ -216,7 +223,8 @@ impl Device {
     /// Opens a device.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] where none is there, none is usable or none has the name; [`Error::Gpu`] where the driver refuses.
+    /// [`Error::NoAdapter`] where none is there, none is usable or none has the name;
+    /// [`Error::Gpu`] where the driver refuses.
     pub fn open(options: &Options) -> Result<Arc<Device>> {
         let adapters = enumerate(&instance());
         let found = || adapters.iter().map(|a| a.get_info().name).collect::<Vec<_>>().join(", ");
@@ -260,7 +268,8 @@ impl Device {
         .map_err(|e| Error::Gpu { what: format!("opening {}", adapter.get_info().name), message: e.to_string() })?;
 
         let faults = Faults::of(&device);
-        // Kernels count in 32 bits, and so do bounds checks in MSL: below 4 GiB no index into a binding overflows.
+        // Kernels count in 32 bits, and so do bounds checks in MSL: below 4 GiB no index into a
+        // binding overflows.
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(u32::MAX as u64);
         let max_binding = options.max_binding.unwrap_or(most).min(most);
         let info = adapter.get_info();
@@ -287,7 +296,9 @@ impl Device {
         self.tier
     }
 
-    /// Bytes of everything that is allocated on it; `None` where the driver's allocator does not tell.
+    /// Bytes of everything that is allocated on it.
+    ///
+    /// `None` where the driver's allocator does not tell.
     pub fn allocated_bytes(&self) -> Option<u64> {
         self.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
@@ -307,7 +318,7 @@ impl Device {
         *self.tuning.read().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Has kernels that are planned from now on divide their work otherwise, those of sequences that are begun from now on.
+    /// Sets the tuning of kernels that are planned from now on, of new sequences.
     ///
     /// # Panics
     /// Where `tuning` contradicts what its fields say.

@@ -1,6 +1,8 @@
-//! Whose fault it was: an error belongs to the call that caused it, and a lost device is everybody's.
+//! Whose fault it was: an error belongs to the call that caused it, and a lost device is
+//! everybody's.
 //!
-//! wgpu reports errors to the innermost scope of the thread that caused them, so a call that puts scopes around what it does gets its own errors and no one else's.
+//! wgpu reports errors to the innermost scope of the thread that caused them, so a call that puts
+//! scopes around what it does gets its own errors and no one else's.
 
 use super::Device;
 use crate::{Error, Result};
@@ -119,7 +121,8 @@ mod tests {
     #[test]
     fn a_refused_submission_fails_the_call_that_made_it_and_no_other() {
         let device = Device::open(&Options::default()).unwrap();
-        // Either thread begins a round when the other does, and ends it before the other begins the next.
+        // Either thread begins a round when the other does, and ends it before the other begins the
+        // next.
         let barrier = std::sync::Barrier::new(2);
         let rounds = 20;
         std::thread::scope(|scope| {

@@ -1,6 +1,8 @@
-//! The device and what is made on it: tensors, matrices of weights, shaders and pipelines, readback.
+//! The device and what is made on it: tensors, matrices of weights, shaders and pipelines,
+//! readback.
 //!
-//! Everything above speaks of kernels; only this speaks wgpu's language of adapters, error scopes and mapped ranges.
+//! Everything above speaks of kernels; only this speaks wgpu's language of adapters, error scopes
+//! and mapped ranges.
 
 mod buffer;
 mod canary;

@@ -1,4 +1,5 @@
-//! Pipelines, each made once per device and variant, and the bind groups that are planned with them.
+//! Pipelines, each made once per device and variant, and the bind groups that are planned with
+//! them.
 
 use super::profile::Profile;
 use super::shader::IMMEDIATE_BYTES;
@@ -27,7 +28,9 @@ pub struct Spec {
     pub flags: Vec<&'static str>,
     /// Constants written before the file.
     pub constants: BTreeMap<&'static str, u32>,
-    /// The bindings of group 0: number and access. Numbers may have gaps, where a flag leaves one out.
+    /// The bindings of group 0: number and access.
+    ///
+    /// Numbers may have gaps, where a flag leaves one out.
     pub bindings: Vec<(u32, Access)>,
 }
 
@@ -48,7 +51,9 @@ impl fmt::Display for Spec {
     }
 }
 
-/// What a dispatch has to do at the least, counted from its shapes: what [`profile`](Device::profile) holds its time against.
+/// What a dispatch has to do at the least, counted from its shapes.
+///
+/// What [`profile`](Device::profile) holds its time against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Work {
     /// Bytes that it reads and writes, each once, however many workgroups read them.
@@ -71,7 +76,10 @@ impl Kernel {
         Kernel { name: format!("{} {more}", self.name).into(), ..self }
     }
 
-    /// Records one dispatch. Allocates nothing. `immediates` are the kernel's parameters of this step, `grid` its workgroups, `work` what they do.
+    /// Records one dispatch.
+    ///
+    /// Allocates nothing. `immediates` are the kernel's parameters of this step, `grid` its
+    /// workgroups, `work` what they do.
     pub fn record(&self, pass: &mut Pass<'_>, immediates: &impl bytemuck::NoUninit, grid: [u32; 3], work: Work) {
         let dispatch = |inner: &mut wgpu::ComputePass<'_>| {
             inner.set_pipeline(&self.pipeline);
@@ -128,7 +136,8 @@ impl Pipelines {
 }
 
 impl Device {
-    /// A kernel: the variant's pipeline (compiled the first time it is asked for) bound to `buffers`.
+    /// A kernel: the variant's pipeline (compiled the first time it is asked for) bound to
+    /// `buffers`.
     ///
     /// # Errors
     /// [`Error::Gpu`] with the driver's words where it refuses the shader or a binding.
@@ -137,7 +146,8 @@ impl Device {
         let found = self.pipelines.made().get(&spec).cloned();
         let Made { pipeline, layout } = match found {
             Some(made) => made,
-            // Nobody waits meanwhile for what is there already; two who want the same make it twice, and share what was there first.
+            // Nobody waits meanwhile for what is there already; two who want the same make it
+            // twice, and share what was there first.
             None => {
                 let made = self.compile(&spec)?;
                 self.pipelines.made().entry(spec.clone()).or_insert(made).clone()
@@ -170,8 +180,9 @@ impl Device {
 
     fn pipeline(&self, spec: &Spec, source: String) -> Made {
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(spec.shader), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // SAFETY: these are our own shaders. Their loops end, and none of their divisors is zero; without checks of bounds, words behind the buffers of their tests say
-        // that they stay inside.
+        // SAFETY: these are our own shaders. Their loops end, and none of their divisors is zero;
+        // without checks of bounds, words behind the buffers of their tests say that they stay
+        // inside.
         let module = unsafe { self.device.create_shader_module_trusted(descriptor, self.pipelines.checks.of_wgpu()) };
         let entries: Vec<_> = spec
             .bindings

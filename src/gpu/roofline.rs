@@ -81,7 +81,8 @@ pub fn roofline(device: &Device) -> Result<Roofline> {
         }
         Ok(best)
     };
-    // How much work `run` does a second, where it is long enough that submitting it does not count: it is given 1, 4, 16, … and returns seconds.
+    // How much work `run` does a second, where it is long enough that submitting it does not count:
+    // it is given 1, 4, 16, … and returns seconds.
     let rate = |run: &dyn Fn(u32) -> Result<f64>| -> Result<f64> {
         let mut amount = 1;
         loop {

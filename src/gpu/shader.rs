@@ -1,7 +1,8 @@
 //! WGSL sources and the preprocessor that makes every variant from one file.
 //!
-//! Three directives, each alone on its line: `#include "lib/x.wgsl"` (once each), `#if NAME` … `#else` … `#endif` (nesting; `NAME` or `!NAME`), and constants, which
-//! are written before the file as `const NAME: u32 = …;` so that no number stands both in Rust and in WGSL.
+//! Three directives, each alone on its line: `#include "lib/x.wgsl"` (once each), `#if NAME` …
+//! `#else` … `#endif` (nesting; `NAME` or `!NAME`), and constants, which are written before the
+//! file as `const NAME: u32 = …;` so that no number stands both in Rust and in WGSL.
 
 use std::collections::BTreeMap;
 
@@ -50,10 +51,13 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/unpack.wgsl", include_str!("../../shaders/lib/unpack.wgsl")),
 ];
 
-/// One variant's text: `enable` line, constants, then the file with its includes and conditions resolved.
+/// One variant's text, with its includes and conditions resolved.
+///
+/// First the `enable` line, then constants, then the file.
 ///
 /// # Errors
-/// A sentence that names the line: an unknown file, an `#if` without `#endif`. Sources are fixed at compile time, so a test that makes every variant keeps this from users.
+/// A sentence that names the line: an unknown file, an `#if` without `#endif`. Sources are fixed at
+/// compile time, so a test that makes every variant keeps this from users.
 pub fn preprocess(name: &str, flags: &[&str], constants: &BTreeMap<&'static str, u32>) -> Result<String, String> {
     let mut text = String::new();
     if flags.contains(&"F16") {

@@ -19,7 +19,8 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// Whether the kernel can be made of it: whole lanes, 256 at the most, pairs of rows in one lane, and both operands in 16 KiB.
+    /// Whether the kernel can be made of it: whole lanes, 256 at the most, pairs of rows in one
+    /// lane, and both operands in 16 KiB.
     fn fits(&self) -> bool {
         let whole = self.tokens.is_multiple_of(self.lane_tokens) && self.rows.is_multiple_of(self.lane_rows) && self.depth.is_multiple_of(4);
         let lanes = (self.tokens / self.lane_tokens) * (self.rows / self.lane_rows);
@@ -27,22 +28,30 @@ impl Tile {
     }
 }
 
-/// How kernels divide their work where devices want it differently. A kernel reads it as it is planned: what is planned keeps what it was planned with.
+/// How kernels divide their work where devices want it differently.
+///
+/// A kernel reads it as it is planned: what is planned keeps what it was planned with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// The most splits of one token's exact keys.
     pub splits: u32,
     /// And of its coded ones: their sums are longer, and all of them are read again to be joined.
     pub coded_splits: u32,
-    /// Keys weighed at a time; a split is a multiple of them, and they are a multiple of 16 · `in_flight`.
+    /// Keys weighed at a time.
+    ///
+    /// A split is a multiple of them, and they are a multiple of 16 · `in_flight`.
     pub keys: u32,
     /// What a lane loads before it adds up the first: keys' values, splits' sums.
     pub in_flight: u32,
-    /// Rows of sums that a workgroup adds up over its lanes at a time: each takes a KiB of its memory, and each time two barriers.
+    /// Rows of sums that a workgroup adds up over its lanes at a time.
+    ///
+    /// Each takes a KiB of its memory, and each time two barriers.
     pub ends: u32,
     /// The most coordinates of an absorbed query that a workgroup makes.
     pub absorb: u32,
-    /// Rows of weights that a team of lanes multiplies at once: an even number, since gate and up are neighbours.
+    /// Rows of weights that a team of lanes multiplies at once.
+    ///
+    /// An even number, since gate and up are neighbours.
     pub team_rows: u32,
     /// Loads from each of its rows of weights that a lane has under way.
     pub ahead: u32,
@@ -57,8 +66,10 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// For a GPU, which hides how long memory takes behind many workgroups with several loads each; or for a software renderer, where either only costs. As measured: docs/results/2026-11-27-h200.md, and
-    /// on lavapipe.
+    /// Tuning for a GPU or for a software renderer.
+    ///
+    /// A GPU hides latency behind many workgroups with several loads each; on a renderer both only
+    /// cost. As measured: docs/results/2026-11-27-h200.md, and on lavapipe.
     pub fn of(software: bool) -> Tuning {
         let tile = Tile { tokens: 64, rows: 64, depth: 32, lane_tokens: 8, lane_rows: 4 };
         match software {

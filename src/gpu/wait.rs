@@ -1,4 +1,5 @@
-//! Waiting for the device: what it has been given arrives as a future, and native code blocks on that at the edge, never without a limit.
+//! Waiting for the device: what it has been given arrives as a future, and native code blocks on
+//! that at the edge, never without a limit.
 
 use super::Device;
 use crate::{Error, Result};
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// How long the driver is asked to wait at a time, before it is looked whether the caller still wants it.
+/// How long the driver is asked to wait at a time, before it is looked whether the caller still
+/// wants it.
 const SLICE: Duration = Duration::from_millis(100);
 /// How long a call that its caller no longer wants is left to end by itself.
 ///
@@ -18,7 +20,8 @@ const SLICE: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(1);
 /// How long a GPU may take without one submission being done.
 ///
-/// Submissions are sized for a fifth of a second, and drivers reset a card after 2 to 10 seconds: one that says nothing for much longer never will.
+/// Submissions are sized for a fifth of a second, and drivers reset a card after 2 to 10 seconds:
+/// one that says nothing for much longer never will.
 const GPU_PATIENCE: Duration = Duration::from_secs(60);
 /// The same of a software renderer: two layers of a large model take minutes on a busy machine.
 const SOFTWARE_PATIENCE: Duration = Duration::from_secs(600);
@@ -30,7 +33,8 @@ struct Landing {
     waker: Option<Waker>,
 }
 
-/// Resolves when the device has done something, whoever drives it: a browser by itself, native code by polling.
+/// Resolves when the device has done something, whoever drives it: a browser by itself, native code
+/// by polling.
 #[must_use]
 pub(crate) struct Arrival(Arc<Mutex<Landing>>);
 
@@ -84,7 +88,8 @@ impl Device {
     /// Hands commands to the device.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], or [`Error::Gpu`] where the driver refuses them: those of this call alone.
+    /// [`Error::DeviceLost`], or [`Error::Gpu`] where the driver refuses them: those of this call
+    /// alone.
     pub(crate) fn submit(&self, commands: wgpu::CommandBuffer) -> Result<wgpu::SubmissionIndex> {
         let index = self.owning("running commands", || self.queue.submit([commands]))?;
         let done = self.patience.done.clone();
@@ -119,7 +124,8 @@ impl Device {
     /// The same, unless `stop` says that the caller no longer wants it.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`]; [`Error::Gpu`] where the device does not answer; [`Error::Interrupted`] where it was stopped: then the device goes on with what it has.
+    /// [`Error::DeviceLost`]; [`Error::Gpu`] where the device does not answer;
+    /// [`Error::Interrupted`] where it was stopped: then the device goes on with what it has.
     pub(crate) fn wait_unless(&self, stop: &dyn Fn() -> bool) -> Result<()> {
         self.check()?;
         self.block_on(self.done(), None, stop)
@@ -183,7 +189,8 @@ mod tests {
     use crate::gpu::{Kernel, Options, Work, roofline_spec};
     use std::cell::Cell;
 
-    /// A device that is given `limit`, something that keeps it busy for long, and where its numbers are.
+    /// A device that is given `limit`, something that keeps it busy for long, and where its numbers
+    /// are.
     fn busy(limit: Option<Duration>) -> (Arc<Device>, Kernel, wgpu::Buffer) {
         let device = Device::open(&Options { patience: limit, ..Default::default() }).unwrap();
         let [source, sink] = ["source", "sink"].map(|label| device.buffer(label, 1 << 22).unwrap());
@@ -237,7 +244,8 @@ mod tests {
     fn whoever_no_longer_wants_it_need_not_wait() {
         let (device, kernel, _) = busy(None);
         let mut rounds = rounds(&device, &kernel, 4.0);
-        // A GPU that others use meanwhile, or whose clock was low, may be done sooner than it seemed.
+        // A GPU that others use meanwhile, or whose clock was low, may be done sooner than it
+        // seemed.
         let (asked, start, stopped) = loop {
             let (asked, start) = (Cell::new(0), Instant::now());
             work(&device, &kernel, rounds);

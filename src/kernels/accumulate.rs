@@ -1,4 +1,5 @@
-//! `accumulate.wgsl`: the attention that exact rows, candidates and buckets receive, by which they compete.
+//! `accumulate.wgsl`: the attention that exact rows, candidates and buckets receive, by which they
+//! compete.
 
 use super::attention::AttentionBuffers;
 use super::columns::Block;
@@ -43,7 +44,8 @@ fn variant(attention: &AttentionShape) -> Spec {
 }
 
 impl Accumulate {
-    /// Reads `scores` and `weights` of `b`; of a layer that has something beside, `None` for others.
+    /// Reads `scores` and `weights` of `b`; of a layer that has something beside, `None` for
+    /// others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Accumulate>> {
         let (Some(eviction), slots) = (&cache.eviction, cache.slots) else { return Ok(None) };
         Ok(Some(Accumulate {
@@ -89,7 +91,9 @@ mod tests {
     use crate::kernels::oracle::{assert_close, buffers, devices, numbers, run, stores};
     use crate::kv::{Evicted, Exact, Slots, fade};
 
-    /// What columns receive is the sum of their softmax weights over queries and heads, the earlier the less: added to what is left of what they had, but for those whose rows are new. Splits of one token, and one for several.
+    /// What columns receive is the sum of their softmax weights over queries and heads, the earlier
+    /// the less: added to what is left of what they had, but for those whose rows are new. Splits
+    /// of one token, and one for several.
     #[test]
     fn everyone_receives_what_queries_give() {
         let c = AttentionShape::of(false, None, 6, 2, 14);

@@ -46,32 +46,39 @@ impl AttentionShape {
     }
 }
 
-/// What the kernels of attention hand on to each other, f32 unless said: of a model, for all layers in turn. Clones are the same buffers.
+/// What the kernels of attention hand on to each other, f32 unless said.
+///
+/// Of a model, for all layers in turn. Clones are the same buffers.
 #[derive(Clone)]
 pub struct AttentionBuffers {
-    /// Query heads, key heads and value heads `[n][`[`projection_row`](AttentionShape::projection_row)`]`.
+    /// Query heads, key heads and value heads
+    /// `[n][`[`projection_row`](AttentionShape::projection_row)`]`.
     pub(crate) projected: Tensor,
     /// RoPE's [`rope_table`](super::rope_table).
     pub(crate) rope: Tensor,
     /// After RoPE `[n][H][pad(head_dim)]`, and behind those of a token the absorbed ones.
     pub(crate) queries: wgpu::Buffer,
-    /// The number of `queries` from which on it stands what was too large for 16 bits: [`super::prepare::record_len`].
+    /// The number of `queries` from which on it stands what was too large for 16 bits:
+    /// [`super::prepare::record_len`].
     pub(crate) record: u32,
     /// `[block tokens][H][columns]`.
     pub(crate) scores: wgpu::Buffer,
     /// Columns of scores.
     pub(crate) columns: usize,
-    /// Of splits: sums of values, `[tokens][splits][`[`sums`](super::values::sums)`]`, and weights, `[tokens][splits][H]` pairs.
+    /// Of splits: sums of values, `[tokens][splits][`[`sums`](super::values::sums)`]`, and weights,
+    /// `[tokens][splits][H]` pairs.
     pub(crate) sums: wgpu::Buffer,
     pub(crate) weights: wgpu::Buffer,
     /// `[n][H][pad(head_dim)]`.
     pub(crate) attended: Tensor,
-    /// Scores of landmarks, `[H][chunks]`, and the tokens that are chosen by them, u32 `[H_kv][`[`tokens`](crate::kv::Selection::tokens)`]`.
+    /// Scores of landmarks, `[H][chunks]`, and the tokens that are chosen by them, u32
+    /// `[H_kv][`[`tokens`](crate::kv::Selection::tokens)`]`.
     pub(crate) landmarks: wgpu::Buffer,
     pub(crate) chosen: wgpu::Buffer,
     /// Rebuilt keys, f16 `[columns][H_kv][pad(head_dim)]`.
     pub(crate) rebuilt: wgpu::Buffer,
-    /// Rows that stand for several tokens each: keys and values, f16 `[columns][H_kv][pad(head_dim)]`, and how many tokens, u32 `[columns]`.
+    /// Rows that stand for several tokens each: keys and values, f16
+    /// `[columns][H_kv][pad(head_dim)]`, and how many tokens, u32 `[columns]`.
     pub(crate) counted: [wgpu::Buffer; 2],
     pub(crate) counts: wgpu::Buffer,
 }

@@ -40,7 +40,9 @@ pub(crate) struct Coded {
     pub words: usize,
     /// In the order of the heads, all of which they cover.
     pub slices: Vec<Slice>,
-    /// By key/value head, where keys are coded after RoPE: the pairs of RoPE in which their mean, which rotates, is not zero. Else nothing.
+    /// By key/value head, where keys are coded after RoPE.
+    ///
+    /// The pairs of RoPE in which their mean, which rotates, is not zero. Else nothing.
     pub mean_pairs: Vec<Vec<u32>>,
     /// Tokens that are coded together, of this side or of the other.
     pub block: usize,
@@ -94,7 +96,7 @@ impl Coded {
         Striped::of(&self.slices[0].format)
     }
 
-    /// The same of keys that are coded after RoPE, about these `means` before it, `[H_kv][head_dim]`.
+    /// The same for post-RoPE keys, about `means: [H_kv][head_dim]` before RoPE.
     pub fn about(self, attention: &AttentionShape, means: &[f32]) -> Coded {
         let half = attention.head_dim / 2;
         let pairs = |mean: &[f32]| (0..half as u32).filter(|&p| mean[p as usize] != 0.0 || mean[p as usize + half] != 0.0).collect();
@@ -134,7 +136,8 @@ impl Coded {
             .collect()
     }
 
-    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and what the mean adds, two numbers for each pair in which it rotates.
+    /// Vectors of a token's queries: whole ones, padded to four, and where they are taken, `q̃` and
+    /// what the mean adds, two numbers for each pair in which it rotates.
     fn queries(&self, attention: &AttentionShape, taken: bool) -> Vec<usize> {
         let whole = attention.heads * pad(attention.head_dim) / 4;
         let each = |kv: usize| if taken { attention.group_size() * (self.rank(kv) / 4 + self.mean_pairs(kv).len().div_ceil(2)) } else { 0 };
@@ -146,7 +149,9 @@ impl Coded {
         4 * self.queries(attention, taken)[attention.kv_heads]
     }
 
-    /// The table that keys are scored with, as `score.wgsl` says: `means` by key/value head, `[H_kv][head_dim]`.
+    /// The table that keys are scored with, as `score.wgsl` says.
+    ///
+    /// `means` by key/value head, `[H_kv][head_dim]`.
     pub fn key_table(&self, attention: &AttentionShape, taken: bool, means: &[f32]) -> Vec<[u32; 4]> {
         let (heads, dim) = (attention.kv_heads, attention.head_dim);
         let up = self.begins(heads, |kv| self.rank(kv) / 4 * if taken { pad(dim) } else { dim });
@@ -180,7 +185,9 @@ impl Coded {
         self.begins(self.slices.len(), |i| self.slices[i].runs.len()).iter().map(|at| BOOKS as usize + at).collect()
     }
 
-    /// Where each key/value head's `[rank / 4][head_dim]` vectors of an up-projection begin when all are laid end to end.
+    /// Where each key/value head's up-projection begins, laid end to end.
+    ///
+    /// Each has `[rank / 4][head_dim]` vectors.
     pub fn ups(&self, attention: &AttentionShape) -> Vec<usize> {
         self.begins(attention.kv_heads, |kv| self.rank(kv) / 4 * attention.head_dim)
     }
@@ -194,7 +201,8 @@ impl Coded {
 /// Vectors of codebooks at the head of every table.
 pub(crate) const BOOKS: u32 = 57;
 
-/// `[BOOKS]`: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8.
+/// `[BOOKS]`: the levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the
+/// step of 8.
 pub(crate) fn books() -> Vec<[u32; 4]> {
     let levels: Vec<f16> = [2, 3, 4].into_iter().flat_map(levels).map(|&level| f16::from_f32(level)).collect();
     let pairs = levels.chunks(2).map(|pair| u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16);
@@ -209,7 +217,8 @@ pub(crate) fn floats(numbers: &[f32]) -> Vec<[u32; 4]> {
     numbers.chunks(4).map(vector).collect()
 }
 
-/// What a shader knows of what scales a run: nothing, one of the header's first four bytes, or the halves of one of its words. Of blocks the shader knows by itself.
+/// What a shader knows of what scales a run: nothing, one of the header's first four bytes, or the
+/// halves of one of its words. Of blocks the shader knows by itself.
 fn scale(source: ScaleSource) -> u32 {
     match source {
         ScaleSource::One => 0,
@@ -219,7 +228,8 @@ fn scale(source: ScaleSource) -> u32 {
     }
 }
 
-/// The runs of a row: (word, bits, where the highest bits stand, scale); in blocks (word, bits, first coordinate, head).
+/// The runs of a row: (word, bits, where the highest bits stand, scale); in blocks (word, bits,
+/// first coordinate, head).
 pub(crate) fn runs(format: &Format) -> Vec<[u32; 4]> {
     if let Scale::Blocks(blocks) = format.scale {
         let (runs, each) = (format.runs(), format.rank() / RUN / blocks.heads);
@@ -228,7 +238,8 @@ pub(crate) fn runs(format: &Format) -> Vec<[u32; 4]> {
     format.runs().iter().map(|run| [run.word as u32, u32::from(run.bits), run.high as u32, scale(run.scale)]).collect()
 }
 
-/// The bands of a row, or its groups where these have scales of their own: (first run, runs, bits, scale).
+/// The bands of a row, or its groups where these have scales of their own: (first run, runs, bits,
+/// scale).
 pub(crate) fn bands(format: &Format) -> Vec<[u32; 4]> {
     let runs = format.runs();
     if let Scale::Groups { runs: length, .. } = format.scale {
@@ -244,7 +255,8 @@ pub(crate) fn bands(format: &Format) -> Vec<[u32; 4]> {
     format.bands.iter().map(band).collect()
 }
 
-/// An up-projection of one key/value head, `up(coordinate, dimension)`, as `[rank / 4][head_dim]` vectors: neighbouring lanes have neighbouring dimensions.
+/// An up-projection of one key/value head, `up(coordinate, dimension)`, as `[rank / 4][head_dim]`
+/// vectors: neighbouring lanes have neighbouring dimensions.
 pub(crate) fn by_coordinates(up: impl Fn(usize, usize) -> f32, rank: usize, head_dim: usize) -> Vec<f16> {
     let mut vectors = Vec::with_capacity(rank * head_dim);
     for v in 0..rank / 4 {
@@ -255,7 +267,8 @@ pub(crate) fn by_coordinates(up: impl Fn(usize, usize) -> f32, rank: usize, head
     vectors
 }
 
-/// The same as `[pad(head_dim) / 4][rank]` vectors, padding zero: neighbouring lanes have neighbouring coordinates.
+/// The same as `[pad(head_dim) / 4][rank]` vectors, padding zero: neighbouring lanes have
+/// neighbouring coordinates.
 pub(crate) fn by_dimensions(up: impl Fn(usize, usize) -> f32, rank: usize, head_dim: usize) -> Vec<f16> {
     let mut vectors = Vec::with_capacity(rank * pad(head_dim));
     for v in 0..pad(head_dim) / 4 {

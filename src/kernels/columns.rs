@@ -1,10 +1,12 @@
-//! Which columns a block of tokens attends to, as `shaders/lib/columns.wgsl` reads them: who is on the list is decided elsewhere.
+//! Which columns a block of tokens attends to, as `shaders/lib/columns.wgsl` reads them: who is on
+//! the list is decided elsewhere.
 
 use crate::gpu::Access;
 use crate::kv::{Reach, Selection, Slots};
 use std::ops::Range;
 
-/// Coded tokens that are read, where these are not all there are: a method's own choice, written by a kernel of its own.
+/// Coded tokens that are read, where these are not all there are: a method's own choice, written by
+/// a kernel of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct List<'a> {
     /// Tokens, u32 `[H_kv][by_head]`, or one line for all heads.
@@ -39,7 +41,9 @@ impl Kinds {
     }
 }
 
-/// A run of tokens that attend together, and their columns: exact keys, what stands beside these, and coded keys.
+/// A run of tokens that attend together, and their columns.
+///
+/// Exact keys, what stands beside these, and coded keys.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// Position of the first token.
@@ -67,7 +71,10 @@ pub struct Block {
 }
 
 impl Block {
-    /// `tokens` from position `first` on, which see no key `window` or more before them, and read of latents what `reach` says, if there are any.
+    /// A block of `tokens` from position `first` on.
+    ///
+    /// They see no key `window` or more before them, and read of latents what `reach` says, if
+    /// there are any.
     pub fn new(first: u32, tokens: u32, at: u32, window: Option<usize>, reach: Option<Reach>) -> Block {
         let seen = window.map_or(0, |window| (first as usize + 1).saturating_sub(window));
         let window = window.map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX));

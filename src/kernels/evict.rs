@@ -87,7 +87,9 @@ impl Evict {
         })
     }
 
-    /// Tokens `leaving` the window, at least one and `MOST_LEAVING` at most, when `evicted` have left it before them.
+    /// Evicts for tokens `leaving` the window, at least one and at most `MOST_LEAVING`.
+    ///
+    /// `evicted` tokens have left it before them.
     pub fn record(&self, pass: &mut Pass, leaving: &Range<usize>, evicted: usize) {
         let held = evicted.min(self.params.candidates as usize) as u32;
         // A candidate's position and attention, a leaving token's attention.

@@ -1,4 +1,5 @@
-//! What stands beside the exact rows of a sequence that evicts tokens ([`crate::kv::Reviver`]). Candidates' rows are in slots behind the exact ones.
+//! What stands beside the exact rows of a sequence that evicts tokens ([`crate::kv::Reviver`]).
+//! Candidates' rows are in slots behind the exact ones.
 
 use super::AttentionShape;
 use crate::gpu::Device;
@@ -10,8 +11,10 @@ use crate::{Error, Result};
 pub struct EvictionStore {
     /// What there is room for.
     pub(crate) stores: Stores,
-    /// Words, in three parts: four for each bucket, how many vectors it has of either sign, the last one's position and its weight, or without buckets how many are evicted; from `places` on, for each candidate, position and attention received; from `received` on, for each exact row's slot, attention
-    /// received.
+    /// Words, in three parts: four for each bucket, how many vectors it has of either sign, the
+    /// last one's position and its weight, or without buckets how many are evicted; from `places`
+    /// on, for each candidate, position and attention received; from `received` on, for each exact
+    /// row's slot, attention received.
     pub(crate) marks: wgpu::Buffer,
     /// Sums of buckets, i32 `[buckets][2][row]`.
     pub(crate) sums: Option<wgpu::Buffer>,

@@ -13,7 +13,8 @@ pub struct ExactRows {
     pub(crate) values: wgpu::Buffer,
     /// Where tokens stand.
     pub(crate) slots: Slots,
-    /// What is kept beside them, where tokens are evicted: its rows stand in slots behind the others.
+    /// What is kept beside them, where tokens are evicted: its rows stand in slots behind the
+    /// others.
     pub(crate) eviction: Option<EvictionStore>,
 }
 

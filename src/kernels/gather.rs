@@ -96,7 +96,8 @@ mod tests {
     use crate::kernels::rope_table;
     use crate::kv::Format;
 
-    /// Two layers side by side, from slots that wrap around: keys before RoPE and values, keys after it, values alone.
+    /// Two layers side by side, from slots that wrap around: keys before RoPE and values, keys
+    /// after it, values alone.
     #[test]
     fn a_row_begins_as_keys_and_values_without_their_mean() {
         let c = AttentionShape::of(false, None, 6, 3, 14);

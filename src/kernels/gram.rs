@@ -23,7 +23,8 @@ fn variant() -> Spec {
 }
 
 impl Gram {
-    /// `x`: `[n][width]`; `sums`: `[width + 1][width]`, products and then the numbers themselves. f32.
+    /// `x`: `[n][width]`; `sums`: `[width + 1][width]`, products and then the numbers themselves.
+    /// f32.
     ///
     /// # Errors
     /// As [`Device::kernel`].

@@ -1,4 +1,5 @@
-//! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two models.
+//! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two
+//! models.
 
 use super::coded::{Coded, Slice, Striped};
 use super::columns::Kinds;
@@ -10,13 +11,17 @@ use crate::kv::{Format, RUN, Scale, Selection, Selector};
 /// A variant that runs in every step or chunk.
 #[derive(Debug, Clone)]
 pub struct Hot {
-    /// Shader, flags, whether it is for one token or for many, and the model: `score ABSORBED, many, 8B`.
+    /// Shader, flags, whether it is for one token or for many, and the model.
+    ///
+    /// `score ABSORBED, many, 8B`.
     pub name: String,
     /// The variant.
     pub spec: Spec,
 }
 
-/// The variants in which time passes, as a GPU is given them that says it forms subgroups of so many lanes: of Llama 3.1 8B and of SmolLM2-135M, dense and with latents.
+/// The variants that take most of the time, of Llama 3.1 8B and of SmolLM2-135M.
+///
+/// Dense and with latents, as a GPU gets them that says it forms subgroups of so many lanes.
 pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
     let (block, tuning) = (matvec::block(Some(subgroups), &Tuning::of(false)), Tuning::of(false));
     // Both models' widths are whole pairs of vectors.

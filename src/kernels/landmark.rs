@@ -87,7 +87,8 @@ mod tests {
     use crate::kernels::oracle::{devices, halves, run};
     use half::f16;
 
-    /// Chunks that begin and end within, from a ring, of heads whose width is no multiple of four: as the specification packs it.
+    /// Chunks that begin and end within, from a ring, of heads whose width is no multiple of four:
+    /// as the specification packs it.
     #[test]
     fn a_landmark_is_the_mean_of_its_keys_packed() {
         let slots = Slots { sinks: 3, ring: 40 };
@@ -117,7 +118,8 @@ mod tests {
                 let landmark = Landmark::plan(&device, &c, &cache, slots, &landmarks).unwrap();
                 let got = run::<u32>(&device, &landmarks.words, chunks.end * 2 * words, |pass| landmark.record(pass, tokens.clone()));
                 let got = &got[chunks.start * 2 * words..];
-                // A driver may round either way: the header's halves, and numbers halfway between two codes.
+                // A driver may round either way: the header's halves, and numbers halfway between
+                // two codes.
                 let halves = |word: u32| [word & 0xffff, word >> 16];
                 let nibbles = |words: &[u32]| words.iter().flat_map(|word| (0..8).map(move |i| word >> (4 * i) & 15)).collect::<Vec<_>>();
                 for (got, expected) in got.chunks_exact(words).zip(expected.chunks_exact(words)) {

@@ -33,7 +33,8 @@ pub(super) fn variant(weights: WeightType, flags: &[&'static str], tile: &Tile) 
 impl Matmul {
     /// For as many tokens as `x` and `out` have rows.
     ///
-    /// `x`: `[n][cols]`; `out`: `[n][rows]`, or half of that where gated. All f32. There is no [`Fusion::norm`].
+    /// `x`: `[n][cols]`; `out`: `[n][rows]`, or half of that where gated. All f32. There is no
+    /// [`Fusion::norm`].
     ///
     /// # Errors
     /// As [`Device::kernel`].

@@ -23,7 +23,8 @@ pub struct Matvec {
     parts: Vec<(Kernel, Params, [u32; 3], Work)>,
 }
 
-/// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups have so many lanes, or without subgroups.
+/// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups
+/// have so many lanes, or without subgroups.
 pub(super) fn block(subgroups: Option<[u32; 2]>, tuning: &Tuning) -> u32 {
     (WORKGROUP / subgroups.map_or(TEAM, |[min, max]| subgroup(min, max))).max(1) * tuning.team_rows
 }
@@ -40,8 +41,10 @@ pub(super) fn variant(cols: usize, flags: &[&'static str], block: u32, tuning: &
     spec("matvec.wgsl", &flags, &constants, &bindings(&flags))
 }
 
-/// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
-/// or 32, AMD 32 to 64 and forms either. The shader reads what they really are; a workgroup has as many rows as it then takes at once, or takes them in several goes.
+/// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a
+/// size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
+/// or 32, AMD 32 to 64 and forms either. The shader reads what they really are; a workgroup has as
+/// many rows as it then takes at once, or takes them in several goes.
 fn subgroup(min: u32, max: u32) -> u32 {
     (max / 2).max(min).max(1)
 }
@@ -98,7 +101,8 @@ pub(super) mod tests {
         pub bias: bool,
     }
 
-    /// What a case multiplies: `x` is `[tokens][pad(cols)]` with zero padding, `before` what `out` holds.
+    /// What a case multiplies: `x` is `[tokens][pad(cols)]` with zero padding, `before` what `out`
+    /// holds.
     pub struct Numbers {
         pub weights: Vec<f16>,
         pub x: Vec<f32>,
@@ -139,7 +143,9 @@ pub(super) mod tests {
         }
     }
 
-    /// In two parts on a device whose bindings hold [`BINDING`] bytes, the second one small; and smaller than anything.
+    /// In two parts on a device whose bindings hold [`BINDING`] bytes, the second one small.
+    ///
+    /// And smaller than anything.
     pub const CASES: [Case; 6] = [
         Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false },
         Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false },

@@ -57,7 +57,8 @@ pub(super) fn variant(attention: &AttentionShape, coded: bool, many: bool, tunin
     spec("merge.wgsl", &["CODED"], &constants, &bindings)
 }
 
-/// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its vectors, vector of `up` and number of `means` at which its key/value head begins.
+/// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its
+/// vectors, vector of `up` and number of `means` at which its key/value head begins.
 pub(crate) fn heads(attention: &AttentionShape, coded: &Coded) -> Vec<u32> {
     let at = coded.sums(attention);
     let up = coded.ups(attention);
@@ -69,7 +70,8 @@ pub(crate) fn heads(attention: &AttentionShape, coded: &Coded) -> Vec<u32> {
 }
 
 impl Merge {
-    /// Reads `sums` and `weights`, writes `attended` of `b`. `many`: for blocks of many tokens, else of one.
+    /// Reads `sums` and `weights`, writes `attended` of `b`. `many`: for blocks of many tokens,
+    /// else of one.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, up: Option<Up>, many: bool) -> Result<Merge> {
         let mut buffers: Vec<&wgpu::Buffer> = vec![&b.sums, &b.weights, &b.attended];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
@@ -108,8 +110,10 @@ mod tests {
     use crate::kv::Slots;
     use crate::kv::{Band, Exact, Format, Scale};
 
-    /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one token) and once in a single pass (the same token twice): both are
-    /// the definition, and each other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one wider than a workgroup of the merge.
+    /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one
+    /// token) and once in a single pass (the same token twice): both are the definition, and each
+    /// other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one
+    /// wider than a workgroup of the merge.
     #[test]
     fn splits_equal_one_pass_and_the_definition() {
         let (start, keys, capacity) = (7, 5000, 5011);
@@ -126,7 +130,8 @@ mod tests {
             let mut ring = halves(2, 3 * padded * if coded { slots.count() } else { capacity });
             ring.iter_mut().enumerate().filter(|(i, _)| i % padded >= 14).for_each(|(_, padding)| *padding = half::f16::ZERO);
             let at = |tokens: u32, at: u32| Block::new(last as u32 + 1 - tokens, tokens, at, Some(keys), reach);
-            // Scores far apart, so that splits differ in what they add; by key, since the columns of two tokens differ.
+            // Scores far apart, so that splits differ in what they add; by key, since the columns
+            // of two tokens differ.
             let by_key = numbers(1, heads * capacity);
             let scores = |block: &Block| -> Vec<f32> {
                 let count = (block.exact() + block.coded) as usize;

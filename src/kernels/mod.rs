@@ -1,15 +1,21 @@
-//! The kernels, one file per shader: its parameters, its plan (a pipeline bound to tensors, once) and its record (into a pass, allocating nothing).
+//! The kernels, one file per shader: its parameters, its plan (a pipeline bound to tensors, once)
+//! and its record (into a pass, allocating nothing).
 //!
-//! One decode step is, per layer: [`matvec`] (norm and query, key row, value row in one projection) → [`prepare`] (bias, QK-norm, RoPE, append) → [`score`] →
-//! [`values`] → [`merge`] (and the values' up-projection) → [`matvec`] (output projection onto the residual) → [`matvec`] (norm, gate, up, SiLU) → [`matvec`] (down,
-//! onto the residual): eight dispatches. Scoring and summing are two kernels, not one, because their groups differ: keys are scored by key/value head, while
+//! One decode step is, per layer: [`matvec`] (norm and query, key row, value row in one projection)
+//! → [`prepare`] (bias, QK-norm, RoPE, append) → [`score`] → [`values`] → [`merge`] (and the
+//! values' up-projection) → [`matvec`] (output projection onto the residual) → [`matvec`] (norm,
+//! gate, up, SiLU) → [`matvec`] (down, onto the residual): eight dispatches. Scoring and summing
+//! are two kernels, not one, because their groups differ: keys are scored by key/value head, while
 //! value rows may belong to all heads at once, and a fused kernel would read those once per head.
 //!
-//! Beside latents the newest tokens are kept exactly, and every so often a block of them is coded: [`gather`] (what a row is made from, less its mean) → [`matmul`] (to
-//! coordinates) → [`pack`]. Where a token chooses among latents, their [`landmark`]s are made then, and a step has two dispatches more in a layer before its scores:
-//! landmarks are scored, and [`select`] chooses.
+//! Beside latents the newest tokens are kept exactly, and every so often a block of them is coded:
+//! [`gather`] (what a row is made from, less its mean) → [`matmul`] (to coordinates) → [`pack`].
+//! Where a token chooses among latents, their [`landmark`]s are made then, and a step has two
+//! dispatches more in a layer before its scores: landmarks are scored, and [`select`] chooses.
 //!
-//! Where tokens are evicted a layer has one dispatch more for the attention that they receive ([`accumulate`]), and in a step in which some leave the window two further ones: [`evict`] and [`move_rows`].
+//! Where tokens are evicted a layer has one dispatch more for the attention that they receive
+//! ([`accumulate`]), and in a step in which some leave the window two further ones: [`evict`] and
+//! [`move_rows`].
 
 pub mod accumulate;
 pub mod argmax;
@@ -50,14 +56,15 @@ pub use hot::{Hot, hot_variants};
 use crate::gpu::{Access, Spec};
 use std::collections::BTreeMap;
 
-/// Lanes of a workgroup in every kernel but the reductions over whole rows. Two subgroups on NVIDIA, one or two on AMD, eight on a software renderer.
+/// Lanes of a workgroup in every kernel but the reductions over whole rows. Two subgroups on
+/// NVIDIA, one or two on AMD, eight on a software renderer.
 pub(crate) const WORKGROUP: u32 = 64;
 
 /// Positions of RoPE's first table: see [`rope_table`].
 const NEAR: u32 = 64;
 
-/// RoPE's tables, `(cos, sin)` as `[NEAR + ceil(capacity / NEAR)][frequencies]`: the positions below `NEAR`, then its multiples, from angles in f64. A shader rotates
-/// by the sum of two angles.
+/// RoPE's tables, `(cos, sin)` as `[NEAR + ceil(capacity / NEAR)][frequencies]`: the positions
+/// below `NEAR`, then its multiples, from angles in f64. A shader rotates by the sum of two angles.
 pub(crate) fn rope_table(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
     let near = NEAR as usize;
     let positions = (0..near).chain((0..capacity.div_ceil(near)).map(|i| near * i));
@@ -87,7 +94,9 @@ mod oracle {
         Tier::ALL.map(|tier| Device::open(&Options { tier: Some(tier), max_binding, canaries: true, ..Default::default() }).unwrap())
     }
 
-    /// One device of every tier for every tuning: a software renderer's, a GPU's, and small parts with more of everything than there are keys.
+    /// One device of every tier for every tuning.
+    ///
+    /// A software renderer's, a GPU's, and small parts with more of everything than there are keys.
     pub fn tuned_devices(max_binding: Option<u64>) -> impl Iterator<Item = (Arc<Device>, Tuning)> {
         let small = Tuning {
             tile: crate::gpu::Tile { tokens: 16, rows: 32, depth: 8, lane_tokens: 4, lane_rows: 2 },
@@ -157,7 +166,9 @@ mod oracle {
         (0..head_dim / 2).map(|i| 1e4f64.powf(-2.0 * i as f64 / head_dim as f64)).collect()
     }
 
-    /// A head as attention sees it: normalised and multiplied by `gain` where there is one, then rotated to its position.
+    /// A head as attention sees it.
+    ///
+    /// Normalised and multiplied by `gain` where there is one, then rotated to its position.
     pub fn rotated(attention: &AttentionShape, head: &[f64], gain: Option<&[f32]>, position: usize) -> Vec<f64> {
         let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f64>() / head.len() as f64 + attention.epsilon as f64).sqrt();
         let x: Vec<f64> = head.iter().enumerate().map(|(i, x)| gain.map_or(*x, |g| x * scale * g[i] as f64)).collect();

@@ -86,7 +86,9 @@ mod tests {
         (numbers((position * 31 + round) as u64, 1)[0] * 4.0).round() + 4.0
     }
 
-    /// Several rounds of tokens that leave: who has a slot, what stands in it, and what is in the sketch, to the bit, is what the specification says, whether something comes out of the sketch or not.
+    /// Several rounds of tokens that leave: who has a slot, what stands in it, and what is in the
+    /// sketch, to the bit, is what the specification says, whether something comes out of the
+    /// sketch or not.
     #[test]
     fn rows_and_books_are_those_of_the_specification() {
         let c = AttentionShape::of(false, None, 4, 2, 14);

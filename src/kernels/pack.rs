@@ -19,7 +19,8 @@ struct Params {
     clip: u32,
 }
 
-/// Runs of a lot, where their codes are searched for: as many as the lanes of a workgroup look after at a time, and an even number, since neighbours may share a word.
+/// Runs of a lot, where their codes are searched for: as many as the lanes of a workgroup look
+/// after at a time, and an even number, since neighbours may share a word.
 const LOT: usize = WORKGROUP as usize / RUN;
 
 /// Packs one row's coordinates.
@@ -116,7 +117,8 @@ pub(super) mod tests {
         ]
     }
 
-    /// The words that [`Format::encode`] makes, but for a coordinate in a thousand that rounding leaves between two codes.
+    /// The words that [`Format::encode`] makes, but for a coordinate in a thousand that rounding
+    /// leaves between two codes.
     #[test]
     fn rows_are_packed_as_their_format_says() {
         let (first, tokens, capacity) = (3, 4, 9);

@@ -1,4 +1,5 @@
-//! `prepare.wgsl`: bias, QK-norm and RoPE, the append of new exact rows to the cache, and queries for coded keys.
+//! `prepare.wgsl`: bias, QK-norm and RoPE, the append of new exact rows to the cache, and queries
+//! for coded keys.
 
 use super::attention::AttentionBuffers;
 use super::coded::{BOOKS, Coded};
@@ -21,7 +22,8 @@ struct Params {
     layer: u32,
 }
 
-/// Numbers that say what 16 bits did not hold, for so many layers: the largest of all, and by layer that of keys and that of values; zero where all fit.
+/// Numbers that say what 16 bits did not hold, for so many layers: the largest of all, and by layer
+/// that of keys and that of values; zero where all fit.
 pub(crate) fn record_len(layers: usize) -> usize {
     1 + 2 * layers
 }
@@ -29,7 +31,7 @@ pub(crate) fn record_len(layers: usize) -> usize {
 /// What a family adds to queries and keys, or multiplies them by.
 #[derive(Clone, Copy)]
 pub(crate) struct Added<'a> {
-    /// QK-norm's gains `[2][head_dim]` where the model has them, then biases as a token in `projected` where there are any.
+    /// QK-norm's gains `[2][head_dim]`, then biases of a token, as far as there are any.
     pub numbers: &'a wgpu::Buffer,
     /// Whether there are biases.
     pub bias: bool,
@@ -58,13 +60,15 @@ pub struct Prepare {
 /// Numbers of a row of values that one workgroup copies.
 const BLOCK: usize = WORKGROUP as usize * 4;
 
-/// Where queries absorb a basis of `rank` coordinates at the most, how many workgroups of a head do that, and how many coordinates each has.
+/// Where queries absorb a basis of `rank` coordinates at the most, how many workgroups of a head do
+/// that, and how many coordinates each has.
 pub(super) fn shares(rank: u32, tuning: &Tuning) -> [u32; 2] {
     let share = tuning.absorb.min(rank).max(1);
     [rank.div_ceil(share).max(1), share]
 }
 
-/// `shares`: where queries absorb a basis, how many workgroups of a head do that, and how many coordinates each has.
+/// `shares`: where queries absorb a basis, how many workgroups of a head do that, and how many
+/// coordinates each has.
 pub(super) fn variant(attention: &AttentionShape, bias: bool, shares: Option<[u32; 2]>) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
@@ -156,8 +160,9 @@ mod tests {
     use crate::kv::Slots;
     use half::f16;
 
-    /// Queries and rows of three tokens around position 64, where RoPE's tables meet: into a slot for every token with everything that a family adds, and into a
-    /// ring that wraps between them, with queries that absorb a basis.
+    /// Queries and rows of three tokens around position 64, where RoPE's tables meet: into a slot
+    /// for every token with everything that a family adds, and into a ring that wraps between them,
+    /// with queries that absorb a basis.
     #[test]
     fn queries_are_turned_and_rows_appended() {
         let formats = formats();
@@ -230,7 +235,8 @@ mod tests {
         }
     }
 
-    /// A key and a value that 16 bits do not hold, and one of each that they just do: the largest of each side is noted at its layer.
+    /// A key and a value that 16 bits do not hold, and one of each that they just do: the largest
+    /// of each side is noted at its layer.
     #[test]
     fn what_16_bits_do_not_hold_is_noted() {
         let attention = AttentionShape::of(false, None, 2, 1, 8);

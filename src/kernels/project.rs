@@ -39,7 +39,8 @@ pub(crate) struct Slice {
 }
 
 impl Project {
-    /// `y`: `[n][w]` f32; `up`: by head, `[rank / 4][head_dim]` vectors of f16; `z`: `[n][rank]` f32.
+    /// `y`: `[n][w]` f32; `up`: by head, `[rank / 4][head_dim]` vectors of f16; `z`: `[n][rank]`
+    /// f32.
     ///
     /// # Errors
     /// As [`Device::kernel`].

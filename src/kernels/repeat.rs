@@ -1,4 +1,5 @@
-//! `repeat.wgsl`: fills buffers with a pattern, so that models and caches of any size can be made up on the device.
+//! `repeat.wgsl`: fills buffers with a pattern, so that models and caches of any size can be made
+//! up on the device.
 
 use super::spec;
 use crate::Result;

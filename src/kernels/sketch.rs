@@ -24,7 +24,8 @@ fn variant(attention: &AttentionShape, evicted_as: Evicted) -> Spec {
 }
 
 impl Sketch {
-    /// Writes `counted` and `counts` of `b`; of a layer that has a sketch or a mean, `None` for others.
+    /// Writes `counted` and `counts` of `b`; of a layer that has a sketch or a mean, `None` for
+    /// others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Sketch>> {
         let Some(eviction) = cache.eviction.as_ref().filter(|eviction| eviction.stores.evicted_columns() > 0) else { return Ok(None) };
         let mut buffers = vec![&b.counted[0], &b.counted[1], &b.counts, &eviction.marks];

@@ -70,7 +70,8 @@ mod tests {
         })
     }
 
-    /// What [`Format::encode`] makes of two or eight blocks, but for numbers that rounding leaves between two codes; and nothing beside.
+    /// What [`Format::encode`] makes of two or eight blocks, but for numbers that rounding leaves
+    /// between two codes; and nothing beside.
     #[test]
     fn blocks_are_packed_as_their_format_says() {
         for c in [AttentionShape::of(false, None, 3, 3, 14), AttentionShape::of(false, None, 9, 3, 64)] {

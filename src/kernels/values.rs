@@ -59,7 +59,8 @@ pub struct Values {
     kernel: Kernel,
     rows: u32,
     heads: u32,
-    /// What a column that is not coded takes for one token, and what a coded one does; and bytes that either takes once for all tokens.
+    /// What a column that is not coded takes for one token, and what a coded one does; and bytes
+    /// that either takes once for all tokens.
     each: [Work; 2],
     once: [u64; 2],
     tuning: Tuning,
@@ -67,7 +68,8 @@ pub struct Values {
     params: Params,
 }
 
-/// The most query heads of a group, and how many of them a workgroup sums for. Where each key/value head reads its own list (`apart`) a group is one of these.
+/// The most query heads of a group, and how many of them a workgroup sums for. Where each key/value
+/// head reads its own list (`apart`) a group is one of these.
 pub(super) fn shape(attention: &AttentionShape, coded: Option<&Coded>, apart: bool) -> (u32, u32) {
     let widest = coded.filter(|_| !apart).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
     let heads = widest * attention.group_size();
@@ -103,7 +105,8 @@ pub(super) fn variant(attention: &AttentionShape, coded: Option<Striped>, kinds:
     spec("values.wgsl", &flags, &constants, &bindings)
 }
 
-/// A block's splits, of columns that are not coded and of those that are: their numbers and lengths. Many tokens fill the device by themselves.
+/// A block's splits, of columns that are not coded and of those that are: their numbers and
+/// lengths. Many tokens fill the device by themselves.
 pub(crate) fn splits(block: &Block, tuning: &Tuning) -> [(u32, u32); 2] {
     [(block.plain(), tuning.splits), (block.coded, tuning.coded_splits)].map(|(columns, most)| {
         if block.tokens > 1 {
@@ -114,10 +117,12 @@ pub(crate) fn splits(block: &Block, tuning: &Tuning) -> [(u32, u32); 2] {
     })
 }
 
-/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each there are. Where these read `apart`, coded ones are by key/value head.
+/// The shader's table of value groups, eight numbers each, exact ones first; and how many of each
+/// there are. Where these read `apart`, coded ones are by key/value head.
 pub(crate) fn groups(attention: &AttentionShape, coded: Option<&Coded>, apart: bool) -> (Vec<u32>, [u32; 2]) {
     let g = attention.group_size();
-    // (where its rows begin, vectors, first query head, query heads, where its sums begin, first run)
+    // (where its rows begin, vectors, first query head, query heads, where its sums begin, first
+    // run)
     let entries = |[at, width, first, heads, sums, runs]: [usize; 6]| {
         let dims = width.next_power_of_two().clamp((WORKGROUP / SHARING) as usize, WORKGROUP as usize);
         (0..width).step_by(dims).map(move |begin| [at, width, first, heads, sums, begin, dims, runs].map(|n| n as u32)).collect::<Vec<_>>()
@@ -225,7 +230,8 @@ mod tests {
     use crate::kernels::sketch::Sketch;
     use crate::kv::{Evicted, Exact, Format, Slots};
 
-    /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several splits, five in one, and two tokens in one, the last keys of the first masked.
+    /// Each split's largest score, its sum of weights and its sum of rows: 300 keys in several
+    /// splits, five in one, and two tokens in one, the last keys of the first masked.
     #[test]
     fn every_split_is_the_sum_of_its_keys() {
         let c = AttentionShape::of(false, None, 9, 3, 14);
@@ -323,7 +329,8 @@ mod tests {
         }
     }
 
-    /// Exact columns from sinks and ring, coded ones as coordinates: slices of one head and of several, one of them wider than a workgroup.
+    /// Exact columns from sinks and ring, coded ones as coordinates: slices of one head and of
+    /// several, one of them wider than a workgroup.
     #[test]
     fn coded_values_are_summed_as_coordinates_beside_exact_ones() {
         let formats = formats();

@@ -1,7 +1,10 @@
-//! KVarN's variance normalisation (arXiv 2606.03458; released as huawei-csl/KVarN): factors of rows and columns after which all of both have equal variance.
+//! KVarN's variance normalisation (arXiv 2606.03458; released as huawei-csl/KVarN): factors of rows
+//! and columns after which all of both have equal variance.
 //!
-//! As Sinkhorn and Knopp's iteration makes sums equal: by turns, columns and then rows are divided by their standard deviation, whose logarithms add up. Both are kept within bounds, so that
-//! what hardly varies is not blown up, and of all rounds the one counts after which the largest and the smallest deviations are the least apart. The constants are the release's.
+//! As Sinkhorn and Knopp's iteration makes sums equal: by turns, columns and then rows are divided
+//! by their standard deviation, whose logarithms add up. Both are kept within bounds, so that what
+//! hardly varies is not blown up, and of all rounds the one counts after which the largest and the
+//! smallest deviations are the least apart. The constants are the release's.
 
 /// Rounds.
 pub const ROUNDS: usize = 16;
@@ -19,7 +22,9 @@ pub struct Balance {
     pub columns: Vec<f32>,
 }
 
-/// Balances a matrix of `rows` by `columns`, at least two of both, whose entries are `at(row, column)`.
+/// Balances a matrix of `rows` by `columns`, at least two of both.
+///
+/// Its entries are `at(row, column)`.
 pub fn balance(rows: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Balance {
     let matrix: Vec<f32> = (0..rows * columns).map(|i| at(i / columns, i % columns)).collect();
     let mut logarithms = [vec![0f32; rows], vec![0f32; columns]];
@@ -78,7 +83,8 @@ mod tests {
     use super::*;
     use crate::linalg::Random;
 
-    /// A matrix of even noise whose rows and columns were scaled is given back its scales, but for a factor common to either side and what the noise itself has.
+    /// A matrix of even noise whose rows and columns were scaled is given back its scales, but for
+    /// a factor common to either side and what the noise itself has.
     #[test]
     fn scales_of_rows_and_columns_are_found() {
         let (rows, columns) = (128, 64);

@@ -1,7 +1,9 @@
-//! Rows whose scales run along tokens: as many tokens as a block has are coded together, in equal steps, and share numbers.
+//! Rows whose scales run along tokens: as many tokens as a block has are coded together, in equal
+//! steps, and share numbers.
 //!
-//! What a block's tokens share is striped over their headers, so that all rows are of one size. A header is numbers in f16, two to a word: first the token's own, then its part of what is shared, in
-//! order. With `n` coordinates of `h` heads, and where `step` comes before `least`:
+//! What a block's tokens share is striped over their headers, so that all rows are of one size. A
+//! header is numbers in f16, two to a word: first the token's own, then its part of what is shared,
+//! in order. With `n` coordinates of `h` heads, and where `step` comes before `least`:
 //!
 //! | | a code means | a token's own | shared |
 //! |---|---|---|---|
@@ -9,7 +11,8 @@
 //! | [`Steps::BalancedChannels`] | `f_t·(least_c + step_c·code)` | `[h]`: `f_t` | `[n][2]`: steps and least values |
 //! | [`Steps::BalancedTokens`] | `f_c·(least_t + step_t·code)` | `[h][2]`: steps and least values | `[n]`: `f_c` |
 //!
-//! Blocks begin after the sinks, which are exact, and are coded when they are whole ([`Schedule`](super::Schedule)).
+//! Blocks begin after the sinks, which are exact, and are coded when they are whole
+//! ([`Schedule`](super::Schedule)).
 
 use super::balance::balance;
 use super::run::{Run, step_code};
@@ -31,9 +34,11 @@ pub struct Blocks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Steps {
-    /// Each channel of a block, between its least and its largest number: keys as KIVI (arXiv 2402.02750) codes them.
+    /// Each channel of a block, between its least and its largest number: keys as KIVI (arXiv
+    /// 2402.02750) codes them.
     Channels,
-    /// The same after tokens and channels have been [balanced](super::balance()): keys as KVarN (arXiv 2606.03458) codes them.
+    /// The same after tokens and channels have been [balanced](super::balance()): keys as KVarN
+    /// (arXiv 2606.03458) codes them.
     BalancedChannels,
     /// Each token and head, after that: values as KVarN codes them.
     BalancedTokens,
@@ -74,7 +79,8 @@ impl Blocks {
         2 * self.header(rank) - self.own()
     }
 
-    /// Packs a block's coordinates `z: [tokens][rank]` into its rows, `words: [tokens][words]`, which are zero; `runs` are a row's.
+    /// Packs a block's coordinates `z: [tokens][rank]` into its rows, `words: [tokens][words]`,
+    /// which are zero; `runs` are a row's.
     pub(super) fn encode(&self, z: &[f32], runs: &[Run], words: &mut [u32]) {
         let (rank, each) = (z.len() / self.tokens, words.len() / self.tokens);
         let numbers = self.numbers(z, runs[0].bits, rank);
@@ -179,7 +185,8 @@ mod tests {
         Format { bands: vec![Band { bits, runs: heads * width / RUN }], scale: Scale::Blocks(Blocks { tokens, heads, steps }) }
     }
 
-    /// `tokens` rows of `rank` numbers, some channels and some tokens much larger than others, all about a mean of their own.
+    /// `tokens` rows of `rank` numbers, some channels and some tokens much larger than others, all
+    /// about a mean of their own.
     fn numbers(tokens: usize, rank: usize) -> Vec<f32> {
         let mut random = Random::new(9);
         let mut number = |i: usize| {
@@ -196,7 +203,8 @@ mod tests {
         back
     }
 
-    /// KIVI's formulas, channel by channel: `round((x − min)/step)·step + min`, with `step = (max − min)/(2^b − 1)`.
+    /// KIVI's formulas, channel by channel: `round((x − min)/step)·step + min`, with
+    /// `step = (max − min)/(2^b − 1)`.
     #[test]
     fn channels_are_rounded_between_their_extremes() {
         for (bits, heads) in [(2, 1), (4, 3), (8, 2)] {
@@ -215,7 +223,8 @@ mod tests {
         }
     }
 
-    /// KVarN's formulas, written out: balance, round between the extremes of a line, and multiply back.
+    /// KVarN's formulas, written out: balance, round between the extremes of a line, and multiply
+    /// back.
     #[test]
     fn balanced_blocks_are_rounded_line_by_line() {
         let (tokens, heads, width, bits) = (128, 3, 64, 4);
@@ -255,7 +264,8 @@ mod tests {
         assert!(error(&format(Steps::BalancedChannels, tokens, 1, width, 4)) < 0.7 * plain);
     }
 
-    /// Codes, and the numbers of the papers in f16: a pair for each channel of a block of 32; a pair and a factor beside for each line of a block of 128.
+    /// Codes, and the numbers of the papers in f16: a pair for each channel of a block of 32; a
+    /// pair and a factor beside for each line of a block of 128.
     #[test]
     fn a_row_takes_its_share_of_the_blocks_numbers() {
         for (steps, tokens, heads, width, bits, expected) in [

@@ -1,6 +1,8 @@
-//! How much codes miss, and what codes of 8 bits stand for; [`trellis`](super::trellis) has the narrower ones.
+//! How much codes miss, and what codes of 8 bits stand for; [`trellis`](super::trellis) has the
+//! narrower ones.
 //!
-//! Rotated coordinates are close to Gaussian whatever they were before, so one code for each width serves every band of every model. At 8 bits equal steps are as good as any, and need no table.
+//! Rotated coordinates are close to Gaussian whatever they were before, so one code for each width
+//! serves every band of every model. At 8 bits equal steps are as good as any, and need no table.
 
 use std::sync::OnceLock;
 
@@ -8,7 +10,9 @@ use std::sync::OnceLock;
 pub const EIGHT_BITS: (f32, f32) = (-5.0 + STEP / 2.0, STEP);
 const STEP: f32 = 10.0 / 256.0;
 
-/// The mean squared error of coding a unit Gaussian in `bits` bits: 1 at 0 bits, and that of rounding to f16 at 16. Those of 2, 3 and 4 bits are measured.
+/// The mean squared error of coding a unit Gaussian in `bits` bits.
+///
+/// 1 at 0 bits, and that of rounding to f16 at 16. Those of 2, 3 and 4 bits are measured.
 pub fn distortion(bits: u8) -> f64 {
     // Plans ask for it once for every coordinate that they weigh.
     static EIGHT: OnceLock<f64> = OnceLock::new();
@@ -18,12 +22,14 @@ pub fn distortion(bits: u8) -> f64 {
         3 => 0.0217,
         4 => 0.00557,
         8 => *EIGHT.get_or_init(|| gaussian_error(&(0..256).map(|code| f64::from(EIGHT_BITS.0 + code as f32 * EIGHT_BITS.1)).collect::<Vec<_>>())),
-        // Relative steps of 2⁻¹⁰, evenly spread over one: E[x²]·2⁻²⁰/12, times the mean of 4^(−f) over the mantissa's range.
+        // Relative steps of 2⁻¹⁰, evenly spread over one: E[x²]·2⁻²⁰/12, times the mean of 4^(−f)
+        // over the mantissa's range.
         _ => 2f64.powi(-20) / 12.0 * 0.54,
     }
 }
 
-/// `E[(x − level(x))²]`, integrated cell by cell: `∫(x−c)²φ = [Φ − xφ] + 2c[φ] + c²[Φ]` between a cell's ends.
+/// `E[(x − level(x))²]`, integrated cell by cell: `∫(x−c)²φ = [Φ − xφ] + 2c[φ] + c²[Φ]` between a
+/// cell's ends.
 fn gaussian_error(levels: &[f64]) -> f64 {
     let part = |x: f64, c: f64| {
         let tail = if x.is_finite() { x * density(x) } else { 0.0 };

@@ -12,7 +12,9 @@ pub struct Coder {
     pub format: Format,
     /// `μ`, `[w]`.
     pub mean: DVector<f32>,
-    /// `A`, `[w, r]`: coordinates of unit variance where their scale is fixed. `None` where it is `Bᵀ`.
+    /// `A`, `[w, r]`: coordinates of unit variance where their scale is fixed.
+    ///
+    /// `None` where it is `Bᵀ`.
     pub down: Option<DMatrix<f32>>,
     /// `B`, `[r, w]`.
     pub up: DMatrix<f32>,
@@ -42,12 +44,17 @@ impl std::ops::AddAssign for Energy {
 }
 
 impl Coder {
-    /// Codes the columns of `y: [w, tokens]`: `[tokens][words]`. Where tokens are coded in [blocks](Format::block), whole ones; what is left over stays zero.
+    /// Codes the columns of `y: [w, tokens]`: `[tokens][words]`.
+    ///
+    /// Where tokens are coded in [blocks](Format::block), whole ones; what is left over stays zero.
     pub fn encode(&self, y: &DMatrix<f32>) -> Vec<u32> {
         self.encode_measured(y).0
     }
 
-    /// [`encode`](Self::encode), and what an orthonormal basis holds of the columns: the sum of their squares about the mean, and that of their coordinates, before these are rounded.
+    /// [`encode`](Self::encode), and what an orthonormal basis holds of the columns.
+    ///
+    /// The sum of their squares about the mean, and that of their coordinates, before these are
+    /// rounded.
     pub fn encode_measured(&self, y: &DMatrix<f32>) -> (Vec<u32>, Energy) {
         let mut centred = y.clone();
         centred.column_iter_mut().for_each(|mut column| column -= &self.mean);
@@ -68,7 +75,9 @@ impl Coder {
         (words, Energy { all: f64::from(centred.norm_squared()), held: f64::from(z.norm_squared()) })
     }
 
-    /// The coordinates `[r, tokens]` of packed rows `[tokens][words]`, of whole blocks where tokens are coded in them.
+    /// Unpacks coordinates `[r, tokens]` from rows `[tokens][words]`.
+    ///
+    /// Whole blocks where tokens are coded in them.
     pub fn coordinates(&self, words: &[u32]) -> DMatrix<f32> {
         let (rank, each, block) = (self.format.rank(), self.format.words(), self.format.block());
         let mut z = DMatrix::zeros(rank, words.len() / each);

@@ -1,7 +1,9 @@
 //! Where a sequence stands: how many tokens it has, and which of them are exact, coded, or gone.
 //!
-//! This is index arithmetic alone, and one and the same for the decoder on the processor and the one on the GPU. A call of the model is planned ([`Cursor::call`]) before it runs: what its queries
-//! read exactly and what from latents, and which rows are coded meanwhile. When it has run the cursor moves on ([`Cursor::advance`]); when it has failed the cursor goes back
+//! This is index arithmetic alone, and one and the same for the decoder on the processor and the
+//! one on the GPU. A call of the model is planned ([`Cursor::call`]) before it runs: what its
+//! queries read exactly and what from latents, and which rows are coded meanwhile. When it has run
+//! the cursor moves on ([`Cursor::advance`]); when it has failed the cursor goes back
 //! ([`Cursor::fail`]).
 
 use super::{Reach, Schedule, Slots};
@@ -33,7 +35,7 @@ pub struct Coding {
     pub schedule: Schedule,
     /// Where exact rows stand.
     pub slots: Slots,
-    /// Whether tokens that go through the model together read each other as if they had come one by one.
+    /// Whether tokens of one call read each other as if they had come one by one.
     pub strict: bool,
     /// Whether tokens are evicted: then what has left the exact window is never read exactly again.
     pub evicts: bool,
@@ -67,7 +69,9 @@ impl Call {
 }
 
 impl Cursor {
-    /// Of an empty sequence with room for `capacity` tokens, whose rows are coded as `coding` says, or all exact.
+    /// Begins an empty sequence with room for `capacity` tokens.
+    ///
+    /// `coding`: how its tokens are coded; `None` where all are exact.
     pub fn new(capacity: usize, coding: Option<Coding>) -> Cursor {
         let coded = coding.map(|options| Coded { options, done: options.schedule.start(), exact_from: 0 });
         Cursor { position: 0, capacity, coded }
@@ -96,7 +100,8 @@ impl Cursor {
     /// Whether `tokens` of a vocabulary of `vocab` can be appended.
     ///
     /// # Errors
-    /// [`Error::Context`] where they do not fit, [`Error::Argument`] for one outside the vocabulary.
+    /// [`Error::Context`] where they do not fit, [`Error::Argument`] for one outside the
+    /// vocabulary.
     pub fn check(&self, tokens: &[u32], vocab: usize) -> Result<()> {
         let needed = self.position.saturating_add(tokens.len());
         if needed > self.capacity {
@@ -121,7 +126,9 @@ impl Cursor {
         self.call_within(tokens, self.reach(tokens))
     }
 
-    /// [`call`](Self::call) of tokens that read what `reach` says: that of a larger call, of which they are a part.
+    /// [`call`](Self::call) of tokens that read what `reach` says.
+    ///
+    /// That of a larger call, of which they are a part.
     pub fn call_within(&self, tokens: usize, reach: Option<Reach>) -> Call {
         let end = self.position + tokens;
         let (Some(Coded { options, done, .. }), Some(reach)) = (&self.coded, reach) else { return Call::exact(self.position..end) };
@@ -144,8 +151,11 @@ impl Cursor {
         }
     }
 
-    /// Calls of up to `most` tokens have failed since the sequence was at `position`: goes back there, so that the same tokens can be given again. Returns whether the sequence is empty now, as
-    /// one that evicts is: attention may have been counted, and rows moved, of tokens that did not get through.
+    /// Calls of up to `most` tokens have failed since the sequence was at `position`.
+    ///
+    /// Goes back there, so that the same tokens can be given again. Returns whether the sequence is
+    /// empty now, as one that evicts is: attention may have been counted, and rows moved, of tokens
+    /// that did not get through.
     pub fn fail(&mut self, position: usize, most: usize) -> bool {
         if let Some(coded) = &mut self.coded {
             // What failed may have overwritten as many exact rows as it would have appended.
@@ -154,7 +164,9 @@ impl Cursor {
         self.truncate(if self.evicts() { 0 } else { position })
     }
 
-    /// Drops tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Returns whether the sequence is empty now and was not.
+    /// Drops tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from).
+    ///
+    /// Returns whether the sequence is empty now and was not.
     pub fn truncate(&mut self, position: usize) -> bool {
         if position >= self.position && position > 0 {
             return false;
@@ -178,7 +190,7 @@ impl Cursor {
         self.coded.as_ref().filter(bound).map_or(0, |coded| coded.done)
     }
 
-    /// Goes on where `position` tokens have gone through the model and the rows of the first `done` of them are coded.
+    /// Goes on at `position`, where the first `done` tokens are coded.
     pub fn resume(&mut self, position: usize, done: usize) {
         self.position = position;
         if let Some(coded) = &mut self.coded {
@@ -197,7 +209,8 @@ mod tests {
         Coding { schedule, slots: Slots::new(&schedule, chunk, capacity), strict, evicts }
     }
 
-    /// Whatever calls a text is cut into: every token is coded once and in order, before anything reads its row, and no exact row that is read has been overwritten.
+    /// Whatever calls a text is cut into: every token is coded once and in order, before anything
+    /// reads its row, and no exact row that is read has been overwritten.
     #[test]
     fn what_is_read_is_there() {
         for (strict, evicts, block) in [(false, false, 1), (true, false, 1), (false, true, 1), (false, false, 32), (true, false, 128)] {
@@ -239,7 +252,8 @@ mod tests {
         }
         let before = cursor.call(50).code;
         assert!(!cursor.fail(200, 50));
-        // The ring of 32 + 32 + 50 has lost the oldest of its tokens to the call, but those were coded.
+        // The ring of 32 + 32 + 50 has lost the oldest of its tokens to the call, but those were
+        // coded.
         assert_eq!((cursor.position(), cursor.call(50).code, cursor.call(50).reach.unwrap().low), (200, before, 160));
         let mut evicting = Cursor::new(500, Some(coding(false, true, 1, 50, 500)));
         evicting.advance(&evicting.call(50));

@@ -1,15 +1,21 @@
 //! Which tokens a query reads exactly, and which from their latents.
 //!
-//! The first tokens ("attention sinks", Xiao et al., arXiv 2309.17453) and the newest are what attention leans on most, and they are few: they stay exact. The query at position
-//! `t` reads the tokens below `sinks` exactly, those from there to below [`Reach::of`]`(t)` from latents, and the rest, up to itself, exactly again.
+//! The first tokens ("attention sinks", Xiao et al., arXiv 2309.17453) and the newest are what
+//! attention leans on most, and they are few: they stay exact. The query at position `t` reads the
+//! tokens below `sinks` exactly, those from there to below [`Reach::of`]`(t)` from latents, and the
+//! rest, up to itself, exactly again.
 //!
-//! A row is coded once no query to come is due to read it exactly; while tokens come one at a time that is done for [`Exact::BLOCK`] of them together, so that it costs a step nothing. Where several
-//! tokens go through the model together, either every query has just its own `recent` tokens exact, as if they had come one by one (*strict*: what an evaluation of one long text should
-//! measure), or all tokens of the chunk stay exact for one another (a prompt: better, and free). A row over several layers can only be coded when the last of
-//! them has run, so there it is always the latter.
+//! A row is coded once no query to come is due to read it exactly; while tokens come one at a time
+//! that is done for [`Exact::BLOCK`] of them together, so that it costs a step nothing. Where
+//! several tokens go through the model together, either every query has just its own `recent`
+//! tokens exact, as if they had come one by one (*strict*: what an evaluation of one long text
+//! should measure), or all tokens of the chunk stay exact for one another (a prompt: better, and
+//! free). A row over several layers can only be coded when the last of them has run, so there it is
+//! always the latter.
 //!
-//! Where the rows of several tokens share numbers ([`Blocks`](super::Blocks)) they are coded in blocks, the first of which begins after the sinks ([`Schedule`]): a query then has up to a block less
-//! one more tokens exact, strictly or not.
+//! Where the rows of several tokens share numbers ([`Blocks`](super::Blocks)) they are coded in
+//! blocks, the first of which begins after the sinks ([`Schedule`]): a query then has up to a block
+//! less one more tokens exact, strictly or not.
 
 /// How many tokens stay exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -81,7 +87,10 @@ impl Exact {
 }
 
 impl Schedule {
-    /// The rows that are coded when `position` tokens have gone through the model: no query to come is due to read them exactly. A multiple of [`Exact::BLOCK`], or whole blocks.
+    /// The rows that are coded when `position` tokens have gone through the model.
+    ///
+    /// No query to come is due to read them exactly. A multiple of [`Exact::BLOCK`], or whole
+    /// blocks.
     pub fn coded(&self, position: usize) -> usize {
         let due = (position + 1).saturating_sub(self.exact.recent).min(position);
         if self.block > 1 { self.whole(due) } else { due / Exact::BLOCK * Exact::BLOCK }
@@ -97,12 +106,14 @@ impl Schedule {
         whole(position, self.exact.sinks, self.block)
     }
 
-    /// The newest exact rows that have to be kept where up to `chunk` tokens go through the model together.
+    /// How many of the newest exact rows to keep where `chunk` tokens are read together.
     pub fn window(&self, chunk: usize) -> usize {
         self.exact.recent.saturating_add(Exact::BLOCK.max(self.block)).saturating_add(chunk)
     }
 
-    /// For `tokens` queries from `position` on, where exact rows below `exact_from`, sinks apart, are gone.
+    /// What `tokens` queries from `position` on read exactly.
+    ///
+    /// Exact rows below `exact_from`, sinks apart, are gone.
     pub fn reach(&self, position: usize, tokens: usize, strict: bool, exact_from: usize) -> Reach {
         let Exact { sinks, recent } = self.exact;
         let low = exact_from.min(position).max(sinks);
@@ -114,7 +125,8 @@ impl Schedule {
     }
 }
 
-/// The end of the last block of `block` tokens, counted from the sinks, that ends up to `position`; the sinks where none does. With blocks of one, `position`.
+/// The end of the last block of `block` tokens, counted from the sinks, that ends up to `position`;
+/// the sinks where none does. With blocks of one, `position`.
 fn whole(position: usize, sinks: usize, block: usize) -> usize {
     if block > 1 { sinks + position.saturating_sub(sinks) / block * block } else { position }
 }
@@ -123,7 +135,7 @@ impl Reach {
     /// Every row is read exactly.
     pub const ALL_EXACT: Reach = Reach { sinks: 0, low: 0, high: 0, recent: 0, block: 1 };
 
-    /// The query at `position` reads latents `sinks..of(position)`, and exactly those below and from there up to itself.
+    /// Where the query at `position` begins to read exactly: latents are `sinks..of(position)`.
     pub fn of(&self, position: usize) -> usize {
         whole((position + 1).saturating_sub(self.recent), self.sinks, self.block).clamp(self.low, self.high)
     }
@@ -170,7 +182,8 @@ mod tests {
         assert!(!exact.reach(0, 3, false, 0).coded(2, 1));
     }
 
-    /// Strictly and step by step: blocks from the sinks on, whole ones alone, and never a token that is still due exactly.
+    /// Strictly and step by step: blocks from the sinks on, whole ones alone, and never a token
+    /// that is still due exactly.
     #[test]
     fn blocks_are_coded_when_they_are_whole() {
         for (sinks, recent, block) in [(4, 32, 32), (4, 32, 128), (0, 0, 32), (7, 50, 128)] {

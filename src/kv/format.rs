@@ -1,12 +1,17 @@
 //! How a row's coordinates are packed into words.
 //!
-//! Coordinates come in runs of 16, sorted so that their precision falls: a [`Band`] is the runs of one width. A row is, in words of 32 bits:
+//! Coordinates come in runs of 16, sorted so that their precision falls: a [`Band`] is the runs of
+//! one width. A row is, in words of 32 bits:
 //!
-//! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step in the lower half of a
-//!   word and the least value in the upper; for [`Scale::Groups`] such a word for each group, in order; for [`Scale::Blocks`] what [`Blocks`] says;
-//! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8 bits, and wherever steps are equal, codes from the lowest bits up. Else codes of 2 to 4 bits are [chosen
-//!   together](super::trellis), and a run is the lower two bits of all its codes in one word, then at 4 bits the upper two in another; a band of 3 bits has the lower two of all its runs, then the highest
-//!   bits of two runs to a word.
+//! - a header, where it has scales: for [`Scale::Band`] a byte for each band below 16 bits, in
+//!   order, `2^((byte − 128)/8)`; for [`Scale::Affine`] two f16, the step in the lower half of a
+//!   word and the least value in the upper; for [`Scale::Groups`] such a word for each group, in
+//!   order; for [`Scale::Blocks`] what [`Blocks`] says;
+//! - the bands, widest first, run by run. At 16 bits two f16 to a word; at 8 bits, and wherever
+//!   steps are equal, codes from the lowest bits up. Else codes of 2 to 4 bits are [chosen
+//!   together](super::trellis), and a run is the lower two bits of all its codes in one word, then
+//!   at 4 bits the upper two in another; a band of 3 bits has the lower two of all its runs, then
+//!   the highest bits of two runs to a word.
 
 use super::blocks::Blocks;
 use super::codebook::EIGHT_BITS;
@@ -34,11 +39,13 @@ pub enum Scale {
     Band,
     /// Equal steps between the row's least and largest coordinate. One band, of 4 or 8 bits.
     Affine,
-    /// Equal steps between the least and the largest coordinate of every group of runs. One band, of 2, 4 or 8 bits. Where a row is of several heads, each has as many runs as another.
+    /// Equal steps between the least and the largest coordinate of every group of runs. One band,
+    /// of 2, 4 or 8 bits. Where a row is of several heads, each has as many runs as another.
     Groups {
         /// Runs of a group; the last may have fewer.
         runs: usize,
-        /// Coordinates of a group are first cut to the magnitude that this share of them, in percent, is below: 100 for all.
+        /// Coordinates of a group are first cut to the magnitude that this share of them, in
+        /// percent, is below: 100 for all.
         clip: u8,
     },
     /// Equal steps, coded and scaled block by block of tokens. One band, of 2, 4 or 8 bits.
@@ -112,7 +119,9 @@ impl Format {
         RUN * self.bands.iter().map(|band| band.runs).sum::<usize>()
     }
 
-    /// Whether the coordinates of a row's heads are apart: equally many of each, one head after the other.
+    /// Whether the coordinates of a row's heads are apart.
+    ///
+    /// Equally many of each, one head after the other.
     pub fn by_head(&self) -> bool {
         matches!(self.scale, Scale::Groups { .. } | Scale::Blocks(_))
     }
@@ -158,7 +167,9 @@ impl Format {
         runs
     }
 
-    /// Packs the coordinates `z: [block][rank]` into `words: [block][words]`, all of a [block](Self::block) at once.
+    /// Packs coordinates `z: [block][rank]` into `words: [block][words]`.
+    ///
+    /// All of a [block](Self::block) at once.
     pub fn encode(&self, z: &[f32], words: &mut [u32]) {
         words.fill(0);
         let runs = self.runs();
@@ -234,7 +245,8 @@ fn scale_value(code: u32) -> f32 {
     ((code as f32 - 128.0) / 8.0).exp2()
 }
 
-/// The least coordinate and the step of codes, both as f16 will hold them. With `clip` below 100 percent, of coordinates cut to the magnitude that as many of them are below.
+/// The least coordinate and the step of codes, both as f16 will hold them. With `clip` below 100
+/// percent, of coordinates cut to the magnitude that as many of them are below.
 fn affine(z: &[f32], bits: u8, clip: u8) -> (f32, f32) {
     let bound = match clip {
         100.. => f32::INFINITY,
@@ -251,144 +263,4 @@ fn affine(z: &[f32], bits: u8, clip: u8) -> (f32, f32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbers(count: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 7919 + 13) as f32 * 0.37).sin() * 2.0).collect()
-    }
-
-    fn formats() -> Vec<Format> {
-        let band = |bits, runs| Band { bits, runs };
-        let all = [band(16, 1), band(8, 2), band(4, 3), band(3, 3), band(2, 5)];
-        let mut formats = vec![Format { bands: all.to_vec(), scale: Scale::Fixed }, Format { bands: all.to_vec(), scale: Scale::Band }];
-        formats.extend(all.map(|band| Format { bands: vec![band], scale: Scale::Band }));
-        formats.extend([band(4, 4), band(8, 1)].map(|band| Format { bands: vec![band], scale: Scale::Affine }));
-        formats.extend(
-            [(2, 8, 3), (4, 2, 1), (8, 5, 5)]
-                .map(|(bits, runs, group)| Format { bands: vec![band(bits, runs)], scale: Scale::Groups { runs: group, clip: 100 } }),
-        );
-        formats
-    }
-
-    /// Every run is where `runs` says, none overlap, and together with the header they fill the row.
-    #[test]
-    fn runs_tile_the_row() {
-        for format in formats() {
-            format.check().unwrap();
-            let mut used = vec![0u32; format.words()];
-            for run in format.runs() {
-                for i in 0..RUN {
-                    let mut alone = vec![0u32; format.words()];
-                    run.put(&mut alone, i, if run.bits == 16 { 0xffff } else { (1 << run.bits) - 1 });
-                    used.iter_mut().zip(&alone).for_each(|(used, alone)| {
-                        assert_eq!(*used & alone, 0, "{format:?}");
-                        *used |= alone;
-                    });
-                }
-            }
-            let whole = used.iter().skip(format.header()).filter(|&&word| word == u32::MAX).count();
-            // A band of three bits with an odd number of runs leaves half a word.
-            assert!(whole + 1 >= format.words() - format.header(), "{format:?}: {used:x?}");
-            assert!(used.iter().take(format.header()).all(|word| *word == 0));
-        }
-    }
-
-    /// What comes out is the nearest level of what went in, times the scale: within half the widest step.
-    #[test]
-    fn codes_come_back_as_their_nearest_level() {
-        for format in formats() {
-            let z = numbers(format.rank());
-            let (mut words, mut back) = (vec![0; format.words()], vec![0.0; format.rank()]);
-            format.encode(&z, &mut words);
-            format.decode(&words, &mut back);
-            for (run, (z, back)) in format.runs().iter().zip(z.chunks(RUN).zip(back.chunks(RUN))) {
-                let most = match (run.bits, format.scale) {
-                    (16, _) => 2e-3,
-                    (bits, Scale::Affine | Scale::Groups { .. }) => 2.1 / ((1 << bits) - 1) as f32,
-                    (8, _) => 0.05,
-                    // Chosen together, not each the nearest.
-                    (4, _) => 0.6,
-                    (3, _) => 1.0,
-                    _ => 1.4,
-                };
-                for (z, back) in z.iter().zip(back) {
-                    assert!((z - back).abs() < most, "{format:?}: {z} came back as {back}");
-                }
-            }
-            // To code what came back changes nothing but, at times, the scale.
-            if format.scale == Scale::Fixed {
-                let (mut again, first) = (vec![0; format.words()], words.clone());
-                format.encode(&back, &mut again);
-                assert_eq!(again, first, "{format:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_size_of_a_row_is_the_sum_of_its_bits() {
-        let format = Format { bands: vec![Band { bits: 8, runs: 2 }, Band { bits: 4, runs: 3 }, Band { bits: 3, runs: 2 }], scale: Scale::Band };
-        assert_eq!((format.rank(), format.words()), (112, 1 + (2 * 16 * 8 + 3 * 16 * 4 + 2 * 16 * 3) / 32));
-        assert_eq!(Format::half(6).words(), 48);
-    }
-
-    #[test]
-    fn what_cannot_be_packed_is_said() {
-        let band = |bits, runs| Band { bits, runs };
-        let blocks = |tokens, heads| Scale::Blocks(Blocks { tokens, heads, steps: crate::kv::Steps::Channels });
-        for (bands, scale, word) in [
-            (vec![], Scale::Fixed, "no bands"),
-            (vec![band(5, 1)], Scale::Fixed, "5 bits"),
-            (vec![band(2, 1), band(4, 1)], Scale::Band, "sorted"),
-            (vec![band(4, 1), band(4, 1)], Scale::Band, "sorted"),
-            (vec![band(3, 1)], Scale::Affine, "affine"),
-            (vec![band(3, 1)], Scale::Groups { runs: 1, clip: 100 }, "by group"),
-            (vec![band(2, 17)], Scale::Groups { runs: 1, clip: 100 }, "at most 16"),
-            (vec![band(2, 17)], Scale::Groups { runs: 0, clip: 100 }, "0 runs"),
-            (vec![band(2, 17)], Scale::Groups { runs: 8, clip: 101 }, "101 percent"),
-            (vec![band(16, 2)], blocks(32, 1), "by block"),
-            (vec![band(2, 2)], blocks(48, 1), "blocks of 48"),
-            (vec![band(2, 2)], blocks(256, 1), "blocks of 256"),
-            (vec![band(2, 2)], blocks(32, 0), "0 heads"),
-            (vec![band(2, 3)], blocks(32, 2), "3 runs for 2"),
-            (vec![band(4, 0)], Scale::Fixed, "empty"),
-        ] {
-            assert!(Format { bands, scale }.check().unwrap_err().contains(word));
-        }
-    }
-
-    #[test]
-    fn extreme_rows_stay_finite() {
-        for format in formats() {
-            for z in [0.0, 1e-30, 1e30, -6e4] {
-                let (mut words, mut back) = (vec![0; format.words()], vec![0.0; format.rank()]);
-                format.encode(
-                    &vec![
-                        if format.bands[0].bits == 16 || format.runs()[0].scale == ScaleSource::Affine(0) { f32::clamp(z, -6e4, 6e4) } else { z };
-                        format.rank()
-                    ],
-                    &mut words,
-                );
-                format.decode(&words, &mut back);
-                assert!(back.iter().all(|x| x.is_finite()), "{format:?} {z}");
-            }
-        }
-    }
-
-    /// A group that is cut is coded as if its largest magnitudes were those of the coordinate that 90 percent are below; what is beyond comes back as the ends.
-    #[test]
-    fn groups_are_cut_at_a_share_of_their_magnitudes() {
-        let mut z: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { i as f32 } else { -(i as f32) }).collect();
-        z.rotate_left(5);
-        let format = Format { bands: vec![Band { bits: 4, runs: 2 }], scale: Scale::Groups { runs: 2, clip: 90 } };
-        let (mut words, mut back) = (vec![0; format.words()], vec![0.0; 32]);
-        format.encode(&z, &mut words);
-        format.decode(&words, &mut back);
-        // Of 32 magnitudes from 0 to 31, number 28 is 28, whose sign is plus: from −28, as the cut has it, to 28.
-        let (least, step) = (-28.0, f16::from_f32(56.0 / 15.0).to_f32());
-        for (z, back) in z.iter().zip(back) {
-            let expected = least + step * ((z - least) / step).round().clamp(0.0, 15.0);
-            assert_eq!(back, expected, "{z}");
-        }
-    }
-}
+mod tests;

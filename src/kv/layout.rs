@@ -1,4 +1,5 @@
-//! Where latents stand: those that are read together stand together, so that a kernel reads all of a side from one buffer.
+//! Where latents stand: those that are read together stand together, so that a kernel reads all of
+//! a side from one buffer.
 
 use super::{KvSide, LatentSet, LatentSpec, Source};
 
@@ -11,7 +12,10 @@ pub struct Place {
     pub word: usize,
 }
 
-/// The stores of a model's latents: rows that one side of one layer reads share a store, token by token. A row over several layers is in one store for all of them.
+/// The stores of a model's latents.
+///
+/// Rows that one side of one layer reads share a store, token by token. A row over several layers
+/// is in one store for all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// Words of a token in each store.

@@ -78,7 +78,9 @@ impl CacheMethod {
         }
     }
 
-    /// The name of a method that compresses the cache while it exists; `None` for what needs no work then.
+    /// The name of a method that compresses the cache while it exists.
+    ///
+    /// `None` for what needs no work then.
     pub fn name(&self) -> Option<&'static str> {
         match self {
             CacheMethod::Calibrated(_) => None,
@@ -103,7 +105,9 @@ impl CacheMethod {
         }
     }
 
-    /// Whether a model of this geometry can be read so, that sees no further back than `window`, in `capacity` tokens; `rows` are those it comes with, none where it is dense.
+    /// Checks whether a model can be read so, in `capacity` tokens.
+    ///
+    /// `window`: how far back it sees; `rows`: those it comes with, none where it is dense.
     ///
     /// # Errors
     /// [`Error::Argument`] with what is possible.

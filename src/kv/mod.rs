@@ -1,16 +1,18 @@
 //! What is cached of a token, and in how many bits: formats, codebooks, windows, eviction, options.
 //!
-//! A latent begins as a vector `y` that the model computes for a token: keys, values, or both, of some
-//! heads in one layer or in several consecutive ones ([`LatentSpec`]). A basis takes it to coordinates
-//! `z = (y − μ)·A` that are uncorrelated and sorted by importance ([`Coder`]), and their codes are
-//! packed into words ([`Format`]). To read it is to look its codes up: `ŷ = ẑ·B + μ`. This module
-//! knows no GPU: `compress` plans with it, `cpu` decodes by it, and kernels are tested against it.
+//! A latent begins as a vector `y` that the model computes for a token: keys, values, or both, of
+//! some heads in one layer or in several consecutive ones ([`LatentSpec`]). A basis takes it to
+//! coordinates `z = (y − μ)·A` that are uncorrelated and sorted by importance ([`Coder`]), and
+//! their codes are packed into words ([`Format`]). To read it is to look its codes up:
+//! `ŷ = ẑ·B + μ`. This module knows no GPU: `compress` plans with it, `cpu` decodes by it, and
+//! kernels are tested against it.
 //!
 //! # Glossary
 //!
 //! - *latent*: what is cached of a token in a basis; one *row* of words per token.
 //! - *codec* ([`Coder`]): the basis and format that encode and decode a latent.
-//! - *band* ([`Band`]): coordinates of equal precision; coordinates after the last band are dropped.
+//! - *band* ([`Band`]): coordinates of equal precision; coordinates after the last band are
+//!   dropped.
 //! - *run* ([`Run`]): 16 consecutive coordinates of a band, coded and read together.
 //! - *block* ([`Blocks`]): tokens that are coded together and share scales.
 //! - *prefill*, *decode*: reading a prompt chunk by chunk; one new token at a time.
@@ -23,9 +25,10 @@
 //! - *slot* ([`Slots`]): where an exact row stands: sinks first, then the window as a ring.
 //! - *selector* ([`Selector`]): chooses the latents that a new token reads (top-k attention).
 //! - *landmark*: the mean key of a chunk of tokens, by which selectors choose.
-//! - *eviction* ([`Reviver`]): tokens that leave the window are dropped, or kept where there is room.
-//! - *candidate*: an evictable token that is still exact; *heavy hitters* stay, by the attention that
-//!   they have received. [`Evicted`] says what is left of the others.
+//! - *eviction* ([`Reviver`]): tokens that leave the window are dropped, or kept where there is
+//!   room.
+//! - *candidate*: an evictable token that is still exact; *heavy hitters* stay, by the attention
+//!   that they have received. [`Evicted`] says what is left of the others.
 //! - *cursor* ([`Cursor`]): which tokens are exact, coded or gone, as index arithmetic.
 //! - *adapter*: a file with the bases and specs of a model, opened beside the model's own file.
 

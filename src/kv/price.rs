@@ -3,20 +3,25 @@
 //! A step makes, in a layer with `H` query heads of width `d`, for each cached token:
 //!
 //! - exact rows: `2·H·d` operations for scores and as many for values;
-//! - keys coded before RoPE: `2·Σ rank·s·d` to rebuild the keys of each group of `s` heads, then `2·H·d` for scores;
-//! - keys coded after RoPE: `2·rank` for the score of every query head, and `4` for each frequency pair of RoPE in which the mean of its key head is not zero: the mean rotates
-//!   with the position, and is scored apart;
+//! - keys coded before RoPE: `2·Σ rank·s·d` to rebuild the keys of each group of `s` heads, then
+//!   `2·H·d` for scores;
+//! - keys coded after RoPE: `2·rank` for the score of every query head, and `4` for each frequency
+//!   pair of RoPE in which the mean of its key head is not zero: the mean rotates with the
+//!   position, and is scored apart;
 //! - values: `2·rank` for every query head.
 //!
-//! Once a step, whatever the depth, queries go through the bases of keys after RoPE, and sums of values through theirs. One multiplication and one addition are two operations. Softmax, RoPE and unpacking
-//! of codes are left out.
+//! Once a step, whatever the depth, queries go through the bases of keys after RoPE, and sums of
+//! values through theirs. One multiplication and one addition are two operations. Softmax, RoPE and
+//! unpacking of codes are left out.
 
 use super::{Geometry, KvSide, LatentKind, LatentSet, LatentSpec};
 
 /// What reading the cache costs a decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Price {
-    /// Numbers of the bases and rotating means that are read, once a step. What makes rows is read once for many tokens, and not counted.
+    /// Numbers of the bases and rotating means that are read, once a step.
+    ///
+    /// What makes rows is read once for many tokens, and not counted.
     pub basis_numbers: u64,
     /// Operations with them, once a step.
     pub flops_per_step: u64,
@@ -25,7 +30,9 @@ pub struct Price {
 }
 
 impl Price {
-    /// All layers of a model whose latents are `specs`; exact rows where there are none. `mean_pairs`: by row, frequency pairs in which a mean rotates, over all its heads
+    /// All layers of a model whose latents are `specs`; exact rows where there are none.
+    ///
+    /// `mean_pairs`: by row, frequency pairs in which a mean rotates, over all its heads
     /// ([`LatentSet::mean_pairs`]); those of rows beyond its end have none.
     pub fn of(specs: &[LatentSpec], mean_pairs: &[usize], geometry: &Geometry) -> Price {
         (0..geometry.layers).fold(Price::default(), |sum, layer| {
@@ -53,7 +60,8 @@ impl Price {
                 let up = kv_heads * head * rank;
                 price.basis_numbers += up;
                 if side == KvSide::Keys && spec.kind != LatentKind::PostRopeKeys {
-                    // Rebuilt for every cached token, once for all queries, then scored at full width.
+                    // Rebuilt for every cached token, once for all queries, then scored at full
+                    // width.
                     price.flops_per_cached_token += 2 * (up + kv_heads * group_size * head);
                     continue;
                 }
@@ -98,20 +106,24 @@ mod tests {
         };
         // Scores and values: four heads of eight, two operations each, twice; in two layers.
         assert_eq!(price(&[], &[]), [0, 0, 256]);
-        // Keys of rank 32 and values of rank 16, of 16 numbers: 512 and 256 numbers of bases. Rebuilt: 1,024 for the keys, 64 for their scores, 128 for values.
+        // Keys of rank 32 and values of rank 16, of 16 numbers: 512 and 256 numbers of bases.
+        // Rebuilt: 1,024 for the keys, 64 for their scores, 128 for values.
         assert_eq!(price(&rows(LatentKind::PreRopeKeys, 1), &[]), [2 * 768, 2 * 2 * 2 * 256, 2 * (1024 + 64 + 128)]);
         // Not rebuilt: 256 for the scores of four heads, 128 for values.
         assert_eq!(price(&rows(LatentKind::PostRopeKeys, 1), &[]), [2 * 768, 2 * 2 * 2 * 768, 2 * (256 + 128)]);
-        // Seven pairs of the first layer's two heads rotate: two query heads each, of two multiply-adds; one pair of the second's.
+        // Seven pairs of the first layer's two heads rotate: two query heads each, of two
+        // multiply-adds; one pair of the second's.
         assert_eq!(
             price(&rows(LatentKind::PostRopeKeys, 1), &[7, 0, 1, 0]),
             [2 * 768 + 2 * 8, 2 * 2 * 2 * 768 + 8 * 2 * 8, 2 * (256 + 128) + 4 * 2 * 8]
         );
-        // One row of rank 48 over both layers: each rebuilds its own 16 numbers of keys, and sums 48 coordinates for values.
+        // One row of rank 48 over both layers: each rebuilds its own 16 numbers of keys, and sums
+        // 48 coordinates for values.
         assert_eq!(price(&rows(LatentKind::Both, 2), &[]), [2 * 2 * 768, 2 * 2 * 2 * 768, 2 * (2 * 768 + 64 + 2 * 4 * 48)]);
     }
 
-    /// Of design figures for 32 heads on 8 of 128: multiply-adds of a layer, of exact rows, and of keys after RoPE and values in rows of full rank over all heads.
+    /// Of design figures for 32 heads on 8 of 128: multiply-adds of a layer, of exact rows, and of
+    /// keys after RoPE and values in rows of full rank over all heads.
     #[test]
     fn rows_over_all_heads_cost_what_their_width_says() {
         let geometry = Geometry { layers: 1, heads: 32, kv_heads: 8, head_dim: 128 };

@@ -1,19 +1,31 @@
-//! KVReviver (Yuan et al., *KVReviver: Reversible KV Cache Compression with Sketch-Based Token Reconstruction*, arXiv 2512.17917): tokens that are evicted leave a trace.
+//! KVReviver (Yuan et al., *KVReviver: Reversible KV Cache Compression with Sketch-Based Token
+//! Reconstruction*, arXiv 2512.17917): tokens that are evicted leave a trace.
 //!
-//! Published, as far as it can be read: a cache of three parts, *recent* tokens, *candidates* and *vague* (evicted) ones; the last part is a variant of a count-sketch from which evicted tokens are
-//! rebuilt, so that attention runs over all tokens. The rest is our inference:
+//! Published, as far as it can be read: a cache of three parts, *recent* tokens, *candidates* and
+//! *vague* (evicted) ones; the last part is a variant of a count-sketch from which evicted tokens
+//! are rebuilt, so that attention runs over all tokens. The rest is our inference:
 //!
-//! - *sinks* and *recent* tokens are exact as anywhere else ([`Exact`]). Those that leave the recent ones, in blocks, compete with the candidates for the candidates' slots; who has received
-//!   the most attention, over all heads and queries of the layer, what was received [`HALF_LIFE`] tokens ago counting half, stays exact ([`Stores::keep`]). All heads share the candidates, since a row here belongs to all of them.
-//! - the others are evicted: nothing at all ([`Evicted::None`]: eviction by heavy hitters, as in H2O, arXiv 2306.14048), their mean, as often as they are many ([`Evicted::Mean`]), a count-sketch of keys after
-//!   RoPE and values as published ([`Evicted::Sketch`]), or one around the mean and shrunk ([`Evicted::Shrunk`]): [`Sketch`]. Where the model has a basis for latents, every token leaves one,
-//!   and a candidate is read exactly instead of from it ([`Evicted::Rows`]).
-//! - a evicted token can be *revived* only where it is known: alone in its bucket. Then it competes with the others, by the attention that its bucket receives, and comes back as it was. Those that
-//!   share bucket and sign cannot be told apart by attention, nor one be taken out without the others' error. A latent brings nothing back that it does not say anyway.
+//! - *sinks* and *recent* tokens are exact as anywhere else ([`Exact`]). Those that leave the
+//!   recent ones, in blocks, compete with the candidates for the candidates' slots; who has
+//!   received the most attention, over all heads and queries of the layer, what was received
+//!   [`HALF_LIFE`] tokens ago counting half, stays exact ([`Stores::keep`]). All heads share the
+//!   candidates, since a row here belongs to all of them.
+//! - the others are evicted: nothing at all ([`Evicted::None`]: eviction by heavy hitters, as in
+//!   H2O, arXiv 2306.14048), their mean, as often as they are many ([`Evicted::Mean`]), a
+//!   count-sketch of keys after RoPE and values as published ([`Evicted::Sketch`]), or one around
+//!   the mean and shrunk ([`Evicted::Shrunk`]): [`Sketch`]. Where the model has a basis for
+//!   latents, every token leaves one, and a candidate is read exactly instead of from it
+//!   ([`Evicted::Rows`]).
+//! - a evicted token can be *revived* only where it is known: alone in its bucket. Then it competes
+//!   with the others, by the attention that its bucket receives, and comes back as it was. Those
+//!   that share bucket and sign cannot be told apart by attention, nor one be taken out without the
+//!   others' error. A latent brings nothing back that it does not say anyway.
 //!
-//! A prompt is read as it comes, in blocks, and evicted on the way: the cache never holds more than its budget and the blocks under way. What a token receives later than that is not foreseen.
-//! The budget is for the whole capacity: sinks, recent tokens, candidates and what is left of evicted tokens, all counted in bytes, with the marks by which a device finds them. A sketch's sums take four bytes where a row
-//! takes two.
+//! A prompt is read as it comes, in blocks, and evicted on the way: the cache never holds more than
+//! its budget and the blocks under way. What a token receives later than that is not foreseen. The
+//! budget is for the whole capacity: sinks, recent tokens, candidates and what is left of evicted
+//! tokens, all counted in bytes, with the marks by which a device finds them. A sketch's sums take
+//! four bytes where a row takes two.
 
 use super::sketch::Sketch;
 use super::{Budget, Exact, Geometry, LatentSet, LatentSpec};
@@ -60,7 +72,9 @@ impl Evicted {
 pub struct Reviver {
     /// What a token may take, over the whole model, when the capacity is used up.
     pub budget: Budget,
-    /// What is left of the evicted; `None` for what measures best: rows where the model has them, and nothing elsewhere.
+    /// What is left of the evicted.
+    ///
+    /// `None` for what measures best: rows where the model has them, and nothing elsewhere.
     pub evicted_as: Option<Evicted>,
     /// Where there is a sketch: its share of the bytes that it and the candidates have.
     pub sketch_share: f64,
@@ -103,7 +117,7 @@ impl Reviver {
         self.evicted_as.unwrap_or(if coded { Evicted::Rows } else { Evicted::None })
     }
 
-    /// What the budget has room for in each layer, beside what stays `exact` and a model's coded `rows`, if any.
+    /// What the budget has room for in each layer, beside `exact` tokens and latents.
     ///
     /// # Errors
     /// [`Error::Argument`] where this model cannot be read so, or the budget holds nothing.
@@ -123,7 +137,8 @@ impl Reviver {
         let kept = (exact.sinks as u128 + exact.recent as u128) * 2 * width as u128;
         let rows = u128::from(LatentSet::bytes_per_token(rows)) * capacity as u128 / layers;
         let mean = if evicted_as.has_mean() { Sketch::mean_bytes(width) } else { 0 };
-        // Which tokens are read from their rows, or which bucket a token falls into: the table of that is of all layers.
+        // Which tokens are read from their rows, or which bucket a token falls into: the table of
+        // that is of all layers.
         let marks = match evicted_as {
             Evicted::Rows => capacity as u128 * size_of::<u32>() as u128,
             _ if evicted_as.is_sketched() => (Sketch::place_bytes() as u128 * capacity as u128).div_ceil(layers),
@@ -161,7 +176,9 @@ impl Stores {
         2 * width + size_of::<u32>() + size_of::<f32>()
     }
 
-    /// Bytes of all candidates and buckets in one layer, rows in f16; `None` where that is beyond counting.
+    /// Bytes of all candidates and buckets in one layer, rows in f16.
+    ///
+    /// `None` where that is beyond counting.
     pub fn bytes(&self) -> Option<usize> {
         let candidates = self.candidates.checked_mul(Stores::candidate_bytes(self.width))?;
         candidates.checked_add(self.buckets.checked_mul(Sketch::bucket_bytes(self.width))?)
@@ -172,7 +189,8 @@ impl Stores {
         if self.evicted_as == Evicted::Rows { self.capacity } else { 0 }
     }
 
-    /// Words that say what a device has to know of a sketch: what each bucket holds, or how many tokens there are.
+    /// Words that say what a device has to know of a sketch: what each bucket holds, or how many
+    /// tokens there are.
     pub(crate) fn mark_words(&self) -> usize {
         match self.evicted_as {
             Evicted::None | Evicted::Rows => 0,
@@ -181,7 +199,8 @@ impl Stores {
         }
     }
 
-    /// Of keys and values that are `width` numbers together, as a device pads them, whatever the budget for it is.
+    /// Of keys and values that are `width` numbers together, as a device pads them, whatever the
+    /// budget for it is.
     #[cfg(test)]
     pub(crate) fn some(width: usize, evicted_as: Evicted, candidates: usize, buckets: usize, capacity: usize) -> Stores {
         Stores { evicted_as, candidates, buckets: if evicted_as.is_sketched() { buckets } else { 0 }, width, capacity }
@@ -197,7 +216,9 @@ impl Stores {
         Sketch::places(self.buckets, self.capacity, 0)
     }
 
-    /// An empty sketch of evicted tokens, where they are sketched, with their [`places`](Self::places): `width` numbers of each.
+    /// An empty sketch of evicted tokens, where there is one.
+    ///
+    /// [`places`](Self::places) are their buckets; a token has `width` numbers.
     pub fn sketch(&self, width: usize, places: &Arc<[u32]>) -> Option<Sketch> {
         let of = |mean| Some(Sketch::new(width, self.buckets, mean, places.clone()));
         match self.evicted_as {
@@ -218,7 +239,9 @@ impl Stores {
         size_of::<u32>() * self.width * (self.buckets + mean)
     }
 
-    /// Columns that stand for the evicted tokens: one for each bucket and sign, or one for the mean.
+    /// Columns that stand for the evicted tokens.
+    ///
+    /// One for each bucket and sign, or one for the mean.
     pub fn evicted_columns(&self) -> usize {
         match self.evicted_as {
             Evicted::None | Evicted::Rows => 0,
@@ -227,7 +250,9 @@ impl Stores {
         }
     }
 
-    /// Which of `contenders`, position and attention received, get a slot. Among equals the earlier ones do.
+    /// Which of `contenders`, position and attention received, get a slot.
+    ///
+    /// Among equals the earlier ones do.
     pub fn keep(&self, contenders: &[(usize, f32)]) -> Vec<bool> {
         let mut order: Vec<usize> = (0..contenders.len()).collect();
         order.sort_by(|&a, &b| contenders[b].1.total_cmp(&contenders[a].1).then(contenders[a].0.cmp(&contenders[b].0)));

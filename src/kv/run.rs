@@ -23,7 +23,9 @@ pub struct Run {
     pub word: usize,
     /// Their width.
     pub bits: u8,
-    /// Where lower and upper bits of codes are apart: twice the word of the upper ones, plus one for its upper half.
+    /// Where lower and upper bits of codes are apart.
+    ///
+    /// Twice the word of the upper ones, plus one for its upper half.
     pub high: usize,
     /// What multiplies them.
     pub scale: ScaleSource,

@@ -1,15 +1,22 @@
-//! A count-sketch of vectors (Charikar, Chen and Farach-Colton, *Finding frequent items in data streams*, 2002): far fewer sums than vectors, each vector in one of them.
+//! A count-sketch of vectors (Charikar, Chen and Farach-Colton, *Finding frequent items in data
+//! streams*, 2002): far fewer sums than vectors, each vector in one of them.
 //!
-//! A hash gives the vector `x` of every position `i` a bucket `h(i)` of `w` and a sign `s(i)`: `S[h(i)] += s(i)·x`. Its estimate is `s(i)·S[h(i)]`: right on average over seeds, and as wrong
-//! as the others in its bucket are large. Two of one bucket and sign have the same estimate, so attention over all vectors is attention over two columns for each bucket, as many
-//! times as it has vectors of either sign: nothing is ever rebuilt one by one.
+//! A hash gives the vector `x` of every position `i` a bucket `h(i)` of `w` and a sign `s(i)`:
+//! `S[h(i)] += s(i)·x`. Its estimate is `s(i)·S[h(i)]`: right on average over seeds, and as wrong
+//! as the others in its bucket are large. Two of one bucket and sign have the same estimate, so
+//! attention over all vectors is attention over two columns for each bucket, as many times as it
+//! has vectors of either sign: nothing is ever rebuilt one by one.
 //!
-//! Positions `j·w..(j+1)·w` are spread by a permutation: as long as there are no more than `w` consecutive ones, none share a bucket. Sketches of several layers share the table of it.
+//! Positions `j·w..(j+1)·w` are spread by a permutation: as long as there are no more than `w`
+//! consecutive ones, none share a bucket. Sketches of several layers share the table of it.
 //!
-//! Beside the sums there can be the sum of everything, for its mean `μ`. Then the estimate is `μ ± (S − c·μ)/n`, with `n` vectors in the bucket and `c` the sum of their signs: of all multiples
-//! of a centred sum the one that is closest in the mean square, when vectors vary alike; exact for one that is alone. A mean that moves later spoils nothing, as `c` is kept.
+//! Beside the sums there can be the sum of everything, for its mean `μ`. Then the estimate is
+//! `μ ± (S − c·μ)/n`, with `n` vectors in the bucket and `c` the sum of their signs: of all
+//! multiples of a centred sum the one that is closest in the mean square, when vectors vary alike;
+//! exact for one that is alone. A mean that moves later spoils nothing, as `c` is kept.
 //!
-//! Sums are whole numbers of 1/65536: to take out what was put in leaves the very bits that were there before.
+//! Sums are whole numbers of 1/65536: to take out what was put in leaves the very bits that were
+//! there before.
 
 use crate::linalg::Random;
 use std::sync::Arc;
@@ -53,7 +60,9 @@ pub struct SketchColumns {
 }
 
 impl Sketch {
-    /// Of vectors of `width` numbers, in so many buckets, with the [`places`](Self::places) of these: none to know their mean alone.
+    /// A sketch of vectors of `width` numbers in `buckets` buckets.
+    ///
+    /// [`places`](Self::places) says which; without buckets only the mean is known.
     pub fn new(width: usize, buckets: usize, mean: bool, places: Arc<[u32]>) -> Sketch {
         let total = vec![0; if mean { width } else { 0 }];
         Sketch { places, width, sums: vec![0; buckets * width], buckets: vec![Bucket::default(); buckets], total, count: 0 }
@@ -67,7 +76,10 @@ impl Sketch {
         width * size_of::<i32>() + size_of::<Bucket>()
     }
 
-    /// What the mean takes in a budget: the sum of all vectors, and the mean itself, which a device keeps and the processor takes anew.
+    /// What the mean takes in a budget.
+    ///
+    /// The sum of all vectors, and the mean itself, which a device keeps and the processor takes
+    /// anew.
     pub const fn mean_bytes(width: usize) -> usize {
         width * (size_of::<i64>() + size_of::<f32>())
     }
@@ -82,7 +94,9 @@ impl Sketch {
         self.count as usize
     }
 
-    /// The bucket and the sign of each of `positions` positions, by a hash from `seed`: twice the bucket, and one more for a minus.
+    /// The bucket and the sign of each of `positions` positions, by a hash from `seed`.
+    ///
+    /// Twice the bucket, and one more for a minus.
     pub fn places(buckets: usize, positions: usize, seed: u64) -> Arc<[u32]> {
         let mut places = Vec::with_capacity(positions);
         for block in 0..if buckets == 0 { 0 } else { positions.div_ceil(buckets) } {
@@ -270,7 +284,8 @@ mod tests {
         }
     }
 
-    /// The mean of the estimates over seeds is the vector, to within a few standard errors; the published one's noise is what the others in its bucket amount to.
+    /// The mean of the estimates over seeds is the vector, to within a few standard errors; the
+    /// published one's noise is what the others in its bucket amount to.
     #[test]
     fn estimates_are_right_on_average() {
         let some = vectors(64, 5);
@@ -289,7 +304,8 @@ mod tests {
         assert!(error(&mean, &some[9]) < 5.0 * noise / SEEDS as f64, "{mean:?}, {:?}", some[9]);
     }
 
-    /// Around the mean and shrunk, an estimate is closer than the mean alone, and that closer than the sketch as published.
+    /// Around the mean and shrunk, an estimate is closer than the mean alone, and that closer than
+    /// the sketch as published.
     #[test]
     fn shrunk_estimates_are_closest() {
         let some = vectors(64, 9);
@@ -307,7 +323,8 @@ mod tests {
         assert!(errors[2] > 3.0 * errors[1], "{errors:?}");
     }
 
-    /// Attention over a column for each bucket and sign, as often as it has vectors, is attention over every vector's own estimate.
+    /// Attention over a column for each bucket and sign, as often as it has vectors, is attention
+    /// over every vector's own estimate.
     #[test]
     fn columns_are_read_as_all_vectors_would_be() {
         let some = vectors(100, 8);

@@ -27,7 +27,9 @@ impl Slots {
     /// Every token has a slot of its own.
     pub const ALL: Slots = Slots { sinks: 0, ring: u32::MAX };
 
-    /// What stays exact beside latents of `capacity` tokens, where up to `chunk` go through the model together.
+    /// Slots for what stays exact, where up to `chunk` tokens are read together.
+    ///
+    /// Beside latents of `capacity` tokens.
     pub fn new(schedule: &Schedule, chunk: usize, capacity: usize) -> Slots {
         Slots { sinks: schedule.exact.sinks.min(capacity) as u32, ring: schedule.window(chunk).min(capacity) as u32 }
     }
@@ -43,7 +45,9 @@ impl Slots {
         if position < sinks { position } else { sinks + (position - sinks) % self.ring as usize }
     }
 
-    /// `positions`, cut where slots do not follow each other: after the sinks, and where the ring comes round.
+    /// `positions`, cut where slots do not follow each other.
+    ///
+    /// After the sinks, and where the ring comes round.
     pub fn stretches(self, positions: Range<usize>) -> impl Iterator<Item = Stretch> {
         let mut position = positions.start;
         std::iter::from_fn(move || {

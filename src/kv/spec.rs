@@ -47,7 +47,10 @@ pub enum KvSide {
 }
 
 impl LatentSpec {
-    /// The width `w` of the vector `y`: layer by layer, keys of all its heads and then values of all its heads, as far as it holds them.
+    /// The width `w` of the vector `y`.
+    ///
+    /// Layer by layer, keys of all its heads and then values of all its heads, as far as it holds
+    /// them.
     pub fn width(&self, head_dim: usize) -> usize {
         self.layers * self.stride(head_dim)
     }
@@ -57,7 +60,9 @@ impl LatentSpec {
         self.kv_heads * head_dim * if self.kind == LatentKind::Both { 2 } else { 1 }
     }
 
-    /// Where in `y` the first head of one side of `layer` begins; `None` where the row does not hold it.
+    /// Where in `y` the first head of one side of `layer` begins.
+    ///
+    /// `None` where the row does not hold it.
     pub fn offset(&self, layer: usize, side: KvSide, head_dim: usize) -> Option<usize> {
         let within = layer.checked_sub(self.first_layer).filter(|&within| within < self.layers)?;
         let start = within * self.stride(head_dim);
@@ -118,7 +123,9 @@ impl LatentSet {
         specs.iter().map(|spec| spec.format.block()).max().unwrap_or(1)
     }
 
-    /// By row, the frequency pairs of RoPE in which the mean of a key head is not zero, over all its heads. Only the mean of keys after RoPE rotates.
+    /// By latent, the RoPE pairs in which the mean of a key head is not zero, over all heads.
+    ///
+    /// Only the mean of keys after RoPE rotates.
     pub fn mean_pairs(&self, head_dim: usize) -> Vec<usize> {
         self.specs.iter().zip(&self.coders).map(|(spec, coder)| spec.mean_pairs(coder.mean.as_slice(), head_dim)).collect()
     }

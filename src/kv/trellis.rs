@@ -1,11 +1,17 @@
 //! Trellis-coded quantisation: codes of 2 to 4 bits that are chosen together, run by run.
 //!
-//! What a code stands for depends on the two before it. So a coordinate has many more levels than codes, though no row has a bit more, and the codes of a run are chosen for the least error of all sixteen
-//! (Marcellin and Fischer, *Trellis coded quantization of memoryless and Gauss–Markov sources*, 1990; as a shift register, Tseng et al., *QTIP*, arXiv 2406.11235). Of a unit Gaussian 2, 3 and 4 bits miss
-//! 0.086, 0.022 and 0.0056 in the mean square, where Lloyd and Max's best codes one by one miss 0.118, 0.035 and 0.0095.
+//! What a code stands for depends on the two before it. So a coordinate has many more levels than
+//! codes, though no row has a bit more, and the codes of a run are chosen for the least error of
+//! all sixteen (Marcellin and Fischer, *Trellis coded quantization of memoryless and Gauss–Markov
+//! sources*, 1990; as a shift register, Tseng et al., *QTIP*, arXiv 2406.11235). Of a unit Gaussian
+//! 2, 3 and 4 bits miss 0.086, 0.022 and 0.0056 in the mean square, where Lloyd and Max's best
+//! codes one by one miss 0.118, 0.035 and 0.0095.
 //!
-//! The lower two bits `u` of a code move the register, the upper ones `h` choose between levels: that of coordinate `i` is `levels[u_{i−2} + 4·u_{i−1} + 16·u_i + 64·h_i]`. The path bites its own tail (Ma and
-//! Wolf, *On tail biting convolutional codes*, 1986): before the first coordinate of a run stand its last two. So a run is read by itself, and to read it is to turn round the word of its lower bits.
+//! The lower two bits `u` of a code move the register, the upper ones `h` choose between levels:
+//! that of coordinate `i` is `levels[u_{i−2} + 4·u_{i−1} + 16·u_i + 64·h_i]`. The path bites its
+//! own tail (Ma and Wolf, *On tail biting convolutional codes*, 1986): before the first coordinate
+//! of a run stand its last two. So a run is read by itself, and to read it is to turn round the
+//! word of its lower bits.
 
 use super::RUN;
 use super::trellis_levels::{FOUR, THREE, TWO};
@@ -17,7 +23,9 @@ const STATES: usize = 16;
 /// A code's lower bits with those of the two before: levels that each value of the upper bits has.
 pub const EDGES: usize = 64;
 
-/// The levels of 2, 3 or 4 bits, `[64·2^(bits − 2)]`, each a number that f16 has: shaders keep two to a word. Empty at any other width.
+/// The levels of 2, 3 or 4 bits, `[64·2^(bits − 2)]`, each a number that f16 has.
+///
+/// Shaders keep two to a word. Empty at any other width.
 pub fn levels(bits: u8) -> &'static [f32] {
     static LEVELS: LazyLock<[Vec<f32>; 3]> =
         LazyLock::new(|| [&TWO[..], &THREE, &FOUR].map(|levels| levels.iter().map(|&level| f16::from_f32(level).to_f32()).collect()));
@@ -27,12 +35,15 @@ pub fn levels(bits: u8) -> &'static [f32] {
     }
 }
 
-/// The codes of a run of so many bits whose [`levels`] are nearest to `x: [16]` in the sum of squares.
+/// The codes of a run of so many bits whose [`levels`] are nearest to `x: [16]` in the sum of
+/// squares.
 pub(super) fn encode(bits: u8, x: &[f32]) -> [u32; RUN] {
     encode_with(levels(bits), x)
 }
 
-/// The codes of a run whose `levels`, `[64·2^(bits − 2)]`, are nearest to `x: [16]` in the sum of squares: Viterbi's algorithm from every state that the register can begin in.
+/// Encodes a run by the codes whose `levels` are nearest to it in the sum of squares.
+///
+/// Levels are `[64·2^(bits − 2)]`.
 ///
 /// # Panics
 /// Where there are fewer than 64 levels, or more than 16 numbers.
@@ -71,7 +82,9 @@ pub fn encode_with(levels: &[f32], x: &[f32]) -> [u32; RUN] {
     codes
 }
 
-/// How much the nearest of an edge's levels misses `x`, and the upper bits that choose it: the square of the distance less `x²`, which is common to all, so that far out no difference is lost to rounding.
+/// How much the nearest of an edge's levels misses `x`, and the upper bits that choose it: the
+/// square of the distance less `x²`, which is common to all, so that far out no difference is lost
+/// to rounding.
 fn nearest(levels: &[f32], edge: usize, x: f32) -> (f32, usize) {
     let miss = |high: usize| {
         let level = levels[edge + EDGES * high];
@@ -109,7 +122,8 @@ mod tests {
         x.iter().zip(decoded).map(|(x, y)| f64::from(x - y).powi(2)).sum()
     }
 
-    /// On numbers that the levels were not made with; and each level is the mean of what is coded as it, so that a coordinate's error and its code have nothing in common.
+    /// On numbers that the levels were not made with; and each level is the mean of what is coded
+    /// as it, so that a coordinate's error and its code have nothing in common.
     #[test]
     fn a_gaussian_is_missed_by_what_is_promised() {
         for bits in [2, 3, 4] {
@@ -127,7 +141,8 @@ mod tests {
         }
     }
 
-    /// No codes are nearer: neither any others of a few coordinates, nor those of numbers that have codes themselves.
+    /// No codes are nearer: neither any others of a few coordinates, nor those of numbers that have
+    /// codes themselves.
     #[test]
     fn the_codes_are_the_nearest() {
         let mut random = Random::new(8);

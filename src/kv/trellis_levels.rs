@@ -1,8 +1,11 @@
-//! Levels of the trellis for 2, 3 and 4 bits: where Lloyd's iteration ends that codes Gaussian numbers and moves each level to the mean of what was coded as it.
+//! Levels of the trellis for 2, 3 and 4 bits: where Lloyd's iteration ends that codes Gaussian
+//! numbers and moves each level to the mean of what was coded as it.
 //!
-//! Forty rounds of 96,000 numbers, the last eight of 480,000, from the best of four shuffles of the quantiles (`examples/trellis.rs`); a test of `trellis.rs` codes other numbers with them.
-//! `cargo run --release --example trellis` makes such tables again, in some minutes: from the same quantiles in the
-//! same order. Levels end within some hundredths of these, since choices that rounding decides lead elsewhere, and miss as much.
+//! Forty rounds of 96,000 numbers, the last eight of 480,000, from the best of four shuffles of the
+//! quantiles (`examples/trellis.rs`); a test of `trellis.rs` codes other numbers with them.
+//! `cargo run --release --example trellis` makes such tables again, in some minutes: from the same
+//! quantiles in the same order. Levels end within some hundredths of these, since choices that
+//! rounding decides lead elsewhere, and miss as much.
 
 /// 2 bits: `[64·1]`.
 #[rustfmt::skip]

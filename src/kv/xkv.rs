@@ -1,4 +1,5 @@
-//! How a prompt is compressed in bases of its own ([`crate::compress::xkv`]): options, and what they come to in bytes.
+//! How a prompt is compressed in bases of its own ([`crate::compress::xkv`]): options, and what
+//! they come to in bytes.
 
 use super::{Band, Budget, Coder, Format, Geometry, LatentSpec, RUN, Scale};
 use crate::linalg::Moments;
@@ -12,7 +13,9 @@ pub struct Xkv {
     pub layers: usize,
     /// What a token of the prompt may take, over the whole model, its part of the bases included.
     pub budget: Budget,
-    /// Bits of a coordinate, 16, 8 or 4, at ranks in the published proportion; `None` to let the spectrum say which coordinates get how many.
+    /// Bits of a coordinate, 16, 8 or 4, at ranks in the published proportion.
+    ///
+    /// `None` to let the spectrum say which coordinates get how many.
     pub bits: Option<u8>,
 }
 
@@ -47,7 +50,8 @@ impl Xkv {
     /// Whether a prompt of `tokens` tokens can be read so, into a sequence of `capacity`.
     ///
     /// # Errors
-    /// As [`check`](Self::check), [`Error::Argument`] for an empty prompt and [`Error::Context`] for one that does not fit.
+    /// As [`check`](Self::check), [`Error::Argument`] for an empty prompt and [`Error::Context`]
+    /// for one that does not fit.
     pub fn check_prompt(&self, geometry: &Geometry, tokens: usize, capacity: usize) -> Result<()> {
         self.check(geometry)?;
         match tokens {
@@ -69,8 +73,11 @@ impl Xkv {
         (0..layers).step_by(self.layers).map(|first| first..(first + self.layers).min(layers)).collect()
     }
 
-    /// The prompt length from which it is worth it, as far as that can be known beforehand: the bases that go with the budget's rows take less than exact keys and values would beside
-    /// these, and every row has room for some coordinates. With bits by the spectrum, for coordinates of three bits.
+    /// The prompt length from which it is worth it, as far as that can be known beforehand.
+    ///
+    /// The bases that go with the budget's rows take less than exact keys and values would beside
+    /// these, and every row has room for some coordinates. With bits by the spectrum, for
+    /// coordinates of three bits.
     ///
     /// # Errors
     /// [`Error::Argument`] where the budget is none.
@@ -95,7 +102,8 @@ impl Xkv {
         Ok(self.budget.bytes(geometry.dense_bytes_per_token())? * group.len() as u64 / geometry.layers as u64)
     }
 
-    /// Formats of keys and values at fixed bits, as many coordinates as `bytes` have room for with their part of the bases of a prompt of `tokens`; `None` where bits are not fixed.
+    /// Formats of keys and values at fixed bits, as many coordinates as `bytes` have room for with
+    /// their part of the bases of a prompt of `tokens`; `None` where bits are not fixed.
     pub(crate) fn fixed(&self, geometry: &Geometry, group: &Range<usize>, bytes: u64, tokens: usize) -> Option<[Format; 2]> {
         let bits = self.bits?;
         let (width, tokens) = (width(geometry, group), tokens as f64);
@@ -114,7 +122,8 @@ pub trait PromptBases: Send + Sync {
     /// How the prompt is compressed.
     fn options(&self) -> &Xkv;
 
-    /// Keys' row and values' row of a group of layers, from the `moments` of either (keys before RoPE) over a prompt of `tokens`.
+    /// Keys' row and values' row of a group of layers, from the `moments` of either (keys before
+    /// RoPE) over a prompt of `tokens`.
     ///
     /// # Errors
     /// [`Error::Numeric`] where a prompt's keys or values are not finite.

@@ -6,17 +6,18 @@ use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_
 use faer::{MatMut, MatRef, Par, diag::DiagMut, dyn_stack};
 use nalgebra::{DMatrix, DVector};
 
-/// From this width on, the work is shared out over the cores. Measured on two cores, seconds on one and on both: 512 wide 0.032 and 0.033, 1024 wide
-/// 0.198 and 0.180,
-/// 1536 wide 0.62 and 0.47, 2048 wide 1.53 and 0.86, 4096 wide 15.8 and 8.3.
+/// From this width on, the work is shared out over the cores. Measured on two cores, seconds on one
+/// and on both: 512 wide 0.032 and 0.033, 1024 wide 0.198 and 0.180, 1536 wide 0.62 and 0.47, 2048
+/// wide 1.53 and 0.86, 4096 wide 15.8 and 8.3.
 const SHARE_OUT: usize = 1024;
-/// The parts it is cut into, however many cores there are: sums are rounded in the order of the parts, and equal input is to give equal factors on
-/// every machine size.
+/// The parts it is cut into, however many cores there are: sums are rounded in the order of the
+/// parts, and equal input is to give equal factors on every machine size.
 const PARTS: usize = 8;
 
 /// `C = V·diag(λ)·Vᵀ` with `λ` descending and the columns of `V` orthonormal.
 ///
-/// The sign of each column is fixed (its entry of largest magnitude is positive, the first among equals), so that equal input gives equal factors.
+/// The sign of each column is fixed (its entry of largest magnitude is positive, the first among
+/// equals), so that equal input gives equal factors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Eigen {
     /// Eigenvalues `[n]`, descending.
@@ -26,10 +27,13 @@ pub struct Eigen {
 }
 
 impl Eigen {
-    /// Decomposes `matrix: [n, n]`; only its symmetric part `(C + Cᵀ)/2` counts. `what` names it in errors.
+    /// Decomposes `matrix: [n, n]`; only its symmetric part `(C + Cᵀ)/2` counts.
+    ///
+    /// `what` names it in errors.
     ///
     /// # Errors
-    /// [`Error::Numeric`] where an entry is not finite, the matrix is not square, or the iteration does not converge.
+    /// [`Error::Numeric`] where an entry is not finite, the matrix is not square, or the iteration
+    /// does not converge.
     pub fn of(what: &str, matrix: &DMatrix<f64>) -> Result<Eigen> {
         let fail = |message: String| Error::Numeric { what: what.into(), message };
         if !matrix.is_square() {
@@ -37,7 +41,8 @@ impl Eigen {
         }
         check_finite(what, matrix)?;
         let n = matrix.nrows();
-        // Brought to a largest entry of one, so that squares in the iteration neither overflow nor vanish.
+        // Brought to a largest entry of one, so that squares in the iteration neither overflow nor
+        // vanish.
         let scale = matrix.amax();
         if scale == 0.0 {
             return Ok(Eigen { values: DVector::zeros(n), vectors: DMatrix::identity(n, n) });
@@ -56,14 +61,17 @@ impl Eigen {
         Ok(Eigen { values, vectors })
     }
 
-    /// `Σ_{i≥rank} λ_i`, negative rounding taken as zero: what the best projection onto `rank` directions leaves.
+    /// `Σ_{i≥rank} λ_i`, negative rounding taken as zero.
+    ///
+    /// What the best projection onto `rank` directions leaves.
     pub fn tail(&self, rank: usize) -> f64 {
         self.values.iter().skip(rank).map(|value| value.max(0.0)).sum()
     }
 
-    /// `C^p`, `[n, n]`, where eigenvalues below `floor` times the largest are taken for that, so that a moment that is singular has an inverse:
-    /// `power(0.5, floor)` and `power(-0.5, floor)` are the inverse of each other. With a floor of zero, directions of no eigenvalue (or a negative
-    /// one) stay without.
+    /// `C^p`, `[n, n]`, where eigenvalues below `floor` times the largest are taken for that, so
+    /// that a moment that is singular has an inverse: `power(0.5, floor)` and `power(-0.5, floor)`
+    /// are the inverse of each other. With a floor of zero, directions of no eigenvalue (or a
+    /// negative one) stay without.
     pub fn power(&self, p: f64, floor: f64) -> DMatrix<f64> {
         let floor = floor * self.values.iter().next().map_or(0.0, |value| value.max(0.0));
         let values: Vec<f64> = self.values.iter().map(|value| value.max(floor)).take_while(|&value| value > 0.0).collect();
@@ -78,7 +86,8 @@ impl Eigen {
     }
 }
 
-/// Eigenvalues and eigenvectors of a symmetric matrix in ascending order; `None` where they are not found.
+/// Eigenvalues and eigenvectors of a symmetric matrix in ascending order; `None` where they are not
+/// found.
 fn ascending(symmetric: &DMatrix<f64>) -> Option<(DVector<f64>, DMatrix<f64>)> {
     let n = symmetric.nrows();
     let par = if n < SHARE_OUT { Par::Seq } else { Par::rayon(PARTS) };

@@ -1,9 +1,12 @@
-//! The linear algebra that the rest stands on: thin over nalgebra (and faer for eigenvalues), and honest about what can fail.
+//! The linear algebra that the rest stands on: thin over nalgebra (and faer for eigenvalues), and
+//! honest about what can fail.
 //!
-//! Two kinds of work meet here. The decoder on the CPU multiplies large f32 matrices, and wants all cores ([`tr_product`]). The methods of
-//! compression solve f64 problems, and want an answer that is the same on every run or an error, never a panic and never a loop that does not end on
-//! a NaN ([`Eigen`]), and rotations to even out what is to be rounded ([`rotation`]). Everything follows nalgebra's column-major convention: a token
-//! is a column, and a linear weight that is stored `[out, in]` row by row is, read in place, the matrix `W` of `[in, out]` whose columns are the
+//! Two kinds of work meet here. The decoder on the CPU multiplies large f32 matrices, and wants all
+//! cores ([`tr_product`]). The methods of compression solve f64 problems, and want an answer that
+//! is the same on every run or an error, never a panic and never a loop that does not end on a NaN
+//! ([`Eigen`]), and rotations to even out what is to be rounded ([`rotation`]). Everything follows
+//! nalgebra's column-major convention: a token is a column, and a linear weight that is stored
+//! `[out, in]` row by row is, read in place, the matrix `W` of `[in, out]` whose columns are the
 //! outputs: `y = Wᵀx`.
 
 mod eigen;

@@ -1,9 +1,11 @@
 //! Matrix products on all cores.
 //!
-//! One shape of product carries the whole decoder: `AᵀB` with `A: [k, m]` and `B: [k, n]`, both contiguous along `k`. A linear layer is that (`A` its
-//! weight, `B` a token per column), and so are attention's scores. Matrices are nalgebra's, the kernel underneath is faer's: up to twice as fast as nalgebra's on one
-//! core. `A` is read transposed in place, and the rows or columns of the result are shared out over the cores. With few columns the
-//! blocked kernel would spend its time packing `A`, and plain dot products are faster: that is decoding.
+//! One shape of product carries the whole decoder: `AᵀB` with `A: [k, m]` and `B: [k, n]`, both
+//! contiguous along `k`. A linear layer is that (`A` its weight, `B` a token per column), and so
+//! are attention's scores. Matrices are nalgebra's, the kernel underneath is faer's: up to twice as
+//! fast as nalgebra's on one core. `A` is read transposed in place, and the rows or columns of the
+//! result are shared out over the cores. With few columns the blocked kernel would spend its time
+//! packing `A`, and plain dot products are faster: that is decoding.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -20,7 +22,8 @@ impl Real for f64 {}
 const FEW: usize = 6;
 /// Products of fewer multiply-adds than this stay on one core.
 const SHARE_OUT: usize = 1 << 17;
-/// No core is given fewer rows or columns of a result than this: the blocked kernel needs some to work on.
+/// No core is given fewer rows or columns of a result than this: the blocked kernel needs some to
+/// work on.
 const LEAST: usize = 16;
 
 /// `AᵀB`, `[m, n]`, of `a: [k, m]` and `b: [k, n]`.
@@ -48,7 +51,9 @@ pub fn tr_product_into<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y:
     }
 }
 
-/// `AB`, `[m, n]`, of `a: [m, k]` and `b: [k, n]`: the columns of the result are shared out over the cores.
+/// `AB`, `[m, n]`, of `a: [m, k]` and `b: [k, n]`.
+///
+/// The columns of the result are shared out over the cores.
 ///
 /// # Panics
 /// Where the two differ in `k`.

@@ -1,7 +1,9 @@
-//! A small pseudo-random generator: the same numbers from the same seed on every platform and in every release.
+//! A small pseudo-random generator: the same numbers from the same seed on every platform and in
+//! every release.
 //!
-//! SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number generators*, 2014): a counter that advances by an odd constant and a
-//! mixing function that makes 64 good bits of it. Integer arithmetic only ([`Random::gaussian`] apart), any seed is a good one.
+//! SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number generators*, 2014): a
+//! counter that advances by an odd constant and a mixing function that makes 64 good bits of it.
+//! Integer arithmetic only ([`Random::gaussian`] apart), any seed is a good one.
 
 /// The generator's state: a counter.
 #[derive(Debug, Clone)]
@@ -29,13 +31,16 @@ impl Random {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in `0..n`, by the high half of a product; its bias, `n / 2⁶⁴`, is beyond notice. `0` where `n` is 0.
+    /// Uniform in `0..n`, by the high half of a product; its bias, `n / 2⁶⁴`, is beyond notice.
+    ///
+    /// `0` where `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
         ((self.bits() as u128 * n as u128) >> 64) as usize
     }
 
-    /// Normally distributed with mean 0 and variance 1 (Box and Muller, 1958); the same on every platform up to the rounding of its logarithm and
-    /// cosine.
+    /// Normally distributed with mean 0 and variance 1 (Box and Muller, 1958).
+    ///
+    /// The same on every platform up to the rounding of its logarithm and cosine.
     pub fn gaussian(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (2.0 * std::f64::consts::PI * self.unit()).cos()

@@ -1,15 +1,20 @@
-//! Rotations that even out the entries of a vector, so that one scale fits them all when they are rounded.
+//! Rotations that even out the entries of a vector, so that one scale fits them all when they are
+//! rounded.
 //!
-//! A Hadamard matrix (entries ±1, orthogonal columns) spreads each entry equally over all. Sylvester's construction doubles one (`[[H, H], [H,
-//! −H]]`); Paley's (*On orthogonal matrices*, 1933) makes one of order `q + 1` for a prime `q ≡ 3 (mod 4)` and of order `2(q + 1)` for a prime `q ≡ 1
-//! (mod 4)` from the squares modulo `q`. Together they reach all multiples of 16 up to 672, and most beyond. Random signs in front make it a rotation
-//! that no pattern in the data is aligned with.
+//! A Hadamard matrix (entries ±1, orthogonal columns) spreads each entry equally over all.
+//! Sylvester's construction doubles one (`[[H, H], [H, −H]]`); Paley's (*On orthogonal
+//! matrices*, 1933) makes one of order `q + 1` for a prime `q ≡ 3 (mod 4)` and of order `2(q + 1)`
+//! for a prime `q ≡ 1 (mod 4)` from the squares modulo `q`. Together they reach all multiples of 16
+//! up to 672, and most beyond. Random signs in front make it a rotation that no pattern in the data
+//! is aligned with.
 
 use crate::linalg::Random;
 use nalgebra::DMatrix;
 
-/// An orthogonal matrix `O: [n, n]` to rotate row vectors by, `y·O`: a Hadamard matrix over `√n` with random signs of its rows where one of this order
-/// is known, otherwise a random rotation or reflection, uniform among all. The same for equal `seed`.
+/// An orthogonal matrix `O: [n, n]` to rotate row vectors by, `y·O`.
+///
+/// A Hadamard matrix over `√n` with random signs of its rows where one of this order is known,
+/// otherwise a random rotation or reflection, uniform among all. The same for equal `seed`.
 pub fn rotation(n: usize, seed: u64) -> DMatrix<f64> {
     let mut random = Random::new(seed);
     match hadamard(n) {
@@ -21,7 +26,8 @@ pub fn rotation(n: usize, seed: u64) -> DMatrix<f64> {
         None => {
             let qr = DMatrix::from_fn(n, n, |_, _| random.gaussian()).qr();
             let (mut q, r) = (qr.q(), qr.r());
-            // Householder's signs are not random; with the diagonal of R positive, Q is uniform (Mezzadri, math-ph/0609050).
+            // Householder's signs are not random; with the diagonal of R positive, Q is uniform
+            // (Mezzadri, math-ph/0609050).
             q.column_iter_mut().zip(r.diagonal().iter()).for_each(|(mut column, &r)| column *= r.signum());
             q
         }
@@ -40,7 +46,8 @@ fn hadamard(n: usize) -> Option<DMatrix<f64>> {
     half.or_else(|| skew(n)).or_else(|| symmetric(n))
 }
 
-/// Paley's first construction: `I + S`, where `S` is −1 below and 1 beside a corner of zero, and holds the symbols of differences.
+/// Paley's first construction: `I + S`, where `S` is −1 below and 1 beside a corner of zero, and
+/// holds the symbols of differences.
 fn skew(n: usize) -> Option<DMatrix<f64>> {
     let q = n - 1;
     let symbols = symbols(q).filter(|_| q % 4 == 3)?;
@@ -52,7 +59,8 @@ fn skew(n: usize) -> Option<DMatrix<f64>> {
     }))
 }
 
-/// Paley's second: `[[C + I, C − I], [C − I, −C − I]]`, where `C` is 1 below and beside a corner of zero, and holds the symbols of differences.
+/// Paley's second: `[[C + I, C − I], [C − I, −C − I]]`, where `C` is 1 below and beside a corner of
+/// zero, and holds the symbols of differences.
 fn symmetric(n: usize) -> Option<DMatrix<f64>> {
     let order = n / 2;
     let q = order.checked_sub(1)?;

@@ -1,7 +1,9 @@
 //! Removing models from the cache directory, and nothing else from anywhere.
 //!
-//! What is to go is first moved out of sight within the cache directory, which happens at once or not at all, and deleted there. So whatever interrupts it, no half of a model is left behind that
-//! could be taken for one, and the next removal finishes the work. Links are removed as links: what they lead to stays.
+//! What is to go is first moved out of sight within the cache directory, which happens at once or
+//! not at all, and deleted there. So whatever interrupts it, no half of a model is left behind that
+//! could be taken for one, and the next removal finishes the work. Links are removed as links: what
+//! they lead to stays.
 
 use super::{Local, list};
 use crate::pull::Store;
@@ -24,7 +26,8 @@ pub struct Removal<'a> {
 /// `names` are those of [`list`], or paths.
 ///
 /// # Errors
-/// [`Error::Io`] where there is no such model, [`Error::Argument`] for a path outside of the cache directory.
+/// [`Error::Io`] where there is no such model, [`Error::Argument`] for a path outside of the cache
+/// directory.
 pub fn removal<'a>(store: &'a Store, names: &[String]) -> Result<Removal<'a>> {
     let all = list(store)?;
     let mut homes: Vec<&Path> = Vec::new();
@@ -65,7 +68,8 @@ impl Removal<'_> {
     /// Removes them, and what an interrupted removal has left.
     ///
     /// # Errors
-    /// [`Error::Io`] for a model that is being fetched at this moment, that a link out of the cache directory leads to, or that may not be removed.
+    /// [`Error::Io`] for a model that is being fetched at this moment, that a link out of the cache
+    /// directory leads to, or that may not be removed.
     pub fn run(self) -> Result<()> {
         for leftover in self.store.entries()?.iter().filter(|path| starts(path, HIDDEN)) {
             delete(leftover).unwrap_or_else(|error| log::warn!("{error}"));

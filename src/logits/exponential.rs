@@ -1,6 +1,8 @@
-//! Sums of exponentials over a whole vocabulary, fast enough not to be noticed beside the model that predicted it.
+//! Sums of exponentials over a whole vocabulary, fast enough not to be noticed beside the model
+//! that predicted it.
 //!
-//! Terms are f32, made by code without branches that the compiler turns into vector instructions; sums are f64.
+//! Terms are f32, made by code without branches that the compiler turns into vector instructions;
+//! sums are f64.
 
 /// Sums that are kept side by side.
 const LANES: usize = 16;

@@ -1,4 +1,5 @@
-//! What one prediction is worth: its surprise at the token that came, and its distance from what another model predicted.
+//! What one prediction is worth: its surprise at the token that came, and its distance from what
+//! another model predicted.
 //!
 //! `log p(t) = x[t] - m - ln Σ exp(x[i] - m)` with `m` the largest logit.
 
@@ -58,7 +59,8 @@ impl Predictions {
     /// How `others`' predictions differ from these, one by one.
     ///
     /// # Errors
-    /// [`Error::Argument`] for vocabularies that differ, [`Error::Numeric`] where there is no divergence.
+    /// [`Error::Argument`] for vocabularies that differ, [`Error::Numeric`] where there is no
+    /// divergence.
     pub fn divergence(&self, others: &Predictions) -> Result<Vec<Divergence>> {
         if self.vocab != others.vocab {
             let message = format!("its vocabulary of {} is not that of the model, {}", self.vocab, others.vocab);

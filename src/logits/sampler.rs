@@ -1,10 +1,12 @@
 //! From logits to a token.
 //!
-//! The steps, in this order (that of Hugging Face's `generate`): repetition penalty on the logits, temperature, then three cuts, each on what the one
-//! before left: the `top_k` most likely; the smallest set of most likely tokens that holds `top_p` of the probability; those at least `min_p` times as
-//! likely as the likeliest. What remains is normalised and drawn from.
+//! The steps, in this order (that of Hugging Face's `generate`): repetition penalty on the logits,
+//! temperature, then three cuts, each on what the one before left: the `top_k` most likely; the
+//! smallest set of most likely tokens that holds `top_p` of the probability; those at least `min_p`
+//! times as likely as the likeliest. What remains is normalised and drawn from.
 //!
-//! At temperature 0 and without a penalty the choice is the device's own argmax, and no logits need leave it: see [`Sampler::is_greedy`].
+//! At temperature 0 and without a penalty the choice is the device's own argmax, and no logits need
+//! leave it: see [`Sampler::is_greedy`].
 
 use crate::linalg::Random;
 use crate::{Error, Result};
@@ -20,8 +22,10 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only tokens at least this many times as likely as the likeliest; `0` for all.
     pub min_p: f32,
-    /// Logits of tokens that occurred lately are divided by this where positive and multiplied where negative (Keskar et al., *CTRL*, 2019); `1` for
-    /// none.
+    /// Repetition penalty (Keskar et al., *CTRL*, 2019); `1` for none.
+    ///
+    /// Logits of tokens that occurred lately are divided by it where positive and multiplied where
+    /// negative.
     pub repetition_penalty: f32,
     /// How many of the last tokens count as lately.
     pub repetition_window: usize,
@@ -82,12 +86,16 @@ impl Sampler {
         Ok(Sampler { sampling, random, candidates: Vec::new() })
     }
 
-    /// Whether the choice is the argmax of the untouched logits, so that [`crate::sequence::Sequence::step`] can make it.
+    /// Whether the choice is the argmax of the untouched logits.
+    ///
+    /// Then [`crate::sequence::Sequence::step`] can make it.
     pub fn is_greedy(&self) -> bool {
         self.sampling.temperature == 0.0 && self.sampling.repetition_penalty == 1.0
     }
 
-    /// Chooses the next token from `logits` `[vocab]`, which are overwritten; `context` is all tokens before it.
+    /// Chooses the next token from `logits` `[vocab]`, which are overwritten.
+    ///
+    /// `context` is all tokens before it.
     ///
     /// # Errors
     /// [`Error::Numeric`] for logits that are not numbers.
@@ -108,7 +116,9 @@ impl Sampler {
         Ok(self.candidates[self.candidates.len() - 1].id)
     }
 
-    /// What [`sample`](Self::sample) would draw from, the likeliest first where a cut had to order them.
+    /// The distribution that [`sample`](Self::sample) would draw from.
+    ///
+    /// The likeliest first where a cut had to order them.
     ///
     /// # Errors
     /// As [`sample`](Self::sample).
@@ -139,8 +149,8 @@ impl Sampler {
         }
     }
 
-    /// Fills `candidates` with the tokens that remain after all cuts. Until the end, `probability` holds weights that are not normalised: the likeliest
-    /// token's is 1.
+    /// Fills `candidates` with the tokens that remain after all cuts. Until the end, `probability`
+    /// holds weights that are not normalised: the likeliest token's is 1.
     fn weigh(&mut self, logits: &[f32]) -> Result<()> {
         let best = logits[argmax(logits)? as usize];
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
@@ -157,7 +167,8 @@ impl Sampler {
         }
         if top_p < 1.0 {
             let all = total(candidates);
-            // Tokens below this weight have less than 1 - top_p together, so none of them belongs to the set: only the rest needs sorting.
+            // Tokens below this weight have less than 1 - top_p together, so none of them belongs
+            // to the set: only the rest needs sorting.
             let floor = (1.0 - top_p as f64) * all / candidates.len() as f64;
             candidates.retain(|c| c.probability >= floor);
             candidates.sort_unstable_by(likelier);
@@ -205,7 +216,8 @@ pub fn argmax(logits: &[f32]) -> Result<u32> {
 mod tests {
     use super::*;
 
-    /// Logits whose probabilities at temperature 1 are 1/2, 1/4, 1/8, 1/16, 1/16, in a shuffled order of ids.
+    /// Logits whose probabilities at temperature 1 are 1/2, 1/4, 1/8, 1/16, 1/16, in a shuffled
+    /// order of ids.
     fn halves() -> Vec<f32> {
         [0.0625f32, 0.5, 0.125, 0.0625, 0.25].iter().map(|p| p.ln() + 3.0).collect()
     }
@@ -247,7 +259,8 @@ mod tests {
         let mut sampler = Sampler::new(sampling).unwrap();
         assert!(!sampler.is_greedy());
         let mut logits = vec![1.0, 4.0, -1.0, 3.0];
-        // Token 3 is too long ago to count; 1 occurs twice and is halved once; 2 is negative and grows; 9 is in no vocabulary.
+        // Token 3 is too long ago to count; 1 occurs twice and is halved once; 2 is negative and
+        // grows; 9 is in no vocabulary.
         assert_eq!(sampler.sample(&mut logits, &[3, 1, 2, 1]).unwrap(), 3);
         assert_eq!(logits, [1.0, 2.0, -2.0, 3.0]);
         assert_eq!(sampler.sample(&mut [0.0, 1.0], &[9]).unwrap(), 1);

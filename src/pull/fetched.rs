@@ -10,8 +10,10 @@ use std::path::{Component, Path, PathBuf};
 const DEPTH: usize = 4;
 
 impl Store {
-    /// The paths of all models in the cache directory, sorted: directories, `.gguf` and `.lowkey` files. Links are among them, and not followed any further; what is hidden is still being
-    /// fetched.
+    /// The paths of all models in the cache directory, sorted.
+    ///
+    /// Directories, `.gguf` and `.lowkey` files. Links are among them, and not followed any
+    /// further; what is hidden is still being fetched.
     pub fn models(&self) -> Vec<PathBuf> {
         let mut models = Vec::new();
         // A directory that may not be read has nothing to show.
@@ -22,7 +24,9 @@ impl Store {
         models
     }
 
-    /// The name that [`fetch`](Store::fetch) fetched the model at `path` by; `None` for a model that came another way.
+    /// The name that [`fetch`](Store::fetch) fetched the model at `path` by.
+    ///
+    /// `None` for a model that came another way.
     pub fn name_of(&self, path: &Path) -> Option<String> {
         let path = std::path::absolute(path).ok()?;
         path.strip_prefix(&self.directory).ok()?.iter().next()?;

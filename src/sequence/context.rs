@@ -1,10 +1,14 @@
-//! A sequence together with its tokens: what two prompts have in common is read once, and what a cache has lost is read again.
+//! A sequence together with its tokens: what two prompts have in common is read once, and what a
+//! cache has lost is read again.
 //!
-//! A conversation is rendered anew for each turn, and all but its end is what the cache already holds. The longest common prefix of the new prompt and
-//! the cached tokens stays, everything after it is forgotten, and only the rest runs through the model ([`Context::read`]).
+//! A conversation is rendered anew for each turn, and all but its end is what the cache already
+//! holds. The longest common prefix of the new prompt and the cached tokens stays, everything after
+//! it is forgotten, and only the rest runs through the model ([`Context::read`]).
 //!
-//! Not every cache can be cut anywhere: what is evicted is gone, a block of latents cannot be coded anew in part, and bases that were made of a prompt are that prompt's. Such a sequence goes
-//! back further, or to nothing ([`Sequence::kept_from`]); with the next call it reads again what is missing.
+//! Not every cache can be cut anywhere: what is evicted is gone, a block of latents cannot be coded
+//! anew in part, and bases that were made of a prompt are that prompt's. Such a sequence goes back
+//! further, or to nothing ([`Sequence::kept_from`]); with the next call it reads again what is
+//! missing.
 
 use super::{Logits, Sequence, StepCounters};
 use crate::kv::{KvMemory, LatentSpec};
@@ -45,11 +49,15 @@ impl Context {
         self.tokens.len() >= self.sequence.capacity()
     }
 
-    /// Makes the tokens be exactly `prompt`, running as few of them through the model as possible. At least the last one does: its logits are needed.
+    /// Makes the tokens be exactly `prompt`, running as few of them through the model as possible.
+    ///
+    /// At least the last one does: its logits are needed.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an empty prompt and [`Error::Context`] for one that does not fit, both before anything is done; [`Error::Interrupted`]
-    /// between two chunks where [`set_cancel`](Sequence::set_cancel)'s flag is set; the sequence's own. What had been cached until then stays cached.
+    /// [`Error::Argument`] for an empty prompt and [`Error::Context`] for one that does not fit,
+    /// both before anything is done; [`Error::Interrupted`] between two chunks where
+    /// [`set_cancel`](Sequence::set_cancel)'s flag is set; the sequence's own. What had been cached
+    /// until then stays cached.
     pub fn read(&mut self, prompt: &[u32]) -> Result<Read> {
         let Some(last) = prompt.len().checked_sub(1) else {
             return Err(Error::Argument { name: "prompt".into(), message: "it has no tokens".into() });
@@ -67,7 +75,8 @@ impl Context {
         if needed > capacity { Err(Error::Context { needed, capacity }) } else { Ok(()) }
     }
 
-    /// Reads what is missing and then `tokens`, chunk by chunk; each is remembered when it has been read.
+    /// Reads what is missing and then `tokens`, chunk by chunk; each is remembered when it has been
+    /// read.
     fn append(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
         let missing = &self.tokens[self.sequence.position()..];
         let (due, all) = (missing.len(), [missing, tokens].concat());

@@ -1,4 +1,5 @@
-//! What a decoder offers to everything above it: a sequence of tokens with its cache. Implemented by [`crate::cpu`] and by the GPU decoder.
+//! What a decoder offers to everything above it: a sequence of tokens with its cache. Implemented
+//! by [`crate::cpu`] and by the GPU decoder.
 
 mod chunks;
 mod context;
@@ -31,10 +32,14 @@ pub struct SequenceOptions {
     pub capacity: usize,
     /// How it keeps keys and values.
     pub method: CacheMethod,
-    /// What stays exact beside latents; `None` for what the checkpoint says. A dense cache is exact throughout.
+    /// What stays exact beside latents; `None` for what the checkpoint says.
+    ///
+    /// A dense cache is exact throughout.
     pub exact: Option<Exact>,
-    /// Whether tokens that go through the model together read each other as if they had come one by one ([`Exact::reach`]): what an evaluation measures. Otherwise they read each other exactly,
-    /// which is better, and always so where rows belong to several layers.
+    /// Whether tokens of one call read each other as if they had come one by one.
+    ///
+    /// This is what an evaluation measures ([`Exact::reach`]). Otherwise they read each other
+    /// exactly, which is better, and always so where rows belong to several layers.
     pub strict: bool,
     /// The most tokens that go through the model together; `None` for what suits the device.
     pub chunk: Option<usize>,
@@ -70,7 +75,9 @@ pub struct StepCounters {
     pub readback_bytes: u64,
 }
 
-/// One sequence being decoded: its position and its cache. Tokens are appended; nothing but [`truncate`](Self::truncate) removes them.
+/// One sequence being decoded: its position and its cache.
+///
+/// Tokens are appended; nothing but [`truncate`](Self::truncate) removes them.
 pub trait Sequence: Send {
     /// Tokens in the cache: the position of the next one.
     fn position(&self) -> usize;
@@ -78,25 +85,31 @@ pub trait Sequence: Send {
     /// Tokens that the cache has room for.
     fn capacity(&self) -> usize;
 
-    /// The number of tokens that one call of [`forward`](Self::forward) is best given, so that no single submit runs long.
+    /// The number of tokens that one call of [`forward`](Self::forward) is best given, so that no
+    /// single submit runs long.
     fn chunk(&self) -> usize;
 
-    /// Runs `tokens` through the model and appends a row for each. Any number of tokens: longer texts are cut into chunks.
+    /// Runs `tokens` through the model and appends a row for each. Any number of tokens: longer
+    /// texts are cut into chunks.
     ///
-    /// Returns no logits, those after the last token (`[vocab]`), or those after each (`[tokens][vocab]`).
+    /// Returns no logits, those after the last token (`[vocab]`), or those after each
+    /// (`[tokens][vocab]`).
     ///
     /// # Errors
-    /// [`crate::Error::Context`] where they do not fit (nothing is appended), [`crate::Error::Argument`] for a token outside the vocabulary, and the device's.
+    /// [`crate::Error::Context`] where they do not fit (nothing is appended),
+    /// [`crate::Error::Argument`] for a token outside the vocabulary, and the device's.
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>>;
 
-    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU: one submit, eight bytes read back.
+    /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU:
+    /// one submit, eight bytes read back.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
     fn step(&mut self, token: u32) -> Result<u32>;
 
-    /// Drops all tokens from `position` on, or all where that is below [`kept_from`](Self::kept_from). Does nothing where there are fewer. Where tokens compete by the attention they receive, what
-    /// those cut off have given still counts.
+    /// Drops all tokens from `position` on, or all where that is below
+    /// [`kept_from`](Self::kept_from). Does nothing where there are fewer. Where tokens compete by
+    /// the attention they receive, what those cut off have given still counts.
     fn truncate(&mut self, position: usize);
 
     /// The least position, besides 0, that [`truncate`](Self::truncate) can go back to.
@@ -112,7 +125,8 @@ pub trait Sequence: Send {
 
     /// Has calls stop where `cancel` is set, with [`crate::Error::Interrupted`].
     ///
-    /// Those that read a whole text do between two chunks, and on a GPU those that take longer than a second.
+    /// Those that read a whole text do between two chunks, and on a GPU those that take longer than
+    /// a second.
     fn set_cancel(&mut self, _cancel: Cancel) {}
 
     /// The latents that are read; none in an exact cache.
@@ -120,7 +134,8 @@ pub trait Sequence: Send {
         &[]
     }
 
-    /// Where bases were made of a prompt: the share of keys' and values' energy that they do not hold, of the prompt and of what was coded after it.
+    /// Where bases were made of a prompt: the share of keys' and values' energy that they do not
+    /// hold, of the prompt and of what was coded after it.
     ///
     /// # Errors
     /// The device's.

@@ -1,9 +1,12 @@
-//! A sequence whose bases are made of its own prompt: xKV's ([`compress::xkv`](crate::compress::xkv)).
+//! A sequence whose bases are made of its own prompt: xKV's
+//! ([`compress::xkv`](crate::compress::xkv)).
 //!
-//! The first call that appends to an empty sequence is the prompt. It is read exactly, and then coded; what comes after it is read as with any latents. A sequence that is cut within its
-//! prompt is empty, and so is one whose text has gone elsewhere, where the bases lose much more of what came after the prompt than of the prompt itself: with the next token the whole text is
-//! read anew as a prompt ([`super::Context`]), with bases of its own. Below the length from which the bases pay there is nothing to gain, and the cache stays exact;
-//! [`Sequence::remark`] says so.
+//! The first call that appends to an empty sequence is the prompt. It is read exactly, and then
+//! coded; what comes after it is read as with any latents. A sequence that is cut within its prompt
+//! is empty, and so is one whose text has gone elsewhere, where the bases lose much more of what
+//! came after the prompt than of the prompt itself: with the next token the whole text is read anew
+//! as a prompt ([`super::Context`]), with bases of its own. Below the length from which the bases
+//! pay there is nothing to gain, and the cache stays exact; [`Sequence::remark`] says so.
 
 use super::{Logits, Prompt, Sequence, SequenceOptions, StepCounters};
 use crate::kv::{CacheMethod, Geometry, KvMemory, LatentSpec, PromptBases};
@@ -22,7 +25,8 @@ pub(crate) trait Reader: Send {
 
 /// After so many tokens it is looked whether the bases still hold what comes.
 const REFIT: usize = 256;
-/// They do not where what they lose is so many times what they lost of the prompt, or of a hundredth where they lost less.
+/// They do not where what they lose is so many times what they lost of the prompt, or of a
+/// hundredth where they lost less.
 const LOST: f64 = 1.5;
 const LEAST: f64 = 0.01;
 
@@ -79,7 +83,8 @@ impl<R: Reader> Prompted<R> {
         }
         self.check_at = position + REFIT;
         if self.prompt < self.pays_from {
-            // A text that began short has grown: not when bases begin to pay, but when they pay for reading it again.
+            // A text that began short has grown: not when bases begin to pay, but when they pay for
+            // reading it again.
             if position / 2 >= self.pays_from {
                 self.inner = None;
             }

@@ -12,8 +12,10 @@ use std::time::Instant;
 pub struct Token {
     /// The token. The one that ends an answer is an item like any other.
     pub id: u32,
-    /// The text that became certain with it: empty where a character or a possible stop string is still open, more than the token's own where one was.
-    /// All items' texts together are the answer.
+    /// The text that became certain with it.
+    ///
+    /// Empty where a character or a possible stop string is still open, more than the token's own
+    /// where one was. All items' texts together are the answer.
     pub text: String,
 }
 
@@ -62,7 +64,9 @@ enum Work {
     Append(u32),
 }
 
-/// An iterator over an answer's tokens. Each item is one step of the model, done when it is asked for.
+/// An iterator over an answer's tokens.
+///
+/// Each item is one step of the model, done when it is asked for.
 pub struct Generation<'a> {
     context: &'a mut Context,
     sampler: &'a mut Sampler,

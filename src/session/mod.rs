@@ -1,8 +1,9 @@
 //! One conversation, or one text, being decoded: prompt in, tokens out, until something ends it.
 //!
-//! A [`Session`] owns a sequence and remembers the tokens in its cache, so that a prompt that begins as the one before is not read again from the start: for a
-//! conversation, render all of it anew for each turn, and only the last message costs anything. [`Session::generate`] gives an iterator that does one
-//! step of the model for each item; whoever stops iterating stops the model.
+//! A [`Session`] owns a sequence and remembers the tokens in its cache, so that a prompt that
+//! begins as the one before is not read again from the start: for a conversation, render all of it
+//! anew for each turn, and only the last message costs anything. [`Session::generate`] gives an
+//! iterator that does one step of the model for each item; whoever stops iterating stops the model.
 
 mod generation;
 mod stop;
@@ -22,7 +23,9 @@ use std::sync::Arc;
 /// What a session is made for.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SessionOptions {
-    /// Room for this many tokens, prompts and answers together; `None` for what the model was trained for, but no more than 4096.
+    /// Room for this many tokens, prompts and answers together.
+    ///
+    /// `None` for what the model was trained for, but no more than 4096.
     pub context: Option<usize>,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -41,7 +44,8 @@ pub struct SessionOptions {
 pub enum Prompt<'a> {
     /// Text. What the model expects around one (often a token that starts it) is added.
     Text(&'a str),
-    /// Text in which the special tokens are written out, as a chat template renders it. Nothing is added.
+    /// Text in which the special tokens are written out, as a chat template renders it. Nothing is
+    /// added.
     Rendered(&'a str),
     /// Tokens.
     Tokens(&'a [u32]),
@@ -72,7 +76,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session on any sequence. `options.context` and `method` are of no effect here: the sequence has its own.
+    /// A session on any sequence.
+    ///
+    /// `options.context` and `method` are of no effect here: the sequence has its own.
     ///
     /// # Errors
     /// [`crate::Error::Argument`] for an option out of its range.
@@ -92,11 +98,14 @@ impl Session {
         })
     }
 
-    /// Continues `prompt`, which is everything the model is to see: what it has in common with the cache is not read again.
+    /// Continues `prompt`, which is everything the model is to see.
+    ///
+    /// What it has in common with the cache is not read again.
     ///
     /// # Errors
-    /// [`crate::Error::Tokenizer`] for text that cannot be encoded, [`crate::Error::Argument`] for a prompt without tokens, [`crate::Error::Context`] for
-    /// one that does not fit. What goes wrong later is an item of the iterator, its last.
+    /// [`crate::Error::Tokenizer`] for text that cannot be encoded, [`crate::Error::Argument`] for
+    /// a prompt without tokens, [`crate::Error::Context`] for one that does not fit. What goes
+    /// wrong later is an item of the iterator, its last.
     pub fn generate<'a>(&mut self, prompt: impl Into<Prompt<'a>>) -> Result<Generation<'_>> {
         let tokens = match prompt.into() {
             Prompt::Text(text) => self.tokenizer.encode(text, true)?,

@@ -1,7 +1,7 @@
 //! Stop strings: text that ends an answer, wherever token boundaries fall.
 //!
-//! A stop string may arrive in pieces. So the end of the text that could still become one is held back until it either does, and is swallowed, or
-//! cannot any more, and is let go.
+//! A stop string may arrive in pieces. So the end of the text that could still become one is held
+//! back until it either does, and is swallowed, or cannot any more, and is let go.
 
 use crate::{Error, Result};
 
@@ -36,7 +36,8 @@ impl StopStrings {
     /// Takes the next piece of text.
     pub fn push(&mut self, text: &str) -> Released {
         self.held.push_str(text);
-        // The one that ends first: it would have been found first had the text come in single characters.
+        // The one that ends first: it would have been found first had the text come in single
+        // characters.
         let found = self.strings.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start))).min();
         if let Some((_, start)) = found {
             self.held.truncate(start);

@@ -1,4 +1,5 @@
-//! What long work owes its caller: to say how far it is, to stop when asked, and to leave files whole or not at all.
+//! What long work owes its caller: to say how far it is, to stop when asked, and to leave files
+//! whole or not at all.
 
 mod cancel;
 mod output;

@@ -1,4 +1,5 @@
-//! Outputs appear under their name complete, or not at all: written to a temporary name in the same directory, then renamed.
+//! Outputs appear under their name complete, or not at all: written to a temporary name in the same
+//! directory, then renamed.
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     file.persist(path).map(|_| ()).map_err(|e| Error::io("write", path)(e.error))
 }
 
-/// A directory on its way to `path`, where there may be an empty one; removed with all that is in it when dropped.
+/// A directory on its way to `path`, where there may be an empty one; removed with all that is in
+/// it when dropped.
 ///
 /// # Errors
 /// As [`file`].
@@ -74,7 +76,8 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Temporary names, with the permissions that an ordinary output would have (less the user's umask).
+/// Temporary names, with the permissions that an ordinary output would have (less the user's
+/// umask).
 fn builder(mode: u32) -> Builder<'static, 'static> {
     let mut builder = Builder::new();
     builder.prefix(".lowkey-");

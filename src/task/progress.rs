@@ -14,7 +14,10 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// Told of progress; answers [`ControlFlow::Break`] to have the work stopped, which then ends with [`Error::Interrupted`] and leaves nothing behind.
+/// Told of progress.
+///
+/// Answers [`ControlFlow::Break`] to have the work stopped, which then ends with
+/// [`Error::Interrupted`] and leaves nothing behind.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// Tells `on_progress`, and stops if it says so.

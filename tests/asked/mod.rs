@@ -1,6 +1,7 @@
 //! What is asked for: every way to keep a text, on models of every family.
 //!
-//! All of it is run on one device, which notes the variants that it made, and planned there on heads as wide as models have them.
+//! All of it is run on one device, which notes the variants that it made, and planned there on
+//! heads as wide as models have them.
 
 use super::common::rows::{coded, ways};
 use super::common::{Random, SyntheticModel, device, families};
@@ -24,7 +25,8 @@ const EXACT: Exact = Exact { sinks: 4, recent: 10 };
 pub fn specs() -> Vec<Spec> {
     // The roofline's buffers need not be large.
     let device = device(Options { max_binding: Some(16 << 20), canaries: true, ..Options::default() });
-    // As a GPU has it, with more logits than one workgroup looks at; then as a software renderer has it.
+    // As a GPU has it, with more logits than one workgroup looks at; then as a software renderer
+    // has it.
     let wide = SyntheticModel { kv_heads: 2, heads: 4, head_dim: 48, hidden: 64, ..SyntheticModel::default() };
     device.set_tuning(Tuning { logits: 100, ..Tuning::of(false) });
     every_way(&device, &wide);
@@ -100,7 +102,8 @@ fn block_methods() -> [Method; 2] {
     [Method::Kivi { bits: 4 }, Method::KVarN { key_bits: 4, value_bits: 2 }]
 }
 
-/// Every way to code rows and to read them, those of blocks, those of a prompt of its own, and whatever is left of evicted tokens.
+/// Every way to code rows and to read them, those of blocks, those of a prompt of its own, and
+/// whatever is left of evicted tokens.
 fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
@@ -124,7 +127,8 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
     }
 }
 
-/// What a family adds: norms, biases, a window, heads of another width; dense and coded, with queries taken to coordinates and with keys rebuilt.
+/// What a family adds: norms, biases, a window, heads of another width; dense and coded, with
+/// queries taken to coordinates and with keys rebuilt.
 fn of_family(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();

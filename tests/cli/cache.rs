@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Options of the cache in every command that reads text, beside the model without them; a prompt too short for them is said to be.
+/// Options of the cache in every command that reads text, beside the model without them; a prompt
+/// too short for them is said to be.
 #[test]
 fn what_depends_on_the_prompt_is_an_option_of_the_cache() {
     let bench = Bench::new();

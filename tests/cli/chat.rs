@@ -53,7 +53,8 @@ fn what_cannot_be_asked_is_refused() {
         assert_eq!((found.0.as_str(), found.2), (kind, code), "{arguments:?}: {}", found.1);
         assert!(found.1.contains(words), "{}", found.1);
     }
-    // A model that was not trained for conversations goes on with a text, and has no place for instructions.
+    // A model that was not trained for conversations goes on with a text, and has no place for
+    // instructions.
     std::fs::write(Path::new(&model).join("tokenizer_config.json"), r#"{ "bos_token": null }"#).unwrap();
     let continued = piped(&["chat", &model, "-n", "4"], "the ring");
     assert!(continued.status.success() && stderr(&continued).contains("continuing the text as it is"), "{}", stderr(&continued));

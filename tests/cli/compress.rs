@@ -26,7 +26,8 @@ fn a_model_is_inspected_compressed_and_its_statistics_used_again() {
     let found = done(&["inspect", &small]);
     assert_eq!(found["method"], "lowkey");
     prices.iter().for_each(|price| assert_eq!(found[price], made[price]));
-    // Two operations for scores and for values, three layers, six query heads of 12; keys are rebuilt.
+    // Two operations for scores and for values, three layers, six query heads of 12; keys are
+    // rebuilt.
     assert_eq!(found["flops_per_cached_token_dense"], 2 * 2 * 3 * 6 * 12);
     assert!(number(&found["flops_per_cached_token"]) > number(&found["flops_per_cached_token_dense"]));
     let words = String::from_utf8(run(&["inspect", &small]).stdout).unwrap();

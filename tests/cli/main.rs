@@ -1,4 +1,5 @@
-//! What the command line promises: its JSON keys, its exit codes, its words when something is wrong, and nothing half-written.
+//! What the command line promises: its JSON keys, its exit codes, its words when something is
+//! wrong, and nothing half-written.
 
 mod bench;
 mod cache;

@@ -66,7 +66,8 @@ fn options_that_a_method_does_not_take_are_refused() {
     assert_eq!(done(&["compress", &model, "-o", &bench.path("small.lowkey"), "--method", "dense", "--bits", "8"])["options"], "q8");
 }
 
-/// Those whose size is that of their numbers, by every command; the bytes are those of the cache that was read.
+/// Those whose size is that of their numbers, by every command; the bytes are those of the cache
+/// that was read.
 #[test]
 fn quantised_baselines_are_made_inspected_and_evaluated() {
     let bench = Bench::new();

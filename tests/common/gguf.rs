@@ -1,4 +1,5 @@
-//! Writes small GGUF files, version 3: the synthetic models as llama.cpp's converter would write them.
+//! Writes small GGUF files, version 3: the synthetic models as llama.cpp's converter would write
+//! them.
 
 use super::{BOS, EOS, SyntheticModel, vocabulary};
 use half::f16;
@@ -17,7 +18,8 @@ pub enum Meta {
     Floats(Vec<f32>),
 }
 
-/// A tensor as it stands in the file: dimensions innermost first, ggml's type number, encoded numbers.
+/// A tensor as it stands in the file: dimensions innermost first, ggml's type number, encoded
+/// numbers.
 #[derive(Debug, Clone)]
 pub struct Encoded {
     pub name: String,
@@ -109,7 +111,8 @@ impl Gguf {
 }
 
 impl SyntheticModel {
-    /// The model as a GGUF file: matrices in f16, norms and biases in f32, queries and keys in the layout that the architecture has there.
+    /// The model as a GGUF file: matrices in f16, norms and biases in f32, queries and keys in the
+    /// layout that the architecture has there.
     pub fn gguf(&self) -> Gguf {
         let mut file = Gguf::default();
         let architecture = match self.architecture {

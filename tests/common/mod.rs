@@ -1,7 +1,10 @@
-//! Small checkpoints with random but structured weights, made from a seed: what the tests run instead of a download.
+//! Small checkpoints with random but structured weights, made from a seed: what the tests run
+//! instead of a download.
 //!
-//! Key and value projections have decaying spectra and heads that share directions, some channels are much larger than the rest, and residual contributions are
-//! as large as the embeddings: low-rank methods have something to find, and outputs are neither constant nor uniform. Sizes are odd on purpose.
+//! Key and value projections have decaying spectra and heads that share directions, some channels
+//! are much larger than the rest, and residual contributions are as large as the embeddings:
+//! low-rank methods have something to find, and outputs are neither constant nor uniform. Sizes are
+//! odd on purpose.
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
@@ -142,7 +145,8 @@ pub fn families() -> Vec<(&'static str, SyntheticModel)> {
 }
 
 impl SyntheticModel {
-    /// Writes `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` into a new directory.
+    /// Writes `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` into
+    /// a new directory.
     pub fn write(&self, directory: &Path) {
         std::fs::create_dir_all(directory).unwrap();
         std::fs::write(directory.join("config.json"), serde_json::to_string_pretty(&self.config()).unwrap()).unwrap();
@@ -249,7 +253,8 @@ fn norm_weights(random: &mut Random, width: usize, outliers: usize) -> Vec<f32> 
     weights
 }
 
-/// A projection `[heads · head_dim, hidden]` whose heads mix the same directions of the residual stream, of strength `(1 + i)^-decay`, with a little noise of their own.
+/// A projection `[heads · head_dim, hidden]` whose heads mix the same directions of the residual
+/// stream, of strength `(1 + i)^-decay`, with a little noise of their own.
 fn shared_directions(random: &mut Random, heads: usize, head_dim: usize, hidden: usize, decay: f32) -> Vec<f32> {
     let rows = heads * head_dim;
     let rank = rows.min(hidden);
@@ -296,7 +301,8 @@ pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + mes
 
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
-/// The tokens of a byte-level BPE tokenizer, and its merges: three special tokens, the 256 bytes, a few words.
+/// The tokens of a byte-level BPE tokenizer, and its merges: three special tokens, the 256 bytes, a
+/// few words.
 pub fn vocabulary() -> (Vec<String>, Vec<String>) {
     let merges = ["t h", "th e", "i n", "e r", "a n", "an d", "o n", "Ġ a", "Ġ the", "Ġ and", "in g", "o r", "r e", "Ġ i"];
     let bytes = (0..=255u8).map(|byte| byte_level(byte).to_string());
@@ -353,7 +359,8 @@ pub fn device(options: lowkey::gpu::Options) -> std::sync::Arc<lowkey::gpu::Devi
     lowkey::gpu::Device::open(&options).unwrap()
 }
 
-/// `checkpoint` compressed with ReCalKV in groups of `heads`, calibrated on a few hundred random tokens, by an adapter file at `output`.
+/// `checkpoint` compressed with ReCalKV in groups of `heads`, calibrated on a few hundred random
+/// tokens, by an adapter file at `output`.
 pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Path) -> Checkpoint {
     let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
     let tokens = Random(7).tokens(320, model.config().vocab_size);

@@ -1,4 +1,5 @@
-//! Latents for the tests: bases that are random rotations, scaled by what a model's keys and values are on random tokens.
+//! Latents for the tests: bases that are random rotations, scaled by what a model's keys and values
+//! are on random tokens.
 
 use super::Random;
 use lowkey::checkpoint::{Checkpoint, Config};
@@ -19,7 +20,8 @@ impl Observer for Seen {
     }
 }
 
-/// Bases for `specs`: mean and spread are those of 150 random tokens, directions are drawn. A row as wide as its vector loses nothing but what its bands do.
+/// Bases for `specs`: mean and spread are those of 150 random tokens, directions are drawn. A row
+/// as wide as its vector loses nothing but what its bands do.
 pub fn coded(checkpoint: &Checkpoint, specs: Vec<LatentSpec>, exact: Exact) -> LatentSet {
     let config = checkpoint.config();
     let mut seen = Seen(Vec::new());
@@ -62,7 +64,8 @@ fn row(first_layer: usize, layers: usize, kind: LatentKind, heads: (usize, usize
     LatentSpec { first_layer, layers, kind, first_head: heads.0, kv_heads: heads.1, format: Format { bands, scale } }
 }
 
-/// Runs of 16 coordinates that hold a whole vector of `width`, and the bands they fall into: the first some of each of `bits`, the rest of the last.
+/// Runs of 16 coordinates that hold a whole vector of `width`, and the bands they fall into: the
+/// first some of each of `bits`, the rest of the last.
 fn bands(width: usize, bits: &[u8]) -> Vec<Band> {
     let (count, mut runs) = (bits.len(), width.div_ceil(RUN));
     let mut bands = Vec::new();

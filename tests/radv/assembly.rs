@@ -1,7 +1,9 @@
 //! How many loads a kernel keeps in flight, read from its machine code.
 //!
-//! A load of a buffer is in flight from where it is issued to the `s_waitcnt vmcnt(n)` that leaves fewer: loads come back in order, and that one waits until at most `n` of them are out. Bandwidth is
-//! what is in flight over the latency of memory, so a loop that waits for each load alone is slow however wide the device.
+//! A load of a buffer is in flight from where it is issued to the `s_waitcnt vmcnt(n)` that leaves
+//! fewer: loads come back in order, and that one waits until at most `n` of them are out. Bandwidth
+//! is what is in flight over the latency of memory, so a loop that waits for each load alone is
+//! slow however wide the device.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -19,8 +21,9 @@ impl std::fmt::Display for Loads {
     }
 }
 
-/// The most loads in flight anywhere, and in each innermost loop that loads, in the order of the text: there a kernel spends its time. The text is followed from top to bottom past its branches, a loop twice, since what one
-/// round leaves in flight the next one has too.
+/// The most loads in flight anywhere, and in each innermost loop that loads, in the order of the
+/// text: there a kernel spends its time. The text is followed from top to bottom past its branches,
+/// a loop twice, since what one round leaves in flight the next one has too.
 pub fn in_flight(assembly: &str) -> (Loads, Vec<Loads>) {
     let lines: Vec<&str> = assembly.lines().map(|line| line.split(';').next().unwrap_or_default().trim()).collect();
     let loops = loops(&lines);
@@ -64,7 +67,8 @@ fn bytes(load: &str) -> usize {
 
 #[test]
 fn loads_are_in_flight_until_they_are_waited_for() {
-    // Two rounds of three loads, of which the last stays out; an outer loop of loops, one of which waits for each load; code without a loop.
+    // Two rounds of three loads, of which the last stays out; an outer loop of loops, one of which
+    // waits for each load; code without a loop.
     let assembly = "
 BB0:
 	s_load_b128 s[16:19], s[2:3], 0x20                          ; f4080401 f8000020

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// The family compiled for: RDNA3, a Radeon RX 7900.
 pub const FAMILY: &str = "navi31";
 
-/// RADV's manifests, where the loader would look for them too. A machine may have one for each word size; the loader leaves alone what it cannot load.
+/// RADV's manifests, where the loader would look for them too. A machine may have one for each word
+/// size; the loader leaves alone what it cannot load.
 pub fn manifests() -> Vec<PathBuf> {
     let folders = ["/etc", "/usr/share", "/usr/local/share", "/usr/local/etc"].map(|at| Path::new(at).join("vulkan/icd.d"));
     let given = std::env::var_os("VK_DRIVER_FILES").or_else(|| std::env::var_os("VK_ICD_FILENAMES"));
@@ -101,7 +102,8 @@ impl Radv {
         }
     }
 
-    /// A device that tells what it compiled, and with what wgpu asks for as far as it changes code: robust access to buffers.
+    /// A device that tells what it compiled, and with what wgpu asks for as far as it changes code:
+    /// robust access to buffers.
     unsafe fn device(instance: &Instance, physical: vk::PhysicalDevice) -> (Device, khr::pipeline_executable_properties::Device) {
         let mut executables = vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
         let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(true).robust_image_access2(true);
@@ -158,7 +160,8 @@ impl Radv {
 
     unsafe fn read(&self, pipeline: vk::Pipeline) -> Code {
         let info = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline);
-        // SAFETY: as above; a compute pipeline has one executable, and a text is as long as the driver says.
+        // SAFETY: as above; a compute pipeline has one executable, and a text is as long as the
+        // driver says.
         unsafe {
             let statistics = self.executables.get_pipeline_executable_statistics(&info).unwrap();
             let whole = statistics.iter().filter(|s| s.format == vk::PipelineExecutableStatisticFormatKHR::UINT64);
@@ -176,7 +179,8 @@ impl Radv {
         }
     }
 
-    /// As wgpu-hal's Vulkan backend translates what is trusted: without checks, loop bounds and cleared workgroup memory, bindings numbered on end.
+    /// As wgpu-hal's Vulkan backend translates what is trusted: without checks, loop bounds and
+    /// cleared workgroup memory, bindings numbered on end.
     fn spirv(&self, spec: &Spec) -> Vec<u32> {
         let source = spec.source(Tier::F16Subgroups).unwrap();
         let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));

@@ -1,4 +1,5 @@
-//! A sequence with no model behind it: logits that depend on every token before them, and a count of the tokens that were run.
+//! A sequence with no model behind it: logits that depend on every token before them, and a count
+//! of the tokens that were run.
 
 // Each test file uses a part of it.
 #![allow(dead_code)]
@@ -8,12 +9,14 @@ use lowkey::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Logits are a pseudo-random function of the whole prefix, so a cache that is off by one token gives itself away.
+/// Logits are a pseudo-random function of the whole prefix, so a cache that is off by one token
+/// gives itself away.
 pub struct Toy {
     pub vocab: usize,
     pub capacity: usize,
     pub chunk: usize,
-    /// Added to every logit, scaled by the token's id: two toys that differ in it predict differently.
+    /// Added to every logit, scaled by the token's id: two toys that differ in it predict
+    /// differently.
     pub tilt: f32,
     /// Tokens run through the model, by all calls.
     pub run: Arc<AtomicUsize>,
@@ -82,7 +85,8 @@ impl Sequence for Toy {
         if let Some(left) = &mut self.fail_in {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                // Half-way: the tokens are in the cache, the answer is not to be had. It works again afterwards.
+                // Half-way: the tokens are in the cache, the answer is not to be had. It works
+                // again afterwards.
                 self.fail_in = None;
                 return Err(Error::DeviceLost { message: "the toy broke".into() });
             }

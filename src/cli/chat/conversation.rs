@@ -1,6 +1,7 @@
 //! What was said, and the model's session.
 //!
-//! All of it is rendered anew for every answer; what the session has in its cache is not read again.
+//! All of it is rendered anew for every answer; what the session has in its cache is not read
+//! again.
 
 use crate::cli::answer::Answer;
 use crate::cli::console::Console;

@@ -28,7 +28,8 @@ impl Editor {
             .map_err(|error| failed(error, "open"))?;
         let history = directories::ProjectDirs::from("", "", "lowkey").map(|platform| platform.data_dir().join("chat-history"));
         if let Some(history) = &history {
-            // The first time there is none, and one that cannot be kept is no reason to trouble anybody.
+            // The first time there is none, and one that cannot be kept is no reason to trouble
+            // anybody.
             let _ = editor.load_history(history);
             let _ = history.parent().map(std::fs::create_dir_all);
         }

@@ -18,8 +18,8 @@ use talk::Talk;
 
 /// Chat with a model.
 ///
-/// On a terminal a conversation, until /quit or Ctrl-D; /help says what else can be typed. With PROMPT, or with text piped in, one answer; where there are
-/// both, the text goes after the prompt.
+/// On a terminal a conversation, until /quit or Ctrl-D; /help says what else can be typed. With
+/// PROMPT, or with text piped in, one answer; where there are both, the text goes after the prompt.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

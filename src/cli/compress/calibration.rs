@@ -1,4 +1,5 @@
-//! What `compress` knows of the model's keys and values: gathered from text, or read from a file of statistics.
+//! What `compress` knows of the model's keys and values: gathered from text, or read from a file of
+//! statistics.
 
 use super::super::console::{Console, read_text};
 use super::{Args, Sensitivity};
@@ -27,7 +28,8 @@ impl Args {
             return refuse("was gathered from another text than --calibration gives");
         }
         let (shortest, longest) = self.windows(config);
-        // That many, in whole windows: of each length one may be begun, and together those are shorter than twice the longest, and than all tokens where there are several.
+        // That many, in whole windows: of each length one may be begun, and together those are
+        // shorter than twice the longest, and than all tokens where there are several.
         if self.calibration_tokens.is_some_and(|tokens| tokens.saturating_add(tokens.min(2 * longest).max(shortest)) <= statistics.tokens) {
             return refuse("was gathered from more tokens than --calibration-tokens allows");
         }
@@ -129,7 +131,8 @@ impl Text {
         }
     }
 
-    /// What is recorded. A model's own text follows from the model, which has a digest of its own, and how much of it there is.
+    /// What is recorded. A model's own text follows from the model, which has a digest of its own,
+    /// and how much of it there is.
     fn digest(&self) -> String {
         match self {
             Text::BuiltIn => text_digest(&[TEXT]),

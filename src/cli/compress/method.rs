@@ -22,14 +22,17 @@ pub(super) struct MethodArgs {
     /// lowkey: which rows [default: small].
     #[arg(long)]
     layout: Option<Layout>,
-    /// lowkey, small: consecutive layers that share a row, 1, 2 or 4 [default: 1]. With --statistics, for any method that calibrates: how many layers are
-    /// correlated with each other there.
+    /// lowkey, small: consecutive layers that share a row, 1, 2 or 4 [default: 1]. With
+    /// --statistics, for any method that calibrates: how many layers are correlated with each other
+    /// there.
     #[arg(long, value_name = "N")]
     pub(super) span: Option<usize>,
-    /// lowkey, fast: the longest context that rows are made for; beyond it keys are coded worse [default: 8192, or the model's own where that is shorter].
+    /// lowkey, fast: the longest context that rows are made for; beyond it keys are coded worse
+    /// [default: 8192, or the model's own where that is shorter].
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// lowkey, fast: key/value heads that share a row, a number or `all`; fewer decode faster and are a little farther from the model [default: all].
+    /// lowkey, fast: key/value heads that share a row, a number or `all`; fewer decode faster, and
+    /// are farther from the model [default: all].
     #[arg(long, value_name = "N", value_parser = row_heads)]
     row_heads: Option<usize>,
     /// palu, recalkv: key heads that share a row [default: 4, or all where there are fewer].
@@ -41,8 +44,9 @@ pub(super) struct MethodArgs {
     /// Published methods: how ranks are dealt out [default: by the paper's rule].
     #[arg(long, value_parser = Ranks::ALL.map(|(name, _)| name))]
     ranks: Option<String>,
-    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4]; oscar, kivi: 8, 4 or 2 [default: 2]; kvarn: the same, of keys and values
-    /// [default: keys 4, values 2].
+    /// Published methods and dense: bits of a number, 16, 8 or 4 [default: 16; dense: 4]; oscar,
+    /// kivi: 8, 4 or 2 [default: 2]; kvarn: the same, of keys and values [default: keys 4, values
+    /// 2].
     #[arg(long, value_name = "N")]
     bits: Option<u8>,
 }

@@ -19,16 +19,19 @@ use std::time::Instant;
 
 /// Make a model's cache smaller.
 ///
-/// Text runs through the model once, on the processor, to see what its keys and values need; then they are factored. What is written is an adapter file, to be given in the model's place: it has
+/// Text runs through the model once, on the processor, to see what its keys and values need; then
+/// they are factored. What is written is an adapter file, to be given in the model's place: it has
 /// what was made, and goes with the model as it is.
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory, .gguf file, or fetched name of a dense model.
     model: String,
-    /// The file to write, `.lowkey` being appended where its name does not end so; with --standalone, the directory. It must not exist.
+    /// The file to write, `.lowkey` being appended where its name does not end so; with
+    /// --standalone, the directory. It must not exist.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Write a directory with the whole model in it, tokenizer and all, which needs the original no more.
+    /// Write a directory with the whole model in it, tokenizer and all, which needs the original no
+    /// more.
     #[arg(long)]
     standalone: bool,
     #[command(flatten)]
@@ -39,18 +42,21 @@ pub struct Args {
     /// Newest tokens that stay exact, at least (OSCAR's paper: 256).
     #[arg(long, value_name = "N", default_value_t = Exact::default().recent)]
     recent: usize,
-    /// Text to calibrate with, in place of the built-in one; the more like what the model will read, the better. Any number of files, or `self` for text that
-    /// the model writes itself.
+    /// Text to calibrate with, in place of the built-in one; the more like what the model will
+    /// read, the better. Any number of files, or `self` for text that the model writes itself.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     calibration: Vec<PathBuf>,
-    /// Use no more than this many tokens of it, rounded up to whole windows; the model itself writes 16384 where nothing else is asked.
+    /// Use no more than this many tokens of it, rounded up to whole windows; the model itself
+    /// writes 16384 where nothing else is asked.
     #[arg(long, value_name = "N")]
     calibration_tokens: Option<usize>,
-    /// Tokens of the longest windows that it is read in; others have 512 and what lies between. Long ones take more memory, and show what a long context needs [default: 4096].
+    /// Tokens of the longest windows that it is read in; others have 512 and what lies between.
+    /// Long ones take more memory, and show what a long context needs [default: 4096].
     #[arg(long, value_name = "N")]
     calibration_window: Option<usize>,
-    /// How it is found out what a disturbance of keys and values does to the output, where the method or its ranks ask for that; with --statistics for any method
-    /// that calibrates [default: full where it is asked for, else none].
+    /// How it is found out what a disturbance of keys and values does to the output, where the
+    /// method or its ranks ask for that; with --statistics for any method that calibrates [default:
+    /// full where it is asked for, else none].
     #[arg(long)]
     sensitivity: Option<Sensitivity>,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
@@ -189,13 +195,15 @@ impl Args {
         Output { float, ..Output::adapter(path) }
     }
 
-    /// What the options ask for. Refuses, by its name, an option that is given and would change nothing.
+    /// What the options ask for. Refuses, by its name, an option that is given and would change
+    /// nothing.
     fn plan(&self, config: &Config) -> Result<Plan> {
         let (mut method, mut left) = self.method.method(config)?;
         if let (Method::LowKey(LowKey { sensing, .. }), Some(Sensitivity::Scalar)) = (&mut method, self.sensitivity) {
             *sensing = Sensing::Scalar;
         }
-        // Statistics that are kept serve other methods as well: there may be more in them than this one asks for.
+        // Statistics that are kept serve other methods as well: there may be more in them than this
+        // one asks for.
         let kept = self.statistics.is_some() && method.calibrates();
         left.span = left.span.filter(|_| !kept);
         let weighs = method.weighs() || self.sensitivity == Some(Sensitivity::None) && method.calibrates();

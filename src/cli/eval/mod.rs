@@ -19,56 +19,71 @@ use tables::Columns;
 
 /// Measure perplexity, and distance from the dense model, on a text.
 ///
-/// The text is cut into windows, each read from an empty cache. A window of N tokens has N-1 predictions; --score-from leaves out the first ones.
-/// llama.cpp's perplexity of the same window is had with --score-from of half the window.
+/// The text is cut into windows, each read from an empty cache. A window of N tokens has N-1
+/// predictions; --score-from leaves out the first ones. llama.cpp's perplexity of the same window
+/// is had with --score-from of half the window.
 ///
-/// With --depths, windows are as long as that, and their last 512 tokens are scored: the same tokens of the text at every depth.
+/// With --depths, windows are as long as that, and their last 512 tokens are scored: the same
+/// tokens of the text at every depth.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory, .gguf file, fetched name, or .lowkey file; any number of them, with the same tokenizer.
+    /// Directory, .gguf file, fetched name, or .lowkey file; any number of them, with the same
+    /// tokenizer.
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
-    /// The model to compare with, which is evaluated first [default: the first MODEL, if it is dense, or the one that it was made for, if it is a .lowkey file].
+    /// The model to compare with, which is evaluated first [default: the first MODEL, if it is
+    /// dense, or the one that it was made for, if it is a .lowkey file].
     #[arg(long, value_name = "DENSE")]
     against: Option<String>,
     /// A text; `-` is stdin. May be given several times: each text has a row per model.
     #[arg(long, value_name = "FILE", required = true)]
     text: Vec<PathBuf>,
-    /// Tokens the model sees at once [default: 512 and the prompt, or the model's context where that is shorter].
+    /// Tokens the model sees at once [default: 512 and the prompt, or the model's context where
+    /// that is shorter].
     #[arg(long, value_name = "N")]
     window: Option<usize>,
-    /// Tokens from one window's start to the next's. Below the window, each prediction is scored once, with the longer past [default: the window].
+    /// Tokens from one window's start to the next's. Below the window, each prediction is scored
+    /// once, with the longer past [default: the window].
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
     /// The first position in a window whose prediction is scored.
     #[arg(long, value_name = "N", default_value_t = 0)]
     score_from: usize,
-    /// Read the first tokens of each window in one go, as a prompt, and score only what comes after them.
+    /// Read the first tokens of each window in one go, as a prompt, and score only what comes after
+    /// them.
     #[arg(long, value_name = "N", default_value_t = 0)]
     prefill: usize,
-    /// Run no more than this many tokens at once after the prompt [default: 32 after a prompt, else as many as suit the models].
+    /// Run no more than this many tokens at once after the prompt [default: 32 after a prompt, else
+    /// as many as suit the models].
     #[arg(long, value_name = "N")]
     chunk: Option<usize>,
-    /// Use no more than this many tokens of each text; with --depths, at the deepest, but at least one window [default: all; with --depths, two windows].
+    /// Use no more than this many tokens of each text; with --depths, at the deepest, but at least
+    /// one window [default: all; with --depths, two windows].
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
-    /// Evaluate at these depths: in windows of so many tokens, of which the last 512 are scored. Windows of all depths end at the same places of the text, and are as many.
+    /// Evaluate at these depths: in windows of so many tokens, of which the last 512 are scored.
+    /// Windows of all depths end at the same places of the text, and are as many.
     #[arg(long, value_name = "N,N…", value_delimiter = ',', conflicts_with_all = ["window", "stride", "score_from", "prefill"])]
     depths: Vec<usize>,
-    /// Evaluate each compressed cache again with so many sinks and recent tokens exact, in place of its own: what do these make? With 0+0 every prediction reads all tokens, its own too, from
-    /// coded rows. (Rows over several layers, --select and --method code up to 32 tokens together, which stay exact until then.)
+    /// Evaluate each compressed cache again with so many sinks and recent tokens exact, in place of
+    /// its own: what do these make? With 0+0 every prediction reads all tokens, its own too, from
+    /// coded rows. (Rows over several layers, --select and --method code up to 32 tokens together,
+    /// which stay exact until then.)
     #[arg(long, value_name = "SINKS+RECENT,…", value_delimiter = ',')]
     exact: Vec<Exact>,
-    /// Write all of it to a new directory: report.json, CSV tables, and a page with charts, index.html.
+    /// Write all of it to a new directory: report.json, CSV tables, and a page with charts,
+    /// index.html.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// Hide facts in the text, and ask for them at its end: by length, and by how deep in the text they are. Without a kind: single.
+    /// Hide facts in the text, and ask for them at its end: by length, and by how deep in the text
+    /// they are. Without a kind: single.
     #[arg(
         long, value_name = "KIND,KIND…", num_args = 0..=1, require_equals = true, value_delimiter = ',', default_missing_value = Kind::Single.name(),
         value_parser = kinds(), help_heading = "Needle"
     )]
     needle: Vec<Kind>,
-    /// Tokens of text, questions and answers [default: --depths, or a quarter, half and all of the model's context, which counts as 8192 where it is longer].
+    /// Tokens of text, questions and answers [default: --depths, or a quarter, half and all of the
+    /// model's context, which counts as 8192 where it is longer].
     #[arg(long, value_name = "N,N…", value_delimiter = ',', requires = "needle", help_heading = "Needle")]
     needle_lengths: Vec<usize>,
     /// Questions for each kind, length and depth.
@@ -77,10 +92,12 @@ pub struct Args {
     /// What facts and texts are drawn from.
     #[arg(long, value_name = "N", default_value_t = needle::Task::default().seed, requires = "needle", help_heading = "Needle")]
     needle_seed: u64,
-    /// Have each model go on for this many tokens after the beginning of the text, always with the likeliest, and the dense model say how likely it finds what was written.
+    /// Have each model go on for this many tokens after the beginning of the text, always with the
+    /// likeliest, and the dense model say how likely it finds what was written.
     #[arg(long, value_name = "N", help_heading = "Long generation")]
     generate: Option<usize>,
-    /// Tokens of the text that it goes on from [default: 512, or fewer where text or context are shorter].
+    /// Tokens of the text that it goes on from [default: 512, or fewer where text or context are
+    /// shorter].
     #[arg(long, value_name = "N", requires = "generate", help_heading = "Long generation")]
     generate_prompt: Option<usize>,
     #[command(flatten)]
@@ -154,7 +171,8 @@ impl Args {
             let reference = index == 0 && against;
             let mut options = if reference { plain } else { SequenceOptions { method: self.cache.method()?, ..plain } };
             if exact.is_some() {
-                // Strictly, or the tokens that go through the model together would read each other exactly.
+                // Strictly, or the tokens that go through the model together would read each other
+                // exactly.
                 options = SequenceOptions { exact, strict: true, ..options };
             }
             let (method, layout) = (options.method.name().unwrap_or(model.method()).into(), options.method.layout(&model.layout()));
@@ -260,7 +278,8 @@ impl Args {
     }
 }
 
-/// The model that an adapter file was made for, which it is compared with where nothing else is named: what to call it, and its path.
+/// The model that an adapter file was made for, which it is compared with where nothing else is
+/// named: what to call it, and its path.
 fn own_model(checkpoint: &Checkpoint) -> Option<(String, PathBuf)> {
     let source = checkpoint.factored().filter(|_| checkpoint.adapter().is_some())?.source.as_ref()?;
     let path = checkpoint.path().to_path_buf();
@@ -273,7 +292,8 @@ fn longest(windowing: &Windowing, texts: &[Text]) -> Result<usize> {
     Ok(windows.iter().flatten().map(|window| window.len()).max().unwrap_or(1))
 }
 
-/// The text's tokens, which are the same for all models: numbers about different ones could not be compared.
+/// The text's tokens, which are the same for all models: numbers about different ones could not be
+/// compared.
 fn shared_tokens(names: &[&String], checkpoints: &[Checkpoint], tokenizers: &[Tokenizer], text: &str) -> Result<Vec<u32>> {
     let tokens = tokenizers[0].encode(text, true)?;
     let first = checkpoints[0].config().vocab_size;

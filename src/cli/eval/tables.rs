@@ -13,7 +13,8 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// The table of these columns: `text`, `depth` and `exact` where they are of use, others always.
+    /// The table of these columns: `text`, `depth` and `exact` where they are of use, others
+    /// always.
     fn table(self, head: &[&str], lines: &[Vec<String>]) -> String {
         let text = head.iter().position(|&name| name == "text");
         let texts = text.is_some_and(|column| lines.iter().any(|line| line[column] != lines[0][column]));
@@ -29,7 +30,8 @@ impl Columns {
     }
 }
 
-/// A line per depth, text and model; below them, which predictions were scored at each depth, and what is left out.
+/// A line per depth, text and model; below them, which predictions were scored at each depth, and
+/// what is left out.
 pub fn rows(rows: &[Row], columns: Columns) -> String {
     let head =
         ["model", "method", "exact", "text", "depth", "kv B/token", "fixed B", "tokens", "perplexity", "KL mean", "±", "KL p99", "KL p99.9", "top-1"];
@@ -95,7 +97,8 @@ pub fn continuations(rows: &[continuation::Row], columns: Columns) -> String {
     format!("\n{table}{note}")
 }
 
-/// A line per model, kind and length, a column per depth: the share of right answers, and the mean log-probability of the right answer.
+/// A line per model, kind and length, a column per depth: the share of right answers, and the mean
+/// log-probability of the right answer.
 pub fn needle(rows: &[needle::Row], columns: Columns) -> String {
     let Some(first) = rows.first() else { return String::new() };
     // Up to where they begin again: the next line may be the same model's, with another cache.

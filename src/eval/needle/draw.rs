@@ -4,7 +4,9 @@ use super::riddle::Riddle;
 use super::{Kind, things, tracking};
 use crate::linalg::Random;
 
-/// A riddle for each depth at which what is asked for stands; all else is the same. Those that hide the same are together.
+/// A riddle for each depth at which what is asked for stands; all else is the same.
+///
+/// Those that hide the same are together.
 pub fn draw(kind: Kind, depth_percents: &[u32], random: &mut Random) -> Vec<Vec<Riddle>> {
     let depths: Vec<f64> = depth_percents.iter().map(|&percent| f64::from(percent)).collect();
     let before = random.clone();

@@ -1,4 +1,5 @@
-//! The text that things are hidden in: as many of its sentences as there is room for, and others between them.
+//! The text that things are hidden in: as many of its sentences as there is room for, and others
+//! between them.
 
 use super::ROOM;
 use super::riddle::Riddle;
@@ -39,7 +40,9 @@ impl<'a> Haystack<'a> {
         self.sentences.len()
     }
 
-    /// One text for all `riddles`, which hide the same. It begins with sentence `start`, and each has room in `length` tokens.
+    /// One text for all `riddles`, which hide the same.
+    ///
+    /// It begins with sentence `start`, and each has room in `length` tokens.
     pub fn hide(&self, riddles: &[Riddle], start: usize, length: usize) -> Result<Vec<Reading>> {
         // Of the riddle that needs most.
         let needed = |text: &str| {
@@ -69,7 +72,8 @@ impl<'a> Haystack<'a> {
     }
 
     fn reading(&self, riddle: &Riddle, text: &str) -> Result<Reading> {
-        // A tokenizer might draw the last characters of what comes first together with what follows.
+        // A tokenizer might draw the last characters of what comes first together with what
+        // follows.
         let common = |a: &[u32], b: &[u32]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
         let mut read = riddle.read(text, self.template)?;
         let mut turns = self.turns(&read)?;
@@ -128,7 +132,8 @@ impl<'a> Haystack<'a> {
         best.1
     }
 
-    /// Each turn's tokens. What the tokenizer puts before a text stands before the first; a template has it already.
+    /// Each turn's tokens. What the tokenizer puts before a text stands before the first; a
+    /// template has it already.
     fn turns(&self, read: &[String]) -> Result<Vec<Vec<u32>>> {
         read.iter().enumerate().map(|(index, text)| self.tokenizer.encode(text, index == 0 && self.template.is_none())).collect()
     }

@@ -1,11 +1,14 @@
-//! Needle retrieval (after Kamradt's *Needle in a Haystack*, 2023, and RULER, Hsieh et al., arXiv 2404.06654): whether what stands in a long text can still
-//! be told at its end.
+//! Needle retrieval (after Kamradt's *Needle in a Haystack*, 2023, and RULER, Hsieh et al., arXiv
+//! 2404.06654): whether what stands in a long text can still be told at its end.
 //!
-//! Perplexity rests on the last few hundred tokens. A cache that loses what lies further back keeps it, and fails here. Sentences with random numbers stand
-//! between those of the text, a question about one of them after it, and the answer is begun. What follows is scored twice: whether the first number that the
-//! model writes, always taking the likeliest token, is the right one, and how likely it finds the right one's tokens.
+//! Perplexity rests on the last few hundred tokens. A cache that loses what lies further back keeps
+//! it, and fails here. Sentences with random numbers stand between those of the text, a question
+//! about one of them after it, and the answer is begun. What follows is scored twice: whether the
+//! first number that the model writes, always taking the likeliest token, is the right one, and how
+//! likely it finds the right one's tokens.
 //!
-//! There are four [`Kind`]s of question. What is hidden is drawn once per trial and the same for all lengths, depths and models, so that these can be compared.
+//! There are four [`Kind`]s of question. What is hidden is drawn once per trial and the same for
+//! all lengths, depths and models, so that these can be compared.
 
 mod draw;
 mod haystack;
@@ -29,11 +32,14 @@ use std::str::FromStr;
 pub enum Kind {
     /// One fact.
     Single,
-    /// One of five facts, about different things: one at each depth, which are asked for one after another.
+    /// One of five facts, about different things: one at each depth, which are asked for one after
+    /// another.
     MultiKey,
-    /// A number that one thing has, and another has from there, as values are assigned from variable to variable; the last one's is asked for.
+    /// A number that one thing has, and another has from there, as values are assigned from
+    /// variable to variable; the last one's is asked for.
     Tracking,
-    /// Two facts. The second question is put when the first has been answered, as a conversation goes on: the text is not read again.
+    /// Two facts. The second question is put when the first has been answered, as a conversation
+    /// goes on: the text is not read again.
     MultiTurn,
 }
 
@@ -77,7 +83,9 @@ pub struct Task {
     pub kinds: Vec<Kind>,
     /// Tokens that a text may have with questions and answers.
     pub lengths: Vec<usize>,
-    /// Where in the text what is asked for stands: 0 at its beginning, 100 at its end. No more than eight.
+    /// Where in the text what is asked for stands: 0 at its beginning, 100 at its end.
+    ///
+    /// No more than eight.
     pub depth_percents: Vec<u32>,
     /// Questions per kind, length and depth.
     pub trials: usize,
@@ -100,9 +108,13 @@ pub struct Question {
     pub length: usize,
     /// Where what is asked for stands, of the [`Task`]'s.
     pub depth_percent: u32,
-    /// What the model reads, each turn up to the beginning of its answer: the text with a question and, where the conversation goes on, further questions.
+    /// What the model reads, each turn up to the beginning of its answer.
+    ///
+    /// The text with a question and, where the conversation goes on, further questions.
     pub turns: Vec<Vec<u32>>,
-    /// How many tokens of the first turn are the text, which is read before the question is known, and once where several questions in a row are about it.
+    /// How many tokens of the first turn are the text.
+    ///
+    /// It is read before the question is known, and once where several questions are about it.
     pub text: usize,
     /// The tokens that the last answer goes on with, where it is right.
     pub answer: Vec<u32>,
@@ -141,11 +153,14 @@ pub struct Row {
 const ROOM: usize = 16;
 
 impl Task {
-    /// All questions: for each kind, length and depth as many as there are trials. The text is sentences of `filler`, from the beginning again at its end. A
-    /// model with a chat template is asked as a chat partner.
+    /// All questions: for each kind, length and depth as many as there are trials.
+    ///
+    /// The text is sentences of `filler`, from the beginning again at its end. A model with a chat
+    /// template is asked as a chat partner.
     ///
     /// # Errors
-    /// [`Error::Argument`] where nothing would be asked, there are too many depths, a length has no room for a question, no sentence is short enough, or the template cannot go on with a
+    /// [`Error::Argument`] where nothing would be asked, there are too many depths, a length has no
+    /// room for a question, no sentence is short enough, or the template cannot go on with a
     /// conversation; those of tokenizer and template.
     pub fn questions(&self, filler: &str, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Result<Vec<Question>> {
         let refuse = |name: &str, message: &str| Err(Error::Argument { name: name.into(), message: message.into() });
@@ -168,7 +183,8 @@ impl Task {
         let mut questions = Vec::new();
         for &kind in &self.kinds {
             for &length in &self.lengths {
-                // From the beginning: each length has the same trials, and in a trial the same is drawn for each depth.
+                // From the beginning: each length has the same trials, and in a trial the same is
+                // drawn for each depth.
                 let mut random = Random::new(self.seed);
                 for _ in 0..self.trials {
                     let texts = draw::draw(kind, &self.depth_percents, &mut random);

@@ -32,7 +32,9 @@ impl Riddle {
         self.turns.last().map_or("", |turn| &turn.number)
     }
 
-    /// What is read in each turn about `text`, in which all that is hidden stands: with its special tokens written out where there is a template.
+    /// What is read in each turn about `text`, in which all that is hidden stands.
+    ///
+    /// With its special tokens written out where there is a template.
     pub fn read(&self, text: &str, template: Option<&ChatTemplate>) -> Result<Vec<String>> {
         let text = text.trim_end();
         match template {
@@ -63,7 +65,8 @@ impl Riddle {
 }
 
 impl Turn {
-    /// For a model that continues texts: `before` is what the question follows on, if it has not been read yet.
+    /// For a model that continues texts: `before` is what the question follows on, if it has not
+    /// been read yet.
     fn after(&self, before: &str) -> String {
         format!("{before}\n\nQuestion: {}\nAnswer: {}", self.question, self.begun)
     }

@@ -8,10 +8,13 @@ use crate::sequence::{Logits, Sequence};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 
-/// Asks `subject` all `questions`: a row for each kind, length and depth, in the questions' order. `on_progress` hears of the tokens that are read.
+/// Asks `subject` all `questions`: a row for each kind, length and depth, in the questions' order.
+///
+/// `on_progress` hears of the tokens that are read.
 ///
 /// # Errors
-/// [`Error::Context`] for a sequence too small for a question, [`Error::Interrupted`] where `on_progress` says so; the tokenizer's and the sequence's own.
+/// [`Error::Context`] for a sequence too small for a question, [`Error::Interrupted`] where
+/// `on_progress` says so; the tokenizer's and the sequence's own.
 pub fn run(questions: &[Question], subject: &mut Subject, tokenizer: &Tokenizer, on_progress: OnProgress<'_>) -> Result<Vec<Row>> {
     let read = |index: usize| {
         let question = &questions[index];
@@ -68,7 +71,8 @@ fn ask(question: &Question, sequence: &mut dyn Sequence, tokenizer: &Tokenizer) 
     let mut asked = question.text;
     let mut told = Told::default();
     for (index, turn) in question.turns.iter().enumerate() {
-        // It follows on the answer before, whatever that was: both stay in the cache, and the text is read once.
+        // It follows on the answer before, whatever that was: both stay in the cache, and the text
+        // is read once.
         let logits = sequence.forward(&turn[if index == 0 { question.text } else { 0 }..], Logits::Last)?;
         asked = sequence.position();
         told = answer(logits, sequence, tokenizer)?;
@@ -80,7 +84,8 @@ fn ask(question: &Question, sequence: &mut dyn Sequence, tokenizer: &Tokenizer) 
     logits.truncate(agreed + 1);
     sequence.truncate(asked + agreed);
     for &token in &given[agreed..] {
-        // One by one, as they are written: a cache that chooses among its rows does so for single tokens.
+        // One by one, as they are written: a cache that chooses among its rows does so for single
+        // tokens.
         logits.push(sequence.forward(&[token], Logits::Last)?);
     }
     let surprise = Predictions::new(logits.concat(), question.answer.len())?.surprise(&question.answer)?;
@@ -92,12 +97,14 @@ fn ask(question: &Question, sequence: &mut dyn Sequence, tokenizer: &Tokenizer) 
 struct Told {
     /// The first number in it.
     number: String,
-    /// The tokens that it has read again, and the predictions before the first and after each of them.
+    /// The tokens that it has read again, and the predictions before the first and after each of
+    /// them.
     tokens: Vec<u32>,
     logits: Vec<Vec<f32>>,
 }
 
-/// What the model writes after `logits`, always taking the likeliest token. It has written enough once a further token leaves the first number as it is.
+/// What the model writes after `logits`, always taking the likeliest token. It has written enough
+/// once a further token leaves the first number as it is.
 fn answer(logits: Vec<f32>, sequence: &mut dyn Sequence, tokenizer: &Tokenizer) -> Result<Told> {
     let mut told = Told::default();
     let mut next = argmax(&logits)?;

@@ -14,7 +14,8 @@ const PLACES: [&str; 8] = ["harbour", "library", "station", "garden", "bridge", 
 
 /// No more things have nothing in common.
 pub const MOST: usize = 8;
-/// Facts of a text with several, at the least: who tells any of the numbers is right once in five times.
+/// Facts of a text with several, at the least: who tells any of the numbers is right once in five
+/// times.
 const SEVERAL: usize = 5;
 /// Where those stand that are not asked for, clear of the usual depths.
 const OTHERS: [f64; SEVERAL - 1] = [12.5, 37.5, 62.5, 87.5];
@@ -32,7 +33,8 @@ pub fn multi_key(depths: &[f64], random: &mut Random) -> Vec<Riddle> {
     facts[..depths.len()].iter().map(|fact| Riddle { hidden: hidden(), turns: vec![fact.asked()] }).collect()
 }
 
-/// The other fact, which is asked for first, stands half a text away, so that each question needs another part of it.
+/// The other fact, which is asked for first, stands half a text away, so that each question needs
+/// another part of it.
 pub fn multi_turn(depth: f64, random: &mut Random) -> Riddle {
     let facts = facts(2, random);
     Riddle { hidden: vec![facts[0].at(depth), facts[1].at((depth + 50.0) % 100.0)], turns: vec![facts[1].asked(), facts[0].asked()] }

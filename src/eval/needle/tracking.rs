@@ -1,8 +1,11 @@
-//! Variable tracking, as RULER has it: a number is assigned to one variable, and from there to another, by statements that are scattered over the text.
+//! Variable tracking, as RULER has it: a number is assigned to one variable, and from there to
+//! another, by statements that are scattered over the text.
 //!
-//! RULER writes `VAR X2 = VAR X1` and asks for all variables that have a value. Here variables are things, statements are sentences, and the last one's value is
-//! asked for: that needs every statement of the chain as well, small chat models understand it better, and one number is scored as in every other kind. A
-//! second chain, with a number of its own, stands over the whole text: who tells either of the numbers is right every other time.
+//! RULER writes `VAR X2 = VAR X1` and asks for all variables that have a value. Here variables are
+//! things, statements are sentences, and the last one's value is asked for: that needs every
+//! statement of the chain as well, small chat models understand it better, and one number is scored
+//! as in every other kind. A second chain, with a number of its own, stands over the whole text:
+//! who tells either of the numbers is right every other time.
 
 use super::riddle::{Hidden, Riddle};
 use super::things::{Fact, ask, facts};
@@ -11,7 +14,8 @@ use crate::linalg::Random;
 /// Things in a chain: one that has a number, and those that it is handed on to.
 const LINKS: usize = 2;
 
-/// The number that is asked for stands at the given depth, what hands it on between there and the end of the text.
+/// The number that is asked for stands at the given depth, what hands it on between there and the
+/// end of the text.
 pub fn tracking(depth: f64, random: &mut Random) -> Riddle {
     let facts = facts(2 * LINKS, random);
     let (asked, other) = facts.split_at(LINKS);

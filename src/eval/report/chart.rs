@@ -6,7 +6,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Okabe and Ito's colours, which people who see colours differently can tell apart too; the pale ones last, and then black.
+/// Okabe and Ito's colours, which people who see colours differently can tell apart too; the pale
+/// ones last, and then black.
 pub(super) const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),

@@ -48,9 +48,11 @@ const LEGEND: i32 = 200;
 /// Room for a panel's axes and title: left, top, right, bottom.
 const AXES: [i32; 4] = [100, 16, 16, 62];
 
-/// KL divergence against cache bytes per token, both logarithmic, a line for each method and layout, dashed where other tokens stay exact beside latents than in the first; bars show the standard error. Each
-/// depth has a panel, beside the others, and each reference a row of these; the divergence has the same scale in all. Rows at no distance from the reference, and those without one, have no
-/// place in it: `None` where no other is left.
+/// KL divergence against cache bytes per token, both logarithmic, a line for each method and
+/// layout, dashed where other tokens stay exact beside latents than in the first; bars show the
+/// standard error. Each depth has a panel, beside the others, and each reference a row of these;
+/// the divergence has the same scale in all. Rows at no distance from the reference, and those
+/// without one, have no place in it: `None` where no other is left.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] for numbers that cannot be drawn.
@@ -116,7 +118,8 @@ impl Legend<'_> {
         }
     }
 
-    /// From `left` on: a name for every colour, and for every kind of dashes where there are several.
+    /// From `left` on: a name for every colour, and for every kind of dashes where there are
+    /// several.
     fn draw(&self, area: &Area, left: i32) -> Result<()> {
         let at = |index: i32| 28 + 22 * index;
         for (index, kind) in (0..).zip(&self.kinds) {
@@ -202,7 +205,8 @@ impl Panel {
             }
             lines.push(places.iter().map(|place| chart.backend_coord(place)).collect());
         }
-        // The same model with other tokens exact stands above or below itself, and needs no name of its own.
+        // The same model with other tokens exact stands above or below itself, and needs no name of
+        // its own.
         let solid = |point: &Point| legend.dash(point.row.label.exact()).is_none();
         let named = |point: &&&Point| solid(point) || !points.iter().any(|other| solid(other) && (other.kind(), other.x) == (point.kind(), point.x));
         let placed = points.iter().filter(named).map(|p| (chart.backend_coord(&(p.x, p.y)), short(&p.row.label.model)));
@@ -211,7 +215,8 @@ impl Panel {
     }
 }
 
-/// Writes names beside their points, inside of `frame` (left, top, right, bottom), where no other name, no point and no line is.
+/// Writes names beside their points, inside of `frame` (left, top, right, bottom), where no other
+/// name, no point and no line is.
 fn label(area: &Area, names: &[((i32, i32), String)], lines: &[Vec<(i32, i32)>], frame: [i32; 4]) -> Result<()> {
     const SIZE: i32 = 13;
     // As the frame.
@@ -244,7 +249,8 @@ fn span(values: impl Iterator<Item = f64>) -> Range<f64> {
     least / 1.3..most * 1.3
 }
 
-/// Round numbers in `range`: over more than four decades the powers of ten, over less than one some in between, else one, two and five times these.
+/// Round numbers in `range`: over more than four decades the powers of ten, over less than one some
+/// in between, else one, two and five times these.
 fn ticks(range: &Range<f64>) -> Vec<f64> {
     let decades = range.start.log10().floor() as i32..=range.end.log10().floor() as i32;
     let digits: &[f64] = match range.end / range.start {

@@ -1,4 +1,5 @@
-//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `continuations.csv`, `needle.csv`, and `index.html`, a page that needs nothing else.
+//! The report as files: `report.json` (what `--json` prints), `rows.csv`, `continuations.csv`,
+//! `needle.csv`, and `index.html`, a page that needs nothing else.
 
 mod chart;
 mod frontier;
@@ -22,10 +23,13 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Before the work that is to be reported: whether there is room for it. `path` must be free, or an empty directory.
+    /// Before the work that is to be reported: whether there is room for it.
+    ///
+    /// `path` must be free, or an empty directory.
     ///
     /// # Errors
-    /// [`Error::Exists`] where there is something else, [`Error::Io`] where nothing can be created there.
+    /// [`Error::Exists`] where there is something else, [`Error::Io`] where nothing can be created
+    /// there.
     pub fn reserve(path: &Path) -> Result<Directory> {
         Ok(Directory { directory: task::directory(path)?, path: path.into() })
     }
@@ -33,7 +37,8 @@ impl Directory {
     /// Writes the files and gives the directory its name.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Exists`] where the name has been taken meanwhile, [`Error::Numeric`] for numbers that cannot be drawn.
+    /// [`Error::Io`], [`Error::Exists`] where the name has been taken meanwhile, [`Error::Numeric`]
+    /// for numbers that cannot be drawn.
     pub fn publish(self, report: &Report) -> Result<()> {
         let write =
             |name: &str, content: &str| std::fs::write(self.directory.path().join(name), content).map_err(Error::io("write", &self.path.join(name)));
@@ -51,7 +56,8 @@ impl Directory {
     }
 }
 
-/// A line per row under a line of names, quoted where it has to be (RFC 4180); what is absent is empty.
+/// A line per row under a line of names, quoted where it has to be (RFC 4180); what is absent is
+/// empty.
 fn csv<T: Serialize>(rows: &[T]) -> Result<String> {
     let failed = |message: String| Error::Numeric { what: "a CSV table".into(), message };
     let mut writer = csv::Writer::from_writer(Vec::new());

@@ -6,7 +6,10 @@ use crate::eval::needle;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-/// One model's answers to one kind of question: a column per length, a row per depth, darker where more answers were right. Below each share the mean log-probability of the right answer.
+/// One model's answers to one kind of question.
+///
+/// A column per length, a row per depth, darker where more answers were right. Below each share the
+/// mean log-probability of the right answer.
 ///
 /// # Errors
 /// [`crate::Error::Numeric`] for numbers that cannot be drawn.

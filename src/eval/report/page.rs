@@ -1,4 +1,5 @@
-//! The report's page: the pictures and the tables, in one file that is valid HTML and well-formed XML at once.
+//! The report's page: the pictures and the tables, in one file that is valid HTML and well-formed
+//! XML at once.
 
 use super::{distinct, frontier, needle_map, objects, plain};
 use crate::Result;

@@ -1,4 +1,5 @@
-//! `survey.wgsl`, and a kernel for every selector: which coded tokens a token reads, by the scores of landmarks.
+//! `survey.wgsl`, and a kernel for every selector: which coded tokens a token reads, by the scores
+//! of landmarks.
 
 mod chunkkv;
 mod shadowkv;
@@ -103,7 +104,8 @@ mod tests {
         selection.listed(usize::MAX)
     }
 
-    /// The same tokens as the specification says, for few and many of them, from the first on and from a later one, and where many are equal.
+    /// The same tokens as the specification says, for few and many of them, from the first on and
+    /// from a later one, and where many are equal.
     #[test]
     fn the_chunks_are_those_of_the_specification() {
         let c = AttentionShape::of(false, None, 6, 2, 14);

@@ -1,6 +1,8 @@
-//! **ChunkKV** (Liu et al., arXiv 2502.00299): whole stretches of tokens, the same for all heads of a layer, by the attention that they receive from all of its queries.
+//! **ChunkKV** (Liu et al., arXiv 2502.00299): whole stretches of tokens, the same for all heads of
+//! a layer, by the attention that they receive from all of its queries.
 //!
-//! Otherwise than there: the stretches are chosen anew for every token that is generated, by landmarks, and none is dropped. A stretch is ten tokens, as published.
+//! Otherwise than there: the stretches are chosen anew for every token that is generated, by
+//! landmarks, and none is dropped. A stretch is ten tokens, as published.
 
 use super::{Selection, highest, log_sum};
 
@@ -11,7 +13,8 @@ impl Selection {
 
 const STRETCH: usize = Selection::STRETCH;
 
-/// Of all query heads of a layer: as many whole stretches as fit, one at the least, by the mean of their pairs' scores.
+/// Of all query heads of a layer: as many whole stretches as fit, one at the least, by the mean of
+/// their pairs' scores.
 pub(super) fn choose(most: usize, dots: &[Vec<f32>]) -> Vec<usize> {
     let mut scores = vec![0.0f32; dots[0].len()];
     for dots in dots {

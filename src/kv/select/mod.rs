@@ -1,8 +1,11 @@
 //! Which latents a token reads: all of them, or those that matter to it.
 //!
-//! To rebuild every key for every token costs more than to attend to them. So coded tokens stand in pairs; a pair's *landmark* is the mean of its keys after RoPE, by layer and key/value head. A token
-//! that goes through the model alone scores the landmarks, `q·landmark/√d` for each query head, and a [`Selector`] says which pairs it reads. What is exact stays exact: sinks and the newest tokens.
-//! Several tokens at once (a prompt) read everything, as rebuilding is shared by their queries.
+//! To rebuild every key for every token costs more than to attend to them. So coded tokens stand in
+//! pairs; a pair's *landmark* is the mean of its keys after RoPE, by layer and key/value head. A
+//! token that goes through the model alone scores the landmarks, `q·landmark/√d` for each query
+//! head, and a [`Selector`] says which pairs it reads. What is exact stays exact: sinks and the
+//! newest tokens. Several tokens at once (a prompt) read everything, as rebuilding is shared by
+//! their queries.
 
 mod chunkkv;
 mod shadowkv;
@@ -14,7 +17,9 @@ use half::f16;
 /// How many coded tokens a token reads, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Selection {
-    /// Tokens chosen by score, for each layer and key/value head: a multiple of [`CHUNK`](Self::CHUNK).
+    /// Tokens chosen by score, for each layer and key/value head.
+    ///
+    /// A multiple of [`CHUNK`](Self::CHUNK).
     pub tokens: usize,
     /// By what.
     pub by: Selector,
@@ -55,7 +60,8 @@ impl Selector {
         }
     }
 
-    /// The pairs of each of `kv_heads` heads, or the same for all, that are read of a layer's, ascending and at most `most`: `dots` are by query head the scores `q·landmark/√d` of all.
+    /// The pairs of each of `kv_heads` heads, or the same for all, that are read of a layer's,
+    /// ascending and at most `most`: `dots` are by query head the scores `q·landmark/√d` of all.
     fn choose(self, most: usize, dots: &[Vec<f32>], kv_heads: usize) -> Vec<Vec<usize>> {
         match self {
             Selector::ShadowKv => dots.chunks(dots.len() / kv_heads).map(|dots| shadowkv::choose(most, dots)).collect(),
@@ -98,7 +104,9 @@ impl Selection {
         self.tokens / Self::CHUNK
     }
 
-    /// The tokens of a layer's and key/value head's list, where there are so many chunks: some may be nobody.
+    /// The tokens of a layer's and key/value head's list, where there are so many chunks.
+    ///
+    /// Some may be nobody.
     pub fn listed(&self, chunks: usize) -> usize {
         Self::CHUNK * if chunks <= self.chunks() { chunks } else { self.by.most(self.chunks()) }
     }
@@ -108,7 +116,9 @@ impl Selection {
         sinks / Self::CHUNK..end.max(sinks).div_ceil(Self::CHUNK)
     }
 
-    /// How a landmark is packed, for each key/value head of `head_dim` numbers; what is left of the last run is its least number.
+    /// How a landmark is packed, for each key/value head of `head_dim` numbers.
+    ///
+    /// What is left of the last run is its least number.
     pub fn format(head_dim: usize) -> Format {
         Format { bands: vec![Band { bits: 4, runs: head_dim.div_ceil(RUN) }], scale: Scale::Affine }
     }
@@ -130,7 +140,9 @@ impl Selection {
         (least * query.iter().sum::<f32>() + step * codes) / (query.len() as f32).sqrt()
     }
 
-    /// The chunks of each key/value head that are read, ascending: `dots` are by query head the scores `q·landmark/√d` of all chunks.
+    /// The chunks of each key/value head that are read, ascending.
+    ///
+    /// `dots` are by query head the scores `q·landmark/√d` of all chunks.
     pub fn choose(&self, dots: &[Vec<f32>], kv_heads: usize) -> Vec<Vec<usize>> {
         let count = dots[0].len();
         if count <= self.chunks() {
@@ -160,7 +172,8 @@ fn log_sum(dots: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// A packed landmark is scored as what it unpacks to, which is within half a step of what it was.
+    /// A packed landmark is scored as what it unpacks to, which is within half a step of what it
+    /// was.
     #[test]
     fn packed_landmarks_are_scored_as_they_are() {
         for head_dim in [6, 14, 64, 128] {

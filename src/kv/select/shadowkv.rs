@@ -1,9 +1,12 @@
-//! **Selective reconstruction**, of xKV (Chang et al., arXiv 2503.18893), after ShadowKV (Sun et al., arXiv 2410.21465): for each key/value head the chunks whose landmarks its queries score highest,
-//! `ln softmax(q·landmark/√d)` and the largest of the query heads that share it.
+//! **Selective reconstruction**, of xKV (Chang et al., arXiv 2503.18893), after ShadowKV (Sun et
+//! al., arXiv 2410.21465): for each key/value head the chunks whose landmarks its queries score
+//! highest, `ln softmax(q·landmark/√d)` and the largest of the query heads that share it.
 //!
-//! Otherwise than there: a chunk is two tokens with a landmark in four bits, not eight with one in f16. That takes about as many bytes (18 for 64 numbers of a token, for 16.5) and finds the right tokens
-//! nearly as well as if every key were looked at (docs/results/2026-11-26-prompt.md). Two keys have hardly an outlier among them, so there are no outlier chunks that are always read. Landmarks are
-//! kept for every chunk, also of tokens that are generated.
+//! Otherwise than there: a chunk is two tokens with a landmark in four bits, not eight with one in
+//! f16. That takes about as many bytes (18 for 64 numbers of a token, for 16.5) and finds the right
+//! tokens nearly as well as if every key were looked at (docs/results/2026-11-26-prompt.md). Two
+//! keys have hardly an outlier among them, so there are no outlier chunks that are always read.
+//! Landmarks are kept for every chunk, also of tokens that are generated.
 
 use super::{highest, log_sum};
 
