@@ -152,6 +152,12 @@ impl RandomRows {
         RandomRows::Xkv,
     ];
 
+    /// Those that are measured where none are named.
+    pub fn usual() -> Vec<RandomRows> {
+        let narrow = [RandomRows::FastPairs, RandomRows::FastHeads];
+        RandomRows::ALL.into_iter().filter(|rows| !narrow.contains(rows)).collect()
+    }
+
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
@@ -218,7 +224,13 @@ fn random(config: &Config, (span, heads): (usize, usize), kinds: &[(LatentKind, 
             let mut spec = LatentSpec { first_layer, layers, kind: *kind, first_head, kv_heads, format: empty };
             let width = spec.width(config.head_dim);
             let runs = |share: f64| ((share * width as f64 / RUN as f64).round() as usize).max(1);
-            spec.format.bands = shares.iter().map(|(bits, share)| Band { bits: *bits, runs: runs(*share) }).collect();
+            // A narrow row has no room for a run of every band, rounded up: the last are cut.
+            let mut room = width / RUN;
+            for (bits, share) in shares {
+                let runs = runs(*share).min(room);
+                room -= runs;
+                spec.format.bands.extend((runs > 0).then_some(Band { bits: *bits, runs }));
+            }
             // Which numbers they are does not matter, only that no two coordinates are alike:
             // layers of a shape share theirs.
             let alike = specs.iter().position(|other| (other.kind, other.layers, other.kv_heads) == (spec.kind, spec.layers, spec.kv_heads));

@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', value_name = "SHAPE,…", conflicts_with_all = ["models", "method", "select"])]
     shape: Vec<Shape>,
     /// Rows of random caches: f16, q4, fast, fast-pairs, fast-heads, small, select, xkv
-    /// [default: all].
+    /// [default: all but fast-pairs and fast-heads].
     #[arg(long, value_delimiter = ',', value_name = "ROWS,…", requires = "shape")]
     rows: Vec<RandomRows>,
     /// Time every kernel of a step and of a chunk by the device's own clock.
@@ -108,7 +108,7 @@ impl Args {
         })?;
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
-        let rows = if self.rows.is_empty() { RandomRows::ALL.to_vec() } else { self.rows };
+        let rows = if self.rows.is_empty() { RandomRows::usual() } else { self.rows };
         match (self.shape.is_empty(), self.kernels) {
             (true, _) => run.models(&task, self.models.into_iter().zip(checkpoints).collect(), method, capacity),
             (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
