@@ -44,8 +44,8 @@ fn every_kind_of_row_is_written() {
         assert_eq!((row["model"].as_str(), row["depth"].as_u64()), (Some("15m"), Some(128)));
         assert!(["prefill_tps", "decode_tps", "share_of_roofline"].iter().all(|key| row[*key].as_f64().unwrap() > 0.0), "{row}");
     }
-    // Every kernel there is, but those that are no part of a model, those of blocks of tokens, which
-    // no random model is coded in, and those of what is chosen or evicted otherwise than by default.
+    // Every kernel there is, but those that are no part of a model, those of blocks of tokens,
+    // which no random model is coded in, and those of other selectors and of sketches.
     for (shader, _) in lowkey::gpu::SOURCES {
         let kernel = shader.trim_end_matches(".wgsl");
         if !shader.starts_with("lib/") && !["roofline", "repeat", "blocks", "stripe", "chunkkv", "sketch"].contains(&kernel) {
