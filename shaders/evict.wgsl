@@ -8,6 +8,7 @@
 //           those
 // SKETCH    buckets
 // MEAN      without buckets: the number of evicted tokens
+#include "lib/moves.wgsl"
 #include "lib/nth.wgsl"
 #include "lib/ring.wgsl"
 
@@ -25,20 +26,6 @@ struct Params {
     listed: u32,     // (CODED) tokens in list so far
 }
 var<immediate> params: Params;
-
-struct Move {
-    source: u32,   // slot of the row that moves; or ALONE and the place in the sketch that it comes out of
-    to: u32,       // slot that it takes; of an evicted token, its place in the sketch
-    position: u32,
-    mass: u32,     // attention received, as bits
-}
-
-struct Moves {
-    evicted: u32,  // tokens that lose their slot or get none: list from 0 on
-    promoted: u32, // tokens that take a slot: list from params.promoted on
-    padding: vec2<u32>,
-    list: array<Move>,
-}
 
 @group(0) @binding(0) var<storage, read_write> marks: array<u32>;  // as src/kernels/eviction.rs has them
 @group(0) @binding(1) var<storage, read_write> moves: Moves;        // for move_rows.wgsl

@@ -6,29 +6,15 @@
 //
 // SKETCH    there are buckets
 // MEAN      there is a sum of all, and its mean
+#include "lib/moves.wgsl"
 #include "lib/half.wgsl"
 
 struct Params {
     promoted: u32, // where in the list of moves the tokens that take a slot begin
     stash: u32,    // and where vectors that come out of the sketch wait, four numbers in the place of a move: [promoted][2][EXACT_ROW / 4]
-    evicted: u32,    // tokens that are evicted afterwards
+    evicted: u32,  // tokens that are evicted afterwards
 }
 var<immediate> params: Params;
-
-// As in evict.wgsl.
-struct Move {
-    source: u32,   // slot of the row that moves; or ALONE and the place in the sketch that it comes out of
-    to: u32,       // slot that it takes; of an evicted token, its place in the sketch
-    position: u32,
-    mass: u32,     // attention received, as bits
-}
-
-struct Moves {
-    evicted: u32,  // tokens that lose their slot or get none: list from 0 on
-    promoted: u32, // tokens that take a slot: list from params.promoted on
-    padding: vec2<u32>,
-    list: array<Move>,
-}
 
 @group(0) @binding(0) var<storage, read_write> keys: array<half4>;    // [slots][EXACT_ROW / 4]
 @group(0) @binding(1) var<storage, read_write> values: array<half4>;

@@ -42,6 +42,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/half.wgsl", include_str!("../../shaders/lib/half.wgsl")),
     ("lib/highest.wgsl", include_str!("../../shaders/lib/highest.wgsl")),
     ("lib/lowest.wgsl", include_str!("../../shaders/lib/lowest.wgsl")),
+    ("lib/moves.wgsl", include_str!("../../shaders/lib/moves.wgsl")),
     ("lib/nth.wgsl", include_str!("../../shaders/lib/nth.wgsl")),
     ("lib/reduce.wgsl", include_str!("../../shaders/lib/reduce.wgsl")),
     ("lib/ring.wgsl", include_str!("../../shaders/lib/ring.wgsl")),
