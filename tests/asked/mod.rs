@@ -107,13 +107,13 @@ fn block_methods() -> [Method; 2] {
 fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
     let directory = synthetic.write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
-    let [all, some, chunks] = calibrated();
+    let [all, some, _] = calibrated();
     let dense = loaded(&checkpoint, None, device);
     read(&dense, CacheMethod::Full);
     [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk].into_iter().for_each(|evicted_as| read(&dense, evicting(evicted_as)));
     for (_, specs) in ways(checkpoint.config()) {
         let model = loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device);
-        [all, some, chunks, evicting(Evicted::Rows)].into_iter().for_each(|method| read(&model, method));
+        [all, some, evicting(Evicted::Rows)].into_iter().for_each(|method| read(&model, method));
     }
     for method in block_methods() {
         let rows = factor(&checkpoint, &Plan::new(method), None, &mut |_| ControlFlow::Continue(())).unwrap().rows;
