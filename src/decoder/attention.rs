@@ -1,8 +1,9 @@
-//! Attention of one layer, from the projection to the heads' outputs: every kernel of it, bound
-//! once.
+//! Attention, from the projection to the heads' outputs: what of a step is bound to one sequence's
+//! cache.
 
 use super::Model;
-use super::latents::LatentLayer;
+use super::coding::Coding;
+use super::latents::{LatentLayer, Latents};
 use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
@@ -18,9 +19,38 @@ use crate::kernels::sketch::Sketch;
 use crate::kernels::values::{CodedValues, Values};
 use crate::kv::{Call, Evicted, Selection, Stores};
 
-/// Attention from the projection to the heads' outputs: the same kernels for one token and for
-/// many.
-pub(super) struct Attention {
+/// Attention of all layers, of one token or of many: the same kernels.
+pub(super) struct AttentionPlan {
+    layers: Vec<Attention>,
+    /// Tokens attended to together.
+    block: u32,
+    /// How far back a token sees, where that is limited.
+    window: Option<usize>,
+}
+
+impl AttentionPlan {
+    /// Plans attention to `cache`, which holds `coded` latents or none.
+    pub fn plan(model: &Model, coded: Option<&Latents>, cache: &Cache, b: &Buffers, many: bool) -> Result<AttentionPlan> {
+        let layer = |index: usize| Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, many);
+        Ok(AttentionPlan {
+            layers: (0..model.layers.len()).map(layer).collect::<Result<_>>()?,
+            block: if many { b.block as u32 } else { 1 },
+            window: model.config.sliding_window,
+        })
+    }
+
+    /// Attention of the tokens of `call` in a layer, and what is coded of it before or after.
+    pub fn record(&self, pass: &mut Pass, layer: usize, coding: &Coding, call: &Call) {
+        let attention = &self.layers[layer];
+        attention.prepare.record(pass, call.tokens.start as u32, call.tokens.len() as u32);
+        coding.record(pass, layer, call, true);
+        attention.attend(pass, self.block, self.window, call);
+        coding.record(pass, layer, call, false);
+    }
+}
+
+/// Attention of one layer.
+struct Attention {
     prepare: Prepare,
     /// What a token that goes through alone chooses of latents.
     select: Option<(Selection, Select)>,
@@ -39,7 +69,7 @@ impl Attention {
     /// Plans attention of layer `index`, which reads `coded` latents or none.
     ///
     /// Where tokens go through alone they may choose among them.
-    pub fn plan(model: &Model, index: usize, coded: Option<&LatentLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
+    fn plan(model: &Model, index: usize, coded: Option<&LatentLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
         let (device, attention) = (&*model.device, &super::attention_shape(&model.config));
         let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
         let select = cache.select.filter(|_| !many && coded.is_some());
@@ -81,11 +111,6 @@ impl Attention {
         })
     }
 
-    /// Queries and exact rows of `tokens` at positions `first`, ….
-    pub fn prepare(&self, pass: &mut Pass, first: u32, tokens: u32) {
-        self.prepare.record(pass, first, tokens);
-    }
-
     /// What a block of tokens reads.
     fn columns(&self, block: Block, evicted: usize) -> Block {
         let block = match &self.select {
@@ -101,7 +126,7 @@ impl Attention {
     /// Attends for the tokens of `call`, in blocks of at most `block`.
     ///
     /// Each sees keys from `window` before it on.
-    pub fn attend(&self, pass: &mut Pass, block: u32, window: Option<usize>, call: &Call) {
+    fn attend(&self, pass: &mut Pass, block: u32, window: Option<usize>, call: &Call) {
         let (first, tokens) = (call.tokens.start as u32, call.tokens.len() as u32);
         let blocks = (0..tokens).step_by(block as usize).map(|at| {
             let whole = Block::new(first + at, block.min(tokens - at), at, window, call.reach);

@@ -1,12 +1,11 @@
-//! The plan of one token: every kernel of every layer, bound once.
+//! The plan of one token: every kernel of every layer that no cache belongs to, bound once for all
+//! sequences of a model.
 
 use super::Model;
-use super::attention::Attention;
+use super::attention::AttentionPlan;
 use super::coding::Coding;
-use super::latents::Latents;
-use super::scratch::Buffers;
+use super::scratch::Scratch;
 use crate::Result;
-use crate::cache::Cache;
 use crate::gpu::Pass;
 use crate::kernels::Fusion;
 use crate::kernels::argmax::Argmax;
@@ -17,7 +16,6 @@ use crate::kv::Call;
 
 struct LayerPlan {
     projection: Matvec,
-    attention: Attention,
     output: Matvec,
     gate_up: Matvec,
     down: Matvec,
@@ -29,42 +27,36 @@ pub(super) struct DecodePlan {
     layers: Vec<LayerPlan>,
     head: Matvec,
     argmax: Argmax,
-    window: Option<usize>,
 }
 
 impl DecodePlan {
-    pub fn plan(model: &Model, coded: Option<&Latents>, cache: &Cache, b: &Buffers) -> Result<DecodePlan> {
+    pub fn plan(model: &Model, s: &Scratch) -> Result<DecodePlan> {
         let (device, c) = (&*model.device, &model.config);
         let norm = |gain| Fusion { norm: Some(RmsNorm { gain, epsilon: c.rms_norm_eps }), ..Default::default() };
         let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
-        let layers = model.layers.iter().enumerate().map(|(index, layer)| {
+        let layers = model.layers.iter().map(|layer| {
             Ok(LayerPlan {
-                projection: Matvec::plan(device, &layer.projection, &b.x, &b.attention.projected, norm(&layer.attention_gain))?,
-                attention: Attention::plan(model, index, coded.map(|coded| &coded.layers[index]), cache, b, false)?,
-                output: Matvec::plan(device, &layer.output, &b.attention.attended, &b.x, onto(layer.output_bias.as_ref()))?,
-                gate_up: Matvec::plan(device, &layer.gate_up, &b.x, &b.gated, Fusion { gated: true, ..norm(&layer.mlp_gain) })?,
-                down: Matvec::plan(device, &layer.down, &b.gated, &b.x, onto(None))?,
+                projection: Matvec::plan(device, &layer.projection, &s.x, &s.attention.projected, norm(&layer.attention_gain))?,
+                output: Matvec::plan(device, &layer.output, &s.attention.attended, &s.x, onto(layer.output_bias.as_ref()))?,
+                gate_up: Matvec::plan(device, &layer.gate_up, &s.x, &s.gated, Fusion { gated: true, ..norm(&layer.mlp_gain) })?,
+                down: Matvec::plan(device, &layer.down, &s.gated, &s.x, onto(None))?,
             })
         });
         let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
         Ok(DecodePlan {
-            embed: Embed::plan(device, &model.ends.embedding, &b.tokens, &b.x)?,
+            embed: Embed::plan(device, &model.ends.embedding, &s.tokens, &s.x)?,
             layers: layers.collect::<Result<_>>()?,
-            head: Matvec::plan(device, head, &b.x, &b.logits, norm(&model.ends.final_gain))?,
-            argmax: Argmax::plan(device, &b.logits, &b.token)?,
-            window: c.sliding_window,
+            head: Matvec::plan(device, head, &s.x, &s.logits, norm(&model.ends.final_gain))?,
+            argmax: Argmax::plan(device, &s.logits, &s.token)?,
         })
     }
 
-    /// The token in `tokens[0]`, that of `call`.
-    pub fn record(&self, pass: &mut Pass, coding: &Coding, call: &Call) {
+    /// The token in `tokens[0]`, that of `call`, which attends as `attention` says.
+    pub fn record(&self, pass: &mut Pass, attention: &AttentionPlan, coding: &Coding, call: &Call) {
         self.embed.record(pass, 1);
         for (index, layer) in self.layers.iter().enumerate() {
             layer.projection.record(pass);
-            layer.attention.prepare(pass, call.tokens.start as u32, 1);
-            coding.record(pass, index, call, true);
-            layer.attention.attend(pass, 1, self.window, call);
-            coding.record(pass, index, call, false);
+            attention.record(pass, index, coding, call);
             layer.output.record(pass);
             layer.gate_up.record(pass);
             layer.down.record(pass);

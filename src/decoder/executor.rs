@@ -1,13 +1,15 @@
-//! What all sequences of a model use in turns: scratch, and the way logits are read back.
+//! What all sequences of a model use in turns: scratch, what is bound to nothing else, and the way
+//! logits are read back.
 
 use super::Model;
-use super::prefill::AllLogits;
+use super::decode::DecodePlan;
+use super::prefill::{AllLogits, PrefillPlan};
 use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
 use crate::Result;
 use crate::cache::Cache;
 use crate::decoder::latents::Latents;
 use crate::kernels::AttentionBuffers;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// No submit should keep the device for longer: drivers stop those that take seconds, and the
 /// screen stands still meanwhile.
@@ -16,11 +18,18 @@ const SUBMIT_SECONDS: f64 = 0.2;
 /// One for a model. A call of a sequence has it to itself ([`lock`](Self::lock)).
 pub(super) struct Executor(Mutex<Shared>);
 
+/// What of a step belongs to no sequence: a new one plans its attention alone.
+pub(super) struct ModelPlans {
+    pub decode: DecodePlan,
+    pub prefill: PrefillPlan,
+}
+
 /// The executor's state.
 pub(super) struct Shared {
     /// What the largest of its sequences need, and the scratch for that.
     needs: Needs,
     scratch: Option<Scratch>,
+    plans: Option<Arc<ModelPlans>>,
     /// How many times the scratch was made: plans are bound to one.
     pub generation: u64,
     /// Logits after every token of a chunk, once they have been asked for.
@@ -40,7 +49,7 @@ pub(super) struct Pacing {
 impl Executor {
     pub fn new() -> Executor {
         let pacing = Pacing { tokens_per_chunk: CHUNK, layers_per_submit: 2 };
-        Executor(Mutex::new(Shared { needs: Needs::default(), scratch: None, generation: 0, all: None, pacing }))
+        Executor(Mutex::new(Shared { needs: Needs::default(), scratch: None, plans: None, generation: 0, all: None, pacing }))
     }
 
     /// Waits for its turn.
@@ -65,7 +74,7 @@ impl Shared {
             _ => {
                 // The old one goes first: both may be too much. Sequences that are bound to it keep
                 // it until their next call.
-                (self.scratch, self.all) = (None, None);
+                (self.scratch, self.plans, self.all) = (None, None, None);
                 let scratch = Scratch::new(model, &needs)?;
                 self.generation += 1;
                 self.needs = needs;
@@ -74,6 +83,24 @@ impl Shared {
         };
         let attention = AttentionBuffers { columns, ..scratch.attention.clone() };
         Ok(Buffers { scratch: Scratch { attention, ..scratch }, block })
+    }
+
+    /// What is bound to this scratch and to no sequence.
+    ///
+    /// # Errors
+    /// [`Gpu`](crate::Error::Gpu) where the driver refuses a kernel.
+    pub fn plans(&mut self, model: &Model, scratch: &Scratch) -> Result<Arc<ModelPlans>> {
+        let plans = match self.plans.take() {
+            Some(plans) => plans,
+            None => Arc::new(ModelPlans { decode: DecodePlan::plan(model, scratch)?, prefill: PrefillPlan::plan(model, scratch)? }),
+        };
+        Ok(self.plans.insert(plans).clone())
+    }
+
+    /// Has all plans made anew, those of other sequences at their next call.
+    pub fn replan(&mut self) {
+        self.plans = None;
+        self.generation += 1;
     }
 
     /// Plans logits after every token of a chunk, where they have not been.

@@ -7,10 +7,11 @@
 //! group's exact rows take the place of this one's.
 
 use super::Model;
+use super::attention::AttentionPlan;
 use super::coding::{Coding, CodingBuffers, Row};
-use super::executor::Shared;
+use super::executor::{ModelPlans, Shared};
 use super::latents::Latents;
-use super::prefill::{AllLogits, PrefillPlan};
+use super::prefill::AllLogits;
 use super::scratch::{Buffers, CHUNK};
 use super::sequence::{GpuSequence, check_capacity, finite};
 use crate::Result;
@@ -85,7 +86,8 @@ struct Reading<'a> {
     /// Exact rows of all tokens, for the layers of one group at a time.
     exact: Cache,
     buffers: Buffers,
-    prefill: PrefillPlan,
+    plans: Arc<ModelPlans>,
+    attention: AttentionPlan,
     coding: Coding,
     /// The residual stream, by chunk `[CHUNK][D]`.
     stream: Vec<Tensor>,
@@ -109,7 +111,8 @@ impl<'a> Reading<'a> {
         let width = together * config.num_key_value_heads * config.head_dim;
         let floats = |what: &str, width: usize| Tensor::zeroed(device, what, ElementType::F32, Shape::padded(CHUNK, width));
         Ok(Reading {
-            prefill: PrefillPlan::plan(model, None, &exact, &buffers)?,
+            plans: shared.plans(model, &buffers)?,
+            attention: AttentionPlan::plan(model, None, &exact, &buffers, true)?,
             coding: Coding::plan(model, None, &exact, &buffers, CHUNK)?,
             stream: tokens.chunks(CHUNK).map(|_| floats("the prompt's residual stream", config.hidden_size)).collect::<Result<_>>()?,
             vectors: floats("rows of the prompt to be coded", width)?,
@@ -133,7 +136,7 @@ impl<'a> Reading<'a> {
             let call = Call::exact(index * CHUNK..index * CHUNK + tokens.len());
             for layer in group.clone() {
                 // One submit for each: long prompts have long attention.
-                self.submit(|pass| self.prefill.record(pass, layer..layer + 1, &self.coding, &call))?;
+                self.submit(|pass| self.plans.prefill.record(pass, layer..layer + 1, (&self.attention, &self.coding), &call))?;
             }
             self.copy(&self.buffers.x, 0, stream, stream.size())?;
             device.wait_unless(&|| cancel.is_set())?;
@@ -239,7 +242,7 @@ impl<'a> Reading<'a> {
         let bytes = 4 * out.len() as u64;
         let copy =
             |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&sequence.buffers.logits, 0, &sequence.buffers.logits_back, 0, bytes);
-        let (commands, _) = device.encode("logits", |pass| sequence.decode.end(pass), copy)?;
+        let (commands, _) = device.encode("logits", |pass| sequence.plans.decode.end(pass), copy)?;
         device.submit_and_read(commands, &sequence.buffers.logits_back, &mut out)?;
         Ok(out)
     }

@@ -81,6 +81,7 @@ pub(super) struct Scratch {
 #[derive(Clone)]
 pub(super) struct Buffers {
     pub scratch: Scratch,
+    /// Tokens attended to together.
     pub block: usize,
 }
 

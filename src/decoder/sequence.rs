@@ -2,11 +2,10 @@
 //! chunk.
 
 use super::Model;
+use super::attention::AttentionPlan;
 use super::coding::Coding;
-use super::decode::DecodePlan;
-use super::executor::{Pacing, Shared};
+use super::executor::{ModelPlans, Pacing, Shared};
 use super::latents::Latents;
-use super::prefill::PrefillPlan;
 use super::scratch::{Buffers, CHUNK};
 use crate::cache::Cache;
 use crate::kernels::score::most_keys;
@@ -24,8 +23,10 @@ pub struct GpuSequence {
     pub(super) buffers: Buffers,
     /// The scratch that plans are bound to: [`Shared::generation`].
     generation: u64,
-    pub(super) decode: DecodePlan,
-    prefill: PrefillPlan,
+    /// The model's, bound to the same scratch.
+    pub(super) plans: Arc<ModelPlans>,
+    /// Of one token, and of many.
+    attention: [AttentionPlan; 2],
     coding: Coding,
     cursor: Cursor,
     pub(super) rows: Option<Arc<Latents>>,
@@ -98,8 +99,8 @@ impl GpuSequence {
         let read = rows.as_deref();
         let buffers = shared.buffers(&model, read, &cache)?;
         Ok(GpuSequence {
-            decode: DecodePlan::plan(&model, read, &cache, &buffers)?,
-            prefill: PrefillPlan::plan(&model, read, &cache, &buffers)?,
+            plans: shared.plans(&model, &buffers)?,
+            attention: [AttentionPlan::plan(&model, read, &cache, &buffers, false)?, AttentionPlan::plan(&model, read, &cache, &buffers, true)?],
             coding: Coding::plan(&model, read, &cache, &buffers, CHUNK)?,
             generation: shared.generation,
             cursor,
@@ -123,15 +124,18 @@ impl GpuSequence {
     /// As [`Model::sequence`].
     pub fn replan(&mut self) -> Result<()> {
         let model = self.model.clone();
-        self.bind(&mut model.executor.lock())
+        let shared = &mut *model.executor.lock();
+        shared.replan();
+        self.bind(shared)
     }
 
     /// Binds all plans to the scratch as it is.
     fn bind(&mut self, shared: &mut Shared) -> Result<()> {
         let (model, rows, cache) = (&self.model, self.rows.as_deref(), &self.cache);
         let buffers = shared.buffers(model, rows, cache)?;
-        self.decode = DecodePlan::plan(model, rows, cache, &buffers)?;
-        self.prefill = PrefillPlan::plan(model, rows, cache, &buffers)?;
+        self.plans = shared.plans(model, &buffers)?;
+        let attention = |many: bool| AttentionPlan::plan(model, rows, cache, &buffers, many);
+        self.attention = [attention(false)?, attention(true)?];
         self.coding = Coding::plan(model, rows, cache, &buffers, CHUNK)?;
         (self.buffers, self.generation) = (buffers, shared.generation);
         Ok(())
@@ -172,7 +176,7 @@ impl GpuSequence {
         let call = self.cursor.call_within(1, reach);
         let (commands, dispatches) = device.encode(
             "step",
-            |pass| self.decode.record(pass, &self.coding, &call),
+            |pass| self.plans.decode.record(pass, &self.attention[0], &self.coding, &call),
             |encoder| {
                 encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes - 4);
                 self.buffers.copy_reach(encoder, back, bytes - 4);
@@ -196,7 +200,8 @@ impl GpuSequence {
         for start in (0..layers).step_by(self.pacing.layers_per_submit) {
             let end = (start + self.pacing.layers_per_submit).min(layers);
             let copy = |encoder: &mut wgpu::CommandEncoder| self.buffers.copy_reach(encoder, &self.buffers.reach_back, 0);
-            let (commands, dispatches) = device.encode("chunk", |pass| self.prefill.record(pass, start..end, &self.coding, &call), copy)?;
+            let (commands, dispatches) =
+                device.encode("chunk", |pass| self.plans.prefill.record(pass, start..end, (&self.attention[1], &self.coding), &call), copy)?;
             if end < layers {
                 device.submit(commands)?;
             } else {
