@@ -1,14 +1,18 @@
 // How well every column answers every query: scores[line][column] = (q · k) / √head_dim, masked
 // where the query may not look.
 //
-// Grid: x = tiles of TILE columns, y = key/value heads, z = blocks of SPAN lines. A line is one
-// query head of one token; those of a key/value head share its tile. Plain columns come first, then
-// coded ones (lib/columns.wgsl); a tile is of either kind. Which query reads which keys exactly,
-// and which by their codes, is src/kv/exact.rs. A tile of keys that are stored in f16 is brought
-// into workgroup memory once, and every line is scored against it.
+// Grid: x = tiles of columns, y = key/value heads, z = blocks of lines. A line is one query head of
+// one token. Plain columns come first, then coded ones (lib/columns.wgsl); a tile is of either
+// kind. Which query reads which keys exactly, and which by their codes, is src/kv/exact.rs.
+//
+// A tile of TILE keys that are stored in f16 is brought into workgroup memory once, and SPAN lines
+// of its key/value head are scored against it.
 //
 // ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the
-//           query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the key's position t
+//           query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the position t.
+//           A lane has one of WORKGROUP keys, and unpacks its row run by run for CODED_ROWS lines
+//           whose numbers are the same for all lanes. The first of the key/value heads that share a
+//           row does so for all of them
 // REBUILT   coded keys have been rebuilt (rebuild.wgsl), in f16
 // LISTED    coded columns are those of a list
 // COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own, each of which
@@ -19,7 +23,6 @@
 #if ABSORBED
 #include "lib/rows.wgsl"
 #include "lib/rope.wgsl"
-#include "lib/unpack.wgsl"
 #endif
 
 struct Params {
@@ -49,8 +52,8 @@ var<immediate> params: Params;
 @group(0) @binding(3) var<storage, read> rows: array<u32>;              // [capacity][words]
 // Codebooks; two vectors for each key/value head: (word at which its row begins, first run, runs,
 // vector of queries at which its absorbed queries begin), (vector of up, vector at which the pairs
-// begin whose mean rotates, how many); means [KV_HEADS][HEAD] in f32; those pairs, four to a
-// vector; runs.
+// begin whose mean rotates, how many, how many heads from this one on share its row, 0 where it is
+// not the first); means [KV_HEADS][HEAD] in f32; those pairs, four to a vector; runs.
 @group(0) @binding(4) var<storage, read> table: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> rope_table: array<vec2<f32>>;
 #endif
@@ -65,11 +68,7 @@ var<immediate> params: Params;
 const HEAD = PAIRS * 2u;
 const PADDED = (HEAD + 3u) / 4u * 4u;
 const EXACT_ROW = KV_HEADS * PADDED;
-#if ABSORBED
-const ROOM = 0u;
-#endif
 const TEAMS = WORKGROUP / TILE; // lanes that share a key
-const SPAN = TEAMS * ROWS * 2u;
 const SCALE = 1.0 / sqrt(f32(HEAD));
 const VECTORS = PADDED / 4u;
 // A key's vectors are neighbours, so that lanes that bring them in do not meet in a bank of memory;
@@ -100,26 +99,70 @@ fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
     return keys[plain_slot(plain, column) * (EXACT_ROW / 4u) + vector];
 }
 
+// Whether the query at a position reads a key that is no column beside, from its codes or not.
+fn reads(position: u32, key: u32, coded: bool) -> bool {
+    return key <= position && position - key < params.window && (key >= params.sinks && key < reach(position)) == coded;
+}
+
 #if ABSORBED
-// How RoPE rotates the tile's keys: vectors first, … of two pairs each, of those that begin with
-// vector `pairs` of table, into `stage`. The lanes find together what each key needs.
-fn stage_rotations(pairs: u32, first: u32, vectors: u32, kv: u32, begin: u32, local: u32) {
-    var rotations: array<vec4<f32>, UNPACKED>;
-    for (var i = 0u; i < UNPACKED; i++) {
-        let v = first + min((local + i * WORKGROUP) % (4u * STAGE), vectors - 1u);
-        let position = column_row(kv, begin + min((local + i * WORKGROUP) / (4u * STAGE), TILE - 1u));
-        let four = table[pairs + v / 2u];
-        rotations[i] = vec4<f32>(rope(position, four[2u * (v % 2u)]), rope(position, four[2u * (v % 2u) + 1u]));
+// Scores one coded column for each lane, of those that begin with `begin`.
+fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
+    let info = table[BOOKS + 2u * kv];
+    let more = table[BOOKS + 2u * kv + 1u];
+    let of_token = select(more.w, 1u, APART) * GROUP;
+    let lines = params.tokens * of_token;
+    let first_line = z * CODED_ROWS;
+    if first_line >= lines {
+        return; // the whole workgroup
     }
+    load_book(local);
     workgroupBarrier();
-    for (var i = 0u; i < UNPACKED; i++) {
-        let v = (local + i * WORKGROUP) % (4u * STAGE);
-        let t = (local + i * WORKGROUP) / (4u * STAGE);
-        if t < TILE {
-            stage[v * ACROSS + t] = rotations[i];
+    let column = min(begin + local, params.coded - 1u);
+    let row = coded_row(kv, column);
+    let pair_vectors = (more.z + 1u) / 2u; // vectors of two pairs
+    var sums: array<f32, CODED_ROWS>;
+    var base: array<u32, CODED_ROWS>;
+    for (var r = 0u; r < CODED_ROWS; r++) {
+        let q = min(first_line + r, lines - 1u);
+        base[r] = (params.at + q / of_token) * (params.queries / 4u) + info.w + q % of_token * (4u * info.z + pair_vectors);
+    }
+    // The words of a run are read while the one before is used.
+    var run = table[info.y];
+    var words = fetch(row, info.x, run, 0u);
+    for (var i = 0u; i < info.z; i++) {
+        let this_run = run;
+        var these = words;
+        run = table[info.y + min(i + 1u, info.z - 1u)];
+        words = fetch(row, info.x, run, 0u);
+        for (var quarter = 0u; quarter < 4u; quarter++) {
+            if quarter > 0u && !together(this_run) {
+                these = fetch(row, info.x, this_run, quarter);
+            }
+            let coordinates = decode(these, this_run, quarter);
+            for (var r = 0u; r < CODED_ROWS; r++) {
+                sums[r] = dot_add(coordinates, queries[base[r] + 4u * i + quarter], sums[r]);
+            }
         }
     }
-    workgroupBarrier();
+    for (var v = 0u; v < pair_vectors; v++) {
+        let four = table[more.y + v / 2u];
+        let rotations = vec4<f32>(rope(row, four[2u * (v % 2u)]), rope(row, four[2u * (v % 2u) + 1u]));
+        for (var r = 0u; r < CODED_ROWS; r++) {
+            sums[r] = dot_add(rotations, queries[base[r] + 4u * info.z + v], sums[r]);
+        }
+    }
+    if begin + local >= params.coded {
+        return;
+    }
+    let key = coded_token(kv, column);
+    for (var r = 0u; r < CODED_ROWS; r++) {
+        let q = first_line + r;
+        if q < lines {
+            let seen = reads(params.first + q / of_token, key, true);
+            let line = q / of_token * KV_HEADS * GROUP + kv * GROUP + q % of_token;
+            scores[line * params.stride + columns + column] = select(LOWEST, sums[r] * SCALE, seen);
+        }
+    }
 }
 #endif
 
@@ -127,13 +170,23 @@ fn stage_rotations(pairs: u32, first: u32, vectors: u32, kv: u32, begin: u32, lo
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let kv = group.y;
     let end = params.first + params.tokens;
-    let t = local % TILE;
-    let team = local / TILE;
     let fixed = min(params.sinks, end);
     let plain = Plain(fixed, fixed + max(end, params.near) - params.near, (max(params.near, params.sinks) - params.sinks) % params.ring);
     let plain_columns = plain.exact + params.beside;
     let tiles = (plain_columns + TILE - 1u) / TILE;
     let coded = group.x >= tiles;
+#if ABSORBED
+    if coded {
+        score_rows(kv, (group.x - tiles) * WORKGROUP, group.z, plain_columns, local);
+        return;
+    }
+#endif
+    let lines = params.tokens * GROUP;
+    if group.z * SPAN >= lines {
+        return; // the whole workgroup: before any barrier
+    }
+    let t = local % TILE;
+    let team = local / TILE;
     let begin = select(group.x, group.x - tiles, coded) * TILE; // among the columns of its kind
     let count = select(plain_columns, params.coded, coded);
     // The key that this lane scores, its column, and whether there is one.
@@ -144,33 +197,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if coded {
         key = coded_token(kv, own);
     }
-#if ABSORBED
-    load_book(local);
-    let loads = !coded;
-#else
-    let loads = true;
-#endif
-    if loads {
-        // All is read before the first is written. Past the last column its key is brought in
-        // again, and not scored.
-        var vectors: array<half4, LOADS>;
-        for (var i = 0u; i < LOADS; i++) {
-            let at = local + i * WORKGROUP;
-            vectors[i] = stored_key(plain, coded, min(begin + at / VECTORS, count - 1u), kv * VECTORS + at % VECTORS);
-        }
-        for (var i = 0u; i < LOADS; i++) {
-            let at = local + i * WORKGROUP;
-            if at < TILE * VECTORS {
-                tile[at / VECTORS * PITCH + at % VECTORS] = vectors[i];
-            }
+    // All is read before the first is written. Past the last column its key is brought in again,
+    // and not scored.
+    var vectors: array<half4, LOADS>;
+    for (var i = 0u; i < LOADS; i++) {
+        let at = local + i * WORKGROUP;
+        vectors[i] = stored_key(plain, coded, min(begin + at / VECTORS, count - 1u), kv * VECTORS + at % VECTORS);
+    }
+    for (var i = 0u; i < LOADS; i++) {
+        let at = local + i * WORKGROUP;
+        if at < TILE * VECTORS {
+            tile[at / VECTORS * PITCH + at % VECTORS] = vectors[i];
         }
     }
     workgroupBarrier();
 
     let heads = KV_HEADS * GROUP;
-    let lines = params.tokens * GROUP;
     let lines_end = min(lines, (group.z + 1u) * SPAN);
-    // Every team passes through the loop equally often: there are barriers in it.
     for (var block = group.z * SPAN; block < lines_end; block += TEAMS * ROWS) {
         let line = block + team * ROWS;
         var sums: array<f32, ROWS>;
@@ -179,46 +222,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let q = min(line + r, lines - 1u);
             base[r] = (params.at + q / GROUP) * (params.queries / 4u) + (kv * GROUP + q % GROUP) * VECTORS;
         }
-#if ABSORBED
-        if coded {
-            let info = table[BOOKS + 2u * kv];
-            let more = table[BOOKS + 2u * kv + 1u];
-            let pair_vectors = (more.z + 1u) / 2u; // vectors of two pairs
-            for (var r = 0u; r < ROWS; r++) {
-                let q = min(line + r, lines - 1u);
-                base[r] = (params.at + q / GROUP) * (params.queries / 4u) + info.w + q % GROUP * (4u * info.z + pair_vectors);
-            }
-            for (var first = 0u; first < pair_vectors; first += 4u * STAGE) {
-                let vectors = min(4u * STAGE, pair_vectors - first);
-                stage_rotations(more.y, first, vectors, kv, begin, local);
-                for (var v = 0u; v < vectors; v++) {
-                    let z = stage[v * ACROSS + t];
-                    for (var r = 0u; r < ROWS; r++) {
-                        sums[r] = dot_add(z, queries[base[r] + 4u * info.z + first + v], sums[r]);
-                    }
-                }
-            }
-            for (var first = 0u; first < info.z; first += STAGE) {
-                unpack_stage(info, first, kv, begin, local);
-                let vectors = 4u * min(STAGE, info.z - first);
-                for (var v = 0u; v < vectors; v++) {
-                    let z = stage[v * ACROSS + t];
-                    for (var r = 0u; r < ROWS; r++) {
-                        sums[r] = dot_add(z, queries[base[r] + 4u * first + v], sums[r]);
-                    }
-                }
-            }
-        }
-#endif
         // Some vectors at a time, and a bound that compilers do not know: all of them at once would
         // take all registers.
-        if loads {
-            for (var c = 0u; c < min(VECTORS, params.queries); c += VECTORS_AT_ONCE) {
-                for (var j = 0u; j < VECTORS_AT_ONCE; j++) {
-                    let k = widen(tile[t * PITCH + c + j]);
-                    for (var r = 0u; r < ROWS; r++) {
-                        sums[r] = dot_add(k, queries[base[r] + c + j], sums[r]);
-                    }
+        for (var c = 0u; c < min(VECTORS, params.queries); c += VECTORS_AT_ONCE) {
+            for (var j = 0u; j < VECTORS_AT_ONCE; j++) {
+                let k = widen(tile[t * PITCH + c + j]);
+                for (var r = 0u; r < ROWS; r++) {
+                    sums[r] = dot_add(k, queries[base[r] + c + j], sums[r]);
                 }
             }
         }
@@ -226,9 +236,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var r = 0u; r < ROWS; r++) {
                 let q = line + r;
                 if q < lines_end {
-                    let position = params.first + q / GROUP;
                     var s = sums[r] * SCALE;
-                    var seen = key <= position && position - key < params.window && (key >= params.sinks && key < reach(position)) == coded;
+                    var seen = reads(params.first + q / GROUP, key, coded);
                     if !coded && own >= plain.exact {
                         seen = true;
 #if COUNTED

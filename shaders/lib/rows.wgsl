@@ -27,6 +27,15 @@ fn trellis(run: vec4<u32>) -> bool {
     return run.y < 8u && run.w < AFFINE;
 }
 
+// Whether what is fetched for one quarter of a run holds all of it.
+fn together(run: vec4<u32>) -> bool {
+#if BLOCKS
+    return false;
+#else
+    return trellis(run);
+#endif
+}
+
 // Where the levels of 2, 3 or 4 bits begin: 64 for each way to choose the upper bits.
 fn book_of(bits: u32) -> u32 {
     return 64u * ((1u << (bits - 2u)) - 1u);

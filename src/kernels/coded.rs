@@ -42,7 +42,8 @@ pub(crate) struct Coded {
     pub slices: Vec<Slice>,
     /// By key/value head, where keys are coded after RoPE.
     ///
-    /// The pairs of RoPE in which their mean, which rotates, is not zero. Else nothing.
+    /// The pairs of RoPE in which their mean, which rotates, is not zero, or that of a head which
+    /// reads the same slice. Else nothing.
     pub mean_pairs: Vec<Vec<u32>>,
     /// Tokens that are coded together, of this side or of the other.
     pub block: usize,
@@ -91,6 +92,11 @@ impl Coded {
         Coded { store, words: layout.stores[store], slices: slices.collect(), mean_pairs: Vec::new(), block: LatentSet::block(specs) }
     }
 
+    /// The most key/value heads that read the same coordinates.
+    pub fn widest(&self) -> usize {
+        self.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1)
+    }
+
     /// How the rows' blocks are read.
     pub fn striped(&self) -> Striped {
         Striped::of(&self.slices[0].format)
@@ -98,9 +104,13 @@ impl Coded {
 
     /// The same for post-RoPE keys, about `means: [H_kv][head_dim]` before RoPE.
     pub fn about(self, attention: &AttentionShape, means: &[f32]) -> Coded {
-        let half = attention.head_dim / 2;
-        let pairs = |mean: &[f32]| (0..half as u32).filter(|&p| mean[p as usize] != 0.0 || mean[p as usize + half] != 0.0).collect();
-        Coded { mean_pairs: means.chunks_exact(2 * half).map(pairs).collect(), ..self }
+        let (dim, half) = (attention.head_dim, attention.head_dim / 2);
+        let pairs = |slice: &Slice| -> Vec<u32> {
+            let means = &means[slice.first_head * dim..][..slice.kv_heads * dim];
+            (0..half).filter(|&p| means.chunks_exact(dim).any(|mean| mean[p] != 0.0 || mean[p + half] != 0.0)).map(|p| p as u32).collect()
+        };
+        let mean_pairs = self.slices.iter().flat_map(|slice| vec![pairs(slice); slice.kv_heads]).collect();
+        Coded { mean_pairs, ..self }
     }
 
     /// The pairs in which the mean of a key/value head's keys rotates.
@@ -164,7 +174,8 @@ impl Coded {
         for kv in 0..heads {
             let (i, slice) = self.of_head(kv);
             table.push([slice.word, runs_at + runs_of[i], slice.runs.len(), queries[kv]].map(|n| n as u32));
-            table.push([up[kv], pairs_at + pairs_of[kv], self.mean_pairs(kv).len(), 0].map(|n| n as u32));
+            let together = if slice.first_head == kv { slice.kv_heads } else { 0 };
+            table.push([up[kv], pairs_at + pairs_of[kv], self.mean_pairs(kv).len(), together].map(|n| n as u32));
         }
         table.extend(floats(means));
         for kv in 0..heads {

@@ -1,7 +1,7 @@
 //! What runs most: the variants of a decode step and of a prompt's chunk, on the shapes of two
 //! models.
 
-use super::coded::{Coded, Slice, Striped};
+use super::coded::{Coded, Slice};
 use super::columns::Kinds;
 use super::score::Reading;
 use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
@@ -55,9 +55,9 @@ fn hot(name: &str, spec: Spec) -> Hot {
 fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256, by: Selector::ShadowKv };
     let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
-    let absorbed = || Reading::Absorbed(Striped::default());
-    let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, score::rows(attention, many));
     let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
+    let absorbed = |coded: &Coded| Reading::Absorbed(coded.striped(), attention.group_size() * coded.widest());
+    let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, many);
     let values = |coded: Option<&Coded>, kinds: Kinds| {
         values::variant(attention, coded.map(Coded::striped), kinds, values::shape(attention, coded, kinds.listed.is_some()).1, tuning)
     };
@@ -66,9 +66,10 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("prepare ABSORBED", prepare::variant(attention, false, Some(prepare::shares((attention.kv_heads * attention.head_dim) as u32, tuning)))),
         hot("score, one", score(Reading::None, all_kinds, false)),
         hot("score, many", score(Reading::None, all_kinds, true)),
-        hot("score ABSORBED, one", score(absorbed(), all_kinds, false)),
-        hot("score ABSORBED, many", score(absorbed(), all_kinds, true)),
-        hot("score ABSORBED LISTED, one", score(absorbed(), chosen, false)),
+        hot("score ABSORBED, one head, one", score(absorbed(&one), all_kinds, false)),
+        hot("score ABSORBED, one", score(absorbed(&all), all_kinds, false)),
+        hot("score ABSORBED, many", score(absorbed(&all), all_kinds, true)),
+        hot("score ABSORBED LISTED, one", score(absorbed(&one), chosen, false)),
         hot("score REBUILT, one", score(Reading::Rebuilt, all_kinds, false)),
         hot("score REBUILT, many", score(Reading::Rebuilt, all_kinds, true)),
         hot("score REBUILT LISTED, one", score(Reading::Rebuilt, chosen, false)),

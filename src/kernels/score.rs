@@ -54,12 +54,12 @@ pub(crate) struct CodedKeys<'a> {
 /// Scores one layer's keys.
 pub struct Score {
     kernel: Kernel,
-    tile: u32,
-    /// Lines of a workgroup.
-    span: u32,
+    /// Columns of a tile of plain keys, and of coded ones.
+    tiles: [u32; 2],
+    /// Of both: query heads that are scored together, at the most, and lines of a workgroup.
+    lines: [[u32; 2]; 2],
     rebuilt: bool,
     kv_heads: u32,
-    group: u32,
     /// What a plain column takes for one token, and what a coded one does.
     each: [Work; 2],
     /// Bytes of a plain key, and of a coded one.
@@ -80,14 +80,29 @@ fn vectors_at_once(head_dim: usize, rows: u32) -> u32 {
     (8 / rows).max(1).next_power_of_two().min(1 << vectors.trailing_zeros())
 }
 
+/// Queries of a key/value head that a workgroup answers.
+fn span(attention: &AttentionShape, many: bool) -> u32 {
+    WORKGROUP / tile(attention.head_dim) * rows(attention, many) * 2
+}
+
 /// The most keys that one dispatch scores: a grid has at most 65,535 tiles on the least of devices.
 pub(crate) fn most_keys(head_dim: usize) -> usize {
     u16::MAX as usize * tile(head_dim) as usize
 }
 
-/// Queries that a lane answers at once.
-pub(super) fn rows(attention: &AttentionShape, many: bool) -> u32 {
+/// Queries of a key/value head that a lane answers at once.
+fn rows(attention: &AttentionShape, many: bool) -> u32 {
     if many { 8 } else { (attention.group_size() as u32).div_ceil(WORKGROUP / tile(attention.head_dim)).min(8) }
+}
+
+/// The most queries for which a lane unpacks a row: each costs a register, and a load that all lanes
+/// share.
+const MOST_CODED_ROWS: usize = 16;
+
+/// The same of coded rows: of a token alone all query heads that read the row, in equal parts where
+/// those are too many.
+fn coded_rows(together: usize, many: bool) -> u32 {
+    if many { MOST_CODED_ROWS as u32 } else { together.div_ceil(together.div_ceil(MOST_CODED_ROWS)) as u32 }
 }
 
 /// How a variant reads coded keys.
@@ -96,20 +111,22 @@ pub(super) enum Reading {
     /// There are none.
     #[default]
     None,
-    /// From their rows, and how these are packed.
-    Absorbed(Striped),
+    /// From their rows: how these are packed, and how many query heads read the same.
+    Absorbed(Striped, usize),
     /// As keys in f16.
     Rebuilt,
 }
 
 /// `align`: tokens that are coded together.
-pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds, align: usize, rows: u32) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds, align: usize, many: bool) -> Spec {
+    let rows = rows(attention, many);
     let mut flags = Vec::from_iter(kinds.flags());
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     let mut constants = vec![
         ("WORKGROUP", WORKGROUP),
         ("PAIRS", (attention.head_dim / 2) as u32),
         ("TILE", tile(attention.head_dim)),
+        ("SPAN", span(attention, many)),
         ("ROWS", rows),
         ("VECTORS_AT_ONCE", vectors_at_once(attention.head_dim, rows)),
         ("KV_HEADS", attention.kv_heads as u32),
@@ -119,10 +136,10 @@ pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds
     constants.extend(kinds.constants());
     match reading {
         Reading::None => {}
-        Reading::Absorbed(striped) => {
+        Reading::Absorbed(striped, together) => {
             flags.push("ABSORBED");
             flags.extend(striped.flags);
-            constants.extend([("NEAR", NEAR), ("BOOKS", BOOKS)]);
+            constants.extend([("NEAR", NEAR), ("BOOKS", BOOKS), ("CODED_ROWS", coded_rows(together, many))]);
             constants.extend(striped.constants);
             bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
         }
@@ -149,8 +166,10 @@ impl Score {
         coded: Option<CodedKeys>,
         many: bool,
     ) -> Result<Score> {
-        let (tile, rows) = (tile(attention.head_dim), rows(attention, many));
         let (heads, dim, kv_heads, group) = (attention.heads, attention.head_dim, attention.kv_heads, attention.group_size());
+        let tile = tile(dim);
+        let mut lines = [(group, span(attention, many)); 2];
+        let mut coded_tile = tile;
         let mut buffers: Vec<&wgpu::Buffer> = vec![&b.queries, &cache.keys, &b.scores];
         let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
         let plain = work(4 * heads, 2 * heads * dim);
@@ -161,7 +180,9 @@ impl Score {
                 if keys.absorbed {
                     buffers.extend([keys.rows, keys.table, &b.rope]);
                     let ranks = (0..kv_heads).map(|kv| keys.coded.rank(kv)).sum::<usize>();
-                    (Reading::Absorbed(keys.coded.striped()), queries, work(4 * heads, 2 * group * ranks), 4 * keys.coded.row_words())
+                    let together = group * if keys.list.is_some_and(|list| list.by_head > 0) { 1 } else { keys.coded.widest() };
+                    (coded_tile, lines[1]) = (WORKGROUP, (together, coded_rows(together, many)));
+                    (Reading::Absorbed(keys.coded.striped(), together), queries, work(4 * heads, 2 * group * ranks), 4 * keys.coded.row_words())
                 } else {
                     buffers.push(&b.rebuilt);
                     (Reading::Rebuilt, queries, plain, 2 * attention.kv_row())
@@ -176,12 +197,11 @@ impl Score {
         let kinds = Kinds { listed: list.map(|list| list.by_head), counted };
         let rebuilt = matches!(reading, Reading::Rebuilt);
         Ok(Score {
-            kernel: device.kernel(variant(attention, reading, kinds, coded.map_or(1, |keys| keys.coded.block), rows), &buffers)?,
-            tile,
-            span: WORKGROUP / tile * rows * 2,
+            kernel: device.kernel(variant(attention, reading, kinds, coded.map_or(1, |keys| keys.coded.block), many), &buffers)?,
+            tiles: [tile, coded_tile],
+            lines: lines.map(|(each, of_group)| [each as u32, of_group]),
             rebuilt,
             kv_heads: kv_heads as u32,
-            group: group as u32,
             each: [plain, each],
             row: [2 * attention.kv_row(), row].map(|bytes| bytes as u32),
             params: Params {
@@ -214,14 +234,15 @@ impl Score {
             words: if self.rebuilt { rebuilt } else { self.params.words },
             ..self.params
         };
-        let tiles = block.plain().div_ceil(self.tile) + block.coded.div_ceil(self.tile);
+        let tiles = block.plain().div_ceil(self.tiles[0]) + block.coded.div_ceil(self.tiles[1]);
+        let blocks = self.lines.map(|[each, of_group]| (block.tokens * each).div_ceil(of_group));
         let [tokens, plain, coded, queries] = [block.tokens, block.plain(), block.coded, self.params.queries].map(u64::from);
         let ([of_plain, of_coded], [row, coded_row]) = (self.each, self.row.map(u64::from));
         let work = Work {
             bytes: tokens * (4 * queries + plain * of_plain.bytes + coded * of_coded.bytes) + plain * row + coded * coded_row,
             flops: tokens * (plain * of_plain.flops + coded * of_coded.flops),
         };
-        self.kernel.record(pass, &params, [tiles, self.kv_heads, (block.tokens * self.group).div_ceil(self.span)], work);
+        self.kernel.record(pass, &params, [tiles, self.kv_heads, blocks[0].max(blocks[1])], work);
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Values {
 /// The most query heads of a group, and how many of them a workgroup sums for. Where each key/value
 /// head reads its own list (`apart`) a group is one of these.
 pub(super) fn shape(attention: &AttentionShape, coded: Option<&Coded>, apart: bool) -> (u32, u32) {
-    let widest = coded.filter(|_| !apart).map_or(1, |coded| coded.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1));
+    let widest = coded.filter(|_| !apart).map_or(1, Coded::widest);
     let heads = widest * attention.group_size();
     (heads as u32, heads.div_ceil(heads.div_ceil(MOST_ROWS)) as u32)
 }

@@ -76,10 +76,13 @@ impl LatentSpec {
     }
 
     /// Frequency pairs of RoPE in which `mean: [w]` rotates with the position, over all heads.
+    ///
+    /// Heads that share coordinates are scored together: a pair of one is a pair of all.
     pub fn mean_pairs(&self, mean: &[f32], head_dim: usize) -> usize {
-        let half = head_dim / 2;
-        let pairs = |head: &[f32]| (0..half).filter(|&p| head[p] != 0.0 || head[p + half] != 0.0).count();
-        if self.kind == LatentKind::PostRopeKeys { mean.chunks_exact(head_dim).map(pairs).sum() } else { 0 }
+        let (half, together) = (head_dim / 2, if self.format.by_head() { 1 } else { self.kv_heads });
+        let rotates = |heads: &[f32], p: usize| heads.chunks_exact(head_dim).any(|head| head[p] != 0.0 || head[p + half] != 0.0);
+        let pairs = |heads: &[f32]| together * (0..half).filter(|&p| rotates(heads, p)).count();
+        if self.kind == LatentKind::PostRopeKeys { mean.chunks_exact(together * head_dim).map(pairs).sum() } else { 0 }
     }
 
     /// The last of its layers.
