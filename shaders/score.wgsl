@@ -146,7 +146,7 @@ fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
     }
     for (var v = 0u; v < pair_vectors; v++) {
         let four = table[more.y + v / 2u];
-        let rotations = vec4<f32>(rope(row, four[2u * (v % 2u)]), rope(row, four[2u * (v % 2u) + 1u]));
+        let rotations = vec4<f32>(rope_by_pair(row, four[2u * (v % 2u)]), rope_by_pair(row, four[2u * (v % 2u) + 1u]));
         for (var r = 0u; r < CODED_ROWS; r++) {
             sums[r] = dot_add(rotations, queries[base[r] + 4u * info.z + v], sums[r]);
         }

@@ -1,9 +1,11 @@
 // Four coordinates of a packed row, as src/kv/format.rs lays them out.
 //
-// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with BOOKS vectors: the
-// levels of 2, 3 and 4 bits, two to a word in f16, then the first level and the step of 8 bits. A
-// run is (its word within the row, its bits, where the upper bits of its codes stand if they are
-// apart, what scales it).
+// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with the levels of 2, 3 and 4
+// bits, two to a word in f16, then the first level and the step of 8 bits. A run is (its word within
+// the row, its bits, where the upper bits of its codes stand if they are apart, what scales it).
+//
+// Wants CODES, a bit for each kind of run that there is. There is code for no other: some devices
+// go through all of a branch's sides.
 //
 // BLOCKS    tokens are coded in blocks of TOKENS, as src/kv/blocks.rs has it, from `params.sinks`
 //           on; wants `params.words`, words of a token in rows. A run is (its word within the row,
@@ -13,18 +15,27 @@
 
 const AFFINE = 5u; // a run's scale: none, one of the header's first four bytes, or from here on the two halves of one of its words
 
-var<workgroup> book: array<u32, BOOKS * 4u>;
+const TOGETHER = (CODES & 1u) > 0u; // 2 to 4 bits, chosen together
+const EIGHT = (CODES & 2u) > 0u;
+const SIXTEEN = (CODES & 4u) > 0u;
+const STEPS = (CODES & 8u) > 0u;    // equal steps, of any width
+const SCALED = (CODES & 16u) > 0u;  // by a byte of the header
+const LEVELS = 448u; // of 2, 3 and 4 bits together
+
+var<workgroup> book: array<f32, LEVELS>;
 
 fn load_book(local: u32) {
-    for (var i = local; i < BOOKS * 4u; i += WORKGROUP) {
-        book[i] = table[i / 4u][i % 4u];
+    for (var i = local; i < LEVELS / 2u; i += WORKGROUP) {
+        let pair = unpack2x16float(table[i / 4u][i % 4u]);
+        book[2u * i] = pair.x;
+        book[2u * i + 1u] = pair.y;
     }
 }
 
 // Whether a run's codes are chosen together, as src/kv/trellis.rs has it: their lower two bits are
 // in a word, the upper ones in another.
 fn trellis(run: vec4<u32>) -> bool {
-    return run.y < 8u && run.w < AFFINE;
+    return TOGETHER && (!(EIGHT || SIXTEEN || STEPS) || (run.y < 8u && run.w < AFFINE));
 }
 
 // Whether what is fetched for one quarter of a run holds all of it.
@@ -43,12 +54,7 @@ fn book_of(bits: u32) -> u32 {
 
 // The least level of 8 bits, and their step.
 fn eight_bits() -> vec2<f32> {
-    return vec2<f32>(bitcast<f32>(book[224]), bitcast<f32>(book[225]));
-}
-
-fn level(i: u32) -> f32 {
-    let pair = unpack2x16float(book[i / 2u]);
-    return select(pair.x, pair.y, i % 2u == 1u);
+    return bitcast<vec2<f32>>(table[LEVELS / 8u].xy);
 }
 
 fn scale_value(code: u32) -> f32 {
@@ -111,15 +117,15 @@ alias Fetched = vec3<u32>;
 // they are needed or not: a lane can have several such reads under way.
 fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
     let row = key * params.words + at;
-    let together = trellis(run);
-    let first = run.x + select(quarter * run.y / 8u, 0u, together);
-    let second = select(select(first, first + 1u, run.y == 16u), run.z / 2u, together);
+    let whole = trellis(run);
+    let first = run.x + select(quarter * run.y / 8u, 0u, whole);
+    let second = select(select(first, first + 1u, SIXTEEN && run.y == 16u), run.z / 2u, whole);
     return vec3<u32>(rows[row + first], rows[row + second], rows[row + max(run.w, AFFINE) - AFFINE]);
 }
 
 fn decode(words: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     let bits = run.y;
-    if bits == 16u {
+    if SIXTEEN && bits == 16u {
         return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
     }
     let each = vec4<u32>(0u, 1u, 2u, 3u);
@@ -132,17 +138,17 @@ fn decode(words: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
         let high = words.y >> (16u * (run.z % 2u) + 4u * more * quarter);
         let code = ((vec4<u32>(low) >> (2u * each)) & vec4<u32>(63u)) | (((vec4<u32>(high) >> (more * each)) & vec4<u32>((1u << more) - 1u)) << vec4<u32>(6u));
         let at = code + book_of(bits);
-        value = vec4<f32>(level(at.x), level(at.y), level(at.z), level(at.w));
-    } else {
+        value = vec4<f32>(book[at.x], book[at.y], book[at.z], book[at.w]);
+    } else if EIGHT || STEPS {
         let word = words.x >> (quarter * bits * 4u % 32u);
         let code = vec4<f32>((vec4<u32>(word) >> (each * bits)) & vec4<u32>((1u << bits) - 1u));
-        if run.w >= AFFINE {
+        if STEPS && (!EIGHT || run.w >= AFFINE) {
             let header = unpack2x16float(words.z);
             return header.y + header.x * code;
         }
         value = eight_bits().x + eight_bits().y * code;
     }
-    if run.w > 0u {
+    if SCALED && run.w > 0u {
         value *= scale_value((words.z >> (8u * (run.w - 1u))) & 0xffu);
     }
     return value;

@@ -17,10 +17,10 @@ struct Nearest {
 
 fn nearest(x: f32, bits: u32, edge: u32) -> Nearest {
     let begin = book_of(bits) + edge;
-    let first = level(begin);
+    let first = book[begin];
     var best = Nearest(first * (first - 2.0 * x), 0u);
     for (var high = 1u; high < (1u << (bits - 2u)); high++) {
-        let other = level(begin + 64u * high);
+        let other = book[begin + 64u * high];
         let miss = other * (other - 2.0 * x);
         if miss < best.miss {
             best = Nearest(miss, high);

@@ -49,25 +49,41 @@ pub(crate) struct Coded {
     pub block: usize,
 }
 
-/// How a shader's constants and flags say that rows are coded in blocks of tokens.
+/// How a shader's constants and flags say what rows it reads: it has code for no others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Striped {
+pub(crate) struct Codes {
     pub flags: Vec<&'static str>,
     pub constants: Vec<(&'static str, u32)>,
 }
 
-impl Striped {
-    /// To read such rows, all of one layer's side; nothing where it has none.
-    pub fn of(format: &Format) -> Striped {
-        let Scale::Blocks(blocks) = format.scale else { return Striped::default() };
-        let mut flags = vec!["BLOCKS"];
-        match blocks.steps {
-            Steps::Channels => {}
-            Steps::BalancedChannels => flags.push("TOKEN_FACTORS"),
-            Steps::BalancedTokens => flags.push("CHANNEL_FACTORS"),
+impl Codes {
+    /// To read rows of these formats: coded in blocks of tokens either all of them or none.
+    pub fn of<'a>(formats: impl Iterator<Item = &'a Format>) -> Codes {
+        let formats: Vec<&Format> = formats.collect();
+        let kinds = formats.iter().flat_map(|format| runs(format)).fold(0, |kinds, run| kinds | kinds_of(run));
+        let mut codes = Codes { flags: Vec::new(), constants: vec![("CODES", kinds)] };
+        if let Some(Format { scale: Scale::Blocks(blocks), .. }) = formats.first() {
+            codes.flags.push("BLOCKS");
+            match blocks.steps {
+                Steps::Channels => {}
+                Steps::BalancedChannels => codes.flags.push("TOKEN_FACTORS"),
+                Steps::BalancedTokens => codes.flags.push("CHANNEL_FACTORS"),
+            }
+            let constants = [("TOKENS", blocks.tokens), ("OWN", blocks.own()), ("STRIPE", blocks.stripe(formats[0].rank()))];
+            codes.constants.extend(constants.map(|(name, number)| (name, number as u32)));
         }
-        let constants = [("TOKENS", blocks.tokens), ("OWN", blocks.own()), ("STRIPE", blocks.stripe(format.rank()))];
-        Striped { flags, constants: constants.map(|(name, number)| (name, number as u32)).into() }
+        codes
+    }
+}
+
+/// `CODES` of a run, as `lib/rows.wgsl` has it: its width, and whether a byte of the header scales
+/// it.
+fn kinds_of([_, bits, _, scale]: [u32; 4]) -> u32 {
+    match (bits, scale) {
+        (16, _) => 4,
+        (_, AFFINE..) => 8,
+        (8, _) => 2 | if scale > 0 { 16 } else { 0 },
+        _ => 1 | if scale > 0 { 16 } else { 0 },
     }
 }
 
@@ -97,9 +113,9 @@ impl Coded {
         self.slices.iter().map(|slice| slice.kv_heads).max().unwrap_or(1)
     }
 
-    /// How the rows' blocks are read.
-    pub fn striped(&self) -> Striped {
-        Striped::of(&self.slices[0].format)
+    /// What a shader has to know of the rows.
+    pub fn codes(&self) -> Codes {
+        Codes::of(self.slices.iter().map(|slice| &slice.format))
     }
 
     /// The same for post-RoPE keys, about `means: [H_kv][head_dim]` before RoPE.
@@ -228,13 +244,16 @@ pub(crate) fn floats(numbers: &[f32]) -> Vec<[u32; 4]> {
     numbers.chunks(4).map(vector).collect()
 }
 
+/// From here on what scales a run is a word of its header.
+const AFFINE: u32 = 5;
+
 /// What a shader knows of what scales a run: nothing, one of the header's first four bytes, or the
 /// halves of one of its words. Of blocks the shader knows by itself.
 fn scale(source: ScaleSource) -> u32 {
     match source {
         ScaleSource::One => 0,
         ScaleSource::Byte(byte) => 1 + byte as u32,
-        ScaleSource::Affine(word) => 5 + word as u32,
+        ScaleSource::Affine(word) => AFFINE + word as u32,
         ScaleSource::Block => 0,
     }
 }

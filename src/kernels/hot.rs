@@ -6,7 +6,7 @@ use super::columns::Kinds;
 use super::score::Reading;
 use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
 use crate::gpu::{Spec, Tuning, WeightType};
-use crate::kv::{Format, RUN, Scale, Selection, Selector};
+use crate::kv::{Band, Format, RUN, Scale, Selection, Selector};
 
 /// A variant that runs in every step or chunk.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
         hot("matmul GATED", matmul(WeightType::F16, &["GATED"])),
         hot("matmul RESIDUAL", matmul(WeightType::F16, &["RESIDUAL"])),
         hot("matmul FULL", matmul(WeightType::F32, &[])),
-        hot("pack", pack::variant()),
+        hot("pack", pack::variant(&trellis())),
     ];
     for (model, attention) in [("8B", AttentionShape::of(false, None, 32, 8, 128)), ("135M", AttentionShape::of(false, None, 9, 3, 64))] {
         all.extend(of_model(&attention, &tuning).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
@@ -56,10 +56,10 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256, by: Selector::ShadowKv };
     let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
     let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
-    let absorbed = |coded: &Coded| Reading::Absorbed(coded.striped(), attention.group_size() * coded.widest());
+    let absorbed = |coded: &Coded| Reading::Absorbed(coded.codes(), attention.group_size() * coded.widest());
     let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, many);
     let values = |coded: Option<&Coded>, kinds: Kinds| {
-        values::variant(attention, coded.map(Coded::striped), kinds, values::shape(attention, coded, kinds.listed.is_some()).1, tuning)
+        values::variant(attention, coded.map(Coded::codes), kinds, values::shape(attention, coded, kinds.listed.is_some()).1, tuning)
     };
     vec![
         hot("prepare", prepare::variant(attention, false, None)),
@@ -73,8 +73,8 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("score REBUILT, one", score(Reading::Rebuilt, all_kinds, false)),
         hot("score REBUILT, many", score(Reading::Rebuilt, all_kinds, true)),
         hot("score REBUILT LISTED, one", score(Reading::Rebuilt, chosen, false)),
-        hot("rebuild", rebuild::variant(attention, all_kinds)),
-        hot("rebuild LISTED", rebuild::variant(attention, chosen)),
+        hot("rebuild", rebuild::variant(attention, all.codes(), all_kinds)),
+        hot("rebuild LISTED", rebuild::variant(attention, all.codes(), chosen)),
         hot("values", values(None, all_kinds)),
         hot("values CODED, one head", values(Some(&one), all_kinds)),
         hot("values CODED, all heads", values(Some(&all), all_kinds)),
@@ -89,9 +89,14 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     ]
 }
 
+/// Codes that are chosen together, as most rows have.
+fn trellis() -> Format {
+    Format { bands: vec![Band { bits: 3, runs: 2 }], scale: Scale::Band }
+}
+
 /// Rows over so many key/value heads each.
 fn rows_over(attention: &AttentionShape, kv_heads: usize) -> Coded {
-    let format = Format { bands: Vec::new(), scale: Scale::Band };
+    let format = trellis();
     let slice = |first_head| Slice { row: 0, word: 0, offset: 0, first_head, kv_heads, runs: 0..format.rank() / RUN, format: format.clone() };
     Coded { store: 0, words: 0, slices: (0..attention.kv_heads).step_by(kv_heads).map(slice).collect(), mean_pairs: Vec::new(), block: 1 }
 }

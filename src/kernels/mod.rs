@@ -63,13 +63,15 @@ pub(crate) const WORKGROUP: u32 = 64;
 /// Positions of RoPE's first table: see [`rope_table`].
 const NEAR: u32 = 64;
 
-/// RoPE's tables, `(cos, sin)` as `[NEAR + ceil(capacity / NEAR)][frequencies]`: the positions
-/// below `NEAR`, then its multiples, from angles in f64. A shader rotates by the sum of two angles.
+/// RoPE's tables, `(cos, sin)`, from angles in f64: the positions below `NEAR`, `[NEAR][pairs]`, the
+/// same as `[pairs][NEAR]`, then its multiples, `[ceil(capacity / NEAR)][pairs]`. A shader rotates
+/// by the sum of two angles.
 pub(crate) fn rope_table(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
     let near = NEAR as usize;
-    let positions = (0..near).chain((0..capacity.div_ceil(near)).map(|i| near * i));
-    let row = |p: usize| frequencies.iter().map(move |f| [(p as f64 * f).cos() as f32, (p as f64 * f).sin() as f32]);
-    positions.flat_map(row).collect()
+    let rotation = |p: usize, f: f64| [(p as f64 * f).cos() as f32, (p as f64 * f).sin() as f32];
+    let row = |p: usize| frequencies.iter().map(move |f| rotation(p, *f));
+    let by_pair = frequencies.iter().flat_map(|f| (0..near).map(move |p| rotation(p, *f)));
+    (0..near).flat_map(row).chain(by_pair).chain((0..capacity.div_ceil(near)).flat_map(|i| row(near * i))).collect()
 }
 
 fn spec(shader: &'static str, flags: &[&'static str], constants: &[(&'static str, u32)], bindings: &[(u32, Access)]) -> Spec {

@@ -1,6 +1,6 @@
 //! `pack.wgsl`: coordinates into packed rows.
 
-use super::coded::{BOOKS, bands, books, runs};
+use super::coded::{BOOKS, Codes, bands, books, runs};
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
@@ -33,9 +33,10 @@ pub struct Pack {
     params: Params,
 }
 
-pub(super) fn variant() -> Spec {
+pub(super) fn variant(format: &Format) -> Spec {
     let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    spec("pack.wgsl", &[], &[("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS)], &bindings)
+    let constants = [vec![("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS)], Codes::of(std::iter::once(format)).constants].concat();
+    spec("pack.wgsl", &[], &constants, &bindings)
 }
 
 /// Where a row's words stand in a store of latents.
@@ -78,7 +79,7 @@ impl Pack {
         let [at, words, bands, runs, header, lot] = [to.at, to.store.shape.cols, bands.len(), runs, format.header(), lot].map(|n| n as u32);
         let bytes = 4 * (format.rank() + format.words()) as u64;
         Ok(Pack {
-            kernel: device.kernel(variant(), &[coordinates, table, to.store])?,
+            kernel: device.kernel(variant(format), &[coordinates, table, to.store])?,
             bytes,
             lots,
             params: Params { first: 0, at, words, bands, runs, header, lot, clip },

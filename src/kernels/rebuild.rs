@@ -1,7 +1,7 @@
 //! `rebuild.wgsl`: coded keys as they were before they were coded, from rows of keys before RoPE.
 
 use super::attention::AttentionBuffers;
-use super::coded::BOOKS;
+use super::coded::{BOOKS, Codes};
 use super::columns::Kinds;
 use super::score::{CodedKeys, tile};
 use super::{AttentionShape, NEAR, WORKGROUP, spec};
@@ -29,7 +29,8 @@ pub struct Rebuild {
     params: Params,
 }
 
-pub(super) fn variant(attention: &AttentionShape, kinds: Kinds) -> Spec {
+/// `codes`: of keys before RoPE, which are not coded in blocks.
+pub(super) fn variant(attention: &AttentionShape, codes: Codes, kinds: Kinds) -> Spec {
     let mut constants = vec![
         ("WORKGROUP", WORKGROUP),
         ("PAIRS", (attention.head_dim / 2) as u32),
@@ -38,6 +39,7 @@ pub(super) fn variant(attention: &AttentionShape, kinds: Kinds) -> Spec {
         ("TILE", tile(attention.head_dim)),
         ("KV_HEADS", attention.kv_heads as u32),
     ];
+    constants.extend(codes.constants);
     constants.extend(kinds.constants());
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Read), (4, Access::Write)];
     bindings.extend(kinds.list());
@@ -52,7 +54,8 @@ impl Rebuild {
         let ranks = (0..attention.kv_heads).map(|kv| keys.coded.rank(kv)).sum::<usize>();
         let bytes = 4 * keys.coded.row_words() + 2 * attention.kv_heads * pad(attention.head_dim);
         Ok(Rebuild {
-            kernel: device.kernel(variant(attention, Kinds { listed: keys.list.map(|list| list.by_head), counted: 0 }), &buffers)?,
+            kernel: device
+                .kernel(variant(attention, keys.coded.codes(), Kinds { listed: keys.list.map(|list| list.by_head), counted: 0 }), &buffers)?,
             tile: tile(attention.head_dim),
             kv_heads: attention.kv_heads as u32,
             each: Work { bytes: bytes as u64, flops: (2 * ranks * attention.head_dim) as u64 },

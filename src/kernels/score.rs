@@ -1,7 +1,7 @@
 //! `score.wgsl`: how well every column answers every query.
 
 use super::attention::AttentionBuffers;
-use super::coded::{BOOKS, Coded, Striped};
+use super::coded::{BOOKS, Coded, Codes};
 use super::columns::{Block, Kinds, List};
 use super::exact::ExactRows;
 use super::{AttentionShape, NEAR, WORKGROUP, spec};
@@ -112,7 +112,7 @@ pub(super) enum Reading {
     #[default]
     None,
     /// From their rows: how these are packed, and how many query heads read the same.
-    Absorbed(Striped, usize),
+    Absorbed(Codes, usize),
     /// As keys in f16.
     Rebuilt,
 }
@@ -136,11 +136,11 @@ pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds
     constants.extend(kinds.constants());
     match reading {
         Reading::None => {}
-        Reading::Absorbed(striped, together) => {
+        Reading::Absorbed(codes, together) => {
             flags.push("ABSORBED");
-            flags.extend(striped.flags);
+            flags.extend(codes.flags);
             constants.extend([("NEAR", NEAR), ("BOOKS", BOOKS), ("CODED_ROWS", coded_rows(together, many))]);
-            constants.extend(striped.constants);
+            constants.extend(codes.constants);
             bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
         }
         Reading::Rebuilt => {
@@ -182,7 +182,7 @@ impl Score {
                     let ranks = (0..kv_heads).map(|kv| keys.coded.rank(kv)).sum::<usize>();
                     let together = group * if keys.list.is_some_and(|list| list.by_head > 0) { 1 } else { keys.coded.widest() };
                     (coded_tile, lines[1]) = (WORKGROUP, (together, coded_rows(together, many)));
-                    (Reading::Absorbed(keys.coded.striped(), together), queries, work(4 * heads, 2 * group * ranks), 4 * keys.coded.row_words())
+                    (Reading::Absorbed(keys.coded.codes(), together), queries, work(4 * heads, 2 * group * ranks), 4 * keys.coded.row_words())
                 } else {
                     buffers.push(&b.rebuilt);
                     (Reading::Rebuilt, queries, plain, 2 * attention.kv_row())

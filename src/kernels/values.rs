@@ -1,7 +1,7 @@
 //! `values.wgsl`: the weighted sum of value rows, split by split, exact ones and coded ones apart.
 
 use super::attention::AttentionBuffers;
-use super::coded::{BOOKS, Coded, Striped};
+use super::coded::{Coded, Codes};
 use super::columns::{Block, Kinds, List};
 use super::exact::ExactRows;
 use super::{AttentionShape, WORKGROUP, spec};
@@ -77,7 +77,7 @@ pub(super) fn shape(attention: &AttentionShape, coded: Option<&Coded>, apart: bo
 }
 
 /// `coded`: how rows are packed, if there are any.
-pub(super) fn variant(attention: &AttentionShape, coded: Option<Striped>, kinds: Kinds, rows: u32, tuning: &Tuning) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, coded: Option<Codes>, kinds: Kinds, rows: u32, tuning: &Tuning) -> Spec {
     let mut flags = Vec::from_iter(kinds.flags());
     let mut constants = vec![
         ("WORKGROUP", WORKGROUP),
@@ -85,17 +85,16 @@ pub(super) fn variant(attention: &AttentionShape, coded: Option<Striped>, kinds:
         ("KEYS", tuning.keys),
         ("IN_FLIGHT", tuning.in_flight),
         ("ENDS", tuning.ends),
-        ("BOOKS", BOOKS),
         ("ROWS", rows),
         ("HEADS", attention.heads as u32),
         ("EXACT_ROW", attention.kv_row() as u32),
     ];
     constants.extend(kinds.constants());
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Read), (3, Access::Write), (4, Access::Write)];
-    if let Some(striped) = coded {
+    if let Some(codes) = coded {
         flags.push("CODED");
-        flags.extend(striped.flags);
-        constants.extend(striped.constants);
+        flags.extend(codes.flags);
+        constants.extend(codes.constants);
         bindings.extend([(5, Access::Read), (6, Access::Read)]);
     }
     if kinds.counted > 0 {
@@ -175,7 +174,7 @@ impl Values {
         let [entries, more] = groups(attention, side, apart).1;
         let (tuning, kinds) = (device.tuning(), Kinds { listed: list.map(|list| list.by_head), counted });
         Ok(Values {
-            kernel: device.kernel(variant(attention, side.map(Coded::striped), kinds, rows, &tuning), &buffers)?,
+            kernel: device.kernel(variant(attention, side.map(Coded::codes), kinds, rows, &tuning), &buffers)?,
             rows,
             heads,
             each: [work(all * attention.head_dim), work(attention.group_size() * ranks)],
