@@ -1,8 +1,8 @@
 // Looks tokens up in a part of the embedding table: out[t] = table[token], where the token's row
 // lies in this part.
 //
-// Grid: x = tokens.
-#include "lib/half.wgsl"
+// Grid: x = tokens. lib/weights.wgsl says how the table is stored.
+#include "lib/weights.wgsl"
 
 struct Params {
     first: u32, // row of the whole table at which this part begins
@@ -11,7 +11,6 @@ struct Params {
 }
 var<immediate> params: Params;
 
-@group(0) @binding(0) var<storage, read> table: array<half4>;            // [rows][width]
 @group(0) @binding(1) var<storage, read> tokens: array<u32>;             // [tokens]
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;    // [tokens][width]
 
@@ -19,8 +18,9 @@ var<immediate> params: Params;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let row = tokens[group.x] - params.first; // wraps below: then it is no less than rows
     if row < params.rows {
+        let loads = row_loads(params.width);
         for (var k = local; k < params.width; k += WORKGROUP) {
-            out[group.x * params.width + k] = widen(table[row * params.width + k]);
+            out[group.x * params.width + k] = weights_at(row, loads, k);
         }
     }
 }

@@ -6,8 +6,9 @@
 //
 // GATED     rows come in pairs (gate, up): out[t][row / 2] = silu(gate) · up
 // RESIDUAL  out[t][row] += …, and BIAS adds bias[row]
-// FULL      weights are f32
-#include "lib/half.wgsl"
+//
+// lib/weights.wgsl says how weights are stored.
+#include "lib/weights.wgsl"
 
 struct Params {
     first: u32,  // row of the whole matrix at which this part begins
@@ -18,11 +19,6 @@ struct Params {
 }
 var<immediate> params: Params;
 
-#if FULL
-@group(0) @binding(0) var<storage, read> weights: array<vec4<f32>>; // [rows][width]
-#else
-@group(0) @binding(0) var<storage, read> weights: array<half4>;  // [rows][width]
-#endif
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [tokens][width]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [tokens][stride]
 #if BIAS
@@ -52,6 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let block_token = group.y * BM;
     let across = local % ACROSS;
     let down = local / ACROSS;
+    let loads_of_row = row_loads(params.width);
     var sums: array<array<f32, TN>, TM>;
 
     for (var k = 0u; k < params.width; k += VECTORS) {
@@ -69,11 +66,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let row = block_row + i / VECTORS;
             var value = vec4<f32>();
             if row < params.rows && k + v < params.width {
-#if FULL
-                value = weights[row * params.width + k + v];
-#else
-                value = widen(weights[row * params.width + k + v]);
-#endif
+                value = weights_at(row, loads_of_row, k + v);
             }
             ws[v * BN + i / VECTORS] = value;
         }

@@ -6,41 +6,28 @@
 // it is TEAM lanes that meet in workgroup memory. A lane loads AHEAD times from each of its rows
 // before it multiplies.
 //
-// PAIRED    a load is two vectors of a row, which has an even number of them
+// lib/weights.wgsl says how weights are stored.
+//
+// RAGGED    the last loads of a row reach beyond x, which counts as zeros there
 // NORM      x is the residual stream: out = W·(x / rms(x) ⊙ gain). The scale does not depend on k
 //           and is applied to the sum.
 // GATED     rows come in pairs (gate, up): out[row / 2] = silu(gate) · up
 // RESIDUAL  out[row] += …, and BIAS adds bias[row]
-#include "lib/half.wgsl"
+#include "lib/weights.wgsl"
 
 struct Params {
     first: u32,   // row of the whole matrix at which this part begins
     rows: u32,    // rows of this part
-    width: u32,   // a row's loads
+    width: u32,   // K / 4
     count: u32,   // numbers under the mean of squares: K without padding (NORM)
     epsilon: f32, // (NORM)
 }
 var<immediate> params: Params;
 
-#if PAIRED
-alias Load = vec4<u32>;
-const EACH = 2u; // vectors of a load
-fn vector(load: Load, i: u32) -> vec4<f32> {
-    return vec4<f32>(unpack2x16float(load[2u * i]), unpack2x16float(load[2u * i + 1u]));
-}
-#else
-alias Load = half4;
-const EACH = 1u;
-fn vector(load: Load, i: u32) -> vec4<f32> {
-    return widen(load);
-}
-#endif
-
-@group(0) @binding(0) var<storage, read> weights: array<Load>;   // [rows][width]
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [width · EACH]
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [width]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [all rows] or [all rows / 2]
 #if NORM
-@group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>; // [width · EACH]
+@group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>; // [width]
 #endif
 #if BIAS
 @group(0) @binding(3) var<storage, read> bias: array<f32>;       // [all rows]
@@ -101,6 +88,7 @@ fn main(
     let teams = WORKGROUP / TEAM;
 #endif
     let block = (group.y * groups.x + group.x) * ROWS;
+    let loads_of_row = row_loads(params.width);
 
     // Every team passes through the loop equally often: without subgroups there are barriers in it.
     for (var pass_row = 0u; pass_row < ROWS; pass_row += teams * UNROLL) {
@@ -111,31 +99,43 @@ fn main(
         if offset < ROWS && row < params.rows {
             var base: array<u32, UNROLL>;
             for (var u = 0u; u < UNROLL; u++) {
-                base[u] = min(row + u, params.rows - 1u) * params.width;
+                base[u] = min(row + u, params.rows - 1u) * loads_of_row;
             }
-            for (var k = lane; k < params.width; k += lanes * AHEAD) {
+            for (var k = lane; k < loads_of_row; k += lanes * AHEAD) {
                 // Past the row's end its last load is read again, and multiplied by nothing.
                 var loads: array<array<Load, UNROLL>, AHEAD>;
                 for (var a = 0u; a < AHEAD; a++) {
-                    let at = select(min(k + a * lanes, params.width - 1u), k, a == 0u);
+                    let at = select(min(k + a * lanes, loads_of_row - 1u), k, a == 0u);
                     for (var u = 0u; u < UNROLL; u++) {
-                        loads[a][u] = weights[base[u] + at];
+                        loads[a][u] = fetch(base[u] + at);
                     }
                 }
                 for (var a = 0u; a < AHEAD; a++) {
-                    let there = a == 0u || k + a * lanes < params.width;
+                    let there = a == 0u || k + a * lanes < loads_of_row;
                     let at = select(0u, k + a * lanes, there);
-                    for (var i = 0u; i < EACH; i++) {
-                        var v = x[at * EACH + i];
-                        if a > 0u {
-                            v = select(vec4<f32>(), v, there);
-                        }
-#if NORM
-                        squares = dot_add(v, v, squares);
-                        v *= gain[at * EACH + i];
+                    for (var p = 0u; p < PIECES; p++) {
+                        var v: array<vec4<f32>, QUADS>;
+                        var totals: array<f32, QUADS>;
+                        for (var q = 0u; q < QUADS; q++) {
+                            var i = place(at, p, q);
+#if RAGGED
+                            let inside = i < params.width;
+                            i = min(i, params.width - 1u);
+                            v[q] = select(vec4<f32>(), x[i], inside);
+#else
+                            v[q] = x[i];
 #endif
+                            if a > 0u {
+                                v[q] = select(vec4<f32>(), v[q], there);
+                            }
+#if NORM
+                            squares = dot_add(v[q], v[q], squares);
+                            v[q] *= gain[i];
+#endif
+                            totals[q] = v[q].x + v[q].y + v[q].z + v[q].w;
+                        }
                         for (var u = 0u; u < UNROLL; u++) {
-                            sums[u] = dot_add(vector(loads[a][u], i), v, sums[u]);
+                            sums[u] = multiply_add(loads[a][u], p, v, totals, sums[u]);
                         }
                     }
                 }

@@ -1,8 +1,9 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
-use crate::bench::{self, Roofline};
+use crate::bench::{self, Roofline, WeightBytes};
 use crate::checkpoint::{Checkpoint, Tokenizer};
 use crate::compress::Solver;
+use crate::decoder::WeightStorage;
 use crate::gpu::Tier;
 use crate::kv::{CacheMethod, Exact};
 use crate::sequence::{Context, Prompt, Prompted, Reader, Sequence, SequenceOptions};
@@ -48,11 +49,18 @@ pub struct LoadOptions {
     pub tier: Option<Tier>,
     /// What a GPU's kernels are checked for while they run.
     pub checks: gpu::ShaderChecks,
+    /// What weights are on a GPU.
+    ///
+    /// The processor's are single precision.
+    pub weights: WeightStorage,
 }
 
 /// An opened device, on which any number of models can be loaded.
 #[derive(Clone)]
-pub struct Engine(Kind);
+pub struct Engine {
+    kind: Kind,
+    weights: WeightStorage,
+}
 
 #[derive(Clone)]
 enum Kind {
@@ -66,20 +74,32 @@ impl Engine {
     /// # Errors
     /// [`Error::NoAdapter`] where there is no usable graphics adapter of that name, or none at all;
     /// [`Error::Argument`] for a tier that it does not offer; [`Error::Gpu`] where the driver
-    /// refuses.
+    /// refuses; those of [`with_weights`](Self::with_weights).
     pub fn open(options: &LoadOptions) -> Result<Engine> {
         let adapter = match &options.device {
-            Device::Cpu => return Ok(Engine(Kind::Cpu)),
+            Device::Cpu => return Engine { kind: Kind::Cpu, weights: WeightStorage::Stored }.with_weights(options.weights),
             Device::Auto => None,
             Device::Gpu(name) => Some(name.clone()),
         };
-        let options = gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() };
-        Ok(Engine(Kind::Gpu(gpu::Device::open(&options)?)))
+        let gpu = gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() };
+        Ok(Engine { kind: Kind::Gpu(gpu::Device::open(&gpu)?), weights: options.weights })
+    }
+
+    /// The same device, on which weights are loaded as `weights` says.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for the processor, whose weights are single precision.
+    pub fn with_weights(self, weights: WeightStorage) -> Result<Engine> {
+        if let (Kind::Cpu, false) = (&self.kind, weights == WeightStorage::Stored) {
+            let message = format!("{} is for a GPU; the processor's weights are f32", weights.name());
+            return Err(Error::Argument { name: "weights".into(), message });
+        }
+        Ok(Engine { weights, ..self })
     }
 
     /// Whether this is a graphics driver that does everything on the processor.
     pub fn is_software(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => false,
             Kind::Gpu(device) => device.is_software(),
         }
@@ -87,7 +107,7 @@ impl Engine {
 
     /// The GPU, where it is one.
     pub fn gpu(&self) -> Option<&Arc<gpu::Device>> {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => None,
             Kind::Gpu(device) => Some(device),
         }
@@ -95,7 +115,7 @@ impl Engine {
 
     /// What it is called.
     pub fn name(&self) -> String {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => format!("processor, {} threads", rayon::current_num_threads()),
             Kind::Gpu(device) => device.name().into(),
         }
@@ -103,7 +123,7 @@ impl Engine {
 
     /// What drives it.
     pub fn driver(&self) -> String {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => concat!("lowkey ", env!("CARGO_PKG_VERSION")).into(),
             Kind::Gpu(device) => device.driver(),
         }
@@ -111,7 +131,7 @@ impl Engine {
 
     /// The tier of its kernels: see `doctor`.
     pub fn tier(&self) -> &'static str {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => "cpu",
             Kind::Gpu(device) => device.tier().name(),
         }
@@ -122,7 +142,7 @@ impl Engine {
     /// # Errors
     /// The device's.
     pub fn roofline(&self) -> Result<Roofline> {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => Ok(bench::processor_roofline()),
             Kind::Gpu(device) => gpu::roofline(device),
         }
@@ -141,9 +161,9 @@ impl Engine {
     /// # Errors
     /// Those of reading its weights, and the device's.
     pub fn load_checkpoint(&self, checkpoint: Checkpoint) -> Result<Model> {
-        let weights = match &self.0 {
+        let weights = match &self.kind {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load(&checkpoint)?)),
-            Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load(&checkpoint, device.clone())?)),
+            Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone())?)),
         };
         Ok(Model { checkpoint, weights, tokenizer: OnceLock::new() })
     }
@@ -187,19 +207,19 @@ impl Model {
         self.checkpoint.factored().map_or("f16".into(), |factored| factored.options.clone())
     }
 
-    /// The type that weights have in memory.
-    pub fn weight_type(&self) -> &'static str {
+    /// The types that weights have in memory, that of most of them first: `f16`, `q4 q6`.
+    pub fn weight_type(&self) -> String {
         match &self.weights {
-            Weights::Cpu(_) => "f32",
-            Weights::Gpu(_) => "f16",
+            Weights::Cpu(_) => "f32".into(),
+            Weights::Gpu(model) => model.weight_type(),
         }
     }
 
-    /// Bytes of a weight in memory.
-    pub fn bytes_per_weight(&self) -> u64 {
+    /// What its weights take in memory.
+    pub fn weight_bytes(&self) -> WeightBytes {
         match &self.weights {
-            Weights::Cpu(_) => 4,
-            Weights::Gpu(_) => 2,
+            Weights::Cpu(_) => WeightBytes::each(self.checkpoint.config(), 4),
+            Weights::Gpu(model) => WeightBytes { matrices: model.matrix_bytes(), number: 2 },
         }
     }
 

@@ -73,14 +73,39 @@ impl RowsMade {
     }
 }
 
+/// What weights take in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Bytes of the matrices of all layers and the head.
+    pub matrices: u64,
+    /// Bytes of each other number.
+    pub number: u64,
+}
+
+impl WeightBytes {
+    /// So many for each weight.
+    pub fn each(config: &Config, bytes: u64) -> WeightBytes {
+        WeightBytes { matrices: bytes * matrix_weights(config), number: bytes }
+    }
+}
+
+/// Weights of the matrices of all layers and the head.
+fn matrix_weights(config: &Config) -> u64 {
+    let [d, i, heads, layers, vocab] =
+        [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
+    let q_width = heads * config.head_dim as u64;
+    let kv_width = (config.num_key_value_heads * config.head_dim) as u64;
+    layers * (2 * d * q_width + 2 * d * kv_width + 3 * d * i) + vocab * d
+}
+
 /// Counts what a decode step costs at the least, after the prompt.
 ///
-/// `made`: the rows that the model comes with; its weights take `bytes_per_weight` in memory.
-pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, bytes_per_weight: u64) -> impl Fn(&dyn Sequence) -> Cost + 'static {
+/// `made`: the rows that the model comes with; its weights take `weights` in memory.
+pub fn step_cost(config: &Config, options: SequenceOptions, made: RowsMade, weights: WeightBytes) -> impl Fn(&dyn Sequence) -> Cost + 'static {
     let (config, exact) = (config.clone(), options.exact.or(made.exact).unwrap_or_default());
     move |sequence| {
         let (rows, capacity) = (sequence.rows(), sequence.capacity());
-        let cost = Cost::of(&config, (rows, &made.mean_pairs), options.method.read(), bytes_per_weight);
+        let cost = Cost::of(&config, (rows, &made.mean_pairs), options.method.read(), weights);
         let exact = Exact { sinks: exact.sinks.min(capacity), recent: exact.recent.min(capacity) };
         // A sequence whose stores are refused was never made.
         match options.method.eviction().and_then(|eviction| eviction.stores(&config.geometry(), rows, exact, capacity).ok()) {
@@ -94,19 +119,16 @@ impl Cost {
     /// Counts from a model's shapes, its latents and how many tokens are read.
     ///
     /// Latents are none where the model is dense; frequency pairs are as [`Price::of`] takes them;
-    /// each weight takes `bytes_per_weight` bytes.
-    pub fn of(config: &Config, (rows, mean_pairs): (&[LatentSpec], &[usize]), read: Read, bytes_per_weight: u64) -> Cost {
-        let [d, i, heads, layers, vocab] =
-            [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
-        let q_width = heads * config.head_dim as u64;
-        let kv_width = (config.num_key_value_heads * config.head_dim) as u64;
-
-        // Matrices of all layers and the head; the norm at the end has the width of one more row.
-        let matrices = layers * (2 * d * q_width + 2 * d * kv_width + 3 * d * i) + vocab * d;
+    /// weights take `weights`.
+    pub fn of(config: &Config, (rows, mean_pairs): (&[LatentSpec], &[usize]), read: Read, weights: WeightBytes) -> Cost {
+        let (d, layers) = (config.hidden_size as u64, config.num_hidden_layers as u64);
+        let q_width = (config.num_attention_heads * config.head_dim) as u64;
+        let matrices = matrix_weights(config);
+        // The norm at the end has the width of one more row.
         let price = Price::of(rows, mean_pairs, &config.geometry());
         let (chunk, select) = (Selection::CHUNK as u64, read.selection());
         Cost {
-            weight_bytes: (matrices + d + price.basis_numbers) * bytes_per_weight,
+            weight_bytes: weights.matrices + (d + price.basis_numbers) * weights.number,
             linear_flops: 2 * matrices + price.flops_per_step,
             flops_per_cached_token: price.flops_per_cached_token,
             landmarks: select.map_or([0, 0], |_| {
@@ -187,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_dense_model_is_counted_by_hand() {
-        let cost = Cost::of(&config(), (&[], &[]), Read::All, 2);
+        let cost = Cost::of(&config(), (&[], &[]), Read::All, WeightBytes::each(&config(), 2));
         // Query 10×32, key and value 10×16 each, output 32×10, MLP 3×10×20; twice. Head 100×10 and
         // one embedding row.
         let matrices = 2 * (320 + 320 + 320 + 600) + 1000;
@@ -199,19 +221,19 @@ mod tests {
 
     #[test]
     fn a_factored_model_is_counted_by_hand() {
-        let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
+        let dense = Cost::of(&config(), (&[], &[]), Read::All, WeightBytes::each(&config(), 1));
         // Two heads of eight from ranks of 32 and 16, in two layers; four query heads.
         let ups = [16 * 32, 16 * 16];
-        let rebuilt = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
+        let rebuilt = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, WeightBytes::each(&config(), 1));
         assert_eq!(rebuilt.weight_bytes, dense.weight_bytes + 2 * (ups[0] + ups[1]));
         assert_eq!(rebuilt.flops(0), dense.flops(0) + 2 * 2 * 2 * ups[1]);
         assert_eq!(rebuilt.flops_per_cached_token, 2 * 2 * (ups[0] + 4 * 8 + 4 * 16));
-        let direct = Cost::of(&config(), (&rows(LatentKind::PostRopeKeys), &[]), Read::All, 1);
+        let direct = Cost::of(&config(), (&rows(LatentKind::PostRopeKeys), &[]), Read::All, WeightBytes::each(&config(), 1));
         assert_eq!(direct.weight_bytes, rebuilt.weight_bytes);
         assert_eq!(direct.flops(0), dense.flops(0) + 2 * 2 * 2 * (ups[0] + ups[1]));
         assert_eq!(direct.flops_per_cached_token, 2 * 2 * (4 * 32 + 4 * 16));
         // A mean that rotates in three pairs, scored by two query heads.
-        let mean_pairs = Cost::of(&config(), (&rows(LatentKind::PostRopeKeys), &[3]), Read::All, 1);
+        let mean_pairs = Cost::of(&config(), (&rows(LatentKind::PostRopeKeys), &[3]), Read::All, WeightBytes::each(&config(), 1));
         assert_eq!(mean_pairs.flops_per_cached_token, direct.flops_per_cached_token + 2 * 2 * 2 * 3);
         assert_eq!(mean_pairs.weight_bytes, direct.weight_bytes + 2 * 3);
     }
@@ -219,7 +241,7 @@ mod tests {
     #[test]
     fn evicted_tokens_are_not_read() {
         let exact = Exact { sinks: 4, recent: 12 };
-        let dense = Cost::of(&config(), (&[], &[]), Read::All, 1);
+        let dense = Cost::of(&config(), (&[], &[]), Read::All, WeightBytes::each(&config(), 1));
         let stores = |evicted| Stores::some(2 * config().geometry().kv_width(), evicted, 20, 5, 400);
         // 4, 12 and half a block are exact, and 20 candidates.
         let none = dense.eviction(&config(), &stores(Evicted::None), exact, &[]);
@@ -230,7 +252,7 @@ mod tests {
         assert_eq!(shrunk.bytes(40, 9), dense.bytes(40, 128));
         assert_eq!(shrunk.bytes(300, 9), dense.bytes(52, 128) + 2 * 6 * 4 * 32);
         assert_eq!(shrunk.flops(300), dense.flops(62));
-        let coded = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
+        let coded = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, WeightBytes::each(&config(), 1));
         let eviction = coded.eviction(&config(), &stores(Evicted::Rows), exact, &rows(LatentKind::PreRopeKeys));
         assert_eq!(eviction.bytes(300, 9), coded.weight_bytes + 52 * 128 + 248 * 192);
         assert_eq!(eviction.flops(300), coded.flops(248) + 52 * 2 * 4 * 32);
@@ -238,8 +260,8 @@ mod tests {
 
     #[test]
     fn what_is_chosen_is_read_and_every_landmark() {
-        let all = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, 1);
-        let some = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::top(Some(64)), 1);
+        let all = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::All, WeightBytes::each(&config(), 1));
+        let some = Cost::of(&config(), (&rows(LatentKind::PreRopeKeys), &[]), Read::top(Some(64)), WeightBytes::each(&config(), 1));
         // 64 tokens; two layers' landmarks of two heads, three words each for two tokens, scored by
         // four heads of eight.
         assert_eq!(some.bytes(800, 200), all.weight_bytes + 64 * (200 - 24) + 800 * 24);

@@ -13,7 +13,7 @@ mod roofline;
 mod shape;
 
 pub use crate::gpu::Roofline;
-pub use cost::{Cost, EvictionCost, RowsMade, step_cost};
+pub use cost::{Cost, EvictionCost, RowsMade, WeightBytes, step_cost};
 pub use report::Report;
 pub use roofline::processor_roofline;
 pub use shape::{RandomRows, Shape};
@@ -36,7 +36,7 @@ pub struct Subject {
     pub method: String,
     /// How its rows are stored.
     pub layout: String,
-    /// The type its weights have in memory: `f16`, `f32`.
+    /// The types its weights have in memory: `f16`, `f32`, `q4 q6`.
     pub weights: String,
     /// Tokens are drawn from this many.
     pub vocab: usize,

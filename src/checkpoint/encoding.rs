@@ -5,7 +5,10 @@
 //! sub-blocks of 16 or 32 that have small integer scales of their own, `x = (d·s)·q − d_min·s_min`.
 //! Low and high nibbles of a byte belong to different halves of a run, never to neighbours.
 //! (Layout: ggml's `ggml-common.h` and `ggml-quants.c`.)
+//!
+//! Whatever the block, it comes apart into codes `q`, and two numbers for each [`GROUP`] of them.
 
+use super::blocks::{Form, GROUP, Has};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -50,6 +53,20 @@ impl Encoding {
         self.block().0 > 1
     }
 
+    /// What its blocks come apart into; `None` where numbers are plain floats.
+    pub const fn form(self) -> Option<Form> {
+        let (bits, has) = match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => return None,
+            Encoding::Q4_0 => (4, Has::Scale),
+            Encoding::Q4_1 | Encoding::Q4K => (4, Has::Minimum),
+            Encoding::Q5_0 => (5, Has::Scale),
+            Encoding::Q5_1 | Encoding::Q5K => (5, Has::Minimum),
+            Encoding::Q6K => (6, Has::Scales),
+            Encoding::Q8_0 => (8, Has::Scale),
+        };
+        Some(Form { bits, has })
+    }
+
     /// Numbers in so many bytes.
     pub const fn numbers(self, bytes: usize) -> usize {
         bytes / self.block().1 * self.block().0
@@ -77,21 +94,43 @@ impl Encoding {
                     *x = bf16::from_le_bytes(*b).to_f32();
                 }
             }
-            Encoding::Q4_0 => blocks(bytes, out, q4_0),
-            Encoding::Q4_1 => blocks(bytes, out, q4_1),
-            Encoding::Q5_0 => blocks(bytes, out, q5_0),
-            Encoding::Q5_1 => blocks(bytes, out, q5_1),
-            Encoding::Q8_0 => blocks(bytes, out, q8_0),
-            Encoding::Q4K => blocks(bytes, out, q4_k),
-            Encoding::Q5K => blocks(bytes, out, q5_k),
-            Encoding::Q6K => blocks(bytes, out, q6_k),
+            _ => {
+                let (mut codes, mut groups) = (vec![0; out.len()], vec![[0f32; 2]; out.len() / GROUP]);
+                self.unpack(bytes, &mut codes, &mut groups);
+                if let Some(form) = self.form() {
+                    form.decode(&codes, &groups, out);
+                }
+            }
+        }
+    }
+
+    /// Takes whole blocks apart: the code of every number, and two numbers for every [`GROUP`].
+    ///
+    /// Plain floats have no codes.
+    pub fn unpack(self, bytes: &[u8], codes: &mut [u8], groups: &mut [[f32; 2]]) {
+        match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => {}
+            Encoding::Q4_0 => blocks(bytes, codes, groups, q4_0),
+            Encoding::Q4_1 => blocks(bytes, codes, groups, q4_1),
+            Encoding::Q5_0 => blocks(bytes, codes, groups, q5_0),
+            Encoding::Q5_1 => blocks(bytes, codes, groups, q5_1),
+            Encoding::Q8_0 => blocks(bytes, codes, groups, q8_0),
+            Encoding::Q4K => blocks(bytes, codes, groups, q4_k),
+            Encoding::Q5K => blocks(bytes, codes, groups, q5_k),
+            Encoding::Q6K => blocks(bytes, codes, groups, q6_k),
         }
     }
 }
 
-fn blocks<const BYTES: usize, const NUMBERS: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn(&[u8; BYTES], &mut [f32; NUMBERS])) {
-    for (block, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<NUMBERS>().0) {
-        decode(block, out);
+fn blocks<const BYTES: usize, const NUMBERS: usize, const GROUPS: usize>(
+    bytes: &[u8],
+    codes: &mut [u8],
+    groups: &mut [[f32; 2]],
+    unpack: impl Fn(&[u8; BYTES], &mut [u8; NUMBERS]) -> [[f32; 2]; GROUPS],
+) {
+    let places = codes.as_chunks_mut::<NUMBERS>().0.iter_mut().zip(groups.as_chunks_mut::<GROUPS>().0);
+    for (block, (codes, groups)) in bytes.as_chunks::<BYTES>().0.iter().zip(places) {
+        *groups = unpack(block, codes);
     }
 }
 
@@ -100,48 +139,46 @@ fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
+/// The nibbles of a block of 32, the low ones first.
+fn nibbles(bytes: &[u8], codes: &mut [u8; 32]) {
+    for (i, byte) in bytes.iter().enumerate() {
+        codes[i] = byte & 15;
+        codes[i + 16] = byte >> 4;
+    }
+}
+
 /// The fifth bits of a block of 32, one per number.
-fn fifth_bits(block: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+fn fifth_bits(block: &[u8], at: usize, codes: &mut [u8; 32]) {
+    let fifth = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    codes.iter_mut().enumerate().for_each(|(i, code)| *code |= ((fifth >> i & 1) << 4) as u8);
 }
 
-fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let d = half(block, 0);
-    for (i, byte) in block[2..].iter().enumerate() {
-        out[i] = d * ((byte & 15) as f32 - 8.0);
-        out[i + 16] = d * ((byte >> 4) as f32 - 8.0);
-    }
+fn q4_0(block: &[u8; 18], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
+    nibbles(&block[2..], codes);
+    [[half(block, 0), 0.0]]
 }
 
-fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    for (i, byte) in block[4..].iter().enumerate() {
-        out[i] = d * (byte & 15) as f32 + m;
-        out[i + 16] = d * (byte >> 4) as f32 + m;
-    }
+fn q4_1(block: &[u8; 20], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
+    nibbles(&block[4..], codes);
+    [[half(block, 0), half(block, 2)]]
 }
 
-fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let (d, fifth) = (half(block, 0), fifth_bits(block, 2));
-    for (i, byte) in block[6..].iter().enumerate() {
-        out[i] = d * (((byte & 15) as u32 | (fifth >> i & 1) << 4) as f32 - 16.0);
-        out[i + 16] = d * (((byte >> 4) as u32 | (fifth >> (i + 16) & 1) << 4) as f32 - 16.0);
-    }
+fn q5_0(block: &[u8; 22], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
+    nibbles(&block[6..], codes);
+    fifth_bits(block, 2, codes);
+    [[half(block, 0), 0.0]]
 }
 
-fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (d, m, fifth) = (half(block, 0), half(block, 2), fifth_bits(block, 4));
-    for (i, byte) in block[8..].iter().enumerate() {
-        out[i] = d * ((byte & 15) as u32 | (fifth >> i & 1) << 4) as f32 + m;
-        out[i + 16] = d * ((byte >> 4) as u32 | (fifth >> (i + 16) & 1) << 4) as f32 + m;
-    }
+fn q5_1(block: &[u8; 24], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
+    nibbles(&block[8..], codes);
+    fifth_bits(block, 4, codes);
+    [[half(block, 0), half(block, 2)]]
 }
 
-fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let d = half(block, 0);
-    for (x, byte) in out.iter_mut().zip(&block[2..]) {
-        *x = d * (*byte as i8) as f32;
-    }
+/// Codes are signed there; here they count from -128.
+fn q8_0(block: &[u8; 34], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
+    codes.iter_mut().zip(&block[2..]).for_each(|(code, byte)| *code = byte ^ 128);
+    [[half(block, 0), 0.0]]
 }
 
 /// Scale and minimum of sub-block `j` of eight, six bits each, in twelve bytes: the first four
@@ -155,42 +192,43 @@ fn scale_and_minimum(packed: &[u8], j: usize) -> (f32, f32) {
     (scale as f32, minimum as f32)
 }
 
-fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+/// What sub-blocks of 32 have, at the beginning of a block.
+fn sub_blocks(block: &[u8]) -> [[f32; 2]; 8] {
     let (d, d_min) = (half(block, 0), half(block, 2));
-    for j in 0..8 {
+    std::array::from_fn(|j| {
         let (scale, minimum) = scale_and_minimum(&block[4..16], j);
-        let bytes = &block[16 + j / 2 * 32..][..32];
-        for (x, byte) in out[j * 32..][..32].iter_mut().zip(bytes) {
-            *x = d * scale * (byte >> (j % 2 * 4) & 15) as f32 - d_min * minimum;
-        }
-    }
+        [d * scale, -(d_min * minimum)]
+    })
 }
 
-fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (d, d_min) = (half(block, 0), half(block, 2));
-    let fifth = &block[16..48];
-    for j in 0..8 {
-        let (scale, minimum) = scale_and_minimum(&block[4..16], j);
-        let bytes = &block[48 + j / 2 * 32..][..32];
-        for (i, x) in out[j * 32..][..32].iter_mut().enumerate() {
-            let q = bytes[i] >> (j % 2 * 4) & 15 | (fifth[i] >> j & 1) << 4;
-            *x = d * scale * q as f32 - d_min * minimum;
-        }
+fn q4_k(block: &[u8; 144], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
+    for (i, code) in codes.iter_mut().enumerate() {
+        let j = i / 32;
+        *code = block[16 + j / 2 * 32 + i % 32] >> (j % 2 * 4) & 15;
     }
+    sub_blocks(block)
 }
 
-fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+fn q5_k(block: &[u8; 176], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
+    for (i, code) in codes.iter_mut().enumerate() {
+        let j = i / 32;
+        *code = block[48 + j / 2 * 32 + i % 32] >> (j % 2 * 4) & 15 | (block[16 + i % 32] >> j & 1) << 4;
+    }
+    sub_blocks(block)
+}
+
+fn q6_k(block: &[u8; 210], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half(block, 208);
-    for (i, x) in out.iter_mut().enumerate() {
+    for (i, code) in codes.iter_mut().enumerate() {
         // Each half of 128 has 64 bytes of low nibbles and 32 bytes of high pairs; `run` counts its
         // four runs of 32.
         let (side, run, l) = (i / 128, i / 32 % 4, i % 32);
         let nibble = low[side * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
         let pair = high[side * 32 + l] >> (run * 2) & 3;
-        let scale = scales[i / 16] as i8 as f32;
-        *x = d * scale * ((nibble | pair << 4) as f32 - 32.0);
+        *code = nibble | pair << 4;
     }
+    std::array::from_fn(|j| [0, 1].map(|half| d * f32::from(scales[2 * j + half] as i8)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! an encoding that can be decoded. Numbers are checked when they are asked for.
 
 mod adapter;
+mod blocks;
 mod config;
 mod encoding;
 mod factored;
@@ -23,6 +24,7 @@ mod tokenizer;
 mod weights;
 
 pub use adapter::{ADAPTER, is_adapter};
+pub use blocks::{Blocks, Form, Has};
 pub use config::Config;
 pub use factored::Factored;
 pub(crate) use factored::row_tensors;
@@ -215,6 +217,21 @@ impl Checkpoint {
     /// As [`f32`](Self::f32), and where a number is too large for f16.
     pub fn f16(&self, name: &str, shape: &[usize]) -> Result<Vec<half::f16>> {
         self.weights.f16(&self.path, name, shape)
+    }
+
+    /// A quantised tensor's codes and scales, row-major; its shape must be `shape`.
+    ///
+    /// `None` where it is stored in floats, and where [`f16`](Self::f16) says what is wrong.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where it is missing or has another shape.
+    pub fn blocks(&self, name: &str, shape: &[usize]) -> Result<Option<Blocks>> {
+        self.weights.blocks(&self.path, name, shape)
+    }
+
+    /// How a tensor is quantised; `None` where it is stored in floats, or there is none.
+    pub fn form(&self, name: &str) -> Option<Form> {
+        self.weights.get(name)?.encoding?.form()
     }
 }
 

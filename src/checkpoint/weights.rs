@@ -5,6 +5,7 @@
 //! from here on they are the same. Nothing is decoded until it is asked for, and what is asked for
 //! is checked: shape, finiteness, and that nothing overflows f16.
 
+use super::blocks::{Blocks, GROUP};
 use super::encoding::Encoding;
 use crate::{Error, Result};
 use half::f16;
@@ -152,6 +153,29 @@ impl Weights {
         let (stored, encoding) = self.expect(checkpoint, name, shape)?;
         let numbers = self.decode(name, stored, encoding, |chunk: &[f32], out: &mut [f16]| out.convert_from_f32_slice(chunk))?;
         Ok(half_split(numbers, stored))
+    }
+
+    /// A quantised tensor as it is; `None` where it is stored in floats, or holds what is not
+    /// finite, which decoding it says.
+    pub fn blocks(&self, checkpoint: &Path, name: &str, shape: &[usize]) -> Result<Option<Blocks>> {
+        let (stored, encoding) = self.expect(checkpoint, name, shape)?;
+        let (Some(form), Some(row)) = (encoding.form(), shape.last()) else { return Ok(None) };
+        if !row.is_multiple_of(GROUP) {
+            return Ok(None);
+        }
+        let bytes = self.stored_bytes(stored);
+        let mut codes = vec![0; encoding.numbers(bytes.len())];
+        let mut groups = vec![[f16::ZERO; 2]; codes.len() / GROUP];
+        let places = codes.par_chunks_mut(CHUNK).zip(groups.par_chunks_mut(CHUNK / GROUP));
+        places.zip(bytes.par_chunks(encoding.bytes(CHUNK))).for_each(|((codes, groups), bytes)| {
+            let mut wide = vec![[0f32; 2]; groups.len()];
+            encoding.unpack(bytes, codes, &mut wide);
+            groups.iter_mut().zip(wide).for_each(|(group, wide)| *group = wide.map(f16::from_f32));
+        });
+        if !groups.as_flattened().iter().all(|x| x.is_finite()) {
+            return Ok(None);
+        }
+        Ok(Some(Blocks { form, codes: half_split(codes, stored), groups: half_split(groups, stored) }))
     }
 
     /// Decodes in parallel: `finish` takes a chunk of numbers in f32 and stores them.

@@ -12,13 +12,13 @@ use super::several;
 use super::table::{markdown, table};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, kernels, step_cost};
+use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, WeightBytes, kernels, step_cost};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
-use lowkey::gpu::{Device, ShaderChecks};
+use lowkey::gpu::{Device, ShaderChecks, WeightType};
 use lowkey::kv::{Budget, CacheMethod, Evicted, Reviver};
 use lowkey::sequence::SequenceOptions;
-use lowkey::{Engine, Error, Result};
+use lowkey::{Engine, Error, Result, WeightStorage};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +51,11 @@ pub struct Args {
     /// [default: all but fast-pairs and fast-heads].
     #[arg(long, value_delimiter = ',', value_name = "ROWS,…", requires = "shape")]
     rows: Vec<RandomRows>,
+    /// What weights are on a GPU. Of models: stored, f16, q8, q4, as `generate` has it [default:
+    /// stored]; of shapes: f16, q4, q4m, q5, q5m, q6, q8, those with an m with minima as Q4_K has
+    /// them [default: f16].
+    #[arg(long, value_delimiter = ',', value_name = "TYPE,…")]
+    weights: Vec<String>,
     /// Time every kernel of a step and of a chunk by the device's own clock.
     #[arg(long, requires = "shape")]
     kernels: bool,
@@ -100,7 +105,8 @@ impl Args {
         let method = self.cache.method()?;
         let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
         let capacity = task.capacity().ok_or_else(too_deep)?;
-        let checkpoints = several::open(&self.models)?;
+        let weights = Weights::parse(&self.weights, self.shape.is_empty())?;
+        let mut checkpoints = Some(several::open(&self.models)?);
         let engine = console.engine_with(match self.shader_checks {
             Checks::None => ShaderChecks::None,
             Checks::Bounds => ShaderChecks::Bounds,
@@ -109,11 +115,38 @@ impl Args {
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
         let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::usual() } else { self.rows };
-        match (self.shape.is_empty(), self.kernels) {
-            (true, _) => run.models(&task, self.models.into_iter().zip(checkpoints).collect(), method, capacity),
-            (false, false) => run.shapes(&task, &self.shape, &rows, capacity),
-            (false, true) => run.kernels(&task, &self.shape, &rows, sweep),
+        let each = |kinds: Vec<WeightType>| self.shape.iter().flat_map(|shape| kinds.iter().map(|kind| (*shape, *kind))).collect::<Vec<_>>();
+        match weights {
+            Weights::OfModels(storages) => {
+                // Each is read once for every type.
+                let mut models = Vec::new();
+                for (index, storage) in storages.into_iter().enumerate() {
+                    let opened = if index == 0 { checkpoints.take() } else { None };
+                    let opened = opened.map_or_else(|| several::open(&self.models), Ok)?;
+                    models.extend(self.models.iter().cloned().zip(opened).map(|(model, checkpoint)| (model, checkpoint, storage)));
+                }
+                run.models(&task, models, method, capacity)
+            }
+            Weights::OfShapes(kinds) if self.kernels => run.kernels(&task, &each(kinds), &rows, sweep),
+            Weights::OfShapes(kinds) => run.shapes(&task, &each(kinds), &rows, capacity),
         }
+    }
+}
+
+/// What weights are to be.
+enum Weights {
+    OfModels(Vec<WeightStorage>),
+    OfShapes(Vec<WeightType>),
+}
+
+impl Weights {
+    fn parse(names: &[String], models: bool) -> Result<Weights> {
+        Ok(match (models, names.is_empty()) {
+            (true, true) => Weights::OfModels(vec![WeightStorage::Stored]),
+            (true, false) => Weights::OfModels(names.iter().map(|name| name.parse()).collect::<Result<_>>()?),
+            (false, true) => Weights::OfShapes(vec![WeightType::F16]),
+            (false, false) => Weights::OfShapes(names.iter().map(|name| name.parse()).collect::<Result<_>>()?),
+        })
     }
 }
 
@@ -146,11 +179,11 @@ impl Run<'_> {
         self.time.map(|time| time.saturating_sub(self.started.elapsed()))
     }
 
-    fn models(mut self, task: &Task, models: Vec<(String, Checkpoint)>, method: CacheMethod, capacity: usize) -> Result<()> {
+    fn models(mut self, task: &Task, models: Vec<(String, Checkpoint, WeightStorage)>, method: CacheMethod, capacity: usize) -> Result<()> {
         let mut subjects = Vec::new();
-        for (model, checkpoint) in models {
+        for (model, checkpoint, storage) in models {
             self.bar.show("load", 0, None)?;
-            let loaded = self.engine.load_checkpoint(checkpoint)?;
+            let loaded = self.engine.clone().with_weights(storage)?.load_checkpoint(checkpoint)?;
             if let Some(remark) = untrained(&model, loaded.checkpoint(), capacity) {
                 self.console.remark(&format!("{remark}, though the speed is true"));
             }
@@ -163,9 +196,9 @@ impl Run<'_> {
                     model: model.clone(),
                     method: method.name().unwrap_or(loaded.method()).into(),
                     layout: method.layout(&loaded.layout()),
-                    weights: loaded.weight_type().into(),
+                    weights: loaded.weight_type(),
                     vocab: loaded.checkpoint().config().vocab_size,
-                    cost: Box::new(step_cost(loaded.checkpoint().config(), options, made, loaded.bytes_per_weight())),
+                    cost: Box::new(step_cost(loaded.checkpoint().config(), options, made, loaded.weight_bytes())),
                     text: Text::Read(Box::new(loaded.sequence(options).map_err(name_depth)?)),
                 });
             }
@@ -206,16 +239,16 @@ impl Run<'_> {
     }
 
     /// A random model of every shape that fits, for `each`.
-    fn random(&mut self, shapes: &[Shape], mut each: impl FnMut(&mut Self, Shape, Arc<decoder::Model>) -> Result<()>) -> Result<()> {
+    fn random(&mut self, shapes: &[(Shape, WeightType)], mut each: impl FnMut(&mut Self, Shape, Arc<decoder::Model>) -> Result<()>) -> Result<()> {
         let device = self.gpu()?;
         self.roofline()?;
-        for &shape in shapes {
+        for &(shape, weights) in shapes {
             if self.left().is_some_and(|left| left.is_zero()) {
                 self.console.remark(&format!("{}: there was no time left", shape.name()));
                 continue;
             }
             self.bar.show("fill", 0, None)?;
-            match decoder::Model::random(&shape.config(), device.clone(), 1) {
+            match decoder::Model::random(&shape.config(), weights, device.clone(), 1) {
                 Ok(model) => each(self, shape, Arc::new(model))?,
                 Err(error @ Error::OutOfMemory { .. }) => self.unfit(shape, "weights", &error),
                 Err(error) => return Err(error),
@@ -246,18 +279,18 @@ impl Run<'_> {
         Ok(sequences)
     }
 
-    fn shapes(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], capacity: usize) -> Result<()> {
+    fn shapes(mut self, task: &Task, shapes: &[(Shape, WeightType)], rows: &[RandomRows], capacity: usize) -> Result<()> {
         let mut all: Vec<Row> = Vec::new();
         self.random(shapes, |run, shape, model| {
             let subject = |(rows, mean_pairs, text): Filled| {
-                let config = model.config().clone();
+                let (config, bytes) = (model.config().clone(), WeightBytes { matrices: model.matrix_bytes(), number: 2 });
                 Subject {
                     model: shape.name().into(),
                     method: rows.method().into(),
                     layout: rows.name().into(),
-                    weights: "f16".into(),
+                    weights: model.weight_type(),
                     vocab: config.vocab_size,
-                    cost: Box::new(move |sequence| Cost::of(&config, (sequence.rows(), &mean_pairs), rows.read(), 2)),
+                    cost: Box::new(move |sequence| Cost::of(&config, (sequence.rows(), &mean_pairs), rows.read(), bytes)),
                     text,
                 }
             };
@@ -268,7 +301,7 @@ impl Run<'_> {
         self.speed(&all)
     }
 
-    fn kernels(mut self, task: &Task, shapes: &[Shape], rows: &[RandomRows], sweep: Vec<String>) -> Result<()> {
+    fn kernels(mut self, task: &Task, shapes: &[(Shape, WeightType)], rows: &[RandomRows], sweep: Vec<String>) -> Result<()> {
         const EVICTING: usize = 256;
         let mut task = kernels::Task { depths: task.depths.clone(), chunk: task.prefill, sweep, time: None };
         let deepest = task.depths.iter().copied().max().unwrap_or(0);
@@ -278,8 +311,12 @@ impl Run<'_> {
         let mut all: Vec<kernels::Row> = Vec::new();
         self.random(shapes, |run, shape, model| {
             let (roofline, config) = (run.roofline()?, model.config());
+            let name = match model.weight_type().as_str() {
+                "f16" => shape.name().to_string(),
+                weights => format!("{} {weights}", shape.name()),
+            };
             let subject = |rows: &str, text: Text, deepest: usize| kernels::Subject {
-                model: shape.name().into(),
+                model: name.clone(),
                 rows: rows.into(),
                 vocab: config.vocab_size,
                 text,
@@ -296,7 +333,7 @@ impl Run<'_> {
             let mut before = all.clone();
             if rows.contains(&RandomRows::Xkv) {
                 let width = 4.min(config.num_hidden_layers) * config.num_key_value_heads * config.head_dim;
-                before.extend(kernels::moments(&device, shape.name(), width, task.chunk, &roofline)?);
+                before.extend(kernels::moments(&device, &name, width, task.chunk, &roofline)?);
             }
             let written = |rows: &[kernels::Row]| match &run.report {
                 Some(report) => {

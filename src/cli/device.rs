@@ -3,7 +3,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::gpu::{ShaderChecks, Tier};
-use lowkey::{Device, Engine, Error, LoadOptions, Result};
+use lowkey::{Device, Engine, Error, LoadOptions, Result, WeightStorage};
 
 /// What to run on.
 #[derive(clap::Args, Default)]
@@ -34,13 +34,32 @@ impl DeviceArgs {
             let message = format!("{} is for a GPU; the processor (--device cpu) has no tiers", tier.name());
             return Err(Error::Argument { name: "tier".into(), message });
         }
-        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, checks })
+        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, checks, ..LoadOptions::default() })
     }
 
     /// What to say where `engine` is a software renderer that nobody asked for.
     pub fn remark(&self, engine: &Engine) -> Option<String> {
         let unasked = engine.is_software() && self.device == Device::Auto;
         unasked.then(|| format!("no GPU: running on {}, a graphics driver on the processor; --device cpu may be faster", engine.name()))
+    }
+}
+
+/// What weights are on a GPU.
+#[derive(clap::Args)]
+pub struct WeightArgs {
+    /// What weights are on a GPU: `stored` as in the file, blocks of few bits as they are; `f16`; or
+    /// what floats become, `q8` or `q4`, in blocks as Q8_0's and Q4_0's.
+    #[arg(long, value_name = "TYPE", default_value = "stored")]
+    weights: WeightStorage,
+}
+
+impl WeightArgs {
+    /// `engine`, which loads them so.
+    ///
+    /// # Errors
+    /// Those of [`Engine::with_weights`].
+    pub fn of(&self, engine: Engine) -> Result<Engine> {
+        engine.with_weights(self.weights)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::cache::CacheArgs;
 use super::console::{Console, read_text};
-use super::device::untrained;
+use super::device::{WeightArgs, untrained};
 use super::locate::ModelArgs;
 use super::sampling::SamplingArgs;
 use super::template::template;
@@ -33,6 +33,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    weights: WeightArgs,
+    #[command(flatten)]
     cache: CacheArgs,
 }
 
@@ -46,7 +48,7 @@ impl Args {
         };
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
-        let model = console.engine()?.load_checkpoint(checkpoint)?;
+        let model = self.weights.of(console.engine()?)?.load_checkpoint(checkpoint)?;
         let options = self.sampling.resolve(&self.cache)?;
         if let Some(remark) = options.context.and_then(|context| untrained(&self.model.name(), model.checkpoint(), context)) {
             console.remark(&remark);

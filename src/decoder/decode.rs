@@ -42,7 +42,7 @@ impl DecodePlan {
                 down: Matvec::plan(device, &layer.down, &s.gated, &s.x, onto(None))?,
             })
         });
-        let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
+        let head = model.ends.head();
         Ok(DecodePlan {
             embed: Embed::plan(device, &model.ends.embedding, &s.tokens, &s.x)?,
             layers: layers.collect::<Result<_>>()?,

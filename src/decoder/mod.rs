@@ -17,20 +17,24 @@ mod random;
 mod reach;
 mod scratch;
 mod sequence;
+mod stored;
 mod weights;
 
 pub use sequence::GpuSequence;
+pub use stored::WeightStorage;
 
 use crate::Result;
 use crate::cache::CacheShape;
 use crate::checkpoint::{Checkpoint, Config};
-use crate::gpu::Device;
+use crate::gpu::{Device, Matrix, Part};
 use crate::kernels::AttentionShape;
 use crate::kv::LatentSet;
 use crate::sequence::SequenceOptions;
 use executor::Executor;
 use latents::Latents;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use stored::Source;
 use weights::{Ends, Layer};
 
 /// A checkpoint's weights on a device, and the bases of its latents if it has any.
@@ -46,13 +50,21 @@ pub struct Model {
 }
 
 impl Model {
-    /// Uploads all weights in f16, layer by layer.
+    /// Uploads all weights as they are stored, layer by layer.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for head widths that the kernels do not take,
     /// [`crate::Error::OutOfMemory`] where the device is too small, and those of reading.
     pub fn load(checkpoint: &Checkpoint, device: Arc<Device>) -> Result<Model> {
-        Model::with_latents(checkpoint, checkpoint.rows()?, device)
+        Model::load_as(checkpoint, WeightStorage::Stored, device)
+    }
+
+    /// Uploads all weights as `storage` says.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_as(checkpoint: &Checkpoint, storage: WeightStorage, device: Arc<Device>) -> Result<Model> {
+        Model::of(Source { checkpoint, storage }, checkpoint.rows()?, device)
     }
 
     /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
@@ -61,16 +73,40 @@ impl Model {
     /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and
     /// [`crate::Error::Numeric`] where a basis does not fit 16 bits.
     pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: Arc<Device>) -> Result<Model> {
+        Model::of(Source { checkpoint, storage: WeightStorage::Stored }, rows, device)
+    }
+
+    fn of(source: Source, rows: Option<LatentSet>, device: Arc<Device>) -> Result<Model> {
+        let checkpoint = source.checkpoint;
         weights::check(checkpoint)?;
         let config = checkpoint.config().clone();
         if let Some(rows) = &rows {
             latents::check(&rows.specs, checkpoint)?;
         }
-        let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, checkpoint, l)).collect::<Result<_>>()?;
-        let ends = Ends::load(&device, checkpoint)?;
+        let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, source, l)).collect::<Result<_>>()?;
+        let ends = Ends::load(&device, source)?;
         let coded = rows.map(|rows| Latents::load(&device, &config, &rows)).transpose()?.map(Arc::new);
         device.wait()?;
         Ok(Model { config, layers, ends, coded, device, executor: Executor::new() })
+    }
+
+    /// Matrices that a step reads: those of all layers, and the head.
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.layers.iter().flat_map(Layer::matrices).chain([self.ends.head()])
+    }
+
+    /// Bytes of the matrices that a step reads: those of all layers, and the head.
+    pub fn matrix_bytes(&self) -> u64 {
+        self.matrices().flat_map(|matrix| &matrix.parts).map(Part::bytes).sum()
+    }
+
+    /// The types of their weights, those of most of them first: `q4 q6`.
+    pub fn weight_type(&self) -> String {
+        let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
+        self.matrices().flat_map(|matrix| &matrix.parts).for_each(|part| *bytes.entry(part.kind.name()).or_default() += part.bytes());
+        let mut names: Vec<_> = bytes.into_iter().collect();
+        names.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        names.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ")
     }
 
     /// The model's geometry.

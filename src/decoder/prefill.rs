@@ -87,7 +87,7 @@ impl AllLogits {
         let row = c.vocab_size as u64 * 4;
         let tokens = tokens.min((device.max_binding() / row) as usize).max(1);
         let logits = Tensor::zeroed(device, "logits of a chunk", ElementType::F32, Shape::dense(tokens, c.vocab_size))?;
-        let head = model.ends.head.as_ref().unwrap_or(&model.ends.embedding);
+        let head = model.ends.head();
         Ok(AllLogits {
             norm: Norm::plan(device, &s.x, RmsNorm { gain: &model.ends.final_gain, epsilon: c.rms_norm_eps }, &s.normed)?,
             head: Matmul::plan(device, head, &s.normed, &logits, Fusion::default())?,

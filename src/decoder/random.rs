@@ -12,7 +12,7 @@ use super::sequence::GpuSequence;
 use super::weights::{Ends, Layer};
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::gpu::{Device, Matrix, Tensor, WeightType, pad};
+use crate::gpu::{Device, GROUP, Matrix, Tensor, WeightType, pad};
 use crate::kernels::repeat::Repeat;
 use crate::kernels::values;
 use crate::kv::{Energy, LatentSet, Selection};
@@ -20,6 +20,7 @@ use crate::linalg::Random;
 use crate::sequence::SequenceOptions;
 use half::f16;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 /// Vectors of 16 bytes in a pattern of weights: a prime, so that no two rows of a matrix begin at
@@ -38,30 +39,53 @@ fn repeat(device: &Device, pattern: &wgpu::Buffer, to: &wgpu::Buffer) -> Result<
 /// What a model's weights are made of.
 struct Weights<'a> {
     device: &'a Device,
+    /// The type of matrices whose rows can be of it.
+    kind: WeightType,
+    /// Words of codes.
+    codes: wgpu::Buffer,
     /// Numbers of variance 1.
     numbers: Vec<f32>,
-    /// Patterns by the width of a matrix, whose inverse is their variance.
-    patterns: HashMap<usize, wgpu::Buffer>,
+    /// Patterns by the width of a matrix, whose inverse is their variance, and their type: weights,
+    /// or scales.
+    patterns: HashMap<(usize, WeightType), wgpu::Buffer>,
 }
 
 impl Weights<'_> {
-    fn new(device: &Device, seed: u64) -> Weights<'_> {
+    fn new(device: &Device, kind: WeightType, seed: u64) -> Result<Weights<'_>> {
         let mut random = Random::new(seed);
         let numbers = (0..8 * VECTORS).map(|_| (random.unit() * 2.0 - 1.0) as f32 * 3f32.sqrt()).collect();
-        Weights { device, numbers, patterns: HashMap::new() }
+        let words: Vec<u32> = (0..4 * VECTORS).map(|_| random.below(1 << 32) as u32).collect();
+        Ok(Weights { device, kind, codes: device.upload("random codes", &words)?, numbers, patterns: HashMap::new() })
+    }
+
+    /// What is repeated to give weights of a type the variance that fits a sum of `summed` numbers:
+    /// weights, or scales of codes.
+    fn pattern(&mut self, kind: WeightType, summed: usize) -> Result<&wgpu::Buffer> {
+        let entry = match self.patterns.entry((summed, kind)) {
+            Entry::Occupied(there) => return Ok(there.into_mut()),
+            Entry::Vacant(entry) => entry,
+        };
+        let scale = 1.0 / (summed as f32).sqrt();
+        let buffer = match kind {
+            WeightType::Quantised(kind) => self.device.upload("scales", &kind.like(f64::from(scale)))?,
+            _ => self.device.upload("random weights", &self.numbers.iter().map(|x| f16::from_f32(x * scale)).collect::<Vec<_>>())?,
+        };
+        Ok(entry.insert(buffer))
     }
 
     /// `[rows][width]`, of the variance that fits a sum of `summed` numbers.
     fn matrix(&mut self, label: &str, rows: usize, width: usize, summed: usize) -> Result<Matrix> {
-        let device = self.device;
-        if !self.patterns.contains_key(&summed) {
-            let scale = 1.0 / (summed as f32).sqrt();
-            let numbers: Vec<f16> = self.numbers.iter().map(|x| f16::from_f32(x * scale)).collect();
-            self.patterns.insert(summed, device.upload("random weights", &numbers)?);
+        let kind = if width.is_multiple_of(GROUP) { self.kind } else { WeightType::F16 };
+        let (device, codes) = (self.device, self.codes.clone());
+        let pattern = self.pattern(kind, summed)?;
+        let matrix = Matrix::zeroed(device, label, kind, [rows, width])?;
+        for part in &matrix.parts {
+            // Beside codes stand scales first, then more codes.
+            let quantised = matches!(kind, WeightType::Quantised(_));
+            for (index, plane) in part.planes().enumerate() {
+                repeat(device, if quantised && index != 1 { &codes } else { pattern }, plane)?;
+            }
         }
-        let pattern = &self.patterns[&summed];
-        let matrix = Matrix::zeroed(device, label, WeightType::F16, [rows, width])?;
-        matrix.parts.iter().try_for_each(|part| repeat(device, pattern, &part.weights))?;
         Ok(matrix)
     }
 
@@ -92,14 +116,14 @@ impl Weights<'_> {
 }
 
 impl Model {
-    /// A model of this shape with random weights, whose embeddings have variance 1.
+    /// A model of this shape with random weights of a type, whose embeddings have variance 1.
     ///
-    /// Dense: [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
+    /// Matrices whose rows are not whole groups are f16. Dense: [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`] where the device is too small, and [`crate::Error::Gpu`].
-    pub fn random(config: &Config, device: Arc<Device>, seed: u64) -> Result<Model> {
-        let mut weights = Weights::new(&device, seed);
+    pub fn random(config: &Config, weights: WeightType, device: Arc<Device>, seed: u64) -> Result<Model> {
+        let mut weights = Weights::new(&device, weights, seed)?;
         let layers = (0..config.num_hidden_layers).map(|l| weights.layer(config, l)).collect::<Result<_>>()?;
         let mut table = |label: &str, summed| weights.matrix(label, config.vocab_size, config.hidden_size, summed);
         let ends = Ends {
@@ -173,18 +197,19 @@ impl GpuSequence {
 mod tests {
     use super::*;
     use crate::compress::rotated;
-    use crate::gpu::Options;
+    use crate::gpu::{Options, Quantised};
     use crate::kv::{CacheMethod, Exact, Read};
     use crate::sequence::{Logits, Sequence};
 
     #[test]
     fn a_random_model_decodes_at_any_depth() {
         let device = Device::open(&Options::default()).unwrap();
-        for (qk_norm, bias, tied) in [(false, false, true), (true, true, false)] {
+        let q4 = WeightType::Quantised(Quantised::Q4);
+        for (weights, qk_norm, bias, tied) in [(WeightType::F16, false, false, true), (q4, true, true, false)] {
             let heads =
                 Config { hidden_size: 192, num_attention_heads: 6, num_key_value_heads: 3, head_dim: 32, vocab_size: 1000, ..Config::example() };
             let c = Config { attention_bias: bias, qk_norm, tie_word_embeddings: tied, ..heads };
-            let model = Arc::new(Model::random(&c, device.clone(), 1).unwrap());
+            let model = Arc::new(Model::random(&c, weights, device.clone(), 1).unwrap());
             let rows = rotated(&c, 4, Exact::default());
             for (rows, select) in [(None, None), (Some(&rows), None), (Some(&rows), Some(16))] {
                 let method = CacheMethod::Calibrated(Read::top(select));

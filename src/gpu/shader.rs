@@ -50,6 +50,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("lib/rows.wgsl", include_str!("../../shaders/lib/rows.wgsl")),
     ("lib/trellis.wgsl", include_str!("../../shaders/lib/trellis.wgsl")),
     ("lib/unpack.wgsl", include_str!("../../shaders/lib/unpack.wgsl")),
+    ("lib/weights.wgsl", include_str!("../../shaders/lib/weights.wgsl")),
 ];
 
 /// One variant's text, with its includes and conditions resolved.

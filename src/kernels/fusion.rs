@@ -1,7 +1,7 @@
 //! What projections do beside the product, before or after it, and what they are bound to.
 
 use super::norm::RmsNorm;
-use crate::gpu::{Access, ElementType, Matrix, Part, Tensor};
+use crate::gpu::{Access, ElementType, Matrix, Part, Tensor, WeightType};
 
 /// What a projection does beside the product.
 #[derive(Clone, Copy, Default)]
@@ -43,15 +43,17 @@ impl Fusion<'_> {
         let mut buffers: Vec<&wgpu::Buffer> = vec![&part.weights, x, out];
         buffers.extend(self.norm.map(|norm| &**norm.gain));
         buffers.extend(self.bias.map(|bias| &**bias));
+        buffers.extend(part.beside.iter().map(|plane| &**plane));
         buffers
     }
 }
 
-/// Weights, input, output, and what is multiplied or added besides.
-pub(super) fn bindings(flags: &[&'static str]) -> Vec<(u32, Access)> {
+/// Weights, input, output, what is multiplied or added besides, and what is beside the weights.
+pub(super) fn bindings(weights: WeightType, flags: &[&'static str]) -> Vec<(u32, Access)> {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
     if flags.contains(&"NORM") || flags.contains(&"BIAS") {
         bindings.push((3, Access::Read));
     }
+    bindings.extend((4..4 + weights.beside()).map(|binding| (binding, Access::Read)));
     bindings
 }

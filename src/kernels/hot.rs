@@ -5,7 +5,7 @@ use super::coded::{Coded, Slice};
 use super::columns::Kinds;
 use super::score::Reading;
 use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
-use crate::gpu::{Spec, Tuning, WeightType};
+use crate::gpu::{Quantised, Spec, Tuning, WeightType};
 use crate::kv::{Band, Format, RUN, Scale, Selection, Selector};
 
 /// A variant that runs in every step or chunk.
@@ -25,22 +25,27 @@ pub struct Hot {
 pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
     let (block, tuning) = (matvec::block(Some(subgroups), &Tuning::of(false)), Tuning::of(false));
     // Both models' widths are whole pairs of vectors.
-    let matvec = |flags: &[&'static str]| matvec::variant(4096, flags, block, &tuning);
+    let matvec = |weights, flags: &[&'static str]| matvec::variant((weights, 4096), flags, block, &tuning);
     let matmul = |weights, flags: &[&'static str]| matmul::variant(weights, flags, &tuning.tile);
     let mut all = vec![
-        hot("embed", embed::variant()),
-        hot("matvec NORM", matvec(&["NORM"])),
-        hot("matvec NORM GATED", matvec(&["NORM", "GATED"])),
-        hot("matvec RESIDUAL", matvec(&["RESIDUAL"])),
         hot("argmax LEAVE", argmax::variant(&["LEAVE"])),
         hot("argmax CHOOSE", argmax::variant(&["CHOOSE"])),
         hot("norm", norm::variant()),
-        hot("matmul", matmul(WeightType::F16, &[])),
-        hot("matmul GATED", matmul(WeightType::F16, &["GATED"])),
-        hot("matmul RESIDUAL", matmul(WeightType::F16, &["RESIDUAL"])),
         hot("matmul FULL", matmul(WeightType::F32, &[])),
         hot("pack", pack::variant(&trellis())),
     ];
+    for weights in [WeightType::F16].into_iter().chain(Quantised::ALL.map(WeightType::Quantised)) {
+        let name = |kernel: &str| [&[kernel], weights.flags()].concat().join(" ");
+        all.extend([
+            hot(&name("embed"), embed::variant(weights)),
+            hot(&name("matvec NORM"), matvec(weights, &["NORM"])),
+            hot(&name("matvec NORM GATED"), matvec(weights, &["NORM", "GATED"])),
+            hot(&name("matvec RESIDUAL"), matvec(weights, &["RESIDUAL"])),
+            hot(&name("matmul"), matmul(weights, &[])),
+            hot(&name("matmul GATED"), matmul(weights, &["GATED"])),
+            hot(&name("matmul RESIDUAL"), matmul(weights, &["RESIDUAL"])),
+        ]);
+    }
     for (model, attention) in [("8B", AttentionShape::of(false, None, 32, 8, 128)), ("135M", AttentionShape::of(false, None, 9, 3, 64))] {
         all.extend(of_model(&attention, &tuning).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
     }

@@ -25,9 +25,10 @@ pub struct Matmul {
 /// `flags` are [`Fusion::flags`].
 pub(super) fn variant(weights: WeightType, flags: &[&'static str], tile: &Tile) -> Spec {
     let Tile { tokens, rows, depth, lane_tokens, lane_rows } = *tile;
-    let constants = [("BM", tokens), ("BN", rows), ("BK", depth), ("TM", lane_tokens), ("TN", lane_rows)];
-    let flags = [flags, weights.flag().as_slice()].concat();
-    spec("matmul.wgsl", &flags, &constants, &bindings(&flags))
+    let mut constants = weights.constants();
+    constants.extend([("BM", tokens), ("BN", rows), ("BK", depth), ("TM", lane_tokens), ("TN", lane_rows)]);
+    let flags = [flags, weights.flags()].concat();
+    spec("matmul.wgsl", &flags, &constants, &bindings(weights, &flags))
 }
 
 impl Matmul {
@@ -65,7 +66,7 @@ impl Matmul {
 mod tests {
     use super::*;
     use crate::gpu::{ElementType, Shape};
-    use crate::kernels::matvec::tests::{BINDING, CASES};
+    use crate::kernels::matvec::tests::{Case, cases};
     use crate::kernels::oracle::{assert_close, devices, numbers, run, tuned_devices};
 
     #[test]
@@ -86,18 +87,20 @@ mod tests {
 
     #[test]
     fn many_tokens_by_every_variant() {
-        for (device, tuning) in tuned_devices(Some(BINDING)) {
-            for case in CASES.iter().filter(|case| !case.norm).chain([&crate::kernels::matvec::tests::Case { norm: false, ..CASES[2] }]) {
+        for (device, tuning) in tuned_devices(None) {
+            let without_norm =
+                cases().into_iter().filter(|(case, _)| !case.norm || case.gated).map(|(case, types)| (Case { norm: false, ..case }, types));
+            for (case, types) in without_norm {
                 for tokens in [1, 3, 65] {
-                    let n = case.numbers(tokens);
-                    let weights = Matrix::upload(&device, "weights", &n.weights, [case.rows, case.cols]).unwrap();
+                    let n = case.numbers(tokens, types);
+                    let weights = Matrix::of(&device, "weights", &n.rows, case.cols).unwrap();
                     let x = Tensor::vector(&device, "x", &n.x).unwrap().view(Shape::padded(tokens, case.cols));
                     let bias = Tensor::vector(&device, "bias", &n.bias).unwrap();
                     let out = Tensor::upload(&device, "out", &n.before, Shape::dense(tokens, case.stride())).unwrap();
                     let fusion = Fusion { gated: case.gated, residual: case.residual, bias: case.bias.then_some(&bias), ..Default::default() };
                     let matmul = Matmul::plan(&device, &weights, &x, &out, fusion).unwrap();
                     let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matmul.record(pass, tokens as u32));
-                    let what = format!("{} for {tokens}, {:?}, {tuning:?}", case.name, device.tier());
+                    let what = format!("{} for {tokens}, {types:?}, {:?}, {tuning:?}", case.name, device.tier());
                     assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
                 }
             }

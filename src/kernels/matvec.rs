@@ -34,11 +34,19 @@ fn paired(cols: usize, tuning: &Tuning) -> bool {
     tuning.paired && pad(cols).is_multiple_of(8)
 }
 
-/// For rows of so many weights, f16; `flags` are [`Fusion::flags`], `block` is [`block`]'s.
-pub(super) fn variant(cols: usize, flags: &[&'static str], block: u32, tuning: &Tuning) -> Spec {
-    let constants = [("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("TEAM", TEAM), ("ROWS", block), ("AHEAD", tuning.ahead)];
-    let flags = [flags, paired(cols, tuning).then_some("PAIRED").as_slice()].concat();
-    spec("matvec.wgsl", &flags, &constants, &bindings(&flags))
+/// Whether the last loads of quantised rows reach beyond what they are multiplied with.
+fn ragged(weights: WeightType, cols: usize) -> bool {
+    matches!(weights, WeightType::Quantised(kind) if !cols.is_multiple_of(kind.set()))
+}
+
+/// For rows of so many weights; `flags` are [`Fusion::flags`], `block` is [`block`]'s.
+pub(super) fn variant((weights, cols): (WeightType, usize), flags: &[&'static str], block: u32, tuning: &Tuning) -> Spec {
+    let mut constants = weights.constants();
+    constants.extend([("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("TEAM", TEAM), ("ROWS", block), ("AHEAD", tuning.ahead)]);
+    let layout = [(weights == WeightType::F16 && paired(cols, tuning), "PAIRED"), (ragged(weights, cols), "RAGGED")];
+    let layout: Vec<_> = layout.into_iter().filter_map(|(on, flag)| on.then_some(flag)).collect();
+    let flags = [flags, weights.flags(), &layout].concat();
+    spec("matvec.wgsl", &flags, &constants, &bindings(weights, &flags))
 }
 
 /// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a
@@ -61,12 +69,12 @@ impl Matvec {
         let (tuning, cols) = (device.tuning(), pad(weights.cols));
         let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()), &tuning);
         let parts = weights.parts.iter().map(|part| {
-            assert!(part.kind == WeightType::F16, "matvec: {} where weights are F16", part.weights);
-            let spec = variant(cols, &fusion.flags(), block, &tuning);
+            assert!(part.kind != WeightType::F32, "matvec: {} where weights are F16 or quantised", part.weights);
+            let spec = variant((part.kind, cols), &fusion.flags(), block, &tuning);
             let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
-            let (width, rows) = (cols / if paired(cols, &tuning) { 8 } else { 4 }, part.rows() as u32);
+            let rows = part.rows() as u32;
             let epsilon = fusion.norm.map_or(0.0, |norm| norm.epsilon);
-            let params = Params { first: part.first as u32, rows, width: width as u32, count: weights.cols as u32, epsilon };
+            let params = Params { first: part.first as u32, rows, width: (cols / 4) as u32, count: weights.cols as u32, epsilon };
             let blocks = rows.div_ceil(block);
             let across = blocks.min(32768);
             let work = Work { bytes: part.bytes() + 4 * (part.rows() + cols) as u64, flops: 2 * (part.rows() * cols) as u64 };
@@ -85,12 +93,13 @@ impl Matvec {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::gpu::Shape;
+    use crate::gpu::{Packed, Quantised, Rows, Shape};
     use crate::kernels::norm::RmsNorm;
     use crate::kernels::oracle::{assert_close, halves, numbers, run, tuned_devices};
     use half::f16;
 
     /// A product and what is fused with it, on plain numbers.
+    #[derive(Clone, Copy)]
     pub struct Case {
         pub name: &'static str,
         pub rows: usize,
@@ -104,11 +113,26 @@ pub(super) mod tests {
     /// What a case multiplies: `x` is `[tokens][pad(cols)]` with zero padding, `before` what `out`
     /// holds.
     pub struct Numbers {
-        pub weights: Vec<f16>,
+        /// What is uploaded, and the numbers that it holds.
+        pub rows: Vec<Rows>,
+        pub weights: Vec<f64>,
         pub x: Vec<f32>,
         pub gain: Vec<f32>,
         pub bias: Vec<f32>,
         pub before: Vec<f32>,
+    }
+
+    /// Rows of a type at random, and the numbers they hold.
+    pub fn random_rows(weights: WeightType, seed: u64, [rows, cols]: [usize; 2]) -> (Rows, Vec<f64>) {
+        let WeightType::Quantised(kind) = weights else {
+            let halves = halves(seed, rows * cols);
+            return (Rows::F16(halves.clone()), halves.into_iter().map(f16::to_f64).collect());
+        };
+        let most = f32::from(1u16 << kind.bits()) - 1.0;
+        let codes: Vec<u8> = numbers(seed, rows * cols).into_iter().map(|x| ((x + 1.0) / 2.0 * most).round() as u8).collect();
+        let scales: Vec<[f16; 2]> = halves(seed + 9, rows * cols / 16).chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
+        let decoded = codes.iter().enumerate().map(|(i, code)| kind.number(*code, scales[i / 32], i % 32 / 16)).collect();
+        (Rows::Quantised(Packed::pack(kind, &codes, &scales, cols)), decoded)
     }
 
     impl Case {
@@ -117,13 +141,20 @@ pub(super) mod tests {
             if self.gated { self.rows / 2 } else { self.rows }
         }
 
-        pub fn numbers(&self, tokens: usize) -> Numbers {
+        /// With the first 128 rows in one type, and what is left in another.
+        pub fn numbers(&self, tokens: usize, types: [WeightType; 2]) -> Numbers {
             let stride = pad(self.cols);
             let padded = |seed, rows: usize| {
                 numbers(seed, rows * stride).into_iter().enumerate().map(|(i, x)| if i % stride < self.cols { x } else { 0.0 }).collect::<Vec<_>>()
             };
-            let weights = halves(1, self.rows * self.cols);
-            Numbers { weights, x: padded(2, tokens), gain: padded(3, 1), bias: numbers(4, self.rows), before: numbers(5, tokens * self.stride()) }
+            let (mut rows, mut weights) = (Vec::new(), Vec::new());
+            for (part, kind) in [self.rows.min(128), self.rows.saturating_sub(128)].into_iter().zip(types).filter(|(part, _)| *part > 0) {
+                let (packed, numbers) = random_rows(kind, rows.len() as u64 + 1, [part, self.cols]);
+                rows.push(packed);
+                weights.extend(numbers);
+            }
+            let (x, gain) = (padded(2, tokens), padded(3, 1));
+            Numbers { rows, weights, x, gain, bias: numbers(4, self.rows), before: numbers(5, tokens * self.stride()) }
         }
 
         pub fn expected(&self, n: &Numbers) -> Vec<f64> {
@@ -131,7 +162,7 @@ pub(super) mod tests {
                 let square: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
                 let scale = if self.norm { 1.0 / (square / self.cols as f64 + 1e-3f32 as f64).sqrt() } else { 1.0 };
                 let input = |k: usize| x[k] as f64 * scale * if self.norm { n.gain[k] as f64 } else { 1.0 };
-                let product = |r: usize| (0..self.cols).map(|k| n.weights[r * self.cols + k].to_f64() * input(k)).sum::<f64>();
+                let product = |r: usize| (0..self.cols).map(|k| n.weights[r * self.cols + k] * input(k)).sum::<f64>();
                 let out = |i: usize| match self.gated {
                     true => product(2 * i) / (1.0 + (-product(2 * i)).exp()) * product(2 * i + 1),
                     false => product(i) + if self.bias { n.bias[i] as f64 } else { 0.0 },
@@ -143,10 +174,8 @@ pub(super) mod tests {
         }
     }
 
-    /// In two parts on a device whose bindings hold [`BINDING`] bytes, the second one small.
-    ///
-    /// And smaller than anything.
-    pub const CASES: [Case; 6] = [
+    /// Two parts and an odd number of rows, and smaller than anything.
+    const CASES: [Case; 6] = [
         Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false },
         Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false },
         Case { name: "norm, gated", rows: 142, cols: 301, norm: true, gated: true, residual: false, bias: false },
@@ -154,14 +183,30 @@ pub(super) mod tests {
         Case { name: "residual, bias", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: true },
         Case { name: "small", rows: 5, cols: 3, norm: false, gated: false, residual: false, bias: false },
     ];
-    pub const BINDING: u64 = 96 << 10;
+
+    /// Every case in f16; some in every quantised type, each of which takes its time to compile.
+    pub fn cases() -> Vec<(Case, [WeightType; 2])> {
+        let mut all: Vec<_> = CASES.iter().map(|case| (*case, [WeightType::F16; 2])).collect();
+        for (index, kind) in Quantised::ALL.into_iter().enumerate() {
+            let types = [kind, Quantised::ALL[(index + 2) % 6]].map(WeightType::Quantised);
+            // Rows of whole sets and not, and less than a set.
+            match index % 2 {
+                0 => all.push((Case { cols: 288, ..CASES[2] }, types)),
+                _ => all.extend([Case { cols: 256, ..CASES[4] }, Case { cols: 32, ..CASES[5] }].map(|case| (case, types))),
+            }
+        }
+        all
+    }
+
+    /// Of two bytes, 128 rows of the cases' columns and no more.
+    pub const BINDING: u64 = 160 << 10;
 
     #[test]
     fn one_token_by_every_variant() {
         for (device, tuning) in tuned_devices(Some(BINDING)) {
-            for case in &CASES {
-                let n = case.numbers(1);
-                let weights = Matrix::upload(&device, "weights", &n.weights, [case.rows, case.cols]).unwrap();
+            for (case, types) in cases() {
+                let n = case.numbers(1, types);
+                let weights = Matrix::of(&device, "weights", &n.rows, case.cols).unwrap();
                 assert_eq!(weights.parts.len(), if case.rows > 128 { 2 } else { 1 });
                 let [x, gain] = [&n.x, &n.gain].map(|v| Tensor::vector(&device, "vector", v).unwrap().view(Shape::padded(1, case.cols)));
                 let [bias, out] = [&n.bias, &n.before].map(|v| Tensor::vector(&device, "vector", v).unwrap());
@@ -173,7 +218,8 @@ pub(super) mod tests {
                 };
                 let matvec = Matvec::plan(&device, &weights, &x, &out, fusion).unwrap();
                 let got = run::<f32>(&device, &out, case.stride(), |pass| matvec.record(pass));
-                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &format!("{}, {:?}, {tuning:?}", case.name, device.tier()));
+                let what = format!("{}, {types:?}, {:?}, {tuning:?}", case.name, device.tier());
+                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::common::{Random, SyntheticModel, device, families};
 use lowkey::checkpoint::{Architecture, Checkpoint, Config};
 use lowkey::compress::{Budget, Method, Plan, Solver, factor};
 use lowkey::decoder::Model;
-use lowkey::gpu::{Device, Options, Spec, Tuning, roofline};
+use lowkey::gpu::{Device, Options, Quantised, Spec, Tuning, WeightType, roofline};
 use lowkey::kv::{Band, CacheMethod, Coder, Evicted, Exact, Format, LatentKind, LatentSet, LatentSpec, Read, Reviver, Scale, Selector, Xkv};
 use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::task::Cancel;
@@ -37,6 +37,7 @@ pub fn specs() -> Vec<Spec> {
     }
     for tuning in [Tuning::of(false), Tuning::of(true)] {
         device.set_tuning(tuning);
+        of_weights(&device);
         wide_heads().iter().for_each(|synthetic| plan(&device, synthetic));
     }
     roofline(&device).unwrap();
@@ -136,8 +137,23 @@ fn of_family(device: &Arc<Device>, synthetic: &SyntheticModel) {
     for (_, specs) in ways(checkpoint.config()).into_iter().take(4).step_by(3) {
         read(&loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device), CacheMethod::Calibrated(Read::All));
     }
-    let random = Arc::new(Model::random(checkpoint.config(), device.clone(), 1).unwrap());
+    let random = Arc::new(Model::random(checkpoint.config(), WeightType::F16, device.clone(), 1).unwrap());
     random.random_sequence(None, options(CacheMethod::Full), 1).unwrap().step(1).unwrap();
+}
+
+/// Every type of weights: in rows of whole sets, and not.
+fn of_weights(device: &Arc<Device>) {
+    for hidden in [128, 96] {
+        let synthetic = SyntheticModel { hidden, head_dim: 16, ffn: 64, layers: 1, ..SyntheticModel::default() };
+        let directory = synthetic.write_temporary();
+        let config = Checkpoint::open(directory.path()).unwrap().config().clone();
+        for kind in Quantised::ALL {
+            let model = Arc::new(Model::random(&config, WeightType::Quantised(kind), device.clone(), 1).unwrap());
+            let mut sequence = model.random_sequence(None, options(CacheMethod::Full), 1).unwrap();
+            sequence.forward(&Random(1).tokens(20, config.vocab_size), Logits::Last).unwrap();
+            sequence.step(1).unwrap();
+        }
+    }
 }
 
 /// Every way to keep a text, on heads of any width: all kernels are planned, and nothing is run.

@@ -7,7 +7,7 @@ mod talk;
 
 use super::cache::CacheArgs;
 use super::console::{Console, read_text};
-use super::device::untrained;
+use super::device::{WeightArgs, untrained};
 use super::locate::ModelArgs;
 use super::sampling::SamplingArgs;
 use conversation::Conversation;
@@ -32,6 +32,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    weights: WeightArgs,
+    #[command(flatten)]
     cache: CacheArgs,
 }
 
@@ -45,7 +47,7 @@ impl Args {
         }
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
-        let engine = console.engine()?;
+        let engine = self.weights.of(console.engine()?)?;
         let model = engine.load_checkpoint(checkpoint)?;
         drop(bar);
         let options = self.sampling.resolve(&self.cache)?;

@@ -4,7 +4,7 @@ mod tables;
 
 use super::cache::CacheArgs;
 use super::console::{Console, read_text};
-use super::device::untrained;
+use super::device::{WeightArgs, untrained};
 use super::several;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::{Checkpoint, Tokenizer};
@@ -101,6 +101,8 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "generate", help_heading = "Long generation")]
     generate_prompt: Option<usize>,
     #[command(flatten)]
+    weights: WeightArgs,
+    #[command(flatten)]
     cache: CacheArgs,
 }
 
@@ -150,7 +152,7 @@ impl Args {
             None => Vec::new(),
         };
         let directory = self.report.as_deref().map(Directory::reserve).transpose()?;
-        let engine = console.engine()?;
+        let engine = self.weights.of(console.engine()?)?;
         let mut bar = console.bar();
         let mut models = Vec::new();
         for checkpoint in checkpoints {

@@ -1,0 +1,173 @@
+//! How a checkpoint's matrices are brought to the device: in the blocks that they are stored in,
+//! row by row, or in another type that is asked for.
+//!
+//! Rows are whole blocks, so they can be put into another order and beside each other as they are.
+//! Columns cannot, and rows that a kernel wants in turns have one type.
+
+use crate::checkpoint::{Blocks, Checkpoint, Form, Has};
+use crate::gpu::{GROUP, Packed, Quantised, Rows, pad};
+use crate::{Error, Result};
+use half::f16;
+use std::str::FromStr;
+
+/// What weights are on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightStorage {
+    /// What they are in the file: floats are f16, blocks stay blocks.
+    #[default]
+    Stored,
+    /// All of them f16.
+    F16,
+    /// Floats are made blocks of 8 bits as Q8_0's, blocks stay as they are.
+    Q8,
+    /// Floats are made blocks of 4 bits as Q4_0's, blocks stay as they are.
+    Q4,
+}
+
+impl WeightStorage {
+    /// Those that can be asked for.
+    pub const ALL: [WeightStorage; 4] = [WeightStorage::Stored, WeightStorage::F16, WeightStorage::Q8, WeightStorage::Q4];
+
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            WeightStorage::Stored => "stored",
+            WeightStorage::F16 => "f16",
+            WeightStorage::Q8 => "q8",
+            WeightStorage::Q4 => "q4",
+        }
+    }
+
+    /// What floats in rows of so many become.
+    const fn floats(self, cols: usize) -> Option<Form> {
+        match self {
+            WeightStorage::Q8 if cols.is_multiple_of(GROUP) => Some(Form::Q8_0),
+            WeightStorage::Q4 if cols.is_multiple_of(GROUP) => Some(Form::Q4_0),
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for WeightStorage {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<WeightStorage> {
+        let names = || WeightStorage::ALL.map(WeightStorage::name).join(", ");
+        let found = WeightStorage::ALL.into_iter().find(|storage| storage.name() == text);
+        found.ok_or_else(|| Error::Argument { name: "weights".into(), message: format!("{text:?} is none of {}", names()) })
+    }
+}
+
+/// Where matrices come from, and what they are to be.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub storage: WeightStorage,
+}
+
+/// Rows of one matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Stored {
+    F16(Vec<f16>),
+    Blocks(Blocks),
+}
+
+impl Source<'_> {
+    /// `[rows][cols]`.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Stored> {
+        if self.storage != WeightStorage::F16
+            && let Some(blocks) = self.checkpoint.blocks(name, &shape)?
+        {
+            return Ok(Stored::Blocks(blocks));
+        }
+        let numbers = self.checkpoint.f16(name, &shape)?;
+        Ok(match self.storage.floats(shape[1]) {
+            Some(form) => Stored::Blocks(Blocks::quantise(form, &numbers)),
+            None => Stored::F16(numbers),
+        })
+    }
+}
+
+impl Stored {
+    /// Every `height` rows with zero rows up to a multiple of four.
+    pub fn pad_rows(self, height: usize, cols: usize) -> Stored {
+        if height == pad(height) {
+            return self;
+        }
+        match self {
+            Stored::F16(numbers) => Stored::F16(padded(&numbers, height, cols)),
+            Stored::Blocks(Blocks { form, codes, groups }) => {
+                Stored::Blocks(Blocks { form, codes: padded(&codes, height, cols), groups: padded(&groups, height, cols / GROUP) })
+            }
+        }
+    }
+
+    /// As they are uploaded.
+    pub fn rows(self, cols: usize) -> Rows {
+        match self {
+            Stored::F16(numbers) => Rows::F16(numbers),
+            Stored::Blocks(Blocks { form, codes, groups }) => Rows::Quantised(Packed::pack(quantised(form), &codes, &groups, cols)),
+        }
+    }
+
+    fn f16(self) -> Vec<f16> {
+        match self {
+            Stored::F16(numbers) => numbers,
+            Stored::Blocks(blocks) => blocks.f16(),
+        }
+    }
+}
+
+/// The form on the device.
+fn quantised(form: Form) -> Quantised {
+    match (form.bits, form.has) {
+        (4, Has::Scale) => Quantised::Q4,
+        (4, _) => Quantised::Q4Minimum,
+        (5, Has::Scale) => Quantised::Q5,
+        (5, _) => Quantised::Q5Minimum,
+        (6, _) => Quantised::Q6,
+        _ => Quantised::Q8,
+    }
+}
+
+/// Runs of `height` rows of `cols` each, with zeros up to a multiple of four rows.
+fn padded<T: Copy + Default>(rows: &[T], height: usize, cols: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len() / height * pad(height));
+    for run in rows.chunks_exact(height * cols) {
+        out.extend_from_slice(run);
+        out.resize(out.len() + (pad(height) - height) * cols, T::default());
+    }
+    out
+}
+
+/// Rows one behind the other; neighbours of one type are one piece.
+pub(super) fn stack(all: [Stored; 3], cols: usize) -> Vec<Rows> {
+    let mut pieces: Vec<Stored> = Vec::new();
+    for next in all {
+        match (pieces.last_mut(), next) {
+            (Some(Stored::F16(numbers)), Stored::F16(more)) => numbers.extend(more),
+            (Some(Stored::Blocks(blocks)), Stored::Blocks(more)) if blocks.form == more.form => {
+                blocks.codes.extend(more.codes);
+                blocks.groups.extend(more.groups);
+            }
+            (_, next) => pieces.push(next),
+        }
+    }
+    pieces.into_iter().map(|piece| piece.rows(cols)).collect()
+}
+
+/// Rows in turns; in f16 where the two differ in type.
+pub(super) fn interleave(even: Stored, odd: Stored, cols: usize) -> Stored {
+    match (even, odd) {
+        (Stored::Blocks(even), Stored::Blocks(odd)) if even.form == odd.form => Stored::Blocks(Blocks {
+            form: even.form,
+            codes: in_turns(&even.codes, &odd.codes, cols),
+            groups: in_turns(&even.groups, &odd.groups, cols / GROUP),
+        }),
+        (even, odd) => Stored::F16(in_turns(&even.f16(), &odd.f16(), cols)),
+    }
+}
+
+fn in_turns<T: Copy>(even: &[T], odd: &[T], cols: usize) -> Vec<T> {
+    even.chunks_exact(cols).zip(odd.chunks_exact(cols)).flat_map(|(even, odd)| even.iter().chain(odd).copied()).collect()
+}
