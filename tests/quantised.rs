@@ -83,10 +83,11 @@ fn assert_same(name: &str, checkpoint: &Checkpoint, tier: Tier, types: &str) {
     let device = common::device(Options { tier: Some(tier), ..Default::default() });
     let ((stored, found), (wide, expected)) = (logits(checkpoint, WeightStorage::Stored, &device), logits(checkpoint, WeightStorage::F16, &device));
     let error = nmse(&found, &expected);
-    assert!(error < 1e-5, "{name}, {tier:?}: {error}");
+    // A K block's scales are rounded to f16, and so are the numbers of the other model.
+    assert!(error < if name.ends_with("_K") { 5e-5 } else { 2e-6 }, "{name}, {tier:?}: {error}");
     assert_eq!((stored.weight_type().as_str(), wide.weight_type().as_str()), (types, "f16"), "{name}");
     let bits = 16.0 * stored.matrix_bytes() as f64 / wide.matrix_bytes() as f64;
-    assert!(bits > 4.4 && bits < 8.6, "{name}: {bits}");
+    assert!(bits > 4.4 && bits < 10.0, "{name}: {bits}");
 }
 
 const WIDE: usize = 256;
@@ -101,6 +102,11 @@ fn blocks_are_the_numbers_they_stand_for() {
     for (index, (kind, types)) in KINDS.iter().zip(types).enumerate() {
         let (_directory, checkpoint) = file(&wide(), |_| Some(kind));
         assert_same(kind.name, &checkpoint, Tier::ALL[index % 3], types);
+        let name = "model.layers.0.self_attn.q_proj.weight";
+        let blocks = checkpoint.blocks(name, &[WIDE, WIDE]).unwrap().unwrap();
+        let found: Vec<f32> = blocks.f16().into_iter().map(f32::from).collect();
+        let error = nmse(&found, &checkpoint.f32(name, &[WIDE, WIDE]).unwrap());
+        assert!(error <= if kind.name.ends_with("_K") { 1e-6 } else { 0.0 }, "{}: {error}", kind.name);
     }
 }
 

@@ -118,7 +118,8 @@ impl Weights<'_> {
 impl Model {
     /// A model of this shape with random weights of a type, whose embeddings have variance 1.
     ///
-    /// Matrices whose rows are not whole groups are f16. Dense: [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
+    /// Matrices whose rows are not whole groups are f16. Dense:
+    /// [`random_sequence`](Self::random_sequence) brings rows. Widths are multiples of 4.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`] where the device is too small, and [`crate::Error::Gpu`].
