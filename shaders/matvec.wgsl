@@ -102,7 +102,7 @@ fn main(
                 base[u] = min(row + u, params.rows - 1u) * loads_of_row;
             }
             for (var k = lane; k < loads_of_row; k += lanes * AHEAD) {
-                // Past the row's end its last load is read again, and multiplied by nothing.
+                // Past the row's end its last load is read again, and counts for nothing.
                 var loads: array<array<Load, UNROLL>, AHEAD>;
                 for (var a = 0u; a < AHEAD; a++) {
                     let at = select(min(k + a * lanes, loads_of_row - 1u), k, a == 0u);
@@ -113,6 +113,11 @@ fn main(
                 for (var a = 0u; a < AHEAD; a++) {
                     let there = a == 0u || k + a * lanes < loads_of_row;
                     let at = select(0u, k + a * lanes, there);
+                    if a > 0u {
+                        for (var u = 0u; u < UNROLL; u++) {
+                            loads[a][u] = only_if(there, loads[a][u]);
+                        }
+                    }
                     for (var p = 0u; p < PIECES; p++) {
                         var v: array<vec4<f32>, QUADS>;
                         var totals: array<f32, QUADS>;
@@ -125,11 +130,8 @@ fn main(
 #else
                             v[q] = x[i];
 #endif
-                            if a > 0u {
-                                v[q] = select(vec4<f32>(), v[q], there);
-                            }
 #if NORM
-                            squares = dot_add(v[q], v[q], squares);
+                            squares = select(squares, dot_add(v[q], v[q], squares), there);
                             v[q] *= gain[i];
 #endif
                             totals[q] = v[q].x + v[q].y + v[q].z + v[q].w;

@@ -64,6 +64,13 @@ fn fetch(i: u32) -> Load {
     return load;
 }
 
+// A load, or one that multiplies to nothing.
+fn only_if(there: bool, load: Load) -> Load {
+    var kept = load;
+    kept.scales = select(Scales(), load.scales, there);
+    return kept;
+}
+
 // The vector of a row that is quad q of piece p of load `at`.
 fn place(at: u32, p: u32, q: u32) -> u32 {
     return (at / 4u * PIECES + p) * 8u + q * 4u + at % 4u;
@@ -200,6 +207,10 @@ fn row_loads(width: u32) -> u32 {
 
 fn fetch(i: u32) -> Load {
     return weights[i];
+}
+
+fn only_if(there: bool, load: Load) -> Load {
+    return select(Load(), load, there);
 }
 
 fn place(at: u32, p: u32, q: u32) -> u32 {
