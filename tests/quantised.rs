@@ -6,7 +6,7 @@ use common::gguf::{Encoded, Gguf};
 use common::{Random, SyntheticModel, nmse};
 use half::f16;
 use lowkey::checkpoint::Checkpoint;
-use lowkey::decoder::{Model, WeightStorage};
+use lowkey::decoder::{Model, WeightStorage, stored_bytes};
 use lowkey::gpu::{Device, Options, Tier};
 use lowkey::sequence::{Logits, Sequence};
 use std::sync::Arc;
@@ -102,6 +102,9 @@ fn blocks_are_the_numbers_they_stand_for() {
     for (index, (kind, types)) in KINDS.iter().zip(types).enumerate() {
         let (_directory, checkpoint) = file(&wide(), |_| Some(kind));
         assert_same(kind.name, &checkpoint, Tier::ALL[index % 3], types);
+        let model = Model::load(&checkpoint, common::device(Options::default())).unwrap();
+        // Three norms.
+        assert_eq!(stored_bytes(&checkpoint), model.matrix_bytes() + 2 * 3 * WIDE as u64, "{}", kind.name);
         let name = "model.layers.0.self_attn.q_proj.weight";
         let blocks = checkpoint.blocks(name, &[WIDE, WIDE]).unwrap().unwrap();
         let found: Vec<f32> = blocks.f16().into_iter().map(f32::from).collect();

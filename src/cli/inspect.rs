@@ -7,6 +7,7 @@ use super::table::{bytes, multiply_adds, table};
 use clap::builder::RangedU64ValueParser;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
 use lowkey::compress::{Budget, rotated};
+use lowkey::decoder::stored_bytes;
 use lowkey::kv::{Exact, LatentSet, Price};
 use lowkey::{Error, Result};
 use serde::Serialize;
@@ -75,7 +76,7 @@ struct Choice {
 #[derive(Serialize)]
 struct Memory {
     context: usize,
-    /// Weights, at two bytes each as on a GPU.
+    /// Weights, as they are on a GPU.
     weight_bytes: u64,
     kv_bytes: u64,
     kv_bytes_dense: u64,
@@ -93,7 +94,7 @@ impl Args {
         let parameters = tensors.iter().map(|kind| kind.parameters).sum::<u64>();
         let memory = self.context.map(|context| {
             let of = |per_token: u64| per_token.saturating_mul(context as u64);
-            let weight_bytes = parameters.saturating_mul(2);
+            let weight_bytes = stored_bytes(&checkpoint);
             let total_bytes = weight_bytes.saturating_add(of(kv_bytes_per_token));
             Memory { context, weight_bytes, kv_bytes: of(kv_bytes_per_token), kv_bytes_dense: of(dense), total_bytes }
         });
@@ -165,7 +166,7 @@ fn text(report: &Report) -> String {
     if let Some(memory) = &report.memory {
         lines
             .push(("memory", format!("for {} tokens: {} of cache (dense {})", memory.context, bytes(memory.kv_bytes), bytes(memory.kv_bytes_dense))));
-        lines.push(("", format!("and {} of weights in f16: {} in all", bytes(memory.weight_bytes), bytes(memory.total_bytes))));
+        lines.push(("", format!("and {} of weights: {} in all", bytes(memory.weight_bytes), bytes(memory.total_bytes))));
     }
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<13} {value}\n")).collect();
     if !report.compresses_to.is_empty() {

@@ -21,7 +21,7 @@ mod stored;
 mod weights;
 
 pub use sequence::GpuSequence;
-pub use stored::WeightStorage;
+pub use stored::{WeightStorage, stored_bytes};
 
 use crate::Result;
 use crate::cache::CacheShape;

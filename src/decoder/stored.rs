@@ -5,7 +5,7 @@
 //! Columns cannot, and rows that a kernel wants in turns have one type.
 
 use crate::checkpoint::{Blocks, Checkpoint, Form, Has};
-use crate::gpu::{GROUP, Packed, Quantised, Rows, pad};
+use crate::gpu::{GROUP, Packed, Quantised, Rows, WeightType, pad};
 use crate::{Error, Result};
 use half::f16;
 use std::str::FromStr;
@@ -116,6 +116,24 @@ impl Stored {
             Stored::Blocks(blocks) => blocks.f16(),
         }
     }
+}
+
+/// Bytes of a checkpoint's tensors on a GPU, where its weights are as they are stored.
+///
+/// Reads no numbers; norms and biases are counted as if they were f16.
+pub fn stored_bytes(checkpoint: &Checkpoint) -> u64 {
+    let heads_are_padded = !checkpoint.config().head_dim.is_multiple_of(4);
+    let bytes = |name: &str| {
+        let Some(shape) = checkpoint.shape(name) else { return 0 };
+        let form = checkpoint.form(name);
+        let partner = if name.contains("gate_proj") { name.replace("gate_proj", "up_proj") } else { name.replace("up_proj", "gate_proj") };
+        let widened = form != checkpoint.form(&partner) || name.contains("o_proj") && heads_are_padded;
+        match (shape, form) {
+            ([rows, cols], Some(form)) if !widened => (rows * WeightType::Quantised(quantised(form)).row_bytes(*cols)) as u64,
+            _ => 2 * shape.iter().map(|n| *n as u64).product::<u64>(),
+        }
+    };
+    checkpoint.tensor_names().map(bytes).sum()
 }
 
 /// The form on the device.

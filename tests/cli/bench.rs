@@ -38,3 +38,22 @@ fn speed_is_measured_by_depth() {
     assert!(rows.iter().all(|row| number(&row["decode_tps"]) > 0.0 && number(&row["share_of_roofline"]) > 0.0));
     assert!(rows.iter().all(|row| row["kv_bytes_per_token"] == if row["method"] == "dense" { 432.into() } else { bytes.clone() }));
 }
+
+#[test]
+fn weights_are_measured_in_every_type() {
+    let measured = |arguments: &[&str]| {
+        let brief = ["--depth", "0", "--prefill", "4", "--steps", "2", "--rounds", "1", "--json"];
+        let output = run(&[&["bench"], arguments, &brief].concat());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        let rows = json(&output)["rows"].as_array().unwrap().clone();
+        rows.iter().map(|row| (row["weights"].as_str().unwrap().to_string(), number(&row["bytes_per_step"]))).collect::<Vec<_>>()
+    };
+    let shapes = measured(&["--shape", "15m", "--rows", "f16", "--weights", "q4,f16"]);
+    assert_eq!([&*shapes[0].0, &*shapes[1].0], ["q4", "f16"]);
+    assert!(shapes[0].1 < 0.4 * shapes[1].1, "{shapes:?}");
+
+    let bench = Bench::new();
+    let models = measured(&[&bench.path("model"), "--weights", "stored,f16"]);
+    assert_eq!([&*models[0].0, &*models[1].0], ["f16"; 2]);
+    assert_eq!(models[0].1, models[1].1);
+}
