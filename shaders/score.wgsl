@@ -10,8 +10,8 @@
 //
 // ABSORBED  coded keys are those after RoPE, and prepare.wgsl has absorbed their basis into the
 //           query: q · k = q̃ · ẑ + q · R_t μ, the mean before RoPE rotated to the position t.
-//           A lane has one of WORKGROUP keys, and unpacks its row run by run for CODED_ROWS lines
-//           whose numbers are the same for all lanes. The first of the key/value heads that share a
+//           A lane has KEYS keys, and unpacks their rows run by run for CODED_ROWS lines, whose
+//           numbers are the same for all lanes. The first of the key/value heads that share a
 //           row does so for all of them
 // REBUILT   coded keys have been rebuilt (rebuild.wgsl), in f16
 // LISTED    coded columns are those of a list
@@ -105,7 +105,11 @@ fn reads(position: u32, key: u32, coded: bool) -> bool {
 }
 
 #if ABSORBED
-// Scores one coded column for each lane, of those that begin with `begin`.
+fn rotate_both(position: u32, pairs: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(rope_by_pair(position, pairs.x), rope_by_pair(position, pairs.y));
+}
+
+// Scores KEYS coded columns for each lane, of those that begin with `begin`.
 fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
     let info = table[BOOKS + 2u * kv];
     let more = table[BOOKS + 2u * kv + 1u];
@@ -117,10 +121,11 @@ fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
     }
     load_book(local);
     workgroupBarrier();
-    let column = min(begin + local, params.coded - 1u);
-    let row = coded_row(kv, column);
     let pair_vectors = (more.z + 1u) / 2u; // vectors of two pairs
-    var sums: array<f32, CODED_ROWS>;
+    var row: array<u32, KEYS>;
+    var row_scales: array<u32, KEYS>;
+    var words: array<Fetched, KEYS>;
+    var sums: array<array<f32, CODED_ROWS>, KEYS>;
     var base: array<u32, CODED_ROWS>;
     for (var r = 0u; r < CODED_ROWS; r++) {
         let q = min(first_line + r, lines - 1u);
@@ -128,39 +133,65 @@ fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
     }
     // The words of a run are read while the one before is used.
     var run = table[info.y];
-    var words = fetch(row, info.x, run, 0u);
+    for (var j = 0u; j < KEYS; j++) {
+        row[j] = coded_row(kv, min(begin + local + j * WORKGROUP, params.coded - 1u));
+        row_scales[j] = scales(row[j], info.x);
+        words[j] = fetch(row[j], info.x, run, 0u);
+    }
     for (var i = 0u; i < info.z; i++) {
         let this_run = run;
         var these = words;
         run = table[info.y + min(i + 1u, info.z - 1u)];
-        words = fetch(row, info.x, run, 0u);
+        for (var j = 0u; j < KEYS; j++) {
+            words[j] = fetch(row[j], info.x, run, 0u);
+        }
         for (var quarter = 0u; quarter < 4u; quarter++) {
-            if quarter > 0u && !together(this_run) {
-                these = fetch(row, info.x, this_run, quarter);
+            var coordinates: array<vec4<f32>, KEYS>;
+            for (var j = 0u; j < KEYS; j++) {
+                if quarter > 0u && !together(this_run) {
+                    these[j] = fetch(row[j], info.x, this_run, quarter);
+                }
+                coordinates[j] = decode(these[j], row_scales[j], this_run, quarter);
             }
-            let coordinates = decode(these, this_run, quarter);
             for (var r = 0u; r < CODED_ROWS; r++) {
-                sums[r] = dot_add(coordinates, queries[base[r] + 4u * i + quarter], sums[r]);
+                let q = queries[base[r] + 4u * i + quarter];
+                for (var j = 0u; j < KEYS; j++) {
+                    sums[j][r] = dot_add(coordinates[j], q, sums[j][r]);
+                }
             }
         }
     }
     for (var v = 0u; v < pair_vectors; v++) {
-        let four = table[more.y + v / 2u];
-        let rotations = vec4<f32>(rope_by_pair(row, four[2u * (v % 2u)]), rope_by_pair(row, four[2u * (v % 2u) + 1u]));
+        let pairs = vec2<u32>(table[more.y + v / 2u][2u * (v % 2u)], table[more.y + v / 2u][2u * (v % 2u) + 1u]);
+        var rotations: array<vec4<f32>, KEYS>;
+        rotations[0] = rotate_both(row[0], pairs);
+        for (var j = 1u; j < KEYS; j++) {
+#if LISTED
+            rotations[j] = rotate_both(row[j], pairs);
+#else
+            // So many positions on.
+            rotations[j] = vec4<f32>(add_angles(rotations[j - 1u].xy, multiple(WORKGROUP, pairs.x)), add_angles(rotations[j - 1u].zw, multiple(WORKGROUP, pairs.y)));
+#endif
+        }
         for (var r = 0u; r < CODED_ROWS; r++) {
-            sums[r] = dot_add(rotations, queries[base[r] + 4u * info.z + v], sums[r]);
+            let q = queries[base[r] + 4u * info.z + v];
+            for (var j = 0u; j < KEYS; j++) {
+                sums[j][r] = dot_add(rotations[j], q, sums[j][r]);
+            }
         }
     }
-    if begin + local >= params.coded {
-        return;
-    }
-    let key = coded_token(kv, column);
-    for (var r = 0u; r < CODED_ROWS; r++) {
-        let q = first_line + r;
-        if q < lines {
-            let seen = reads(params.first + q / of_token, key, true);
-            let line = q / of_token * KV_HEADS * GROUP + kv * GROUP + q % of_token;
-            scores[line * params.stride + columns + column] = select(LOWEST, sums[r] * SCALE, seen);
+    for (var j = 0u; j < KEYS; j++) {
+        let column = begin + local + j * WORKGROUP;
+        if column < params.coded {
+            let key = coded_token(kv, column);
+            for (var r = 0u; r < CODED_ROWS; r++) {
+                let q = first_line + r;
+                if q < lines {
+                    let seen = reads(params.first + q / of_token, key, true);
+                    let line = q / of_token * KV_HEADS * GROUP + kv * GROUP + q % of_token;
+                    scores[line * params.stride + columns + column] = select(LOWEST, sums[j][r] * SCALE, seen);
+                }
+            }
         }
     }
 }
@@ -177,7 +208,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let coded = group.x >= tiles;
 #if ABSORBED
     if coded {
-        score_rows(kv, (group.x - tiles) * WORKGROUP, group.z, plain_columns, local);
+        score_rows(kv, (group.x - tiles) * WORKGROUP * KEYS, group.z, plain_columns, local);
         return;
     }
 #endif

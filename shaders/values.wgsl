@@ -71,7 +71,9 @@ const PER_ROW = WORKGROUP / ROWS; // lanes that look after one row's weights
 const PASSES = (KEYS + PER_ROW - 1u) / PER_ROW;
 const SLAB = min(ROWS, ENDS); // rows that are added up at a time
 
-var<workgroup> p: array<f32, KEYS * ROWS>; // [KEYS][ROWS]
+const FOURS = (ROWS + 3u) / 4u; // vectors of one key's weights
+
+var<workgroup> p: array<vec4<f32>, KEYS * FOURS>; // [KEYS][FOURS]: by row
 var<workgroup> row_max: array<f32, ROWS>;
 var<workgroup> scratch: array<f32, WORKGROUP>;
 var<workgroup> ends: array<vec4<f32>, SLAB * WORKGROUP>;
@@ -166,7 +168,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                 let e = exp(scores[line + tile + min(k, count - 1u)] - largest);
                 if k < KEYS {
                     let weight = select(0.0, e, weighs && k < count);
-                    p[k * ROWS + row] = weight;
+                    p[k * FOURS + row / 4u][row % 4u] = weight;
                     total += weight;
                 }
             }
@@ -178,14 +180,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                 let first = tile - params.plain;
                 for (var k = share; k < count; k += sharing * IN_FLIGHT) {
                     var words: array<Fetched, IN_FLIGHT>;
+                    var row_scales: array<u32, IN_FLIGHT>;
                     for (var j = 0u; j < IN_FLIGHT; j++) {
                         let key = coded_row(group.first / GROUP, first + min(k + j * sharing, count - 1u));
                         words[j] = fetch(key, group.at, run, vector % 4u);
+                        row_scales[j] = scales(key, group.at);
                     }
                     for (var j = 0u; j < IN_FLIGHT; j++) {
-                        let v = decode(words[j], run, vector % 4u);
+                        let v = decode(words[j], row_scales[j], run, vector % 4u);
                         for (var r = 0u; r < ROWS; r++) {
-                            acc[r] += p[(k + j * sharing) * ROWS + r] * v;
+                            acc[r] += p[(k + j * sharing) * FOURS + r / 4u][r % 4u] * v;
                         }
                     }
                 }
@@ -199,7 +203,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
                     }
                     for (var j = 0u; j < IN_FLIGHT; j++) {
                         for (var r = 0u; r < ROWS; r++) {
-                            acc[r] += p[(k + j * sharing) * ROWS + r] * v[j];
+                            acc[r] += p[(k + j * sharing) * FOURS + r / 4u][r % 4u] * v[j];
                         }
                     }
                 }

@@ -106,24 +106,40 @@ fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
 #endif
 }
 
-fn decode(fetched: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
+fn scales(key: u32, at: u32) -> u32 {
+    return 0u;
+}
+
+fn decode(fetched: Fetched, row_scales: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     return fetched;
 }
 #else
 alias Fetched = vec3<u32>;
 
-// The words that four coordinates are in, and the header's that scales them. `at`: the word of a
-// token at which the row begins. Quarter: which four of the run's sixteen. All are read whether
+// The bytes that scale a row's runs, where there are any.
+fn scales(key: u32, at: u32) -> u32 {
+    if SCALED {
+        return rows[key * params.words + at];
+    }
+    return 0u;
+}
+
+// The words that four coordinates are in, and the header's that has their steps. `at`: the word of
+// a token at which the row begins. Quarter: which four of the run's sixteen. All are read whether
 // they are needed or not: a lane can have several such reads under way.
 fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
     let row = key * params.words + at;
     let whole = trellis(run);
     let first = run.x + select(quarter * run.y / 8u, 0u, whole);
     let second = select(select(first, first + 1u, SIXTEEN && run.y == 16u), run.z / 2u, whole);
-    return vec3<u32>(rows[row + first], rows[row + second], rows[row + max(run.w, AFFINE) - AFFINE]);
+    var steps = 0u;
+    if STEPS {
+        steps = rows[row + max(run.w, AFFINE) - AFFINE];
+    }
+    return vec3<u32>(rows[row + first], rows[row + second], steps);
 }
 
-fn decode(words: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
+fn decode(words: Fetched, row_scales: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     let bits = run.y;
     if SIXTEEN && bits == 16u {
         return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
@@ -149,7 +165,7 @@ fn decode(words: Fetched, run: vec4<u32>, quarter: u32) -> vec4<f32> {
         value = eight_bits().x + eight_bits().y * code;
     }
     if SCALED && run.w > 0u {
-        value *= scale_value((words.z >> (8u * (run.w - 1u))) & 0xffu);
+        value *= scale_value((row_scales >> (8u * (run.w - 1u))) & 0xffu);
     }
     return value;
 }

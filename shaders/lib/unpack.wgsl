@@ -21,18 +21,21 @@ fn unpack_stage(info: vec4<u32>, first: u32, kv: u32, begin: u32, local: u32) {
     // All is read before the first is used.
     var run: array<vec4<u32>, UNPACKED>;
     var words: array<Fetched, UNPACKED>;
+    var row_scales: array<u32, UNPACKED>;
     for (var i = 0u; i < UNPACKED; i++) {
         let v = (local + i * WORKGROUP) % (4u * STAGE);
         let t = min((local + i * WORKGROUP) / (4u * STAGE), TILE - 1u);
         run[i] = table[info.y + first + min(v / 4u, runs - 1u)];
-        words[i] = fetch(column_row(kv, begin + t), info.x, run[i], v % 4u);
+        let row = column_row(kv, begin + t);
+        words[i] = fetch(row, info.x, run[i], v % 4u);
+        row_scales[i] = scales(row, info.x);
     }
     workgroupBarrier();
     for (var i = 0u; i < UNPACKED; i++) {
         let v = (local + i * WORKGROUP) % (4u * STAGE);
         let t = (local + i * WORKGROUP) / (4u * STAGE);
         if v < 4u * runs && t < TILE {
-            stage[v * ACROSS + t] = decode(words[i], run[i], v % 4u);
+            stage[v * ACROSS + t] = decode(words[i], row_scales[i], run[i], v % 4u);
         }
     }
     workgroupBarrier();

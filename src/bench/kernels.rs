@@ -179,19 +179,34 @@ pub fn run(
 }
 
 /// What a sweep can vary, by the first words of its names.
-pub const SWEEPS: [&str; 11] =
-    ["splits", "coded splits", "in flight", "keys", "merge lanes", "absorb", "team rows", "ahead", "paired", "logits", "tile"];
+pub const SWEEPS: [&str; 13] = [
+    "splits",
+    "coded splits",
+    "in flight",
+    "keys",
+    "score rows",
+    "score keys",
+    "merge lanes",
+    "absorb",
+    "team rows",
+    "ahead",
+    "paired",
+    "logits",
+    "tile",
+];
 
 /// Other constants, one at a time: what they are, the kernels that they concern, and the value that
 /// is set.
 fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
     const ATTENTION: &[&str] = &["values", "merge"];
     type Set = fn(&mut Tuning, u32);
-    let numbers: [(&str, &[&str], &[u32], Set); 9] = [
+    let numbers: [(&str, &[&str], &[u32], Set); 11] = [
         ("splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.splits = n),
         ("coded splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.coded_splits = n),
         ("in flight", ATTENTION, &[1, 2, 4], |t, n| t.in_flight = n),
         ("keys", ATTENTION, &[64, 128, 256], |t, n| t.keys = n),
+        ("score rows", &["score"], &[4, 8, 16, 32], |t, n| t.score_rows = n),
+        ("score keys", &["score"], &[1, 2, 4, 8], |t, n| t.score_keys = n),
         ("merge lanes", &["merge"], &[64, 128, 256], |t, n| t.merge_lanes = n),
         ("absorb", &["prepare"], &[64, 128, 256, 4096], |t, n| t.absorb = n),
         ("team rows", &["matvec"], &[2, 4, 8], |t, n| t.team_rows = n),

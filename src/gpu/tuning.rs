@@ -37,6 +37,13 @@ pub struct Tuning {
     pub splits: u32,
     /// And of its coded ones: their sums are longer, and all of them are read again to be joined.
     pub coded_splits: u32,
+    /// The most queries for which a lane unpacks a coded row, each of which takes a register for
+    /// every key.
+    pub score_rows: u32,
+    /// The most coded keys that a lane scores, where there are enough of them for all lanes.
+    ///
+    /// Loads that all lanes share are then for so many.
+    pub score_keys: u32,
     /// Keys weighed at a time.
     ///
     /// A split is a multiple of them, and they are a multiple of 16 · `in_flight`.
@@ -77,6 +84,8 @@ impl Tuning {
                 tile: Tile { depth: 16, lane_rows: 8, ..tile },
                 splits: 32,
                 coded_splits: 32,
+                score_rows: 8,
+                score_keys: 1,
                 keys: 128,
                 in_flight: 1,
                 ends: 8,
@@ -91,6 +100,8 @@ impl Tuning {
                 tile,
                 splits: 256,
                 coded_splits: 128,
+                score_rows: 16,
+                score_keys: 4,
                 keys: 64,
                 in_flight: 4,
                 ends: 2,
@@ -111,7 +122,18 @@ impl Tuning {
         assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
         assert!(self.team_rows.is_multiple_of(2), "{self:?}: rows");
         assert!(self.tile.fits(), "{self:?}: tile");
-        let counts = [self.splits, self.coded_splits, self.in_flight, self.ends, self.absorb, self.team_rows, self.ahead, self.logits];
+        let counts = [
+            self.splits,
+            self.coded_splits,
+            self.score_rows,
+            self.score_keys,
+            self.in_flight,
+            self.ends,
+            self.absorb,
+            self.team_rows,
+            self.ahead,
+            self.logits,
+        ];
         assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
     }
 }

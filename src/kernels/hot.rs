@@ -61,7 +61,7 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256, by: Selector::ShadowKv };
     let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
     let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
-    let absorbed = |coded: &Coded| Reading::Absorbed(coded.codes(), attention.group_size() * coded.widest());
+    let absorbed = |coded: &Coded| Reading::Absorbed(coded.codes(), 8, 1);
     let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, many);
     let values = |coded: Option<&Coded>, kinds: Kinds| {
         values::variant(attention, coded.map(Coded::codes), kinds, values::shape(attention, coded, kinds.listed.is_some()).1, tuning)
@@ -72,6 +72,7 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("score, one", score(Reading::None, all_kinds, false)),
         hot("score, many", score(Reading::None, all_kinds, true)),
         hot("score ABSORBED, one head, one", score(absorbed(&one), all_kinds, false)),
+        hot("score ABSORBED, one head, four keys", score(Reading::Absorbed(one.codes(), attention.group_size() as u32, 4), all_kinds, false)),
         hot("score ABSORBED, one", score(absorbed(&all), all_kinds, false)),
         hot("score ABSORBED, many", score(absorbed(&all), all_kinds, true)),
         hot("score ABSORBED LISTED, one", score(absorbed(&one), chosen, false)),

@@ -104,6 +104,8 @@ mod oracle {
             tile: crate::gpu::Tile { tokens: 16, rows: 32, depth: 8, lane_tokens: 4, lane_rows: 2 },
             splits: 300,
             coded_splits: 77,
+            score_rows: 3,
+            score_keys: 3,
             keys: 32,
             in_flight: 2,
             ends: 3,

@@ -6,7 +6,7 @@ use super::columns::{Block, Kinds, List};
 use super::exact::ExactRows;
 use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Tuning, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -53,13 +53,16 @@ pub(crate) struct CodedKeys<'a> {
 
 /// Scores one layer's keys.
 pub struct Score {
-    kernel: Kernel,
-    /// Columns of a tile of plain keys, and of coded ones.
-    tiles: [u32; 2],
+    /// With the coded columns of a tile, few and many.
+    kernels: Vec<(Kernel, u32)>,
+    /// Plain columns of a tile.
+    tile: u32,
     /// Of both: query heads that are scored together, at the most, and lines of a workgroup.
     lines: [[u32; 2]; 2],
     rebuilt: bool,
     kv_heads: u32,
+    /// Parts of a token's coded row that are unpacked apart.
+    slices: u32,
     /// What a plain column takes for one token, and what a coded one does.
     each: [Work; 2],
     /// Bytes of a plain key, and of a coded one.
@@ -95,15 +98,23 @@ fn rows(attention: &AttentionShape, many: bool) -> u32 {
     if many { 8 } else { (attention.group_size() as u32).div_ceil(WORKGROUP / tile(attention.head_dim)).min(8) }
 }
 
-/// The most queries for which a lane unpacks a row: each costs a register, and a load that all lanes
-/// share.
-const MOST_CODED_ROWS: usize = 16;
-
 /// The same of coded rows: of a token alone all query heads that read the row, in equal parts where
 /// those are too many.
-fn coded_rows(together: usize, many: bool) -> u32 {
-    if many { MOST_CODED_ROWS as u32 } else { together.div_ceil(together.div_ceil(MOST_CODED_ROWS)) as u32 }
+fn coded_rows(together: usize, many: bool, tuning: &Tuning) -> u32 {
+    let (together, most) = (together as u32, tuning.score_rows);
+    if many { most } else { together.div_ceil(together.div_ceil(most)) }
 }
+
+/// Keys that a lane scores, each for so many queries: one, or where all lanes have enough to do as
+/// many as registers hold.
+fn keys(tuning: &Tuning, coded_rows: u32, many: bool) -> Vec<u32> {
+    let most = if many { 1 } else { tuning.score_keys.min(32 / coded_rows) };
+    if most > 1 { vec![1, most] } else { vec![1] }
+}
+
+/// Workgroups that keep a device busy: with fewer, a lane scores one key. On an H200 four keys took
+/// 59 µs for 50 where there were 256, and 81 for 151 where there were 1,024.
+const MANY_WORKGROUPS: u32 = 1024;
 
 /// How a variant reads coded keys.
 #[derive(Clone, Default)]
@@ -111,8 +122,9 @@ pub(super) enum Reading {
     /// There are none.
     #[default]
     None,
-    /// From their rows: how these are packed, and how many query heads read the same.
-    Absorbed(Codes, usize),
+    /// From their rows: how these are packed, for how many queries a lane unpacks one, and of how
+    /// many keys.
+    Absorbed(Codes, u32, u32),
     /// As keys in f16.
     Rebuilt,
 }
@@ -136,10 +148,10 @@ pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds
     constants.extend(kinds.constants());
     match reading {
         Reading::None => {}
-        Reading::Absorbed(codes, together) => {
+        Reading::Absorbed(codes, coded_rows, keys) => {
             flags.push("ABSORBED");
             flags.extend(codes.flags);
-            constants.extend([("NEAR", NEAR), ("BOOKS", BOOKS), ("CODED_ROWS", coded_rows(together, many))]);
+            constants.extend([("NEAR", NEAR), ("BOOKS", BOOKS), ("CODED_ROWS", coded_rows), ("KEYS", keys)]);
             constants.extend(codes.constants);
             bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
         }
@@ -169,7 +181,7 @@ impl Score {
         let (heads, dim, kv_heads, group) = (attention.heads, attention.head_dim, attention.kv_heads, attention.group_size());
         let tile = tile(dim);
         let mut lines = [(group, span(attention, many)); 2];
-        let mut coded_tile = tile;
+        let mut widths = vec![tile];
         let mut buffers: Vec<&wgpu::Buffer> = vec![&b.queries, &cache.keys, &b.scores];
         let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
         let plain = work(4 * heads, 2 * heads * dim);
@@ -181,8 +193,10 @@ impl Score {
                     buffers.extend([keys.rows, keys.table, &b.rope]);
                     let ranks = (0..kv_heads).map(|kv| keys.coded.rank(kv)).sum::<usize>();
                     let together = group * if keys.list.is_some_and(|list| list.by_head > 0) { 1 } else { keys.coded.widest() };
-                    (coded_tile, lines[1]) = (WORKGROUP, (together, coded_rows(together, many)));
-                    (Reading::Absorbed(keys.coded.codes(), together), queries, work(4 * heads, 2 * group * ranks), 4 * keys.coded.row_words())
+                    let coded_rows = coded_rows(together, many, &device.tuning());
+                    lines[1] = (together, coded_rows);
+                    widths = self::keys(&device.tuning(), coded_rows, many).iter().map(|keys| keys * WORKGROUP).collect();
+                    (Reading::Absorbed(keys.coded.codes(), coded_rows, 1), queries, work(4 * heads, 2 * group * ranks), 4 * keys.coded.row_words())
                 } else {
                     buffers.push(&b.rebuilt);
                     (Reading::Rebuilt, queries, plain, 2 * attention.kv_row())
@@ -196,12 +210,21 @@ impl Score {
         buffers.extend(list.map(|list| list.tokens));
         let kinds = Kinds { listed: list.map(|list| list.by_head), counted };
         let rebuilt = matches!(reading, Reading::Rebuilt);
+        let align = coded.map_or(1, |keys| keys.coded.block);
+        let kernels = widths.into_iter().map(|width| {
+            let reading = match &reading {
+                Reading::Absorbed(codes, rows, _) => Reading::Absorbed(codes.clone(), *rows, width / WORKGROUP),
+                other => other.clone(),
+            };
+            Ok((device.kernel(variant(attention, reading, kinds, align, many), &buffers)?, width))
+        });
         Ok(Score {
-            kernel: device.kernel(variant(attention, reading, kinds, coded.map_or(1, |keys| keys.coded.block), many), &buffers)?,
-            tiles: [tile, coded_tile],
+            kernels: kernels.collect::<Result<_>>()?,
+            tile,
             lines: lines.map(|(each, of_group)| [each as u32, of_group]),
             rebuilt,
             kv_heads: kv_heads as u32,
+            slices: coded.map_or(0, |keys| keys.coded.slices.len()) as u32,
             each: [plain, each],
             row: [2 * attention.kv_row(), row].map(|bytes| bytes as u32),
             params: Params {
@@ -234,7 +257,9 @@ impl Score {
             words: if self.rebuilt { rebuilt } else { self.params.words },
             ..self.params
         };
-        let tiles = block.plain().div_ceil(self.tiles[0]) + block.coded.div_ceil(self.tiles[1]);
+        let busy = |width: u32| block.coded.div_ceil(width) * self.slices >= MANY_WORKGROUPS;
+        let (kernel, width) = self.kernels.iter().rev().find(|(_, width)| busy(*width)).unwrap_or(&self.kernels[0]);
+        let tiles = block.plain().div_ceil(self.tile) + block.coded.div_ceil(*width);
         let blocks = self.lines.map(|[each, of_group]| (block.tokens * each).div_ceil(of_group));
         let [tokens, plain, coded, queries] = [block.tokens, block.plain(), block.coded, self.params.queries].map(u64::from);
         let ([of_plain, of_coded], [row, coded_row]) = (self.each, self.row.map(u64::from));
@@ -242,7 +267,7 @@ impl Score {
             bytes: tokens * (4 * queries + plain * of_plain.bytes + coded * of_coded.bytes) + plain * row + coded * coded_row,
             flops: tokens * (plain * of_plain.flops + coded * of_coded.flops),
         };
-        self.kernel.record(pass, &params, [tiles, self.kv_heads, blocks[0].max(blocks[1])], work);
+        kernel.record(pass, &params, [tiles, self.kv_heads, blocks[0].max(blocks[1])], work);
     }
 }
 
