@@ -1,4 +1,4 @@
-// Attention that a block's queries give, added up over all of them and their heads, to whoever
+// Attention that a block's queries give, added up over all of them and their heads, to what
 // competes for a slot (src/kv/reviver.rs): exact rows, candidates, buckets. What was given
 // HALF_LIFE tokens ago counts half.
 //

@@ -1,6 +1,6 @@
 // Which coded tokens all heads of a layer read (src/kv/select/chunkkv.rs): those of the MOST
 // stretches whose pairs receive the most attention in the mean, in their order. Writes the list
-// that lib/columns.wgsl reads; where the last stretch is short, of nobody.
+// that lib/columns.wgsl reads; where the last stretch is short, of no token.
 //
 // Grid: one workgroup.
 #include "lib/lowest.wgsl"

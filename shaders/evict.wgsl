@@ -4,8 +4,8 @@
 //
 // Grid: one workgroup.
 //
-// CODED     who loses its slot, or gets none, is read from its latent: appends it to the list of
-//           those
+// CODED     a token that loses its slot, or gets none, is read from its latent: appends it to the
+//           list of those
 // SKETCH    buckets
 // MEAN      without buckets: the number of evicted tokens
 #include "lib/moves.wgsl"

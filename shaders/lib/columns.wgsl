@@ -7,7 +7,7 @@
 //
 // LISTED    LIST entries for each key/value head, or none where all heads read the same
 #if LISTED
-@group(0) @binding(9) var<storage, read> list: array<u32>; // tokens; past the last, nobody
+@group(0) @binding(9) var<storage, read> list: array<u32>; // tokens; past the last, none
 const APART = LIST > 0u; // whether key/value heads read different columns
 #else
 const APART = false;

@@ -167,7 +167,7 @@ fn by_energy(parts: &[Part], budget: usize) -> Vec<usize> {
     let mut ranks = vec![RUN; modules.len()];
     let mut left = budget.saturating_sub((0..modules.len()).map(|module| taken(module, RUN)).sum());
     loop {
-        // The next run to whoever discards most, as long as it can be paid.
+        // The next run to the module that discards most, as long as it can be paid.
         let open = (0..modules.len()).filter(|&m| ranks[m] < full[m] && taken(m, ranks[m] + RUN) - taken(m, ranks[m]) <= left);
         let Some(worst) = open.max_by(|&a, &b| discarded(a, ranks[a]).total_cmp(&discarded(b, ranks[b])).then(b.cmp(&a))) else { break };
         left -= taken(worst, ranks[worst] + RUN) - taken(worst, ranks[worst]);

@@ -2,7 +2,7 @@
 //! beside.
 //!
 //! For a dense cache all rows are exact. With latents ([`LatentSet`]) the first tokens stay exact,
-//! and the newest in a ring; the rule of who reads what is [`kv::Exact`](crate::kv::Exact)'s. A
+//! and the newest in a ring; the rule of what reads which is [`kv::Exact`](crate::kv::Exact)'s. A
 //! sequence that evicts has no latents, or has them and keeps candidates exactly beside them
 //! ([`Eviction`]). To read latents here is to rebuild the keys and values they stand for, whatever
 //! is done with them on a GPU: simple, and the same numbers.

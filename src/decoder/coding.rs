@@ -1,6 +1,6 @@
 //! What becomes of exact rows whose time is up. Where a token leaves a latent: what the row is made
-//! from, less its mean, then its coordinates, then their codes. Where tokens are evicted: who takes
-//! a slot, and what is left of the others.
+//! from, less its mean, then its coordinates, then their codes. Where tokens are evicted: which
+//! take a slot, and what is left of the others.
 
 use super::Model;
 use super::latents::Latents;

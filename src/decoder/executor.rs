@@ -54,7 +54,7 @@ impl Executor {
 
     /// Waits for its turn.
     pub fn lock(&self) -> MutexGuard<'_, Shared> {
-        // Whoever panicked has left numbers behind that nobody reads.
+        // A call that panicked has left numbers behind that no other reads.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -265,7 +265,7 @@ impl GpuSequence {
                     if !many.is_empty() {
                         let mut call = self.cursor.call_within(many.len(), reach);
                         if self.cursor.evicts() {
-                            // Who is evicted is decided when all of the chunk have given their
+                            // What is evicted is decided when all of the chunk have given their
                             // attention.
                             call.code.end = call.code.start;
                         }

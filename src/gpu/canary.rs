@@ -1,5 +1,5 @@
 //! Known words behind buffers, which nothing is to write: a shader's bounds checks turn a write
-//! beyond a buffer into one that nobody sees.
+//! beyond a buffer into one that goes unseen.
 
 use super::Device;
 use crate::Result;

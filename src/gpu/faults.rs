@@ -93,7 +93,7 @@ impl Device {
 
     /// The first error of the driver's that no call here caused, if there ever was one.
     ///
-    /// It fails nobody's call, since nobody's it is, and is logged as it comes.
+    /// It fails no call, since it belongs to none, and is logged as it comes.
     pub fn unowned_error(&self) -> Option<String> {
         kept(&self.faults.unowned)
     }

@@ -146,7 +146,7 @@ impl Device {
         let found = self.pipelines.made().get(&spec).cloned();
         let Made { pipeline, layout } = match found {
             Some(made) => made,
-            // Nobody waits meanwhile for what is there already; two who want the same make it
+            // No caller waits meanwhile for what is there already; two that want the same make it
             // twice, and share what was there first.
             None => {
                 let made = self.compile(&spec)?;

@@ -1,7 +1,7 @@
 //! How long each dispatch takes, by the device's own clock.
 //!
 //! While [`Device::profile`] runs something, every dispatch is recorded into a compute pass of its
-//! own between two timestamps, whoever records it. That keeps dispatches from overlapping, and adds
+//! own between two timestamps, whatever records it. That keeps dispatches from overlapping, and adds
 //! what it takes to launch one: an empty dispatch has a time too, which is to be shown beside the
 //! others.
 

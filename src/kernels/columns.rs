@@ -1,5 +1,5 @@
-//! Which columns a block of tokens attends to, as `shaders/lib/columns.wgsl` reads them: who is on
-//! the list is decided elsewhere.
+//! Which columns a block of tokens attends to, as `shaders/lib/columns.wgsl` reads them: what is
+//! on the list is decided elsewhere.
 
 use crate::gpu::Access;
 use crate::kv::{Reach, Selection, Slots};

@@ -14,7 +14,7 @@ struct Params {
     at: u32,
 }
 
-/// Parts of a sum, each a workgroup's own: whoever reads them adds them up.
+/// Parts of a sum, each a workgroup's own: the reader adds them up.
 pub(crate) const LOTS: usize = 32;
 
 /// Adds up one row's squares.

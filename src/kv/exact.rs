@@ -47,7 +47,7 @@ pub struct Reach {
     pub block: usize,
 }
 
-/// When rows are coded and who reads which, where `block` tokens are coded together.
+/// When rows are coded and which queries read which, where `block` tokens are coded together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
     /// What stays exact.

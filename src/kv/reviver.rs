@@ -6,7 +6,7 @@
 //! are rebuilt, so that attention runs over all tokens. The rest is our inference:
 //!
 //! - *sinks* and *recent* tokens are exact as anywhere else ([`Exact`]). Those that leave the
-//!   recent ones, in blocks, compete with the candidates for the candidates' slots; who has
+//!   recent ones, in blocks, compete with the candidates for the candidates' slots; what has
 //!   received the most attention, over all heads and queries of the layer, what was received
 //!   [`HALF_LIFE`] tokens ago counting half, stays exact ([`Stores::keep`]). All heads share the
 //!   candidates, since a row here belongs to all of them.
@@ -32,7 +32,7 @@ use super::{Budget, Exact, Geometry, LatentSet, LatentSpec};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Tokens after which attention counts half: whoever was looked at long ago makes room.
+/// Tokens after which attention counts half: a token that was looked at long ago makes room.
 pub const HALF_LIFE: usize = 128;
 
 /// What attention received so many tokens ago still counts.

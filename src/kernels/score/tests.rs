@@ -49,7 +49,7 @@ fn every_key_answers_every_query() {
 }
 
 /// After exact keys come candidates and what is left of evicted tokens, as many times as they are
-/// tokens; nobody looks past a token's window for its exact key.
+/// tokens; no query looks past a token's window for its exact key.
 #[test]
 fn what_stands_beside_answers_as_often_as_it_is_tokens() {
     let c = AttentionShape::of(false, None, 6, 2, 14);

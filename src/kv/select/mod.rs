@@ -106,7 +106,7 @@ impl Selection {
 
     /// The tokens of a layer's and key/value head's list, where there are so many chunks.
     ///
-    /// Some may be nobody.
+    /// Some may be past the last token.
     pub fn listed(&self, chunks: usize) -> usize {
         Self::CHUNK * if chunks <= self.chunks() { chunks } else { self.by.most(self.chunks()) }
     }
