@@ -31,9 +31,8 @@ const PADDED = (HEAD + 3u) / 4u * 4u;
 const VECTORS = PADDED / 4u;
 const STRETCH = min(8u, TILE); // keys that a lane rebuilds at a time
 const UNITS = (PAIRS * (TILE / STRETCH) + WORKGROUP - 1u) / WORKGROUP;
-const PITCH = VECTORS + 1u;
 // When all coordinates are used up, a tile of keys after RoPE until they are written in a row.
-const ROOM = TILE * PITCH;
+const ROOM = TILE * VECTORS;
 
 fn mean(i: u32) -> f32 {
     return bitcast<f32>(table[BOOKS + 2u * KV_HEADS + i / 4u][i % 4u]);
@@ -79,7 +78,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let a = low[u][t] + mean(kv * HEAD + pair);
                 let b = high[u][t] + mean(kv * HEAD + pair + PAIRS);
                 let c = rope(column_row(kv, begin + stretch + t), pair);
-                let at = (stretch + t) * PITCH;
+                let at = (stretch + t) * VECTORS;
                 stage[at + pair / 4u][pair % 4u] = a * c.x - b * c.y;
                 stage[at + (pair + PAIRS) / 4u][(pair + PAIRS) % 4u] = b * c.x + a * c.y;
             }
@@ -88,7 +87,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if HEAD < PADDED {
         for (var t = local; t < TILE; t += WORKGROUP) {
             for (var i = HEAD; i < PADDED; i++) {
-                stage[t * PITCH + i / 4u][i % 4u] = 0.0;
+                stage[t * VECTORS + i / 4u][i % 4u] = 0.0;
             }
         }
     }
@@ -96,7 +95,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = local; i < TILE * VECTORS; i += WORKGROUP) {
         let t = i / VECTORS;
         if begin + t < params.coded {
-            rebuilt[((begin + t) * KV_HEADS + kv) * VECTORS + i % VECTORS] = narrow(stage[t * PITCH + i % VECTORS]);
+            rebuilt[((begin + t) * KV_HEADS + kv) * VECTORS + i % VECTORS] = narrow(stage[t * VECTORS + i % VECTORS]);
         }
     }
 }

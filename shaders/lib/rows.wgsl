@@ -1,8 +1,9 @@
 // Four coordinates of a packed row, as src/kv/format.rs lays them out.
 //
-// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with the levels of 2, 3 and 4
-// bits, two to a word in f16, then the first level and the step of 8 bits. A run is (its word within
-// the row, its bits, where the upper bits of its codes stand if they are apart, what scales it).
+// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with the levels of 2, 3 and
+// 4 bits, two to a word in f16, then the first level and the step of 8 bits. A run is (its word
+// within the row, its bits, where the upper bits of its codes stand if they are apart, what scales
+// it).
 //
 // Wants CODES, a bit for each kind of run that there is. There is code for no other: some devices
 // go through all of a branch's sides.

@@ -37,7 +37,7 @@ fn search(z: u32, bits: u32, scale: f32, local: u32) {
         cost[state] = select(3e38, 0.0, state == local % LANES);
     }
     for (var i = 0u; i < LANES; i++) {
-        // What an edge misses is the same for all paths over it: the lanes of a run find it together.
+        // What an edge misses is the same for all paths over it: a run's lanes find it together.
         let x = coordinates[z + i] / scale;
         let shared_by = local / LANES * EDGES;
         workgroupBarrier();

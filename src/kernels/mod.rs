@@ -63,8 +63,8 @@ pub(crate) const WORKGROUP: u32 = 64;
 /// Positions of RoPE's first table: see [`rope_table`].
 const NEAR: u32 = 64;
 
-/// RoPE's tables, `(cos, sin)`, from angles in f64: the positions below `NEAR`, `[NEAR][pairs]`, the
-/// same as `[pairs][NEAR]`, then its multiples, `[ceil(capacity / NEAR)][pairs]`. A shader rotates
+/// RoPE's tables, `(cos, sin)`, from angles in f64: the positions below `NEAR`, `[NEAR][pairs]`,
+/// the same as `[pairs][NEAR]`, then its multiples, `[ceil(capacity / NEAR)][pairs]`. A shader rotates
 /// by the sum of two angles.
 pub(crate) fn rope_table(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
     let near = NEAR as usize;

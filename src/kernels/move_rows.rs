@@ -86,8 +86,8 @@ mod tests {
         (numbers((position * 31 + round) as u64, 1)[0] * 4.0).round() + 4.0
     }
 
-    /// Several rounds of tokens that leave: which have a slot, what stands in it, and what is in the
-    /// sketch, to the bit, is what the specification says, whether something comes out of the
+    /// Several rounds of tokens that leave: which have a slot, what stands in it, and what is in
+    /// the sketch, to the bit, is what the specification says, whether something comes out of the
     /// sketch or not.
     #[test]
     fn rows_and_books_are_those_of_the_specification() {
