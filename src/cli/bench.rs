@@ -60,9 +60,8 @@ pub struct Args {
     #[arg(long, requires = "shape")]
     kernels: bool,
     /// With --kernels: also with other constants than this device gets, one at a time: splits,
-    /// coded splits, in flight, keys, score rows, score keys, merge lanes, absorb, team rows, ahead,
-    /// paired, logits, tile
-    /// [default: all].
+    /// coded splits, in flight, keys, score rows, score keys, merge lanes, absorb, team rows,
+    /// ahead, paired, logits, tile [default: all].
     #[arg(long, requires = "kernels", value_delimiter = ',', num_args = 0.., require_equals = true, value_name = "WHAT,…", value_parser = PossibleValuesParser::new(kernels::SWEEPS))]
     sweep: Option<Vec<String>>,
     /// Tokens in the cache when a measurement starts.

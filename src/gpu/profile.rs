@@ -2,8 +2,8 @@
 //!
 //! While [`Device::profile`] runs something, every dispatch is recorded into a compute pass of its
 //! own between two timestamps, whatever records it. That keeps dispatches from overlapping, and
-//! adds what it takes to launch one: an empty dispatch has a time too, which is to be shown beside the
-//! others.
+//! adds what it takes to launch one: an empty dispatch has a time too, which is to be shown beside
+//! the others.
 
 use super::{Device, Work};
 use crate::{Error, Result};
