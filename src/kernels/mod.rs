@@ -64,8 +64,8 @@ pub(crate) const WORKGROUP: u32 = 64;
 const NEAR: u32 = 64;
 
 /// RoPE's tables, `(cos, sin)`, from angles in f64: the positions below `NEAR`, `[NEAR][pairs]`,
-/// the same as `[pairs][NEAR]`, then its multiples, `[ceil(capacity / NEAR)][pairs]`. A shader rotates
-/// by the sum of two angles.
+/// the same as `[pairs][NEAR]`, then its multiples, `[ceil(capacity / NEAR)][pairs]`. A shader
+/// rotates by the sum of two angles.
 pub(crate) fn rope_table(frequencies: &[f64], capacity: usize) -> Vec<[f32; 2]> {
     let near = NEAR as usize;
     let rotation = |p: usize, f: f64| [(p as f64 * f).cos() as f32, (p as f64 * f).sin() as f32];
