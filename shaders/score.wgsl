@@ -119,8 +119,10 @@ fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
     if first_line >= lines {
         return; // the whole workgroup
     }
-    load_book(local);
-    workgroupBarrier();
+    if TOGETHER {
+        load_book(local);
+        workgroupBarrier();
+    }
     let pair_vectors = (more.z + 1u) / 2u; // vectors of two pairs
     var row: array<u32, KEYS>;
     var row_scales: array<u32, KEYS>;
@@ -131,24 +133,28 @@ fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
         let q = min(first_line + r, lines - 1u);
         base[r] = (params.at + q / of_token) * (params.queries / 4u) + info.w + q % of_token * (4u * info.z + pair_vectors);
     }
-    // The words of a run are read while the one before is used.
+    // The words of a run whose codes are chosen together are read while the one before is used.
     var run = table[info.y];
     for (var j = 0u; j < KEYS; j++) {
         row[j] = coded_row(kv, min(begin + local + j * WORKGROUP, params.coded - 1u));
         row_scales[j] = scales(row[j], info.x);
-        words[j] = fetch(row[j], info.x, run, 0u);
+        if together(run) {
+            words[j] = fetch(row[j], info.x, run, 0u);
+        }
     }
     for (var i = 0u; i < info.z; i++) {
         let this_run = run;
         var these = words;
         run = table[info.y + min(i + 1u, info.z - 1u)];
-        for (var j = 0u; j < KEYS; j++) {
-            words[j] = fetch(row[j], info.x, run, 0u);
+        if together(run) {
+            for (var j = 0u; j < KEYS; j++) {
+                words[j] = fetch(row[j], info.x, run, 0u);
+            }
         }
-        for (var quarter = 0u; quarter < 4u; quarter++) {
+        for (var quarter = 0u; quarter < quarters(); quarter++) {
             var coordinates: array<vec4<f32>, KEYS>;
             for (var j = 0u; j < KEYS; j++) {
-                if quarter > 0u && !together(this_run) {
+                if !together(this_run) {
                     these[j] = fetch(row[j], info.x, this_run, quarter);
                 }
                 coordinates[j] = decode(these[j], row_scales[j], this_run, quarter);

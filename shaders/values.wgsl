@@ -95,7 +95,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     var end = min(begin + params.length, params.plain);
     var entries_end = params.entries;
 #if CODED
-    load_book(local);
+    if TOGETHER {
+        load_book(local);
+    }
     let splits = (params.plain + max(params.length, 1u) - 1u) / max(params.length, 1u);
     let coded = id.x >= splits;
     if coded {

@@ -48,6 +48,15 @@ fn together(run: vec4<u32>) -> bool {
 #endif
 }
 
+// Four. Compilers do not know where each quarter takes much code: some take minutes over four times
+// as much.
+fn quarters() -> u32 {
+    if TOGETHER {
+        return 4u;
+    }
+    return min(4u, params.words + 3u);
+}
+
 // Where the levels of 2, 3 or 4 bits begin: 64 for each way to choose the upper bits.
 fn book_of(bits: u32) -> u32 {
     return 64u * ((1u << (bits - 2u)) - 1u);

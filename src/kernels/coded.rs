@@ -60,7 +60,8 @@ impl Codes {
     /// To read rows of these formats: coded in blocks of tokens either all of them or none.
     pub fn of<'a>(formats: impl Iterator<Item = &'a Format>) -> Codes {
         let formats: Vec<&Format> = formats.collect();
-        let kinds = formats.iter().flat_map(|format| runs(format)).fold(0, |kinds, run| kinds | kinds_of(run));
+        let in_blocks = |format: &Format| matches!(format.scale, Scale::Blocks(_));
+        let kinds = formats.iter().filter(|format| !in_blocks(format)).flat_map(|format| runs(format)).fold(0, |kinds, run| kinds | kinds_of(run));
         let mut codes = Codes { flags: Vec::new(), constants: vec![("CODES", kinds)] };
         if let Some(Format { scale: Scale::Blocks(blocks), .. }) = formats.first() {
             codes.flags.push("BLOCKS");
