@@ -44,6 +44,8 @@ pub struct Tuning {
     ///
     /// Loads that all lanes share are then for so many.
     pub score_keys: u32,
+    /// Workgroups from which there are enough: with fewer a lane scores one key.
+    pub score_workgroups: u32,
     /// Keys weighed at a time.
     ///
     /// A split is a multiple of them, and they are a multiple of 16 · `in_flight`.
@@ -86,6 +88,7 @@ impl Tuning {
                 coded_splits: 32,
                 score_rows: 8,
                 score_keys: 1,
+                score_workgroups: 1024,
                 keys: 128,
                 in_flight: 1,
                 ends: 8,
@@ -102,6 +105,7 @@ impl Tuning {
                 coded_splits: 128,
                 score_rows: 16,
                 score_keys: 4,
+                score_workgroups: 1024,
                 keys: 64,
                 in_flight: 4,
                 ends: 2,

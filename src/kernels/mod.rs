@@ -106,6 +106,7 @@ mod oracle {
             coded_splits: 77,
             score_rows: 3,
             score_keys: 3,
+            score_workgroups: 1,
             keys: 32,
             in_flight: 2,
             ends: 3,

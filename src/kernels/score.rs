@@ -63,6 +63,9 @@ pub struct Score {
     kv_heads: u32,
     /// Parts of a token's coded row that are unpacked apart.
     slices: u32,
+    /// With so many of them, tiles are wide. On an H200 four keys a lane took 59 µs for 50 where
+    /// there were 256, and 81 for 151 where there were 1,024.
+    workgroups: u32,
     /// What a plain column takes for one token, and what a coded one does.
     each: [Work; 2],
     /// Bytes of a plain key, and of a coded one.
@@ -111,10 +114,6 @@ fn keys(tuning: &Tuning, coded_rows: u32, many: bool) -> Vec<u32> {
     let most = if many { 1 } else { tuning.score_keys.min(32 / coded_rows) };
     if most > 1 { vec![1, most] } else { vec![1] }
 }
-
-/// Workgroups that keep a device busy: with fewer, a lane scores one key. On an H200 four keys took
-/// 59 µs for 50 where there were 256, and 81 for 151 where there were 1,024.
-const MANY_WORKGROUPS: u32 = 1024;
 
 /// How a variant reads coded keys.
 #[derive(Clone, Default)]
@@ -225,6 +224,7 @@ impl Score {
             rebuilt,
             kv_heads: kv_heads as u32,
             slices: coded.map_or(0, |keys| keys.coded.slices.len()) as u32,
+            workgroups: device.tuning().score_workgroups,
             each: [plain, each],
             row: [2 * attention.kv_row(), row].map(|bytes| bytes as u32),
             params: Params {
@@ -257,7 +257,7 @@ impl Score {
             words: if self.rebuilt { rebuilt } else { self.params.words },
             ..self.params
         };
-        let busy = |width: u32| block.coded.div_ceil(width) * self.slices >= MANY_WORKGROUPS;
+        let busy = |width: u32| block.coded.div_ceil(width) * self.slices >= self.workgroups;
         let (kernel, width) = self.kernels.iter().rev().find(|(_, width)| busy(*width)).unwrap_or(&self.kernels[0]);
         let tiles = block.plain().div_ceil(self.tile) + block.coded.div_ceil(*width);
         let blocks = self.lines.map(|[each, of_group]| (block.tokens * each).div_ceil(of_group));

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::kernels::coded::{by_coordinates, by_dimensions};
-use crate::kernels::oracle::{assert_close, beside, buffers, devices, exact, frequencies, halves, latent_side, numbers, rotated, run, upload};
+use crate::kernels::oracle::{
+    assert_close, beside, buffers, devices, exact, frequencies, halves, latent_side, numbers, rotated, run, tuned_devices, upload,
+};
 use crate::kernels::rebuild::Rebuild;
 use crate::kernels::rope_table;
 use crate::kernels::sketch::Sketch;
@@ -168,7 +170,7 @@ fn coded_keys_are_scored_as_what_they_decode_to() {
                 .collect();
             let blocks =
                 [(0, 2, 0, true, 0), (101, 1, 0, false, 0), (101, 1, 0, true, 0), (70, 40, 0, true, 0), (60, 5, 2, false, 0), (99, 3, 1, false, 97)];
-            for device in devices(None) {
+            for (device, tuning) in tuned_devices(None) {
                 let cache = crate::kernels::oracle::exact(&device, slots, [&ring, &[]]);
                 let [from, rope_table] =
                     [&queries, rope_table(&frequencies(c.head_dim), capacity).as_flattened()].map(|v| upload(&device, v, v.len()));
@@ -197,7 +199,7 @@ fn coded_keys_are_scored_as_what_they_decode_to() {
                         rebuild.iter().for_each(|rebuild| rebuild.record(pass, b.start - before, b.coded + before));
                         score.record(pass, &b, before);
                     });
-                    let what = format!("{first} + {tokens}, strict: {strict}, absorbed: {absorbed}, {:?}", device.tier());
+                    let what = format!("{first} + {tokens}, strict: {strict}, absorbed: {absorbed}, {:?}, {tuning:?}", device.tier());
                     let (mut seen, mut expected) = (Vec::new(), Vec::new());
                     for (line, got) in got.chunks_exact(columns).enumerate() {
                         let (t, h) = (line / heads, line % heads);
