@@ -54,7 +54,7 @@ pub mod task;
 mod error;
 mod model;
 
-pub use decoder::WeightStorage;
+pub use checkpoint::WeightStorage;
 pub use error::{Error, Result};
 pub use model::{Device, Engine, LoadOptions, Model};
 pub use session::{Prompt, Sampling, Session, SessionOptions};

@@ -1,9 +1,8 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
 use crate::bench::{self, Roofline, WeightBytes};
-use crate::checkpoint::{Checkpoint, Tokenizer};
+use crate::checkpoint::{Checkpoint, Tokenizer, WeightStorage};
 use crate::compress::Solver;
-use crate::decoder::WeightStorage;
 use crate::gpu::Tier;
 use crate::kv::{CacheMethod, Exact};
 use crate::sequence::{Context, Prompt, Prompted, Reader, Sequence, SequenceOptions};
@@ -49,9 +48,7 @@ pub struct LoadOptions {
     pub tier: Option<Tier>,
     /// What a GPU's kernels are checked for while they run.
     pub checks: gpu::ShaderChecks,
-    /// What weights are on a GPU.
-    ///
-    /// The processor's are single precision.
+    /// What weights are in memory.
     pub weights: WeightStorage,
 }
 
@@ -77,21 +74,21 @@ impl Engine {
     /// refuses; those of [`with_weights`](Self::with_weights).
     pub fn open(options: &LoadOptions) -> Result<Engine> {
         let adapter = match &options.device {
-            Device::Cpu => return Engine { kind: Kind::Cpu, weights: WeightStorage::Stored }.with_weights(options.weights),
+            Device::Cpu => return Ok(Engine { kind: Kind::Cpu, weights: options.weights }),
             Device::Auto => None,
             Device::Gpu(name) => Some(name.clone()),
         };
         let gpu = gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() };
-        Ok(Engine { kind: Kind::Gpu(gpu::Device::open(&gpu)?), weights: options.weights })
+        Engine { kind: Kind::Gpu(gpu::Device::open(&gpu)?), weights: WeightStorage::Stored }.with_weights(options.weights)
     }
 
     /// The same device, on which weights are loaded as `weights` says.
     ///
     /// # Errors
-    /// [`Error::Argument`] for the processor, whose weights are single precision.
+    /// [`Error::Argument`] for single precision on a GPU, whose kernels do not read it.
     pub fn with_weights(self, weights: WeightStorage) -> Result<Engine> {
-        if let (Kind::Cpu, false) = (&self.kind, weights == WeightStorage::Stored) {
-            let message = format!("{} is for a GPU; the processor's weights are f32", weights.name());
+        if let (Kind::Gpu(_), WeightStorage::F32) = (&self.kind, weights) {
+            let message = "f32 is for the processor; the GPU's kernels read f16 and blocks of few bits. --device cpu takes it".into();
             return Err(Error::Argument { name: "weights".into(), message });
         }
         Ok(Engine { weights, ..self })
@@ -162,7 +159,7 @@ impl Engine {
     /// Those of reading its weights, and the device's.
     pub fn load_checkpoint(&self, checkpoint: Checkpoint) -> Result<Model> {
         let weights = match &self.kind {
-            Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load(&checkpoint)?)),
+            Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load_as(&checkpoint, self.weights)?)),
             Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone())?)),
         };
         Ok(Model { checkpoint, weights, tokenizer: OnceLock::new() })
@@ -210,7 +207,7 @@ impl Model {
     /// The types that weights have in memory, that of most of them first: `f16`, `q4 q6`.
     pub fn weight_type(&self) -> String {
         match &self.weights {
-            Weights::Cpu(_) => "f32".into(),
+            Weights::Cpu(model) => model.weight_type(),
             Weights::Gpu(model) => model.weight_type(),
         }
     }
@@ -218,7 +215,7 @@ impl Model {
     /// What its weights take in memory.
     pub fn weight_bytes(&self) -> WeightBytes {
         match &self.weights {
-            Weights::Cpu(_) => WeightBytes::each(self.checkpoint.config(), 4),
+            Weights::Cpu(model) => WeightBytes { matrices: model.matrix_bytes(), number: 4 },
             Weights::Gpu(model) => WeightBytes { matrices: model.matrix_bytes(), number: 2 },
         }
     }

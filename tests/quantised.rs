@@ -5,8 +5,9 @@ mod common;
 use common::gguf::{Encoded, Gguf};
 use common::{Random, SyntheticModel, nmse};
 use half::f16;
-use lowkey::checkpoint::Checkpoint;
-use lowkey::decoder::{Model, WeightStorage, stored_bytes};
+use lowkey::checkpoint::{Checkpoint, WeightStorage};
+use lowkey::cpu::{self, RowType};
+use lowkey::decoder::{Model, stored_bytes};
 use lowkey::gpu::{Device, Options, Tier};
 use lowkey::sequence::{Logits, Sequence};
 use std::sync::Arc;
@@ -106,7 +107,7 @@ fn blocks_are_the_numbers_they_stand_for() {
         // Three norms.
         assert_eq!(stored_bytes(&checkpoint), model.matrix_bytes() + 2 * 3 * WIDE as u64, "{}", kind.name);
         let name = "model.layers.0.self_attn.q_proj.weight";
-        let blocks = checkpoint.blocks(name, &[WIDE, WIDE]).unwrap().unwrap();
+        let blocks = checkpoint.blocks(name, [WIDE, WIDE], WeightStorage::Stored).unwrap().unwrap();
         let found: Vec<f32> = blocks.f16().into_iter().map(f32::from).collect();
         let error = nmse(&found, &checkpoint.f32(name, &[WIDE, WIDE]).unwrap());
         assert!(error <= if kind.name.ends_with("_K") { 1e-6 } else { 0.0 }, "{}: {error}", kind.name);
@@ -152,5 +153,68 @@ fn floats_are_made_blocks_where_that_is_asked_for() {
         assert_eq!(model.weight_type(), storage.name());
         let error = nmse(&found, &expected);
         assert!(error < most && error > 1e-7, "{storage:?}: {error}");
+    }
+}
+
+/// All logits of a prompt, and those of single steps, on the processor.
+fn processor_logits(model: cpu::Model) -> (String, u64, Vec<f32>) {
+    let model = Arc::new(model);
+    let tokens = Random(9).tokens(70, model.config().vocab_size);
+    let mut sequence = model.sequence(80, RowType::F32).unwrap();
+    let mut logits = sequence.forward(&tokens[..66], Logits::All).unwrap();
+    tokens[66..].iter().for_each(|token| logits.extend(sequence.forward(&[*token], Logits::Last).unwrap()));
+    (model.weight_type(), model.matrix_bytes(), logits)
+}
+
+#[test]
+fn the_processor_multiplies_blocks_as_they_are() {
+    for kind in &KINDS {
+        let (_directory, checkpoint) = file(&wide(), |_| Some(kind));
+        let (types, bytes, found) = processor_logits(cpu::Model::load_as(&checkpoint, WeightStorage::Stored).unwrap());
+        let (wide, wide_bytes, expected) = processor_logits(cpu::Model::load(&checkpoint).unwrap());
+        let error = nmse(&found, &expected);
+        // The oracle's numbers are rounded to f16.
+        assert!(error < 2e-6, "{}: {error}", kind.name);
+        assert_eq!((types, wide.as_str()), (kind.name.to_lowercase(), "f32"));
+        assert_eq!(bytes as usize, wide_bytes as usize / 4 / kind.block.0 * kind.block.1, "{}", kind.name);
+    }
+}
+
+/// Whatever a file has, in whatever type it is asked for; and heads whose rows are interleaved.
+#[test]
+fn the_processor_takes_every_type_that_is_asked_for() {
+    let directory = wide().write_temporary();
+    let floats = Checkpoint::open(directory.path()).unwrap();
+    let (_gguf, blocks) = file(&wide(), |_| Some(&KINDS[4]));
+    for (checkpoint, storage, types, [least, most]) in [
+        (&floats, WeightStorage::F32, "f32", [0.0, 0.0]),
+        (&floats, WeightStorage::Stored, "f16", [0.0, 1e-10]),
+        (&floats, WeightStorage::F16, "f16", [0.0, 1e-10]),
+        (&floats, WeightStorage::Q8, "q8_0", [1e-7, 1e-2]),
+        (&floats, WeightStorage::Q4, "q4_0", [1e-4, 0.5]),
+        (&blocks, WeightStorage::F16, "f16", [0.0, 1e-10]),
+        (&blocks, WeightStorage::Q4, "q8_0", [0.0, 2e-6]),
+    ] {
+        let (found_types, _, found) = processor_logits(cpu::Model::load_as(checkpoint, storage).unwrap());
+        let (.., expected) = processor_logits(cpu::Model::load(checkpoint).unwrap());
+        let error = nmse(&found, &expected);
+        assert!((least..=most).contains(&error), "{storage:?}: {error}");
+        assert_eq!(found_types, types);
+    }
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_an_error() {
+    let (directory, checkpoint) = file(&wide(), |_| Some(&KINDS[0]));
+    let path = directory.path().join("model.gguf");
+    let mut sequence = Arc::new(cpu::Model::load_as(&checkpoint, WeightStorage::Stored).unwrap()).sequence(8, RowType::F16).unwrap();
+    sequence.forward(&[1, 2], Logits::Last).unwrap();
+    let length = std::fs::metadata(&path).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 4096).unwrap();
+    let said = sequence.forward(&[3], Logits::Last).unwrap_err().to_string();
+    assert!(said.contains("model.gguf") && said.contains("has been changed by another program"), "{said}");
+    for loaded in [cpu::Model::load(&checkpoint).map(drop), Model::load(&checkpoint, common::device(Options::default())).map(drop)] {
+        let said = loaded.unwrap_err().to_string();
+        assert!(said.contains("has been changed by another program"), "{said}");
     }
 }

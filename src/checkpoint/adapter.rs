@@ -7,8 +7,9 @@
 //! names and conventions.
 
 use super::factored::row_tensors;
+use super::file::ModelFile;
 use super::safetensors;
-use super::weights::{MappedFile, Stored};
+use super::weights::Stored;
 use super::{Checkpoint, Factored, Source};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ pub fn is_adapter(path: &Path) -> bool {
 
 /// An adapter file that has been opened; the model is still to be found.
 pub(super) struct Adapter {
-    file: MappedFile,
+    file: ModelFile,
     tensors: Vec<(String, Stored)>,
     factored: Factored,
     source: Source,
@@ -34,7 +35,7 @@ impl Adapter {
     /// Reads the header.
     pub fn open(path: &Path) -> Result<Adapter> {
         let bad = |message: String| Error::Checkpoint { path: path.into(), message };
-        let file = MappedFile::open(path)?;
+        let file = ModelFile::open(path)?;
         let header = safetensors::read_header(path, &file.bytes)?;
         let Some(text) = header.metadata[ADAPTER].as_str() else {
             return Err(bad(format!("is no adapter file that `compress` has written: its metadata has no {ADAPTER:?}")));

@@ -1,16 +1,12 @@
 //! How numbers are stored: plain floats, and ggml's block quantisation.
 //!
-//! A *block* is the smallest run that can be decoded alone. Classic blocks hold 32 numbers,
-//! `x = d·q (+ m)` with a scale `d` and, in the `_1` kinds, a minimum `m`; K blocks hold 256 in
-//! sub-blocks of 16 or 32 that have small integer scales of their own, `x = (d·s)·q − d_min·s_min`.
-//! Low and high nibbles of a byte belong to different halves of a run, never to neighbours.
-//! (Layout: ggml's `ggml-common.h` and `ggml-quants.c`.)
-//!
-//! Whatever the block, it comes apart into codes `q`, and two numbers for each [`GROUP`] of them.
+//! A *block* is the smallest run that can be decoded alone. Whatever it is ([`super::ggml`]), it
+//! comes apart into codes `q`, and two numbers for each [`GROUP`] of them.
 
-use super::blocks::{Form, GROUP, Has};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use super::blocks::{Form, Has};
+use super::ggml::{self, GROUP, f16_of};
+use half::f16;
+use pulp::{Arch, Simd, WithSimd};
 
 /// The encodings that lowkey reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +44,23 @@ impl Encoding {
         }
     }
 
+    /// What GGUF calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Encoding::F32 => "F32",
+            Encoding::F16 => "F16",
+            Encoding::BF16 => "BF16",
+            Encoding::Q4_0 => "Q4_0",
+            Encoding::Q4_1 => "Q4_1",
+            Encoding::Q5_0 => "Q5_0",
+            Encoding::Q5_1 => "Q5_1",
+            Encoding::Q8_0 => "Q8_0",
+            Encoding::Q4K => "Q4_K",
+            Encoding::Q5K => "Q5_K",
+            Encoding::Q6K => "Q6_K",
+        }
+    }
+
     /// Whether decoding yields numbers that are *defined* by their rounding to f16.
     pub const fn is_quantised(self) -> bool {
         self.block().0 > 1
@@ -79,28 +92,58 @@ impl Encoding {
 
     /// Decodes whole blocks; `out` has [`numbers`](Self::numbers)`(bytes.len())` places.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        Arch::new().dispatch(Decode { encoding: self, bytes, out });
+    }
+
+    /// The sum of products of the numbers in whole blocks with those of `x`, which are as many.
+    pub fn dot(self, bytes: &[u8], x: &[f32]) -> f32 {
+        Arch::new().dispatch(Dot { encoding: self, bytes, x })
+    }
+
+    /// Encodes numbers in whole blocks into `bytes`, which have [as many](Self::bytes) places.
+    ///
+    /// # Panics
+    /// For types that lowkey does not write: those but floats of 16 and 32 bits, Q8_0 and Q4_0.
+    pub fn encode(self, numbers: &[f32], bytes: &mut [u8]) {
+        fn blocks<const N: usize, const BYTES: usize>(numbers: &[f32], bytes: &mut [u8], encode: impl Fn(&[f32; N], &mut [u8; BYTES])) {
+            numbers.as_chunks().0.iter().zip(bytes.as_chunks_mut().0).for_each(|(numbers, block)| encode(numbers, block));
+        }
         match self {
-            Encoding::F32 => {
-                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *x = f32::from_le_bytes(*b);
-                }
-            }
-            Encoding::F16 => {
-                let halves: Vec<f16> = bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-                halves.convert_to_f32_slice(out);
-            }
-            Encoding::BF16 => {
-                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *x = bf16::from_le_bytes(*b).to_f32();
-                }
-            }
-            _ => {
-                let (mut codes, mut groups) = (vec![0; out.len()], vec![[0f32; 2]; out.len() / GROUP]);
-                self.unpack(bytes, &mut codes, &mut groups);
-                if let Some(form) = self.form() {
-                    form.decode(&codes, &groups, out);
-                }
-            }
+            Encoding::F32 => blocks(numbers, bytes, |[x], block| *block = x.to_le_bytes()),
+            Encoding::F16 => blocks(numbers, bytes, |[x], block| *block = f16::from_f32(*x).to_le_bytes()),
+            Encoding::Q8_0 => blocks(numbers, bytes, ggml::encode_q8_0),
+            Encoding::Q4_0 => blocks(numbers, bytes, ggml::encode_q4_0),
+            other => panic!("{} is not written", other.name()),
+        }
+    }
+
+    /// Shows `each` the numbers of whole blocks, in runs of [`GROUP`]; what is left of plain floats
+    /// after the last run is left out.
+    #[inline(always)]
+    fn runs(self, bytes: &[u8], each: &mut impl FnMut(&[f32; GROUP])) {
+        match self {
+            Encoding::F32 => floats(bytes, f32_of, each),
+            Encoding::F16 => floats(bytes, f16_of, each),
+            Encoding::BF16 => floats(bytes, bf16_of, each),
+            Encoding::Q4_0 => numbers(bytes, self.form(), ggml::q4_0, each),
+            Encoding::Q4_1 => numbers(bytes, self.form(), ggml::q4_1, each),
+            Encoding::Q5_0 => numbers(bytes, self.form(), ggml::q5_0, each),
+            Encoding::Q5_1 => numbers(bytes, self.form(), ggml::q5_1, each),
+            Encoding::Q8_0 => numbers(bytes, self.form(), ggml::q8_0, each),
+            Encoding::Q4K => numbers(bytes, self.form(), ggml::q4_k, each),
+            Encoding::Q5K => numbers(bytes, self.form(), ggml::q5_k, each),
+            Encoding::Q6K => numbers(bytes, self.form(), ggml::q6_k, each),
+        }
+    }
+
+    /// Plain float `index`; zero where there are none.
+    #[inline(always)]
+    fn float(self, bytes: &[u8], index: usize) -> f32 {
+        match self {
+            Encoding::F32 => f32_of(&bytes.as_chunks().0[index]),
+            Encoding::F16 => f16_of(&bytes.as_chunks().0[index]),
+            Encoding::BF16 => bf16_of(&bytes.as_chunks().0[index]),
+            _ => 0.0,
         }
     }
 
@@ -110,14 +153,14 @@ impl Encoding {
     pub fn unpack(self, bytes: &[u8], codes: &mut [u8], groups: &mut [[f32; 2]]) {
         match self {
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => {}
-            Encoding::Q4_0 => blocks(bytes, codes, groups, q4_0),
-            Encoding::Q4_1 => blocks(bytes, codes, groups, q4_1),
-            Encoding::Q5_0 => blocks(bytes, codes, groups, q5_0),
-            Encoding::Q5_1 => blocks(bytes, codes, groups, q5_1),
-            Encoding::Q8_0 => blocks(bytes, codes, groups, q8_0),
-            Encoding::Q4K => blocks(bytes, codes, groups, q4_k),
-            Encoding::Q5K => blocks(bytes, codes, groups, q5_k),
-            Encoding::Q6K => blocks(bytes, codes, groups, q6_k),
+            Encoding::Q4_0 => blocks(bytes, codes, groups, ggml::q4_0),
+            Encoding::Q4_1 => blocks(bytes, codes, groups, ggml::q4_1),
+            Encoding::Q5_0 => blocks(bytes, codes, groups, ggml::q5_0),
+            Encoding::Q5_1 => blocks(bytes, codes, groups, ggml::q5_1),
+            Encoding::Q8_0 => blocks(bytes, codes, groups, ggml::q8_0),
+            Encoding::Q4K => blocks(bytes, codes, groups, ggml::q4_k),
+            Encoding::Q5K => blocks(bytes, codes, groups, ggml::q5_k),
+            Encoding::Q6K => blocks(bytes, codes, groups, ggml::q6_k),
         }
     }
 }
@@ -134,101 +177,93 @@ fn blocks<const BYTES: usize, const NUMBERS: usize, const GROUPS: usize>(
     }
 }
 
-/// The f16 at byte `at`.
-fn half(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-/// The nibbles of a block of 32, the low ones first.
-fn nibbles(bytes: &[u8], codes: &mut [u8; 32]) {
-    for (i, byte) in bytes.iter().enumerate() {
-        codes[i] = byte & 15;
-        codes[i + 16] = byte >> 4;
+/// The numbers of blocks, in runs.
+#[inline(always)]
+fn numbers<const BYTES: usize, const NUMBERS: usize, const GROUPS: usize>(
+    bytes: &[u8],
+    form: Option<Form>,
+    unpack: impl Fn(&[u8; BYTES], &mut [u8; NUMBERS]) -> [[f32; 2]; GROUPS],
+    each: &mut impl FnMut(&[f32; GROUP]),
+) {
+    let Some(form) = form else { return };
+    for block in bytes.as_chunks::<BYTES>().0 {
+        let mut codes = [0; NUMBERS];
+        let groups = unpack(block, &mut codes);
+        for (codes, group) in codes.as_chunks::<GROUP>().0.iter().zip(groups) {
+            each(&form.run(codes, group));
+        }
     }
 }
 
-/// The fifth bits of a block of 32, one per number.
-fn fifth_bits(block: &[u8], at: usize, codes: &mut [u8; 32]) {
-    let fifth = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    codes.iter_mut().enumerate().for_each(|(i, code)| *code |= ((fifth >> i & 1) << 4) as u8);
-}
-
-fn q4_0(block: &[u8; 18], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
-    nibbles(&block[2..], codes);
-    [[half(block, 0), 0.0]]
-}
-
-fn q4_1(block: &[u8; 20], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
-    nibbles(&block[4..], codes);
-    [[half(block, 0), half(block, 2)]]
-}
-
-fn q5_0(block: &[u8; 22], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
-    nibbles(&block[6..], codes);
-    fifth_bits(block, 2, codes);
-    [[half(block, 0), 0.0]]
-}
-
-fn q5_1(block: &[u8; 24], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
-    nibbles(&block[8..], codes);
-    fifth_bits(block, 4, codes);
-    [[half(block, 0), half(block, 2)]]
-}
-
-/// Codes are signed there; here they count from -128.
-fn q8_0(block: &[u8; 34], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
-    codes.iter_mut().zip(&block[2..]).for_each(|(code, byte)| *code = byte ^ 128);
-    [[half(block, 0), 0.0]]
-}
-
-/// Scale and minimum of sub-block `j` of eight, six bits each, in twelve bytes: the first four
-/// stand in the low bits of bytes 0 to 7, the other four are put together from the nibbles of bytes
-/// 8 to 11 and the top bits of bytes 0 to 7.
-fn scale_and_minimum(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, minimum) = match j < 4 {
-        true => (packed[j] & 63, packed[j + 4] & 63),
-        false => (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4),
-    };
-    (scale as f32, minimum as f32)
-}
-
-/// What sub-blocks of 32 have, at the beginning of a block.
-fn sub_blocks(block: &[u8]) -> [[f32; 2]; 8] {
-    let (d, d_min) = (half(block, 0), half(block, 2));
-    std::array::from_fn(|j| {
-        let (scale, minimum) = scale_and_minimum(&block[4..16], j);
-        [d * scale, -(d_min * minimum)]
-    })
-}
-
-fn q4_k(block: &[u8; 144], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
-    for (i, code) in codes.iter_mut().enumerate() {
-        let j = i / 32;
-        *code = block[16 + j / 2 * 32 + i % 32] >> (j % 2 * 4) & 15;
+/// Plain floats, in runs.
+#[inline(always)]
+fn floats<const BYTES: usize>(bytes: &[u8], float: impl Fn(&[u8; BYTES]) -> f32, each: &mut impl FnMut(&[f32; GROUP])) {
+    for run in bytes.as_chunks::<BYTES>().0.as_chunks::<GROUP>().0 {
+        let mut numbers = [0f32; GROUP];
+        numbers.iter_mut().zip(run).for_each(|(x, bytes)| *x = float(bytes));
+        each(&numbers);
     }
-    sub_blocks(block)
 }
 
-fn q5_k(block: &[u8; 176], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
-    for (i, code) in codes.iter_mut().enumerate() {
-        let j = i / 32;
-        *code = block[48 + j / 2 * 32 + i % 32] >> (j % 2 * 4) & 15 | (block[16 + i % 32] >> j & 1) << 4;
-    }
-    sub_blocks(block)
+#[inline(always)]
+fn f32_of(bytes: &[u8; 4]) -> f32 {
+    f32::from_le_bytes(*bytes)
 }
 
-fn q6_k(block: &[u8; 210], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
-    let d = half(block, 208);
-    for (i, code) in codes.iter_mut().enumerate() {
-        // Each half of 128 has 64 bytes of low nibbles and 32 bytes of high pairs; `run` counts its
-        // four runs of 32.
-        let (side, run, l) = (i / 128, i / 32 % 4, i % 32);
-        let nibble = low[side * 64 + run % 2 * 32 + l] >> (run / 2 * 4) & 15;
-        let pair = high[side * 32 + l] >> (run * 2) & 3;
-        *code = nibble | pair << 4;
+#[inline(always)]
+fn bf16_of(bytes: &[u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)
+}
+
+struct Decode<'a> {
+    encoding: Encoding,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let count = self.out.len();
+        let (runs, rest) = self.out.as_chunks_mut::<GROUP>();
+        let first = count - rest.len();
+        let mut runs = runs.iter_mut();
+        self.encoding.runs(self.bytes, &mut |numbers| {
+            if let Some(run) = runs.next() {
+                *run = *numbers;
+            }
+        });
+        rest.iter_mut().enumerate().for_each(|(i, x)| *x = self.encoding.float(self.bytes, first + i));
     }
-    std::array::from_fn(|j| [0, 1].map(|half| d * f32::from(scales[2 * j + half] as i8)))
+}
+
+struct Dot<'a> {
+    encoding: Encoding,
+    bytes: &'a [u8],
+    x: &'a [f32],
+}
+
+impl WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let (runs, rest) = self.x.as_chunks::<GROUP>();
+        let (mut runs, mut sums) = (runs.iter(), [simd.splat_f32s(0.0); 4]);
+        self.encoding.runs(self.bytes, &mut |numbers| {
+            let Some(run) = runs.next() else { return };
+            let ((numbers, _), (run, _)) = (S::as_simd_f32s(numbers), S::as_simd_f32s(run));
+            for (i, (a, b)) in numbers.iter().zip(run).enumerate() {
+                sums[i % 4] = simd.mul_add_e_f32s(*a, *b, sums[i % 4]);
+            }
+        });
+        let [a, b, c, d] = sums;
+        let sum = simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d)));
+        let first = self.x.len() - rest.len();
+        rest.iter().enumerate().fold(sum, |sum, (i, x)| sum + x * self.encoding.float(self.bytes, first + i))
+    }
 }
 
 #[cfg(test)]

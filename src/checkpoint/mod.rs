@@ -12,12 +12,16 @@ mod encoding;
 mod factored;
 mod family;
 mod fields;
+mod file;
 mod find;
+mod ggml;
 mod gguf;
 mod gguf_model;
 mod gguf_tokenizer;
+mod matrix;
 mod safetensors;
 mod source;
+mod storage;
 mod template;
 mod tensors;
 mod tokenizer;
@@ -29,16 +33,22 @@ pub use config::Config;
 pub use factored::Factored;
 pub(crate) use factored::row_tensors;
 pub use family::{Architecture, RopeScaling};
+pub(crate) use file::OpenFiles;
+pub use matrix::StoredMatrix;
+#[cfg(test)]
+pub(crate) use matrix::test_matrix;
 pub use source::Source;
+pub use storage::WeightStorage;
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{TextStream, Tokenizer};
 
 use crate::{Error, Result};
 use adapter::Adapter;
+use file::ModelFile;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use weights::{MappedFile, Weights};
+use weights::Weights;
 
 /// An open checkpoint.
 ///
@@ -116,7 +126,7 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Checkpoint> {
-        let file = MappedFile::open(path)?;
+        let file = ModelFile::open(path)?;
         let header = gguf::read_header(path, &file.bytes)?;
         let config = gguf_model::config(path, &header, &file.bytes)?;
         let mut weights = Weights::default();
@@ -219,14 +229,29 @@ impl Checkpoint {
         self.weights.f16(&self.path, name, shape)
     }
 
-    /// A quantised tensor's codes and scales, row-major; its shape must be `shape`.
-    ///
-    /// `None` where it is stored in floats, and where [`f16`](Self::f16) says what is wrong.
+    /// A matrix in the type that is asked for, in place where it is stored so; its shape must be
+    /// `shape`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] where it is missing or has another shape.
-    pub fn blocks(&self, name: &str, shape: &[usize]) -> Result<Option<Blocks>> {
-        self.weights.blocks(&self.path, name, shape)
+    /// As [`f32`](Self::f32), and as [`f16`](Self::f16) where that is asked for.
+    pub fn matrix(&self, name: &str, shape: [usize; 2], storage: WeightStorage) -> Result<StoredMatrix> {
+        self.weights.check_finite(&self.path, name, shape)?;
+        self.weights.matrix(&self.path, name, shape, storage)
+    }
+
+    /// The codes and scales of a matrix, row-major, in the type that is asked for.
+    ///
+    /// `None` where that is floats, and where [`f16`](Self::f16) says what is wrong with it.
+    ///
+    /// # Errors
+    /// As [`matrix`](Self::matrix).
+    pub fn blocks(&self, name: &str, shape: [usize; 2], storage: WeightStorage) -> Result<Option<Blocks>> {
+        self.weights.matrix(&self.path, name, shape, storage)?.blocks()
+    }
+
+    /// The files that hold the weights, open.
+    pub(crate) fn files(&self) -> OpenFiles {
+        OpenFiles(self.weights.files().to_vec())
     }
 
     /// How a tensor is quantised; `None` where it is stored in floats, or there is none.

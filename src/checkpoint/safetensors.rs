@@ -6,7 +6,8 @@
 //! <https://github.com/huggingface/safetensors#format>.)
 
 use super::encoding::Encoding;
-use super::weights::{MappedFile, Stored, Weights};
+use super::file::ModelFile;
+use super::weights::{Stored, Weights};
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -58,7 +59,7 @@ pub(super) fn open(directory: &Path) -> Result<Weights> {
 }
 
 fn add(weights: &mut Weights, path: &Path) -> Result<()> {
-    let file = MappedFile::open(path)?;
+    let file = ModelFile::open(path)?;
     let header = read_header(path, &file.bytes)?;
     weights.add(file, header.tensors)
 }

@@ -1,41 +1,25 @@
 //! The tensors of a checkpoint, wherever their bytes are: one map from name to byte range over
-//! memory-mapped files, and one way to turn a range into numbers.
+//! files, and one way to turn a range into numbers.
 //!
 //! Safetensors and GGUF differ in how the map is read ([`super::safetensors`], [`super::gguf`]);
 //! from here on they are the same. Nothing is decoded until it is asked for, and what is asked for
 //! is checked: shape, finiteness, and that nothing overflows f16.
 
-use super::blocks::{Blocks, GROUP};
 use super::encoding::Encoding;
+use super::file::ModelFile;
+use super::matrix::{Bytes, StoredMatrix, half_split};
+use super::storage::WeightStorage;
 use crate::{Error, Result};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use memmap2::Mmap;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 /// Numbers decoded by one task: a multiple of every block's length.
 const CHUNK: usize = 1 << 15;
-
-/// A memory-mapped file.
-pub(super) struct MappedFile {
-    pub path: PathBuf,
-    pub bytes: Mmap,
-}
-
-impl MappedFile {
-    pub fn open(path: &Path) -> Result<MappedFile> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
-        // SAFETY: the mapping is read-only and private to this struct. As with every mapped model,
-        // a file that another program truncates meanwhile ends the process; lowkey itself never
-        // writes to an existing checkpoint.
-        let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
-        Ok(MappedFile { path: path.to_path_buf(), bytes })
-    }
-}
 
 /// Where one tensor is and how it is stored.
 pub(super) struct Stored {
@@ -58,30 +42,30 @@ pub(super) struct Stored {
 /// All tensors of a checkpoint by their Hugging Face names.
 #[derive(Default)]
 pub(super) struct Weights {
-    files: Vec<MappedFile>,
+    files: Vec<Arc<ModelFile>>,
     tensors: BTreeMap<String, Stored>,
 }
 
 impl Weights {
     /// Adds a file and its tensors, whose `file` is overwritten.
-    pub fn add(&mut self, file: MappedFile, tensors: Vec<(String, Stored)>) -> Result<()> {
+    pub fn add(&mut self, file: ModelFile, tensors: Vec<(String, Stored)>) -> Result<()> {
         let index = self.files.len();
         for (name, stored) in tensors {
             if let Some(before) = self.tensors.get(&name) {
-                let other = self.files.get(before.file).unwrap_or(&file);
+                let other = self.files.get(before.file).map_or(&file, |other| other);
                 return Err(Error::Tensor { path: file.path.clone(), name, message: format!("stored twice, also in {}", other.path.display()) });
             }
             self.tensors.insert(name, Stored { file: index, ..stored });
         }
-        self.files.push(file);
+        self.files.push(Arc::new(file));
         Ok(())
     }
 
     /// Adds a file whose tensors take the place of others of their names.
-    pub fn replace(&mut self, file: MappedFile, tensors: Vec<(String, Stored)>) {
+    pub fn replace(&mut self, file: ModelFile, tensors: Vec<(String, Stored)>) {
         let index = self.files.len();
         self.tensors.extend(tensors.into_iter().map(|(name, stored)| (name, Stored { file: index, ..stored })));
-        self.files.push(file);
+        self.files.push(Arc::new(file));
     }
 
     pub fn get(&self, name: &str) -> Option<&Stored> {
@@ -100,6 +84,11 @@ impl Weights {
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// The files, in the order in which they were added.
+    pub fn files(&self) -> &[Arc<ModelFile>] {
+        &self.files
     }
 
     /// The files' paths, in the order in which they were added.
@@ -146,36 +135,29 @@ impl Weights {
                 out.copy_from_slice(chunk);
             }
         })?;
-        Ok(half_split(numbers, stored))
+        Ok(half_split(numbers, &stored.shape, stored.interleaved_head))
     }
 
     pub fn f16(&self, checkpoint: &Path, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
         let (stored, encoding) = self.expect(checkpoint, name, shape)?;
         let numbers = self.decode(name, stored, encoding, |chunk: &[f32], out: &mut [f16]| out.convert_from_f32_slice(chunk))?;
-        Ok(half_split(numbers, stored))
+        Ok(half_split(numbers, &stored.shape, stored.interleaved_head))
     }
 
-    /// A quantised tensor as it is; `None` where it is stored in floats, or holds what is not
-    /// finite, which decoding it says.
-    pub fn blocks(&self, checkpoint: &Path, name: &str, shape: &[usize]) -> Result<Option<Blocks>> {
-        let (stored, encoding) = self.expect(checkpoint, name, shape)?;
-        let (Some(form), Some(row)) = (encoding.form(), shape.last()) else { return Ok(None) };
-        if !row.is_multiple_of(GROUP) {
-            return Ok(None);
+    /// A matrix in the type that is asked for, in place where it is stored so, which is not looked
+    /// at.
+    pub fn matrix(&self, checkpoint: &Path, name: &str, shape: [usize; 2], storage: WeightStorage) -> Result<StoredMatrix> {
+        let (stored, encoding) = self.expect(checkpoint, name, &shape)?;
+        let wanted = storage.encoding(encoding, shape[1]);
+        if wanted == encoding {
+            let bytes = Bytes::File(self.files[stored.file].clone(), stored.range.clone());
+            return Ok(StoredMatrix { bytes, encoding, shape, interleaved_head: stored.interleaved_head });
         }
-        let bytes = self.stored_bytes(stored);
-        let mut codes = vec![0; encoding.numbers(bytes.len())];
-        let mut groups = vec![[f16::ZERO; 2]; codes.len() / GROUP];
-        let places = codes.par_chunks_mut(CHUNK).zip(groups.par_chunks_mut(CHUNK / GROUP));
-        places.zip(bytes.par_chunks(encoding.bytes(CHUNK))).for_each(|((codes, groups), bytes)| {
-            let mut wide = vec![[0f32; 2]; groups.len()];
-            encoding.unpack(bytes, codes, &mut wide);
-            groups.iter_mut().zip(wide).for_each(|(group, wide)| *group = wide.map(f16::from_f32));
-        });
-        if !groups.as_flattened().iter().all(|x| x.is_finite()) {
-            return Ok(None);
-        }
-        Ok(Some(Blocks { form, codes: half_split(codes, stored), groups: half_split(groups, stored) }))
+        let numbers = match wanted {
+            Encoding::F16 => return Ok(StoredMatrix::f16(&self.f16(checkpoint, name, &shape)?, shape)),
+            _ => self.f32(checkpoint, name, &shape)?,
+        };
+        Ok(StoredMatrix::encode(&numbers, wanted, shape))
     }
 
     /// Decodes in parallel: `finish` takes a chunk of numbers in f32 and stores them.
@@ -186,24 +168,47 @@ impl Weights {
         encoding: Encoding,
         finish: impl Fn(&[f32], &mut [T]) + Sync,
     ) -> Result<Vec<T>> {
-        let bytes = self.stored_bytes(stored);
-        let mut numbers = vec![T::default(); encoding.numbers(bytes.len())];
-        let bad = numbers
-            .par_chunks_mut(CHUNK)
-            .zip(bytes.par_chunks(encoding.bytes(CHUNK)))
-            .enumerate()
-            .filter_map(|(index, (out, bytes))| {
-                let mut chunk = vec![0f32; out.len()];
-                encoding.decode(bytes, &mut chunk);
-                let original = first_not_finite(&chunk).map(|at| (index * CHUNK + at, chunk[at]));
-                original.or_else(|| {
-                    finish(&chunk, out);
-                    let at = out.iter().position(|x| !(*x).into().is_finite())?;
-                    Some((index * CHUNK + at, chunk[at]))
-                })
-            })
-            .min_by_key(|&(at, _)| at);
-        let Some((at, value)) = bad else { return Ok(numbers) };
+        let mut numbers = vec![T::default(); encoding.numbers(stored.range.len())];
+        let bad = numbers.par_chunks_mut(CHUNK).enumerate().map(|(index, out)| {
+            let chunk = self.chunk(stored, encoding, index)?;
+            let original = first_not_finite(&chunk).map(|at| (index * CHUNK + at, chunk[at]));
+            Ok(original.or_else(|| {
+                finish(&chunk, out);
+                let at = out.iter().position(|x| !(*x).into().is_finite())?;
+                Some((index * CHUNK + at, chunk[at]))
+            }))
+        });
+        self.refuse_first(name, stored, bad)?;
+        Ok(numbers)
+    }
+
+    /// Checks that all numbers of a tensor are finite.
+    pub fn check_finite(&self, checkpoint: &Path, name: &str, shape: [usize; 2]) -> Result<()> {
+        let (stored, encoding) = self.expect(checkpoint, name, &shape)?;
+        let chunks = encoding.numbers(stored.range.len()).div_ceil(CHUNK);
+        let bad = (0..chunks).into_par_iter().map(|index| {
+            let chunk = self.chunk(stored, encoding, index)?;
+            Ok(first_not_finite(&chunk).map(|at| (index * CHUNK + at, chunk[at])))
+        });
+        self.refuse_first(name, stored, bad)
+    }
+
+    /// The numbers of chunk `index` of a tensor, read from its file: one that has been cut short
+    /// meanwhile is an error here, and would end the process if its mapping were read.
+    fn chunk(&self, stored: &Stored, encoding: Encoding, index: usize) -> Result<Vec<f32>> {
+        let step = encoding.bytes(CHUNK);
+        let start = stored.range.start + index * step;
+        let mut bytes = vec![0; step.min(stored.range.end - start)];
+        self.files[stored.file].read(start, &mut bytes)?;
+        let mut numbers = vec![0f32; encoding.numbers(bytes.len())];
+        encoding.decode(&bytes, &mut numbers);
+        Ok(numbers)
+    }
+
+    /// The error for the first number, by place and value, that cannot be used.
+    fn refuse_first(&self, name: &str, stored: &Stored, bad: impl ParallelIterator<Item = Result<Option<(usize, f32)>>>) -> Result<()> {
+        let first = bad.try_reduce(|| None, |a, b| Ok([a, b].into_iter().flatten().min_by_key(|&(at, _)| at)))?;
+        let Some((at, value)) = first else { return Ok(()) };
         let row = stored.shape.last().copied().unwrap_or(1).max(1);
         let place = if stored.shape.len() > 1 { format!("row {}, column {}", at / row, at % row) } else { format!("position {at}") };
         let message = match value.is_finite() {
@@ -218,19 +223,4 @@ impl Weights {
 fn first_not_finite(numbers: &[f32]) -> Option<usize> {
     let probe: f32 = numbers.iter().map(|x| x * 0.0).sum();
     if probe == 0.0 { None } else { numbers.iter().position(|x| !x.is_finite()) }
-}
-
-/// Brings every head's rows from RoPE's interleaved layout (pairs `2i, 2i+1`) into half-split
-/// layout (pairs `i, i + d/2`).
-fn half_split<T: Copy>(numbers: Vec<T>, stored: &Stored) -> Vec<T> {
-    let Some(head) = stored.interleaved_head else { return numbers };
-    let rows = stored.shape[0];
-    let width = numbers.len() / rows.max(1);
-    let mut out = Vec::with_capacity(numbers.len());
-    for row in 0..rows {
-        let (start, within) = (row / head * head, row % head);
-        let from = start + if within < head / 2 { 2 * within } else { 2 * (within - head / 2) + 1 };
-        out.extend_from_slice(&numbers[from * width..][..width]);
-    }
-    out
 }

@@ -44,11 +44,11 @@ impl DeviceArgs {
     }
 }
 
-/// What weights are on a GPU.
+/// What weights are in memory.
 #[derive(clap::Args)]
 pub struct WeightArgs {
-    /// What weights are on a GPU: as `stored`, blocks of few bits as they are; all `f16`; or what
-    /// floats become, `q8` or `q4`, blocks as Q8_0's and Q4_0's.
+    /// What weights are in memory: as `stored`, blocks of few bits as they are; all `f16`, or `f32`
+    /// on the processor; or what floats become, `q8` or `q4`, blocks as Q8_0's and Q4_0's.
     #[arg(long, value_name = "TYPE", default_value = "stored")]
     weights: WeightStorage,
 }

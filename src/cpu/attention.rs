@@ -2,10 +2,9 @@
 //! ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
 
 use super::columns::Columns;
-use super::linear::{Linear, RmsNorm};
+use super::linear::{Linear, RmsNorm, Source};
 use super::rope::Rope;
 use crate::Result;
-use crate::checkpoint::Checkpoint;
 use crate::kv::fade;
 use crate::linalg::{product, stack, tr_product};
 use nalgebra::{DMatrix, DVector};
@@ -40,12 +39,13 @@ pub struct Heads<'a> {
 }
 
 impl Attention {
-    pub(super) fn load(checkpoint: &Checkpoint, layer: usize) -> Result<Attention> {
+    pub(super) fn load(source: Source, layer: usize) -> Result<Attention> {
+        let checkpoint = source.checkpoint;
         let config = checkpoint.config();
         let (hidden, d, bias) = (config.hidden_size, config.head_dim, config.attention_bias);
         let (query_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
         let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
-        let linear = |part: &str, inputs, outputs, bias| Linear::load(checkpoint, &name(part), inputs, outputs, bias);
+        let linear = |part: &str, inputs, outputs, bias| Linear::load(source, &name(part), [outputs, inputs], bias);
         let head_norm = |part: &str| config.qk_norm.then(|| RmsNorm::load(checkpoint, &name(part), d)).transpose();
         Ok(Attention {
             head_dim: d,

@@ -108,7 +108,7 @@ impl Model {
             let x = output.columns(start, Self::HEAD_BLOCK.min(tokens - start)).into_owned();
             let mut logits = self.head(&x);
             logits.as_mut_slice().par_chunks_mut(self.config.vocab_size).enumerate().for_each(|(j, column)| loss(start + j, column));
-            let here = self.final_norm.backward(&x, product(self.head_weight().as_view(), logits.as_view()));
+            let here = self.final_norm.backward(&x, self.head_weight().backward(&logits));
             gradient.columns_mut(start, x.ncols()).copy_from(&here);
         }
         for (index, layer) in self.layers.iter().enumerate().rev() {

@@ -3,10 +3,10 @@
 use super::Observer;
 use super::attention::Attention;
 use super::cache::Cache;
-use super::linear::{Linear, RmsNorm};
+use super::linear::{Linear, RmsNorm, Source};
 use super::rope::Rope;
+use super::weight::Weight;
 use crate::Result;
-use crate::checkpoint::Checkpoint;
 use crate::kv::Call;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
@@ -27,15 +27,22 @@ pub(super) struct ForwardPass<'a> {
 }
 
 impl Layer {
-    pub(super) fn load(checkpoint: &Checkpoint, index: usize) -> Result<Layer> {
+    pub(super) fn load(source: Source, index: usize) -> Result<Layer> {
+        let checkpoint = source.checkpoint;
         let hidden = checkpoint.config().hidden_size;
         let name = format!("model.layers.{index}");
         Ok(Layer {
             attention_norm: RmsNorm::load(checkpoint, &format!("{name}.input_layernorm"), hidden)?,
-            attention: Attention::load(checkpoint, index)?,
+            attention: Attention::load(source, index)?,
             mlp_norm: RmsNorm::load(checkpoint, &format!("{name}.post_attention_layernorm"), hidden)?,
-            mlp: Mlp::load(checkpoint, &format!("{name}.mlp"))?,
+            mlp: Mlp::load(source, &format!("{name}.mlp"))?,
         })
+    }
+
+    /// Its matrices.
+    pub(super) fn weights(&self) -> [&Weight; 7] {
+        let (attention, mlp) = (&self.attention, &self.mlp);
+        [&attention.query, &attention.key, &attention.value, &attention.output, &mlp.gate, &mlp.up, &mlp.down].map(|linear| &linear.weight)
     }
 
     /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place. The observer is told.
@@ -71,12 +78,12 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    fn load(checkpoint: &Checkpoint, name: &str) -> Result<Mlp> {
-        let (hidden, inner) = (checkpoint.config().hidden_size, checkpoint.config().intermediate_size);
+    fn load(source: Source, name: &str) -> Result<Mlp> {
+        let (hidden, inner) = (source.checkpoint.config().hidden_size, source.checkpoint.config().intermediate_size);
         Ok(Mlp {
-            gate: Linear::load(checkpoint, &format!("{name}.gate_proj"), hidden, inner, false)?,
-            up: Linear::load(checkpoint, &format!("{name}.up_proj"), hidden, inner, false)?,
-            down: Linear::load(checkpoint, &format!("{name}.down_proj"), inner, hidden, false)?,
+            gate: Linear::load(source, &format!("{name}.gate_proj"), [inner, hidden], false)?,
+            up: Linear::load(source, &format!("{name}.up_proj"), [inner, hidden], false)?,
+            down: Linear::load(source, &format!("{name}.down_proj"), [hidden, inner], false)?,
         })
     }
 

@@ -1,30 +1,39 @@
 //! The two elementary layers: a linear map with an optional bias, and RMSNorm.
 
+use super::weight::Weight;
 use crate::Result;
-use crate::checkpoint::Checkpoint;
-use crate::linalg::{product, tr_product};
+use crate::checkpoint::{Checkpoint, WeightStorage};
 use nalgebra::{DMatrix, DVector};
+
+/// Where weights come from, and what they are to be.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) storage: WeightStorage,
+}
 
 /// `y = Wᵀx + b`.
 pub(super) struct Linear {
-    /// `[in, out]`: column by column what a checkpoint stores row by row.
-    pub(super) weight: DMatrix<f32>,
+    /// `[in, out]`.
+    pub(super) weight: Weight,
     /// `[out]`.
     pub(super) bias: Option<DVector<f32>>,
 }
 
 impl Linear {
-    /// Reads `{name}.weight`, `[outputs, inputs]`, and with `bias` also `{name}.bias`.
-    pub(super) fn load(checkpoint: &Checkpoint, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+    /// Reads `{name}.weight`, of `shape` (outputs, inputs), and with `bias` also `{name}.bias`.
+    pub(super) fn load(source: Source, name: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
+        let Source { checkpoint, storage } = source;
+        let outputs = shape[0];
         Ok(Linear {
-            weight: DMatrix::from_vec(inputs, outputs, checkpoint.f32(&format!("{name}.weight"), &[outputs, inputs])?),
+            weight: Weight::load(checkpoint, &format!("{name}.weight"), shape, storage)?,
             bias: if bias { Some(vector(checkpoint, &format!("{name}.bias"), outputs)?) } else { None },
         })
     }
 
     /// `x: [in, tokens]` to `[out, tokens]`.
     pub(super) fn apply(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
-        let mut y = tr_product(self.weight.as_view(), x.as_view());
+        let mut y = self.weight.apply(x);
         if let Some(bias) = &self.bias {
             add_to_columns(&mut y, bias);
         }
@@ -33,7 +42,7 @@ impl Linear {
 
     /// The gradient with respect to `x`, from that with respect to `y`.
     pub(super) fn backward(&self, upstream: &DMatrix<f32>) -> DMatrix<f32> {
-        product(self.weight.as_view(), upstream.as_view())
+        self.weight.backward(upstream)
     }
 }
 

@@ -6,8 +6,8 @@
 //! attention, and `cache.rs` what it reads: rows that are exact, coded, or both. All of it is
 //! column-major: a token is a column, so an activation is `[width, tokens]`, and a weight
 //! `[out, in]` of a checkpoint is, read in place, the matrix `[in, out]` that is applied as `Wᵀx`.
-//! Weights and arithmetic are f32; the cached rows are f16, as on a GPU, or f32 for calibration and
-//! the strictest tests.
+//! Arithmetic is f32; weights are f32, or what the file has, decoded as they are multiplied; the
+//! cached rows are f16, as on a GPU, or f32 for calibration and the strictest tests.
 //!
 //! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the
 //! cores, nothing else.
@@ -25,6 +25,7 @@ mod prompt;
 mod rope;
 mod rows;
 mod sequence;
+mod weight;
 
 pub use attention::Heads;
 pub use backward::{LayerGradients, Residuals};
@@ -32,16 +33,18 @@ pub use disturb::Disturbance;
 pub use rows::RowType;
 pub use sequence::CpuSequence;
 
-use crate::checkpoint::{Checkpoint, Config};
+use crate::checkpoint::{Checkpoint, Config, OpenFiles, WeightStorage};
 use crate::kv::LatentSet;
 use crate::sequence::{Logits, SequenceOptions};
-use crate::{Result, linalg};
+use crate::{Error, Result};
 use cache::Cache;
 use layer::{ForwardPass, Layer};
-use linear::{Linear, RmsNorm};
+use linear::{RmsNorm, Source};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use weight::Weight;
 
 /// Looks at activations on their way through the model. Calibration is one.
 pub trait Observer {
@@ -54,47 +57,64 @@ pub trait Observer {
     fn heads(&mut self, _layer: usize, _position: usize, _heads: &Heads) {}
 }
 
-/// A checkpoint's weights in f32, and the bases of its latents if it has any.
+/// A checkpoint's weights, and the bases of its latents if it has any.
 ///
 /// Shared by any number of sequences.
 pub struct Model {
     config: Config,
     /// `[hidden_size, vocab]`: a token's embedding is a column.
-    embedding: DMatrix<f32>,
+    embedding: Weight,
     layers: Vec<Layer>,
     final_norm: RmsNorm,
     /// `None` where the head is the embedding table.
-    head: Option<DMatrix<f32>>,
+    head: Option<Weight>,
     rows: Option<Arc<LatentSet>>,
+    /// In which weights are read where they are.
+    files: OpenFiles,
 }
 
 impl Model {
-    /// Reads all weights into memory: four bytes for each parameter.
+    /// Reads all weights into memory, in f32: four bytes for each parameter.
     ///
     /// # Errors
-    /// [`crate::Error::Tensor`] for a tensor that is missing, has another shape than the
-    /// configuration asks for, or is not finite; those of reading.
+    /// [`Error::Tensor`] for a tensor that is missing, has another shape than the configuration
+    /// asks for, or is not finite; those of reading.
     pub fn load(checkpoint: &Checkpoint) -> Result<Model> {
         Model::with_latents(checkpoint, checkpoint.rows()?)
+    }
+
+    /// Takes weights as `storage` says. Those that are stored so are not read into memory: they are
+    /// multiplied where they are, in the file.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_as(checkpoint: &Checkpoint, storage: WeightStorage) -> Result<Model> {
+        Model::of(Source { checkpoint, storage }, checkpoint.rows()?)
     }
 
     /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
     ///
     /// # Errors
-    /// As [`load`](Self::load), and [`crate::Error::Argument`] where the rows are another model's.
+    /// As [`load`](Self::load), and [`Error::Argument`] where the rows are another model's.
     pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Result<Model> {
+        Model::of(Source { checkpoint, storage: WeightStorage::F32 }, rows)
+    }
+
+    fn of(source: Source, rows: Option<LatentSet>) -> Result<Model> {
+        let Source { checkpoint, storage } = source;
         if let Some(rows) = &rows {
-            LatentSet::check(&rows.specs, &checkpoint.config().geometry())
-                .map_err(|message| crate::Error::Argument { name: "rows".into(), message })?;
+            LatentSet::check(&rows.specs, &checkpoint.config().geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
         }
         let config = checkpoint.config().clone();
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let table = |name: &str| Weight::load(checkpoint, name, [vocab, hidden], storage);
         Ok(Model {
-            embedding: DMatrix::from_vec(hidden, vocab, checkpoint.f32("model.embed_tokens.weight", &[vocab, hidden])?),
-            layers: (0..config.num_hidden_layers).into_par_iter().map(|index| Layer::load(checkpoint, index)).collect::<Result<_>>()?,
+            embedding: table("model.embed_tokens.weight")?,
+            layers: (0..config.num_hidden_layers).into_par_iter().map(|index| Layer::load(source, index)).collect::<Result<_>>()?,
             final_norm: RmsNorm::load(checkpoint, "model.norm", hidden)?,
-            head: if config.tie_word_embeddings { None } else { Some(Linear::load(checkpoint, "lm_head", hidden, vocab, false)?.weight) },
+            head: if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) },
             rows: rows.map(Arc::new),
+            files: checkpoint.files(),
             config,
         })
     }
@@ -102,6 +122,25 @@ impl Model {
     /// The model's geometry.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Matrices that a step reads: those of all layers, and the head.
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
+        self.layers.iter().flat_map(Layer::weights).chain([self.head_weight()])
+    }
+
+    /// Bytes of the matrices that a step reads.
+    pub fn matrix_bytes(&self) -> u64 {
+        self.weights().map(|weight| weight.bytes() as u64).sum()
+    }
+
+    /// The types of those matrices, that of most bytes first: `q4_k q6_k`.
+    pub fn weight_type(&self) -> String {
+        let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();
+        self.weights().for_each(|weight| *bytes.entry(weight.encoding()).or_default() += weight.bytes());
+        let mut types: Vec<_> = bytes.into_iter().collect();
+        types.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        types.into_iter().map(|(name, _)| name.to_lowercase()).collect::<Vec<_>>().join(" ")
     }
 
     /// The latents.
@@ -140,18 +179,18 @@ impl Model {
     fn embed(&self, tokens: &[u32]) -> DMatrix<f32> {
         let mut x = DMatrix::zeros(self.config.hidden_size, tokens.len());
         for (mut column, &token) in x.column_iter_mut().zip(tokens) {
-            column.copy_from(&self.embedding.column(token as usize));
+            self.embedding.column(token as usize, column.as_mut_slice());
         }
         x
     }
 
     /// Logits `[vocab, tokens]` of what leaves the last layer, `x: [hidden_size, tokens]`.
     pub fn head(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
-        linalg::tr_product(self.head_weight().as_view(), self.final_norm.apply(x).as_view())
+        self.head_weight().apply(&self.final_norm.apply(x))
     }
 
     /// `[hidden_size, vocab]`.
-    fn head_weight(&self) -> &DMatrix<f32> {
+    fn head_weight(&self) -> &Weight {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 }

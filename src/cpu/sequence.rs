@@ -92,6 +92,7 @@ impl CpuSequence {
         if tokens.is_empty() && logits == Logits::Last {
             return Err(Error::Argument { name: "tokens".into(), message: "no token was given, so there are no logits after the last".into() });
         }
+        self.model.files.check()?;
         let begin = self.cursor.position();
         self.rope.reach(begin + tokens.len());
         let mut wanted = Vec::new();

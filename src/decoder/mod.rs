@@ -21,11 +21,11 @@ mod stored;
 mod weights;
 
 pub use sequence::GpuSequence;
-pub use stored::{WeightStorage, stored_bytes};
+pub use stored::stored_bytes;
 
 use crate::Result;
 use crate::cache::CacheShape;
-use crate::checkpoint::{Checkpoint, Config};
+use crate::checkpoint::{Checkpoint, Config, WeightStorage};
 use crate::gpu::{Device, Matrix, Part};
 use crate::kernels::AttentionShape;
 use crate::kv::LatentSet;

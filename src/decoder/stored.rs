@@ -4,59 +4,10 @@
 //! Rows are whole blocks, so they can be put into another order and beside each other as they are.
 //! Columns cannot, and rows that a kernel wants in turns have one type.
 
-use crate::checkpoint::{Blocks, Checkpoint, Form, Has};
+use crate::Result;
+use crate::checkpoint::{Blocks, Checkpoint, Form, Has, WeightStorage};
 use crate::gpu::{GROUP, Packed, Quantised, Rows, WeightType, pad};
-use crate::{Error, Result};
 use half::f16;
-use std::str::FromStr;
-
-/// What weights are on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WeightStorage {
-    /// What they are in the file: floats are f16, blocks stay blocks.
-    #[default]
-    Stored,
-    /// All of them f16.
-    F16,
-    /// Floats are made blocks of 8 bits as Q8_0's, blocks stay as they are.
-    Q8,
-    /// Floats are made blocks of 4 bits as Q4_0's, blocks stay as they are.
-    Q4,
-}
-
-impl WeightStorage {
-    /// Those that can be asked for.
-    pub const ALL: [WeightStorage; 4] = [WeightStorage::Stored, WeightStorage::F16, WeightStorage::Q8, WeightStorage::Q4];
-
-    /// What it is called.
-    pub const fn name(self) -> &'static str {
-        match self {
-            WeightStorage::Stored => "stored",
-            WeightStorage::F16 => "f16",
-            WeightStorage::Q8 => "q8",
-            WeightStorage::Q4 => "q4",
-        }
-    }
-
-    /// What floats in rows of so many become.
-    const fn floats(self, cols: usize) -> Option<Form> {
-        match self {
-            WeightStorage::Q8 if cols.is_multiple_of(GROUP) => Some(Form::Q8_0),
-            WeightStorage::Q4 if cols.is_multiple_of(GROUP) => Some(Form::Q4_0),
-            _ => None,
-        }
-    }
-}
-
-impl FromStr for WeightStorage {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<WeightStorage> {
-        let names = || WeightStorage::ALL.map(WeightStorage::name).join(", ");
-        let found = WeightStorage::ALL.into_iter().find(|storage| storage.name() == text);
-        found.ok_or_else(|| Error::Argument { name: "weights".into(), message: format!("{text:?} is none of {}", names()) })
-    }
-}
 
 /// Where matrices come from, and what they are to be.
 #[derive(Clone, Copy)]
@@ -75,15 +26,10 @@ pub(super) enum Stored {
 impl Source<'_> {
     /// `[rows][cols]`.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Stored> {
-        if self.storage != WeightStorage::F16
-            && let Some(blocks) = self.checkpoint.blocks(name, &shape)?
-        {
-            return Ok(Stored::Blocks(blocks));
-        }
-        let numbers = self.checkpoint.f16(name, &shape)?;
-        Ok(match self.storage.floats(shape[1]) {
-            Some(form) => Stored::Blocks(Blocks::quantise(form, &numbers)),
-            None => Stored::F16(numbers),
+        let blocks = if self.storage == WeightStorage::F16 { None } else { self.checkpoint.blocks(name, shape, self.storage)? };
+        Ok(match blocks {
+            Some(blocks) => Stored::Blocks(blocks),
+            None => Stored::F16(self.checkpoint.f16(name, &shape)?),
         })
     }
 }

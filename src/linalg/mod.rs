@@ -17,7 +17,7 @@ mod rotation;
 
 pub use eigen::Eigen;
 pub use moments::Moments;
-pub use product::{gram, outer_products, product, tr_product, tr_product_into};
+pub use product::{add_product, gram, outer_products, product, tr_product, tr_product_by, tr_product_into};
 pub use random::Random;
 pub use rotation::rotation;
 

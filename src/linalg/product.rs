@@ -60,12 +60,55 @@ pub fn tr_product_into<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y:
 pub fn product<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>) -> DMatrix<T> {
     assert_eq!(a.ncols(), b.nrows(), "the shapes of a product");
     let mut y = DMatrix::zeros(a.nrows(), b.ncols());
+    share_out(a, b, &mut y, Accum::Replace);
+    y
+}
+
+/// Shares the columns of the result out.
+fn share_out<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: &mut DMatrix<T>, accum: Accum) {
     let block = b.ncols().div_ceil(rayon::current_num_threads()).max(LEAST);
     y.as_mut_slice().par_chunks_mut((a.nrows() * block).max(1)).enumerate().for_each(|(index, columns)| {
         let count = columns.len() / a.nrows();
-        multiply_blocked(view(&a), view(&b.columns(index * block, count)), DMatrixViewMut::from_slice(columns, a.nrows(), count));
+        let y = DMatrixViewMut::from_slice(columns, a.nrows(), count);
+        multiply_blocked(view(&a), view(&b.columns(index * block, count)), y, accum);
     });
+}
+
+/// `Y + AB`, into `y: [m, n]`, of `a: [m, k]` and `b: [k, n]`.
+///
+/// # Panics
+/// Where the shapes do not fit.
+pub fn add_product<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: &mut DMatrix<T>) {
+    assert_eq!((a.ncols(), y.shape()), (b.nrows(), (a.nrows(), b.ncols())), "the shapes of a product");
+    share_out(a, b, y, Accum::Add);
+}
+
+/// `AᵀB`, `[m, n]`, of `b: [k, n]` and an `A` of `[k, m]` that is made as it is needed.
+///
+/// `columns` makes those from a column on, for as many as there is room; there is none for more
+/// than `tile`.
+///
+/// # Panics
+/// Where the shapes do not fit.
+pub fn tr_product_by([k, m]: [usize; 2], tile: usize, columns: impl Fn(usize, &mut [f32]) + Sync, b: DMatrixView<'_, f32>) -> DMatrix<f32> {
+    assert_eq!(k, b.nrows(), "the shapes of a product");
+    let mut y = DMatrix::zeros(m, b.ncols());
+    share_tiles(b, 0, y.as_view_mut(), tile.max(1), &columns);
     y
+}
+
+/// Halves the rows of the result down to `tile` of them, which begin with row `first` of the whole.
+fn share_tiles(b: DMatrixView<'_, f32>, first: usize, mut y: DMatrixViewMut<'_, f32>, tile: usize, columns: &(impl Fn(usize, &mut [f32]) + Sync)) {
+    let rows = y.nrows();
+    if rows > tile {
+        let half = (rows / 2).next_multiple_of(tile);
+        let (top, bottom) = y.rows_range_pair_mut(..half, half..);
+        rayon::join(|| share_tiles(b, first, top, tile, columns), || share_tiles(b, first + half, bottom, tile, columns));
+    } else {
+        let mut a = vec![0.0; b.nrows() * rows];
+        columns(first, &mut a);
+        multiply(DMatrixView::from_slice(&a, b.nrows(), rows), b, y);
+    }
 }
 
 /// `XYᵀ`, `[d, e]`, of `x: [d, n]` and `y: [e, n]`: the sum over columns of their outer products.
@@ -109,7 +152,7 @@ fn share_columns<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: D
 /// On one core.
 fn multiply<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatrixViewMut<'_, T>) {
     if y.nrows() > FEW && a.nrows() > FEW && b.ncols() > FEW {
-        multiply_blocked(view(&a).transpose(), view(&b), y);
+        multiply_blocked(view(&a).transpose(), view(&b), y, Accum::Replace);
     } else {
         for (j, column) in b.column_iter().enumerate() {
             let column = column.as_slice();
@@ -121,11 +164,11 @@ fn multiply<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatri
 }
 
 /// faer's blocked kernel, for the instruction set at hand.
-fn multiply_blocked<T: Real>(a: MatRef<'_, T>, b: MatRef<'_, T>, mut y: DMatrixViewMut<'_, T>) {
+fn multiply_blocked<T: Real>(a: MatRef<'_, T>, b: MatRef<'_, T>, mut y: DMatrixViewMut<'_, T>, accum: Accum) {
     let ((rows, columns), (_, stride)) = (y.shape(), y.strides());
     // SAFETY: the same elements, borrowed as long: columns of `rows` numbers each, `stride` apart.
     let y = unsafe { MatMut::from_raw_parts_mut(y.as_mut_ptr(), rows, columns, 1, stride as isize) };
-    matmul(y, Accum::Replace, a, b, T::one(), Par::Seq);
+    matmul(y, accum, a, b, T::one(), Par::Seq);
 }
 
 /// A view, as faer sees it.

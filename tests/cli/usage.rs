@@ -31,7 +31,7 @@ fn wrong_usage_exits_with_2() {
     }
     for (arguments, name) in [
         (vec!["generate", &model, "-p", "x", "--tier", "f16", "--device", "cpu"], "tier"),
-        (vec!["generate", &model, "-p", "x", "--weights", "q4", "--device", "cpu"], "weights"),
+        (vec!["generate", &model, "-p", "x", "--weights", "f32"], "weights"),
         (vec!["bench", &model, "--weights", "q5"], "weights"),
         (vec!["bench", "--shape", "15m", "--weights", "stored"], "weights"),
         (vec!["compress", &model, "-o", "/tmp/never", "--calibration-tokens", "0"], "calibration-tokens"),
