@@ -217,7 +217,7 @@ fn statistics(
         files => files.iter().map(|file| read(file)).collect::<Result<_>>()?,
     };
     let model = Arc::new(cpu::Model::load(checkpoint)?);
-    Ok(Some(calibrate::run(checkpoint, &model, &texts, asked, on_progress)?.0))
+    Ok(Some(calibrate::run(checkpoint, &model, &texts, &asked, on_progress)?.0))
 }
 
 /// The dense model, what to evaluate on, and what has been found.

@@ -41,7 +41,7 @@ fn statistics(checkpoint: &Checkpoint) -> Statistics {
     let tokens = Random(77).tokens(480, model.config().vocab_size);
     let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest(&["random"]));
     let options = calibrate::Options { window: 160, longest: 160, span: 2, ..calibrate::Options::default() };
-    calibrate::gather(&model, &[tokens], source, text, options, &mut quietly).unwrap().0
+    calibrate::gather(&model, &[tokens], source, text, &options, &mut quietly).unwrap().0
 }
 
 /// The GGUF file of a model, and both forms of what a plan makes of it.

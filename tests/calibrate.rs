@@ -20,7 +20,7 @@ fn load(synthetic: &SyntheticModel) -> Arc<Model> {
     Arc::new(Model::load(&Checkpoint::open(directory.path()).unwrap()).unwrap())
 }
 
-fn statistics(model: &Arc<Model>, texts: &[Vec<u32>], options: Options) -> Result<Statistics> {
+fn statistics(model: &Arc<Model>, texts: &[Vec<u32>], options: &Options) -> Result<Statistics> {
     let mut quietly = |_: Progress| ControlFlow::Continue(());
     Ok(gather(model, texts, "source".into(), "text".into(), options, &mut quietly)?.0)
 }
@@ -85,7 +85,7 @@ fn sums_are_those_of_the_positions_that_count_over_any_span() {
         })
     };
     for span in [1, 2, 4] {
-        let found = statistics(&model, &texts, Options { span, ..options }).unwrap();
+        let found = statistics(&model, &texts, &Options { span, ..options.clone() }).unwrap();
         assert_eq!((found.tokens, found.longest, found.span, found.moments.len()), (900, window, span, 5usize.div_ceil(span)));
         for layer in 0..5 {
             near_moments(&found.rows(layer..layer + 1).unwrap(), &rows(layer..layer + 1));
@@ -120,8 +120,8 @@ fn sums_are_those_of_the_positions_that_count_over_any_span() {
     }
     // A text that has no window does not go unnoticed.
     let short = [texts[0].clone(), vec![1; 299]];
-    assert!(statistics(&model, &short, options).unwrap_err().to_string().contains("299"));
-    assert!(statistics(&model, &[], options).is_err());
+    assert!(statistics(&model, &short, &options).unwrap_err().to_string().contains("299"));
+    assert!(statistics(&model, &[], &options).is_err());
 }
 
 #[test]
@@ -131,8 +131,8 @@ fn noise_moves_the_output_as_far_as_the_gradients_say() {
         let texts = [Random(32).tokens(24 * 160, synthetic.vocab)];
         // Nearer than the sliding window of one family, beyond which no query sees anything.
         let options = Options { window: 160, longest: 160, recent: 8, scalar_windows: 24, ..Options::default() };
-        let full = statistics(&model, &texts, options).unwrap();
-        let scalar = statistics(&model, &texts, Options { sensitivity: SensitivityKind::Scalar, ..options }).unwrap();
+        let full = statistics(&model, &texts, &options).unwrap();
+        let scalar = statistics(&model, &texts, &Options { sensitivity: SensitivityKind::Scalar, ..options.clone() }).unwrap();
         for (layer, (full, scalar)) in full.layers.iter().zip(&scalar.layers).enumerate() {
             assert!(full.scalar.is_none() && scalar.sensitivity.is_none() && scalar.fisher.is_none());
             let gradients = full.sensitivity.as_ref().unwrap();
@@ -143,4 +143,86 @@ fn noise_moves_the_output_as_far_as_the_gradients_say() {
             }
         }
     }
+}
+
+/// Whether a run that is stopped again and again finds what one does that is not, to the last bit;
+/// in how many runs.
+fn resumed(model: &Arc<Model>, texts: &[Vec<u32>], options: &Options) -> usize {
+    let whole = statistics(model, texts, options).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { keep: Some(directory.path().to_path_buf()), ..options.clone() };
+    let mut begun = Vec::new();
+    for run in 1.. {
+        // Stops a little later each time than where the last run was stopped.
+        let (mut first, mut last) = (None, 0);
+        let mut stop = |progress: Progress| {
+            first.get_or_insert(progress.done);
+            last = progress.done;
+            if progress.done >= first.unwrap() + progress.total * 9 / 20 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        match gather(model, texts, "source".into(), "text".into(), &options, &mut stop) {
+            Ok((found, _)) => {
+                assert!(found == whole, "run {run} found something else");
+                assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "something was left behind");
+                assert!(begun.windows(2).all(|pair| pair[0] < pair[1]), "{begun:?}");
+                return run;
+            }
+            Err(Error::Interrupted) => begun.push(first.unwrap()),
+            Err(other) => panic!("{other}"),
+        }
+        assert!(run < 20, "{begun:?}");
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_and_finds_the_same_bits() {
+    let synthetic = SyntheticModel { architecture: Architecture::Qwen3, layers: 5, ..SyntheticModel::default() };
+    let (model, texts) = (load(&synthetic), [Random(33).tokens(640, synthetic.vocab)]);
+    let options = Options { window: 160, longest: 320, ..Options::default() };
+    assert!(resumed(&model, &texts, &options) > 2);
+    assert!(resumed(&model, &texts, &Options { span: 2, sensitivity: SensitivityKind::None, ..options }) > 2);
+}
+
+#[test]
+fn what_was_left_for_another_run_is_not_taken() {
+    let synthetic = SyntheticModel::default();
+    let (model, texts) = (load(&synthetic), [Random(34).tokens(200, synthetic.vocab)]);
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { window: 100, longest: 100, keep: Some(directory.path().to_path_buf()), ..Options::default() };
+    let mut calls = 0;
+    let mut stop = |_: Progress| {
+        calls += 1;
+        if calls > 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    assert!(matches!(gather(&model, &texts, "source".into(), "text".into(), &options, &mut stop), Err(Error::Interrupted)));
+    let left = || std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let first = left();
+    assert_eq!(first.len(), 1);
+    // Another seed draws other labels.
+    statistics(&model, &texts, &Options { seed: 1, ..options.clone() }).unwrap();
+    assert_eq!(left(), first);
+    // Streams that were cut short: it begins anew.
+    std::fs::OpenOptions::new().write(true).open(first[0].join("streams")).unwrap().set_len(100).unwrap();
+    let plain = statistics(&model, &texts, &Options { keep: None, ..options.clone() }).unwrap();
+    assert!(statistics(&model, &texts, &options).unwrap() == plain);
+    assert_eq!(left().len(), 0);
+}
+
+#[test]
+fn two_runs_of_the_same_do_not_meet() {
+    let synthetic = SyntheticModel::default();
+    let (model, texts) = (load(&synthetic), [Random(35).tokens(200, synthetic.vocab)]);
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options { window: 100, longest: 100, keep: Some(directory.path().to_path_buf()), ..Options::default() };
+    let (mut inner, mut begun) = (None, false);
+    let mut within = |_: Progress| {
+        if !std::mem::replace(&mut begun, true) {
+            inner = Some(statistics(&model, &texts, &options).unwrap());
+        }
+        ControlFlow::Continue(())
+    };
+    let (outer, _) = gather(&model, &texts, "source".into(), "text".into(), &options, &mut within).unwrap();
+    assert!(inner.unwrap() == outer);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }

@@ -29,7 +29,7 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
     let model = load(checkpoint);
     let tokens = Random(77).tokens(640, model.config().vocab_size);
     let options = Options { window: 160, longest: 160, ..Options::default() };
-    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
+    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), &options, &mut quietly).unwrap().0
 }
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, keep: f64, group_heads: usize, float: Float, output: &Path) -> Result<Report> {
@@ -160,29 +160,29 @@ fn what_is_run_is_what_was_asked_for() {
     let model = load(&checkpoint);
     let tokens = Random(80).tokens(700, synthetic.vocab);
     let options = Options { window: 300, longest: 300, sinks: 3, ..Options::default() };
-    let (statistics, _) = gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), options, &mut quietly).unwrap();
+    let (statistics, _) = gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), &options, &mut quietly).unwrap();
     assert_eq!((statistics.tokens, statistics.longest, statistics.sinks), (600, 300, 3));
 
     // A text is its tokens and its digest.
     let text = "the other and the inner, ".repeat(30);
-    let (read, _) = lowkey::calibrate::run(&checkpoint, &model, &[&text], options, &mut quietly).unwrap();
+    let (read, _) = lowkey::calibrate::run(&checkpoint, &model, &[&text], &options, &mut quietly).unwrap();
     let tokens_of_text = checkpoint.tokenizer().unwrap().encode(&text, false).unwrap();
     let source = source_digest(&checkpoint).unwrap();
-    assert_eq!(read, gather(&model, &[tokens_of_text], source, text_digest(&[&text]), options, &mut quietly).unwrap().0);
+    assert_eq!(read, gather(&model, &[tokens_of_text], source, text_digest(&[&text]), &options, &mut quietly).unwrap().0);
 
-    let few = Options { tokens: Some(1), ..options };
-    assert_eq!(gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), few, &mut quietly).unwrap().0.tokens, 300);
-    let (short, _) = gather(&model, &[tokens[..50].to_vec()], "s".into(), "t".into(), options, &mut quietly).unwrap();
+    let few = Options { tokens: Some(1), ..options.clone() };
+    assert_eq!(gather(&model, std::slice::from_ref(&tokens), "s".into(), "t".into(), &few, &mut quietly).unwrap().0.tokens, 300);
+    let (short, _) = gather(&model, &[tokens[..50].to_vec()], "s".into(), "t".into(), &options, &mut quietly).unwrap();
     assert_eq!((short.tokens, short.longest), (50, 50));
     for (tokens, options) in [
-        (&tokens[..40], options),
-        (&tokens[..0], options),
-        (&tokens[..], Options { window: 40, ..options }),
-        (&tokens[..], Options { window: 32, sensitivity: SensitivityKind::None, ..options }),
-        (&tokens[..], Options { span: 3, ..options }),
-        (&tokens[..], Options { tokens: Some(0), ..options }),
+        (&tokens[..40], options.clone()),
+        (&tokens[..0], options.clone()),
+        (&tokens[..], Options { window: 40, ..options.clone() }),
+        (&tokens[..], Options { window: 32, sensitivity: SensitivityKind::None, ..options.clone() }),
+        (&tokens[..], Options { span: 3, ..options.clone() }),
+        (&tokens[..], Options { tokens: Some(0), ..options.clone() }),
     ] {
-        assert!(matches!(gather(&model, &[tokens.to_vec()], "s".into(), "t".into(), options, &mut quietly), Err(Error::Argument { .. })));
+        assert!(matches!(gather(&model, &[tokens.to_vec()], "s".into(), "t".into(), &options, &mut quietly), Err(Error::Argument { .. })));
     }
 }
 
@@ -242,7 +242,7 @@ fn outputs_are_complete_or_absent() {
         complete_or_absent(&checkpoint, &plan, &statistics, form);
     }
     let model = load(&checkpoint);
-    let stopped = gather(&model, &[vec![1; 50]], "s".into(), "t".into(), Options::default(), &mut |_| ControlFlow::Break(()));
+    let stopped = gather(&model, &[vec![1; 50]], "s".into(), "t".into(), &Options::default(), &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Interrupted)));
 }
 

@@ -22,7 +22,7 @@ fn calibrate(checkpoint: &Checkpoint, sensitivity: SensitivityKind) -> Statistic
     let model = Arc::new(Model::load(checkpoint).unwrap());
     let tokens = Random(77).tokens(960, model.config().vocab_size);
     let options = Options { window: 160, span: 2, sensitivity, recent: 8, ..Options::default() };
-    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
+    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), &options, &mut quietly).unwrap().0
 }
 
 /// Logits of 150 tokens; every query reads all but eight keys and the first four from latents, or

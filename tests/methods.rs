@@ -42,7 +42,7 @@ fn calibrate(checkpoint: &Checkpoint) -> Statistics {
     let model = load(checkpoint);
     let tokens = Random(77).tokens(480, model.config().vocab_size);
     let options = Options { window: 160, longest: 160, ..Options::default() };
-    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), options, &mut quietly).unwrap().0
+    gather(&model, &[tokens], source_digest(checkpoint).unwrap(), text_digest(&["random"]), &options, &mut quietly).unwrap().0
 }
 
 fn compress(checkpoint: &Checkpoint, statistics: &Statistics, plan: &Plan, output: &Path) -> Result<(Report, Checkpoint)> {

@@ -18,14 +18,19 @@
 
 mod cut;
 mod digest;
+mod file;
 mod gather;
+mod layers;
 mod moments;
+mod options;
 mod sample;
 mod scalar;
 mod sensitivity;
 mod statistics;
+mod work;
 
 pub use digest::{source_digest, text_digest};
-pub use gather::{Options, Seconds, SensitivityKind, encode, gather, run};
+pub use gather::{encode, gather, need, run};
+pub use options::{Need, Options, Seconds, SensitivityKind};
 pub use sample::sample;
 pub use statistics::{LayerStatistics, Sample, Sensitivity, Statistics};

@@ -1,12 +1,14 @@
 //! Sums over tokens of what enters attention, and a sample of it, gathered as the model runs
 //! forward.
 
-use super::statistics::Sample;
+use super::options::Options;
+use super::statistics::{ForwardStatistics, Sample};
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::cpu::{Heads, Observer, Residuals};
+use crate::cpu::{Heads, Observer};
 use crate::linalg::{Moments, check_finite, gram};
 use nalgebra::{DMatrix, DVector};
+use std::ops::Range;
 use std::time::Instant;
 
 /// The mean and second moment of some columns, on the way: products in f32 within a chunk of
@@ -43,69 +45,80 @@ pub(super) fn add(sum: &mut DMatrix<f64>, more: &DMatrix<f32>, weight: f64) {
     sum.zip_apply(more, |sum, x| *sum += weight * f64::from(x));
 }
 
-/// All that is gathered forward; an observer of the model.
-pub(super) struct Forward {
+/// All that is gathered forward in one group of consecutive layers; an observer of the model, whose
+/// layers it is shown one by one, each on all of the text.
+pub(super) struct Group {
     d: usize,
     sinks: usize,
     recent: usize,
-    span: usize,
-    /// The rows `y = [k ; v]` of the current group of layers and chunk of tokens,
-    /// `[layers·2n, tokens]`.
-    rows: DMatrix<f32>,
-    groups: Vec<Sum>,
-    post_rope_keys: Vec<Sum>,
+    /// The first layer of the group.
+    first: usize,
+    /// By chunk of tokens, while there are layers to come: the rows `y = [k ; v]` of the group's
+    /// layers so far, `[layers·2n, tokens]`.
+    rows: Vec<DMatrix<f32>>,
+    /// The chunk of tokens that the current layer is at.
+    chunk: usize,
+    sum: Sum,
     /// One token of so many is in the sample.
     every: usize,
-    samples: Vec<Kept>,
-    /// By layer and key/value head.
-    queries: Vec<Vec<DMatrix<f64>>>,
+    layers: Vec<LayerSums>,
     queries_count: usize,
-    /// The residual stream of the current window, where a backward pass will want it.
-    pub(super) residuals: Option<Residuals>,
     /// Time spent here.
     pub(super) seconds: f64,
 }
 
+/// What is gathered of one layer.
+struct LayerSums {
+    post_rope_keys: Sum,
+    sample: Kept,
+    /// By key/value head.
+    queries: Vec<DMatrix<f64>>,
+}
+
 /// A [`Sample`] on the way: column after column.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Kept {
     rows: Vec<f32>,
     post_rope_keys: Vec<f32>,
 }
 
-/// What [`Forward`] comes to.
+/// What a [`Group`] comes to.
 pub(super) struct Gathered {
-    pub(super) moments: Vec<Moments>,
-    pub(super) post_rope_keys: Vec<Moments>,
-    pub(super) samples: Vec<Sample>,
-    pub(super) queries: Vec<Vec<DMatrix<f32>>>,
+    /// Of the rows of all its layers together.
+    pub(super) moments: Moments,
+    pub(super) layers: Vec<ForwardStatistics>,
 }
 
-impl Forward {
+impl Group {
     /// Tokens in a sample, at most: enough to see how a row's energy varies, and a small part of
     /// the statistics.
-    const SAMPLE: usize = 256;
+    pub(super) const SAMPLE: usize = 256;
 
-    /// For these windows' tokens of a model.
-    pub(super) fn new(config: &Config, options: &super::Options, windows: &[&[u32]]) -> Forward {
-        let (layers, d) = (config.num_hidden_layers, config.head_dim);
+    /// For these windows' tokens, and these layers of a model.
+    pub(super) fn new(config: &Config, options: &Options, windows: &[&[u32]], layers: Range<usize>) -> Group {
+        let d = config.head_dim;
         let n = config.num_key_value_heads * d;
         let beyond = |first: usize| windows.iter().map(|window| window.len().saturating_sub(first)).sum::<usize>();
-        Forward {
+        let sums =
+            || LayerSums { post_rope_keys: Sum::new(n), sample: Kept::default(), queries: vec![DMatrix::zeros(d, d); config.num_key_value_heads] };
+        Group {
             d,
             sinks: options.sinks,
             recent: options.recent,
-            span: options.span,
-            rows: DMatrix::zeros(0, 0),
-            groups: (0..layers).step_by(options.span).map(|first| Sum::new(options.span.min(layers - first) * 2 * n)).collect(),
-            post_rope_keys: (0..layers).map(|_| Sum::new(n)).collect(),
+            first: layers.start,
+            rows: Vec::new(),
+            chunk: 0,
+            sum: Sum::new(layers.len() * 2 * n),
             every: beyond(options.sinks).div_ceil(Self::SAMPLE),
-            samples: vec![Kept::default(); layers],
-            queries: vec![vec![DMatrix::zeros(d, d); config.num_key_value_heads]; layers],
+            layers: layers.map(|_| sums()).collect(),
             queries_count: beyond(options.recent),
-            residuals: None,
             seconds: 0.0,
         }
+    }
+
+    /// Begins with the text again, for the next layer.
+    pub(super) fn restart(&mut self) {
+        self.chunk = 0;
     }
 
     /// Means, in f32.
@@ -113,33 +126,20 @@ impl Forward {
     /// # Errors
     /// [`crate::Error::Numeric`] where one is not finite.
     pub(super) fn finish(self) -> Result<Gathered> {
-        let layered = |what: &str, layer: usize| format!("the second moment of {what} of layer {layer}");
-        let (span, count) = (self.span, self.queries_count as f64);
-        let samples = self.samples.into_iter().zip(&self.post_rope_keys).map(|(kept, sum)| {
-            let (n, tokens) = (sum.mean.len(), sum.count.div_ceil(self.every));
-            Sample { rows: DMatrix::from_vec(2 * n, tokens, kept.rows), post_rope_keys: DMatrix::from_vec(n, tokens, kept.post_rope_keys) }
-        });
-        let samples = samples.collect();
-        let queries: Vec<Vec<_>> =
-            self.queries.into_iter().map(|heads| heads.into_iter().map(|sum| sum.map(|x| (x / count) as f32)).collect()).collect();
-        for (layer, heads) in queries.iter().enumerate() {
-            heads.iter().try_for_each(|head| check_finite(&layered("the queries", layer), head))?;
-        }
+        let (first, every, count) = (self.first, self.every, self.queries_count as f64);
+        let finish = |(index, sums): (usize, LayerSums)| {
+            let what = |what: &str| format!("the second moment of {what} of layer {}", first + index);
+            let LayerSums { post_rope_keys, sample, queries } = sums;
+            let (n, tokens) = (post_rope_keys.mean.len(), post_rope_keys.count.div_ceil(every));
+            let sample =
+                Sample { rows: DMatrix::from_vec(2 * n, tokens, sample.rows), post_rope_keys: DMatrix::from_vec(n, tokens, sample.post_rope_keys) };
+            let queries: Vec<DMatrix<f32>> = queries.into_iter().map(|sum| sum.map(|x| (x / count) as f32)).collect();
+            queries.iter().try_for_each(|head| check_finite(&what("the queries"), head))?;
+            Ok(ForwardStatistics { post_rope_keys: post_rope_keys.finish(&what("the keys"))?, sample, queries })
+        };
         Ok(Gathered {
-            moments: self
-                .groups
-                .into_iter()
-                .enumerate()
-                .map(|(group, sum)| sum.finish(&format!("the second moment of keys and values from layer {} on", group * span)))
-                .collect::<Result<_>>()?,
-            post_rope_keys: self
-                .post_rope_keys
-                .into_iter()
-                .enumerate()
-                .map(|(layer, sum)| sum.finish(&layered("the keys", layer)))
-                .collect::<Result<_>>()?,
-            samples,
-            queries,
+            moments: self.sum.finish(&format!("the second moment of keys and values from layer {first} on"))?,
+            layers: self.layers.into_iter().enumerate().map(finish).collect::<Result<_>>()?,
         })
     }
 }
@@ -150,34 +150,33 @@ fn from(first: usize, position: usize, columns: &DMatrix<f32>) -> DMatrix<f32> {
     columns.columns_range(left_out..).into_owned()
 }
 
-impl Observer for Forward {
-    fn residual(&mut self, state: usize, position: usize, x: &DMatrix<f32>) {
-        if let Some(residuals) = &mut self.residuals {
-            residuals.residual(state, position, x);
-        }
-    }
-
+impl Observer for Group {
     fn heads(&mut self, layer: usize, position: usize, heads: &Heads) {
         let start = Instant::now();
         let [counted, values, post_rope_keys] = [heads.keys, heads.values, heads.post_rope_keys].map(|columns| from(self.sinks, position, columns));
-        let (n, count, within) = (counted.nrows(), counted.ncols(), layer % self.span);
-        if within == 0 {
-            self.rows = DMatrix::zeros(self.groups[layer / self.span].mean.len(), count);
+        let (n, count, within) = (counted.nrows(), counted.ncols(), layer - self.first);
+        let width = self.layers.len() * 2 * n;
+        let mut rows =
+            self.rows.get_mut(self.chunk).map_or_else(|| DMatrix::zeros(width, count), |rows| std::mem::replace(rows, DMatrix::zeros(0, 0)));
+        rows.rows_mut(within * 2 * n, n).copy_from(&counted);
+        rows.rows_mut(within * 2 * n + n, n).copy_from(&values);
+        if within + 1 == self.layers.len() {
+            self.sum.add(&rows);
+        } else if within == 0 {
+            self.rows.push(rows);
+        } else {
+            self.rows[self.chunk] = rows;
         }
-        self.rows.rows_mut(within * 2 * n, n).copy_from(&counted);
-        self.rows.rows_mut(within * 2 * n + n, n).copy_from(&values);
-        if (within + 1) * 2 * n == self.rows.nrows() {
-            self.groups[layer / self.span].add(&self.rows);
+        self.chunk += 1;
+
+        let LayerSums { post_rope_keys: sum, sample, queries: sums } = &mut self.layers[within];
+        for token in (0..count).filter(|token| (sum.count + token).is_multiple_of(self.every)) {
+            sample.rows.extend(counted.column(token).iter().chain(values.column(token).iter()));
+            sample.post_rope_keys.extend(post_rope_keys.column(token).iter());
         }
-        for token in (0..count).filter(|token| (self.post_rope_keys[layer].count + token).is_multiple_of(self.every)) {
-            let Kept { rows, post_rope_keys: keys } = &mut self.samples[layer];
-            rows.extend(counted.column(token).iter().chain(values.column(token).iter()));
-            keys.extend(post_rope_keys.column(token).iter());
-        }
-        self.post_rope_keys[layer].add(&post_rope_keys);
+        sum.add(&post_rope_keys);
 
         let queries = from(self.recent, position, heads.queries);
-        let sums = &mut self.queries[layer];
         let width = queries.nrows() / sums.len();
         for (head, sum) in sums.iter_mut().enumerate() {
             for query_head in (head * width..(head + 1) * width).step_by(self.d) {

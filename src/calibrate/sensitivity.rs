@@ -8,102 +8,84 @@
 //! why the labels must not be the text's). One backward pass for a window gives `g` for all layers.
 
 use super::moments::add;
+use super::options::Options;
 use super::statistics::Sensitivity;
 use crate::Result;
 use crate::checkpoint::Config;
-use crate::cpu::{LayerGradients, Model, Residuals};
-use crate::kv::Exact;
-use crate::linalg::Random;
+use crate::cpu::LayerGradients;
 use crate::linalg::{check_finite, gram};
 use nalgebra::DMatrix;
 use std::time::Instant;
 
-/// Sums over windows, for every layer.
-pub(super) struct Backward {
-    exact: Exact,
+/// One layer's sums over windows.
+pub(super) struct Gradients {
+    layer: usize,
     loss_from: usize,
-    random: Random,
-    layers: Vec<LayerSums>,
-    /// Positions whose loss counted.
-    positions: usize,
-    windows: usize,
-    /// Time spent on sums, within the backward pass.
-    pub(super) seconds: f64,
-}
-
-struct LayerSums {
     keys: DMatrix<f64>,
     values: DMatrix<f64>,
     /// Sums of squares by entry of the projection's weight.
     key_weight: DMatrix<f32>,
     value_weight: DMatrix<f32>,
+    /// Positions whose loss counted.
+    positions: usize,
+    windows: usize,
+    /// Time spent here.
+    pub(super) seconds: f64,
 }
 
-impl Backward {
-    pub(super) fn new(config: &Config, options: &super::Options) -> Backward {
+impl Gradients {
+    pub(super) fn new(config: &Config, options: &Options, layer: usize) -> Gradients {
         let n = config.num_key_value_heads * config.head_dim;
-        let square = || DMatrix::zeros(n, n);
-        let weight = || DMatrix::zeros(config.hidden_size, n);
-        let sums = || LayerSums { keys: square(), values: square(), key_weight: weight(), value_weight: weight() };
-        Backward {
-            exact: Exact { sinks: options.sinks, recent: options.recent },
+        let (square, weight) = (|| DMatrix::zeros(n, n), || DMatrix::zeros(config.hidden_size, n));
+        Gradients {
+            layer,
             loss_from: options.loss_from,
-            random: Random::new(options.seed),
-            layers: (0..config.num_hidden_layers).map(|_| sums()).collect(),
+            keys: square(),
+            values: square(),
+            key_weight: weight(),
+            value_weight: weight(),
             positions: 0,
             windows: 0,
             seconds: 0.0,
         }
     }
 
-    /// Adds one window of `tokens` tokens, which left `residuals`.
-    pub(super) fn add(&mut self, model: &Model, residuals: &Residuals, tokens: usize) -> Result<()> {
-        let draws: Vec<f64> = (0..tokens).map(|_| self.random.unit()).collect();
+    /// Adds those of one window of `tokens` tokens.
+    pub(super) fn add(&mut self, gradients: &LayerGradients, tokens: usize) {
+        let start = Instant::now();
+        for (sum, gradient) in [(&mut self.keys, &gradients.keys), (&mut self.values, &gradients.values)] {
+            add(sum, &gram(gradient), 1.0);
+        }
+        // The loss of a window is its mean, as a training loss is.
         let counted = (tokens - self.loss_from) as f32;
-        let (layers, seconds) = (&mut self.layers, &mut self.seconds);
-        let mut sum = |layer: usize, gradients: LayerGradients| -> Result<()> {
-            let start = Instant::now();
-            let LayerSums { keys, values, key_weight, value_weight } = &mut layers[layer];
-            for (sum, gradient) in [(keys, gradients.keys), (values, gradients.values)] {
-                add(sum, &gram(&gradient), 1.0);
-            }
-            // The loss of a window is its mean, as a training loss is.
-            for (sum, gradient) in [(key_weight, gradients.key_weight), (value_weight, gradients.value_weight)] {
-                sum.zip_apply(&gradient, |sum, x| *sum += (x / counted).powi(2));
-            }
-            *seconds += start.elapsed().as_secs_f64();
-            Ok(())
-        };
-        model.backward(residuals, self.loss_from, &|position, logits| sampled_loss(logits, draws[position]), self.exact, &mut sum)?;
+        for (sum, gradient) in [(&mut self.key_weight, &gradients.key_weight), (&mut self.value_weight, &gradients.value_weight)] {
+            sum.zip_apply(gradient, |sum, x| *sum += (x / counted).powi(2));
+        }
         self.positions += tokens - self.loss_from;
         self.windows += 1;
-        Ok(())
+        self.seconds += start.elapsed().as_secs_f64();
     }
 
-    /// By layer, the sensitivity and the Fisher information of keys and values.
+    /// The sensitivity and the Fisher information of keys and values.
     ///
     /// # Errors
     /// [`crate::Error::Numeric`] where one is not finite.
-    pub(super) fn finish(self) -> Result<Vec<(Sensitivity, [f32; 2])>> {
+    pub(super) fn finish(self) -> Result<(Sensitivity, [f32; 2])> {
         let (positions, windows) = (self.positions as f64, self.windows as f64);
-        let finish = |(layer, sums): (usize, LayerSums)| {
-            let mean = |what: &str, sum: DMatrix<f64>| {
-                let mean = sum.map(|x| (x / positions) as f32);
-                check_finite(&format!("the sensitivity of the {what} of layer {layer}"), &mean)?;
-                Ok(mean)
-            };
-            let fisher =
-                |squares: &DMatrix<f32>| (squares.iter().map(|&x| (f64::from(x) / windows).sqrt()).sum::<f64>() / squares.len() as f64) as f32;
-            let sensitivity = Sensitivity { keys: mean("keys", sums.keys)?, values: mean("values", sums.values)? };
-            Ok((sensitivity, [fisher(&sums.key_weight), fisher(&sums.value_weight)]))
+        let mean = |what: &str, sum: DMatrix<f64>| {
+            let mean = sum.map(|x| (x / positions) as f32);
+            check_finite(&format!("the sensitivity of the {what} of layer {}", self.layer), &mean)?;
+            Ok::<_, crate::Error>(mean)
         };
-        self.layers.into_iter().enumerate().map(finish).collect()
+        let fisher = |squares: &DMatrix<f32>| (squares.iter().map(|&x| (f64::from(x) / windows).sqrt()).sum::<f64>() / squares.len() as f64) as f32;
+        let sensitivity = Sensitivity { keys: mean("keys", self.keys)?, values: mean("values", self.values)? };
+        Ok((sensitivity, [fisher(&self.key_weight), fisher(&self.value_weight)]))
     }
 }
 
 /// Puts in place of `logits` the gradient of `−log p(label)`, where `draw`, uniform in 0 to 1,
 /// chooses the label from the prediction `p`.
-fn sampled_loss(logits: &mut [f32], draw: f64) {
+pub(super) fn sampled_loss(logits: &mut [f32], draw: f64) {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut total = 0.0;
     for logit in logits.iter_mut() {

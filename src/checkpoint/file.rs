@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use memmap2::Mmap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -43,6 +44,16 @@ impl ModelFile {
         let now = self.file.metadata().map_err(Error::io("read", &self.path))?;
         let same = now.len() == self.bytes.len() as u64 && now.modified().ok() == self.modified;
         if same { Ok(()) } else { Err(self.changed()) }
+    }
+
+    /// Takes bytes out of this process's memory; the system keeps them as long as it has room.
+    pub fn release(&self, range: Range<usize>) {
+        // SAFETY: the mapping is of a file and never written to, so what is read there again is
+        // read from the file again. That it is not done costs memory alone.
+        #[cfg(unix)]
+        let _ = unsafe { self.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
     fn changed(&self) -> Error {

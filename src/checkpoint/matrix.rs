@@ -57,6 +57,11 @@ impl StoredMatrix {
         self.all().len()
     }
 
+    /// Whether it is read where it is in a file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::File(..))
+    }
+
     /// How its numbers are stored, as GGUF has it: `F16`, `Q4_K`.
     pub fn encoding(&self) -> &'static str {
         self.encoding.name()
@@ -102,6 +107,13 @@ impl StoredMatrix {
             Ok::<_, crate::Error>(())
         })?;
         Ok(groups.as_flattened().iter().all(|x| x.is_finite()).then_some(Blocks { form, codes, groups }))
+    }
+
+    /// Lets go of the memory that reading it in its file has taken.
+    pub fn release(&self) {
+        if let Bytes::File(file, range) = &self.bytes {
+            file.release(range.clone());
+        }
     }
 
     fn all(&self) -> &[u8] {

@@ -23,6 +23,7 @@ mod pull;
 mod rm;
 mod sampling;
 mod several;
+mod size;
 mod table;
 mod template;
 

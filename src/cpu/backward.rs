@@ -13,11 +13,11 @@
 use super::attention::{Attention, causal_softmax, finish};
 use super::linear::RmsNorm;
 use super::rope::Rope;
-use super::{Model, Observer};
+use super::{ByLayer, Model, Observer};
+use crate::Result;
 use crate::checkpoint::Config;
 use crate::kv::Exact;
 use crate::linalg::{outer_products, product, stack, tr_product};
-use crate::{Error, Result};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
@@ -77,16 +77,12 @@ pub struct LayerGradients {
 }
 
 impl Model {
-    /// Tokens whose logits exist at once.
-    const HEAD_BLOCK: usize = 128;
-
     /// Runs a loss back through the model, last layer to first, and shows `visit` gradients.
     ///
-    /// The loss is a sum over the positions from `first` on, of what `loss` makes of a position's
-    /// logits `[vocab]`: it puts its gradient in their place.
+    /// The loss is that of [`ByLayer::loss`].
     ///
     /// # Errors
-    /// [`Error::Argument`] where the model is factored; those of `visit`.
+    /// Those of [`ByLayer`], and of `visit`.
     pub fn backward(
         &self,
         residuals: &Residuals,
@@ -95,29 +91,11 @@ impl Model {
         exact: Exact,
         visit: &mut dyn FnMut(usize, LayerGradients) -> Result<()>,
     ) -> Result<()> {
-        if self.rows.is_some() {
-            return Err(Error::Argument { name: "model".into(), message: "has coded rows; gradients are those of a dense model".into() });
-        }
-        let output = residuals.output();
-        let tokens = output.ncols();
-        let mut rope = Rope::new(&self.config);
-        rope.reach(tokens);
-
-        let mut gradient = DMatrix::zeros(self.config.hidden_size, tokens);
-        for start in (first..tokens).step_by(Self::HEAD_BLOCK) {
-            let x = output.columns(start, Self::HEAD_BLOCK.min(tokens - start)).into_owned();
-            let mut logits = self.head(&x);
-            logits.as_mut_slice().par_chunks_mut(self.config.vocab_size).enumerate().for_each(|(j, column)| loss(start + j, column));
-            let here = self.final_norm.backward(&x, self.head_weight().backward(&logits));
-            gradient.columns_mut(start, x.ncols()).copy_from(&here);
-        }
-        for (index, layer) in self.layers.iter().enumerate().rev() {
-            let (before_attention, before_mlp) = (residuals.before_attention(index), residuals.before_mlp(index));
-            let inner = layer.mlp.backward(&layer.mlp_norm.apply(before_mlp), &gradient);
-            gradient += layer.mlp_norm.backward(before_mlp, inner);
-            let (inner, gradients) = layer.attention.backward(&layer.attention_norm.apply(before_attention), &gradient, &rope, exact);
-            gradient += layer.attention_norm.backward(before_attention, inner);
-            visit(index, gradients)?;
+        let layers = ByLayer::new(self, residuals.tokens())?;
+        let mut gradient = layers.loss(residuals.output(), first, loss)?;
+        for index in (0..self.config.num_hidden_layers).rev() {
+            let entered = [residuals.before_attention(index), residuals.before_mlp(index)];
+            visit(index, layers.backward(index, entered, &mut gradient, exact)?)?;
         }
         Ok(())
     }
@@ -136,7 +114,7 @@ struct HeadGradients {
 impl Attention {
     /// The gradient with respect to `x`, what entered from position 0 on, and those within, from
     /// `upstream`, that with respect to what attention makes of it.
-    fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, rope: &Rope, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
+    pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, rope: &Rope, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
         let d = self.head_dim;
         let (projected_queries, projected_keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
         let (mut queries, mut keys) = (projected_queries.clone(), projected_keys.clone());

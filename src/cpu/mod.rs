@@ -14,6 +14,7 @@
 
 mod attention;
 mod backward;
+mod by_layer;
 mod cache;
 mod columns;
 mod disturb;
@@ -29,6 +30,7 @@ mod weight;
 
 pub use attention::Heads;
 pub use backward::{LayerGradients, Residuals};
+pub use by_layer::ByLayer;
 pub use disturb::Disturbance;
 pub use rows::RowType;
 pub use sequence::CpuSequence;
@@ -127,6 +129,24 @@ impl Model {
     /// Matrices that a step reads: those of all layers, and the head.
     fn weights(&self) -> impl Iterator<Item = &Weight> {
         self.layers.iter().flat_map(Layer::weights).chain([self.head_weight()])
+    }
+
+    /// Weights of a layer's matrices, and of the head.
+    pub fn layer_weights(&self) -> [usize; 2] {
+        let layer = self.layers.first().map_or(0, |layer| layer.weights().iter().map(|weight| weight.len()).sum());
+        [layer, self.head_weight().len()]
+    }
+
+    /// Bytes of weights that are in memory while the model runs [layer by layer](ByLayer): all that
+    /// are held there, and of those that are in a file the largest layer's or the head's.
+    pub fn resident_bytes(&self) -> u64 {
+        let (held, mapped) = self.weights().fold((0, 0), |(held, mapped), weight| match weight.is_mapped() {
+            false => (held + weight.bytes(), mapped),
+            true => (held, mapped + weight.bytes()),
+        });
+        let layer = |layer: &Layer| layer.weights().iter().filter(|weight| weight.is_mapped()).map(|weight| weight.bytes()).sum();
+        let most = self.layers.iter().map(layer).chain([self.head_weight().bytes()]).max().unwrap_or(0);
+        (held + most.min(mapped)) as u64
     }
 
     /// Bytes of the matrices that a step reads.

@@ -39,11 +39,31 @@ impl Weight {
         }
     }
 
+    /// How many numbers there are.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Weight::F32(matrix) => matrix.len(),
+            Weight::Stored(matrix) => matrix.shape().into_iter().product(),
+        }
+    }
+
+    /// Whether it is read where it is in a file.
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(self, Weight::Stored(matrix) if matrix.is_mapped())
+    }
+
     /// How its numbers are stored.
     pub(super) fn encoding(&self) -> &'static str {
         match self {
             Weight::F32(_) => "F32",
             Weight::Stored(matrix) => matrix.encoding(),
+        }
+    }
+
+    /// Lets go of memory where it is in a file.
+    pub(super) fn release(&self) {
+        if let Weight::Stored(matrix) = self {
+            matrix.release();
         }
     }
 

@@ -366,7 +366,7 @@ pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Pat
     let tokens = Random(7).tokens(320, model.config().vocab_size);
     let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest(&["random"]));
     let options = calibrate::Options { window: 160, sensitivity: calibrate::SensitivityKind::None, ..Default::default() };
-    let (statistics, _) = calibrate::gather(&model, &[tokens], source, text, options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let (statistics, _) = calibrate::gather(&model, &[tokens], source, text, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     let low_rank = compress::LowRank { budget: compress::Budget::Keep(keep), ranks: Some(compress::Ranks::Uniform), bits: 16 };
     let recalkv = compress::ReCalKv { low_rank, group_heads: heads, ..Default::default() };
     let plan = compress::Plan::new(compress::Method::ReCalKv(recalkv));

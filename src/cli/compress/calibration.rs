@@ -2,13 +2,18 @@
 //! statistics.
 
 use super::super::console::{Console, read_text};
+use super::super::table::bytes;
 use super::{Args, Sensitivity};
 use lowkey::calibrate::{self, LayerStatistics, SensitivityKind, Statistics, source_digest, text_digest};
 use lowkey::checkpoint::{Checkpoint, Config};
 use lowkey::compress::Plan;
-use lowkey::{Error, Result, cpu};
+use lowkey::pull::Store;
+use lowkey::task::Progress;
+use lowkey::{Error, Result, WeightStorage, cpu};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What calibrates where nothing else is given: a little of everything.
 const TEXT: &str = include_str!("../../../assets/calibration.txt");
@@ -71,12 +76,13 @@ impl Args {
             },
             sinks: plan.exact.sinks,
             recent: plan.exact.recent,
+            keep: keep(),
             ..calibrate::Options::default()
         };
         console.remark(&format!("calibrating on the processor with {}", text.name()));
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
-        let model = Arc::new(cpu::Model::load(checkpoint)?);
+        let model = Arc::new(cpu::Model::load_as(checkpoint, WeightStorage::Stored)?);
         let mut on_progress = |progress| bar.report(progress);
         let tokens = match &text {
             Text::BuiltIn => calibrate::encode(checkpoint, &[TEXT])?,
@@ -87,7 +93,27 @@ impl Args {
                 calibrate::sample(checkpoint, &model, tokens.div_ceil(length), length, options.seed, &mut on_progress)?
             }
         };
-        calibrate::gather(&model, &tokens, source_digest(checkpoint)?, text.digest(), options, &mut on_progress)
+        let need = calibrate::need(&model, &tokens, &options)?;
+        self.afford(need)?;
+        console.remark(&format!("calibration takes up to {} of memory, and {} on disk", bytes(need.memory), bytes(need.disk)));
+        let mut timed = timed(console, checkpoint.config().num_hidden_layers, &mut on_progress);
+        let gathered = calibrate::gather(&model, &tokens, source_digest(checkpoint)?, text.digest(), &options, &mut timed);
+        let kept = |keep: &Path| keep.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+        if let (Err(Error::Interrupted | Error::Io { .. }), Some(keep)) = (&gathered, options.keep.as_deref().filter(|keep| kept(keep))) {
+            console.remark(&format!("the layers that are done are kept in {}; the same command goes on with them", keep.display()));
+        }
+        gathered
+    }
+
+    /// Whether what calibration needs is no more than it may take.
+    fn afford(&self, need: calibrate::Need) -> Result<()> {
+        let Some(memory) = self.memory.filter(|memory| memory.0 < need.memory) else { return Ok(()) };
+        let message = format!(
+            "calibration needs {} at most, more than {}: shorter windows need less (--calibration-window)",
+            bytes(need.memory),
+            bytes(memory.0)
+        );
+        Err(Error::Argument { name: "memory".into(), message })
     }
 
     /// What to calibrate with.
@@ -139,5 +165,39 @@ impl Text {
             Text::Files(texts) => text_digest(texts),
             Text::Sampled { tokens } => text_digest(&[format!("self {tokens}")]),
         }
+    }
+}
+
+/// Where calibration keeps what is done until all of it is.
+fn keep() -> Option<PathBuf> {
+    Some(Store::standard().ok()?.directory().join(".calibration"))
+}
+
+/// Says, when a layer has gone through, how long the rest will take.
+fn timed<'a>(
+    console: &'a Console,
+    layers: usize,
+    inner: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> impl FnMut(Progress) -> ControlFlow<()> + 'a {
+    let (mut begun, mut said) = (None, false);
+    move |progress| {
+        let (start, first) = *begun.get_or_insert((Instant::now(), progress.done));
+        // A layer is no more than its share, for there is the loss and mostly a way back.
+        let (done, layer) = (progress.done - first, progress.total / (3 * layers as u64).max(1));
+        if !said && done > layer && progress.stage == "calibrate" {
+            said = true;
+            let seconds = start.elapsed().as_secs_f64() / done as f64 * (progress.total - progress.done) as f64;
+            console.remark(&format!("about {} to go", duration(seconds)));
+        }
+        inner(progress)
+    }
+}
+
+/// In words.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..90.0 => format!("{seconds:.0} s"),
+        ..5400.0 => format!("{:.0} minutes", seconds / 60.0),
+        _ => format!("{:.1} hours", seconds / 3600.0),
     }
 }

@@ -5,6 +5,7 @@ mod method;
 
 use super::console::Console;
 use super::locate::locate;
+use super::size::Size;
 use super::table::{bytes, multiply_adds};
 use clap::ValueEnum;
 use lowkey::calibrate;
@@ -59,6 +60,9 @@ pub struct Args {
     /// full where it is asked for, else none].
     #[arg(long)]
     sensitivity: Option<Sensitivity>,
+    /// Refuse a calibration that needs more memory than this: `6G`, `512M`.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
     /// Where calibration's result is kept: read where the file exists, written where it does not.
     #[arg(long, value_name = "FILE")]
     statistics: Option<PathBuf>,
@@ -224,6 +228,7 @@ impl Args {
             ("calibration-tokens", self.calibration_tokens.is_some()),
             ("calibration-window", self.calibration_window.is_some()),
             ("statistics", self.statistics.is_some()),
+            ("memory", self.memory.is_some()),
         ];
         let (name, _) = options.into_iter().find(|(_, given)| *given && !method.calibrates())?;
         Some((name, "this method needs no calibration"))
