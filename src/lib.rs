@@ -52,10 +52,12 @@ pub mod session;
 pub mod task;
 
 mod error;
+mod machine;
 mod model;
 
 pub use checkpoint::WeightStorage;
 pub use error::{Error, Result};
+pub use machine::available_memory;
 pub use model::{Device, Engine, LoadOptions, Model};
 pub use session::{Prompt, Sampling, Session, SessionOptions};
 

@@ -5,7 +5,8 @@ use crate::checkpoint::{Checkpoint, Tokenizer, WeightStorage};
 use crate::compress::Solver;
 use crate::gpu::Tier;
 use crate::kv::{CacheMethod, Exact};
-use crate::sequence::{Context, Prompt, Prompted, Reader, Sequence, SequenceOptions};
+use crate::machine::available_memory;
+use crate::sequence::{Context, MemoryPlan, Prompt, Prompted, Reader, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Result, cpu, decoder, gpu};
 use std::path::Path;
@@ -94,6 +95,51 @@ impl Engine {
         Ok(Engine { weights, ..self })
     }
 
+    /// Bytes that a model and its sequences can have: a GPU's memory, or what is available of the
+    /// system's. `None` where that is not known.
+    pub fn memory(&self) -> Option<u64> {
+        let available = available_memory();
+        match &self.kind {
+            Kind::Cpu => available,
+            Kind::Gpu(device) if device.is_software() => [device.memory(), available].into_iter().flatten().min(),
+            Kind::Gpu(device) => device.memory(),
+        }
+    }
+
+    /// What a checkpoint takes on this device, and a sequence of it with these options.
+    pub fn plan_memory(&self, checkpoint: &Checkpoint, options: &SequenceOptions) -> MemoryPlan {
+        match &self.kind {
+            Kind::Cpu => cpu::plan_memory(checkpoint, self.weights, options),
+            Kind::Gpu(_) => decoder::plan_memory(checkpoint, self.weights, options),
+        }
+    }
+
+    /// The longest context of up to `most` tokens that this device has room for, with a fifth of
+    /// its memory left to others; `None` where there is no room, or no telling.
+    pub fn longest_context(&self, checkpoint: &Checkpoint, options: &SequenceOptions, most: usize) -> Option<usize> {
+        let plan = |capacity| self.plan_memory(checkpoint, &SequenceOptions { capacity, ..*options });
+        MemoryPlan::longest(most, self.memory()? / 5 * 4, plan)
+    }
+
+    /// Refuses what the device has no room for, before anything is allocated.
+    fn afford(&self, checkpoint: &Checkpoint, options: &SequenceOptions, loaded: bool) -> Result<()> {
+        // Longer ones cannot be counted, and are refused as such.
+        const COUNTABLE: usize = 1 << 32;
+        let (Some(memory), ..=COUNTABLE) = (self.memory(), options.capacity) else { return Ok(()) };
+        let plan = self.plan_memory(checkpoint, options);
+        // On the processor weights are read where they are; what is loaded is no more available.
+        let own = matches!(&self.kind, Kind::Cpu) || loaded && self.is_software();
+        let needed = if own { plan.total() - plan.weights } else { plan.total() };
+        if needed <= memory {
+            return Ok(());
+        }
+        let what = match self.longest_context(checkpoint, options, plan.context) {
+            Some(longest) => format!("a context of {} tokens, where {longest} would fit into {memory} bytes,", plan.context),
+            None => format!("the model, of which not even a short context fits into {memory} bytes,"),
+        };
+        Err(Error::OutOfMemory { what, bytes: needed })
+    }
+
     /// Whether this is a graphics driver that does everything on the processor.
     pub fn is_software(&self) -> bool {
         match &self.kind {
@@ -158,11 +204,12 @@ impl Engine {
     /// # Errors
     /// Those of reading its weights, and the device's.
     pub fn load_checkpoint(&self, checkpoint: Checkpoint) -> Result<Model> {
+        self.afford(&checkpoint, &SequenceOptions::from(1), false)?;
         let weights = match &self.kind {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load_as(&checkpoint, self.weights)?)),
             Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone())?)),
         };
-        Ok(Model { checkpoint, weights, tokenizer: OnceLock::new() })
+        Ok(Model { checkpoint, weights, engine: self.clone(), tokenizer: OnceLock::new() })
     }
 }
 
@@ -170,6 +217,8 @@ impl Engine {
 pub struct Model {
     checkpoint: Checkpoint,
     weights: Weights,
+    /// What it was loaded with.
+    engine: Engine,
     /// Read when it is first needed: measuring speed needs none.
     tokenizer: OnceLock<Arc<Tokenizer>>,
 }
@@ -254,8 +303,10 @@ impl Model {
     /// Those of [`tokenizer`](Self::tokenizer), [`sequence`](Self::sequence) and [`Session::new`].
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
         const MODERATE: usize = 4096;
-        let capacity = options.context.unwrap_or(self.checkpoint.config().max_position_embeddings.min(MODERATE));
-        let sequence = SequenceOptions { capacity, method: options.method, ..SequenceOptions::default() };
+        let trained = self.checkpoint.config().max_position_embeddings;
+        let sequence = SequenceOptions { method: options.method, ..SequenceOptions::default() };
+        let longest = || self.engine.longest_context(&self.checkpoint, &sequence, trained).unwrap_or(trained.min(MODERATE));
+        let sequence = SequenceOptions { capacity: options.context.unwrap_or_else(longest), ..sequence };
         Session::new(self.sequence(sequence)?, self.tokenizer()?, options)
     }
 
@@ -266,6 +317,7 @@ impl Model {
     /// device cannot do, [`Error::OutOfMemory`] where the cache does not fit.
     pub fn sequence(&self, options: impl Into<SequenceOptions>) -> Result<Context> {
         let options = options.into();
+        self.engine.afford(&self.checkpoint, &options, true)?;
         let sequence: Box<dyn Sequence> = match options.method {
             CacheMethod::Xkv(xkv, _) => {
                 let (config, rows) = (self.checkpoint.config(), self.checkpoint.factored().map_or(&[][..], |factored| &factored.rows));

@@ -116,11 +116,19 @@ impl Work {
     }
 
     /// Removes all of it.
-    pub fn finish(self) -> Result<()> {
-        match self.temporary {
+    pub fn finish(mut self) -> Result<()> {
+        match self.temporary.take() {
             Some(temporary) => temporary.close().map_err(Error::io("remove", &self.directory)),
             None => fs::remove_dir_all(&self.directory).map_err(Error::io("remove", &self.directory)),
         }
+    }
+
+    /// The parts that are done, and what else is beside the streams.
+    fn parts(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(&self.directory).map_err(Error::io("read", &self.directory))?;
+        let mut paths = entries.map(|entry| Ok(entry.map_err(Error::io("read", &self.directory))?.path())).collect::<Result<Vec<_>>>()?;
+        paths.retain(|path| *path != self.path("streams"));
+        Ok(paths)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -129,12 +137,15 @@ impl Work {
 
     /// Removes parts that no streams belong to.
     fn clear(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.directory).map_err(Error::io("read", &self.directory))? {
-            let path = entry.map_err(Error::io("read", &self.directory))?.path();
-            if path != self.path("streams") {
-                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-            }
+        self.parts()?.iter().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
+    }
+}
+
+impl Drop for Work {
+    /// Leaves nothing where nothing is done.
+    fn drop(&mut self) {
+        if self.temporary.is_none() && self.parts().is_ok_and(|parts| parts.is_empty()) {
+            let _ = fs::remove_dir_all(&self.directory);
         }
-        Ok(())
     }
 }

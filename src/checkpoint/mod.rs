@@ -254,9 +254,28 @@ impl Checkpoint {
         OpenFiles(self.weights.files().to_vec())
     }
 
-    /// How a tensor is quantised; `None` where it is stored in floats, or there is none.
-    pub fn form(&self, name: &str) -> Option<Form> {
-        self.weights.get(name)?.encoding?.form()
+    /// Bytes of all weights on the processor, where they are to be as `storage` says; bases are
+    /// left out.
+    pub fn weight_bytes(&self, storage: WeightStorage) -> u64 {
+        let bytes = |(_, stored): (&str, &weights::Stored)| {
+            let (Some(encoding), numbers) = (stored.encoding, stored.shape.iter().product::<usize>()) else { return 0 };
+            let encoding = match stored.shape[..] {
+                [_, cols] => storage.encoding(encoding, cols),
+                _ => encoding,
+            };
+            encoding.bytes(numbers) as u64
+        };
+        self.weights.iter().filter(|(name, _)| !name.starts_with("rows.")).map(bytes).sum()
+    }
+
+    /// How a matrix is quantised that is to be as `storage` says; `None` where that is floats, or
+    /// there is none.
+    pub fn form(&self, name: &str, storage: WeightStorage) -> Option<Form> {
+        let stored = self.weights.get(name)?;
+        match stored.shape[..] {
+            [_, cols] => storage.encoding(stored.encoding?, cols).form(),
+            _ => None,
+        }
     }
 }
 

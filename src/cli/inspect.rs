@@ -1,5 +1,5 @@
-//! `lowkey inspect`: what a checkpoint is, what its cache costs, and what could be made of it.
-//! Reads headers and means of rows only, and needs no device.
+//! `lowkey inspect`: what a checkpoint is, what its cache costs, where it fits, and what could be
+//! made of it. Reads headers and means of rows only, and opens no device.
 
 use super::console::Console;
 use super::locate::ModelArgs;
@@ -7,9 +7,10 @@ use super::table::{bytes, multiply_adds, table};
 use clap::builder::RangedU64ValueParser;
 use lowkey::checkpoint::{Checkpoint, Config, Factored};
 use lowkey::compress::{Budget, rotated};
-use lowkey::decoder::stored_bytes;
+use lowkey::gpu::adapters;
 use lowkey::kv::{Exact, LatentSet, Price};
-use lowkey::{Error, Result};
+use lowkey::sequence::{MemoryPlan, SequenceOptions};
+use lowkey::{Error, Result, WeightStorage, available_memory, cpu, decoder};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Show what this many tokens of context take in memory.
+    /// Show what this many tokens of context take in memory, on each device [default: as many as
+    /// fit, up to those that the model was trained for].
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
     context: Option<usize>,
 }
@@ -44,8 +46,7 @@ struct Report {
     compresses_to: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     factored: Option<Factored>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory: Option<Memory>,
+    memory: Vec<Memory>,
 }
 
 /// The adapter file, and the model that it goes with.
@@ -72,15 +73,49 @@ struct Choice {
     kv_bytes_per_token: u64,
 }
 
-/// What a context of some length takes.
+/// What a device has, and what a context takes on it.
 #[derive(Serialize)]
 struct Memory {
-    context: usize,
-    /// Weights, as they are on a GPU.
-    weight_bytes: u64,
-    kv_bytes: u64,
-    kv_bytes_dense: u64,
+    device: String,
+    /// What it has, or what is available of it; `None` where that is not known.
+    has_bytes: Option<u64>,
+    /// Of the context that is asked for, or else of the longest that fits.
+    #[serde(flatten)]
+    plan: MemoryPlan,
     total_bytes: u64,
+    fits: Option<bool>,
+    /// The longest that fits, up to what the model was trained for.
+    longest_context: Option<usize>,
+}
+
+impl Memory {
+    /// `plan` counts what some tokens take; a fifth of the memory is left to others.
+    fn of(device: String, has_bytes: Option<u64>, asked: Option<usize>, trained: usize, plan: impl Fn(usize) -> MemoryPlan) -> Memory {
+        let longest_context = has_bytes.and_then(|has| MemoryPlan::longest(trained, has / 5 * 4, &plan));
+        let plan = plan(asked.or(longest_context).unwrap_or(trained));
+        let total_bytes = plan.total();
+        Memory { device, has_bytes, plan, total_bytes, fits: has_bytes.map(|has| total_bytes <= has), longest_context }
+    }
+
+    fn text(&self) -> String {
+        let MemoryPlan { context, weights, bases, exact_rows, coded_rows, scratch, staging } = self.plan;
+        let parts = [
+            ("weights", weights),
+            ("bases", bases),
+            ("exact rows", exact_rows),
+            ("coded rows", coded_rows),
+            ("scratch", scratch),
+            ("staging", staging),
+        ];
+        let parts: Vec<String> = parts.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {}", bytes(count))).collect();
+        let has = self.has_bytes.map_or("of unknown memory".into(), |has| format!("with {}", bytes(has)));
+        let verdict = match (self.fits, self.longest_context) {
+            (Some(false), Some(longest)) => format!(", too much; {longest} tokens fit"),
+            (Some(false), None) => ", too much, and so is any context".into(),
+            _ => String::new(),
+        };
+        format!("{}, {has}: {context} tokens take {}{verdict}: {}", self.device, bytes(self.total_bytes), parts.join(", "))
+    }
 }
 
 impl Args {
@@ -92,12 +127,13 @@ impl Args {
         let rows = checkpoint.factored().map_or(&[][..], |factored| &factored.rows);
         let tensors = kinds(&checkpoint);
         let parameters = tensors.iter().map(|kind| kind.parameters).sum::<u64>();
-        let memory = self.context.map(|context| {
-            let of = |per_token: u64| per_token.saturating_mul(context as u64);
-            let weight_bytes = stored_bytes(&checkpoint);
-            let total_bytes = weight_bytes.saturating_add(of(kv_bytes_per_token));
-            Memory { context, weight_bytes, kv_bytes: of(kv_bytes_per_token), kv_bytes_dense: of(dense), total_bytes }
-        });
+        let (trained, options) = (config.max_position_embeddings, |capacity| SequenceOptions::from(capacity));
+        let processor = |capacity| cpu::plan_memory(&checkpoint, WeightStorage::Stored, &options(capacity));
+        let gpu = |capacity| decoder::plan_memory(&checkpoint, WeightStorage::Stored, &options(capacity));
+        let mut memory = vec![Memory::of("processor".into(), available_memory(), self.context, trained, processor)];
+        for adapter in adapters().into_iter().filter(|adapter| adapter.tier.is_some()) {
+            memory.push(Memory::of(adapter.name, adapter.memory, self.context, trained, gpu));
+        }
         let report = Report {
             model: self.model.name(),
             adapter: checkpoint.adapter().map(|path| adapter(path, checkpoint.path())).transpose()?,
@@ -163,10 +199,8 @@ fn text(report: &Report) -> String {
     if let Some(adapter) = &report.adapter {
         lines.insert(1, ("adapter", format!("{}, {}, for {}", adapter.path.display(), bytes(adapter.bytes), adapter.model.display())));
     }
-    if let Some(memory) = &report.memory {
-        lines
-            .push(("memory", format!("for {} tokens: {} of cache (dense {})", memory.context, bytes(memory.kv_bytes), bytes(memory.kv_bytes_dense))));
-        lines.push(("", format!("and {} of weights: {} in all", bytes(memory.weight_bytes), bytes(memory.total_bytes))));
+    for (index, memory) in report.memory.iter().enumerate() {
+        lines.push((if index == 0 { "memory" } else { "" }, memory.text()));
     }
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<13} {value}\n")).collect();
     if !report.compresses_to.is_empty() {

@@ -22,6 +22,7 @@ mod eviction;
 mod landmarks;
 mod layer;
 mod linear;
+mod memory;
 mod prompt;
 mod rope;
 mod rows;
@@ -32,6 +33,7 @@ pub use attention::Heads;
 pub use backward::{LayerGradients, Residuals};
 pub use by_layer::ByLayer;
 pub use disturb::Disturbance;
+pub use memory::plan_memory;
 pub use rows::RowType;
 pub use sequence::CpuSequence;
 

@@ -11,6 +11,7 @@ mod coding;
 mod decode;
 mod executor;
 mod latents;
+mod memory;
 mod prefill;
 mod prompt;
 mod random;
@@ -20,8 +21,8 @@ mod sequence;
 mod stored;
 mod weights;
 
+pub use memory::plan_memory;
 pub use sequence::GpuSequence;
-pub use stored::stored_bytes;
 
 use crate::Result;
 use crate::cache::CacheShape;

@@ -95,8 +95,14 @@ impl std::ops::Deref for Buffers {
 
 /// At least so many columns that lines of them do not all begin in the same few sets of a cache, as
 /// they would where a context is a power of two.
-fn apart(columns: usize) -> usize {
+pub(super) fn apart(columns: usize) -> usize {
     32 * (columns.div_ceil(32) | 1)
+}
+
+/// How many tokens are attended to together that take `line` bytes each in the larger of their
+/// tables, of which none is larger than `max_binding`.
+pub(super) fn block_of(line: u64, max_binding: u64) -> usize {
+    (SCORE_BYTES.min(max_binding) / line.max(1)).clamp(1, CHUNK as u64) as usize
 }
 
 impl View {
@@ -122,7 +128,7 @@ impl View {
         let queries = layers.iter().map(|layer| layer.keys.query_stride(attention, layer.absorbed)).max().unwrap_or(attention.query_row());
         // What a token of a block takes, in the larger of its two tables.
         let line = (heads * columns).max(sides * sums) as u64 * 4;
-        let block = (SCORE_BYTES.min(device.max_binding()) / line.max(1)).clamp(1, CHUNK as u64) as usize;
+        let block = block_of(line, device.max_binding());
         // One token's attention is split, a block's is not.
         let tuning = device.tuning();
         let splits = tuning.splits + if coded.is_some() { tuning.coded_splits } else { 0 };

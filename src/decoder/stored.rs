@@ -64,22 +64,23 @@ impl Stored {
     }
 }
 
-/// Bytes of a checkpoint's tensors on a GPU, where its weights are as they are stored.
+/// Bytes of a checkpoint's tensors on a GPU, whose weights are to be as `storage` says; and of the
+/// largest of them.
 ///
-/// Reads no numbers; norms and biases are counted as if they were f16.
-pub fn stored_bytes(checkpoint: &Checkpoint) -> u64 {
+/// Reads no numbers; norms and biases are counted as if they were f16, and bases are left out.
+pub(super) fn weight_bytes(checkpoint: &Checkpoint, storage: WeightStorage) -> (u64, u64) {
     let heads_are_padded = !checkpoint.config().head_dim.is_multiple_of(4);
+    let form = |name: &str| checkpoint.form(name, storage);
     let bytes = |name: &str| {
         let Some(shape) = checkpoint.shape(name) else { return 0 };
-        let form = checkpoint.form(name);
         let partner = if name.contains("gate_proj") { name.replace("gate_proj", "up_proj") } else { name.replace("up_proj", "gate_proj") };
-        let widened = form != checkpoint.form(&partner) || name.contains("o_proj") && heads_are_padded;
-        match (shape, form) {
+        let widened = form(name) != form(&partner) || name.contains("o_proj") && heads_are_padded;
+        match (shape, form(name)) {
             ([rows, cols], Some(form)) if !widened => (rows * WeightType::Quantised(quantised(form)).row_bytes(*cols)) as u64,
             _ => 2 * shape.iter().map(|n| *n as u64).product::<u64>(),
         }
     };
-    checkpoint.tensor_names().map(bytes).sum()
+    checkpoint.tensor_names().filter(|name| !name.starts_with("rows.")).map(bytes).fold((0, 0), |(all, most), one| (all + one, most.max(one)))
 }
 
 /// The form on the device.

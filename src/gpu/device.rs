@@ -126,6 +126,8 @@ pub struct AdapterReport {
     pub driver: String,
     /// The best tier; `None` where it cannot be used at all.
     pub tier: Option<Tier>,
+    /// Bytes of its own memory, or the system's where it has none; `None` where that is not known.
+    pub memory: Option<u64>,
     /// Why it cannot be used.
     pub unusable: Option<String>,
     /// Smallest and largest subgroup.
@@ -150,6 +152,7 @@ pub struct Device {
     info: wgpu::AdapterInfo,
     tier: Tier,
     max_binding: u64,
+    memory: Option<u64>,
     tuning: RwLock<Tuning>,
     pub(super) faults: Arc<Faults>,
     pub(super) patience: Patience,
@@ -194,6 +197,27 @@ fn judge(adapter: &wgpu::Adapter) -> std::result::Result<Tier, String> {
     Ok(Tier::ALL.into_iter().find(|t| features.contains(t.features())).unwrap_or(Tier::Baseline))
 }
 
+/// Bytes of an adapter's own memory; of the system's, where it has none. `None` where its interface
+/// does not say.
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    #[cfg(not(target_vendor = "apple"))]
+    {
+        // SAFETY: nothing is done to the adapter but to ask it.
+        let adapter = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+        let instance = adapter.shared_instance().raw_instance();
+        // SAFETY: both are the adapter's own, which is held.
+        let found = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
+        const DEVICE_LOCAL: u32 = 1;
+        let local = found.memory_heaps.iter().take(found.memory_heap_count as usize).filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0);
+        local.map(|heap| heap.size).max()
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let _ = adapter;
+        None
+    }
+}
+
 /// Every adapter that the system offers, for `doctor`.
 pub fn adapters() -> Vec<AdapterReport> {
     let mut default = true;
@@ -213,6 +237,7 @@ pub fn adapters() -> Vec<AdapterReport> {
                 max_storage_binding: limits.max_storage_buffer_binding_size,
                 max_buffer: limits.max_buffer_size,
                 max_workgroup_storage: limits.max_compute_workgroup_storage_size,
+                memory: memory(adapter),
                 default: usable && std::mem::take(&mut default),
             }
         })
@@ -276,7 +301,9 @@ impl Device {
         let software = info.device_type == wgpu::DeviceType::Cpu;
         let (pipelines, patience) = (Pipelines::new(tier, options.checks), Patience::new(options.patience, software));
         let (tuning, canaries) = (RwLock::new(Tuning::of(software)), options.canaries.then(Canaries::default));
-        let opened = Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, tuning, faults, patience, canaries };
+        let memory = memory(adapter);
+        let opened =
+            Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, memory, tuning, faults, patience, canaries };
         log::debug!("opened {}, {:?}, driver {}, tier {}", opened.name(), opened.info.backend, opened.driver(), tier.name());
         Ok(Arc::new(opened))
     }
@@ -306,6 +333,11 @@ impl Device {
     /// Whether this is a software renderer on the processor.
     pub fn is_software(&self) -> bool {
         self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Bytes of its own memory, or the system's where it has none; `None` where that is not known.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
     }
 
     /// The largest storage binding, bytes.

@@ -61,7 +61,7 @@ use std::collections::BTreeMap;
 pub(crate) const WORKGROUP: u32 = 64;
 
 /// Positions of RoPE's first table: see [`rope_table`].
-const NEAR: u32 = 64;
+pub(crate) const NEAR: u32 = 64;
 
 /// RoPE's tables, `(cos, sin)`, from angles in f64: the positions below `NEAR`, `[NEAR][pairs]`,
 /// the same as `[pairs][NEAR]`, then its multiples, `[ceil(capacity / NEAR)][pairs]`. A shader

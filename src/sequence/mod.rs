@@ -3,10 +3,12 @@
 
 mod chunks;
 mod context;
+mod memory;
 mod prompted;
 
 pub(crate) use chunks::ChunkPolicy;
 pub use context::{Context, Read};
+pub use memory::MemoryPlan;
 pub(crate) use prompted::{Prompted, Reader};
 
 use crate::Result;

@@ -11,7 +11,12 @@ fn a_model_is_inspected_compressed_and_its_statistics_used_again() {
     let found = done(&["inspect", &model, "--context", "100"]);
     // Two sides, three layers, three heads of 12, two bytes.
     assert_eq!(found["kv_bytes_per_token"], 2 * 3 * 3 * 12 * 2);
-    assert_eq!(found["memory"]["kv_bytes"], 100 * 2 * 3 * 3 * 12 * 2);
+    let memory = found["memory"].as_array().unwrap();
+    assert!(memory.len() > 1 && memory[0]["device"] == "processor", "{memory:?}");
+    for device in memory {
+        assert_eq!((&device["context"], &device["exact_rows"]), (&100.into(), &(100 * 2 * 3 * 3 * 12 * 2).into()));
+        assert_eq!((device["fits"].as_bool(), device["coded_rows"].as_u64()), (Some(true), Some(0)));
+    }
     assert_eq!((found["method"].as_str(), found["config"]["architecture"].as_str()), (Some("dense"), Some("llama")));
 
     let compress = ["compress", &*model, "-o", &*small, "--keep", "0.5", "--calibration", &*text, "--statistics", &*statistics];

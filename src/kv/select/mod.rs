@@ -116,6 +116,11 @@ impl Selection {
         sinks / Self::CHUNK..end.max(sinks).div_ceil(Self::CHUNK)
     }
 
+    /// Bytes of the landmarks of a head's keys, which are `head_dim` wide, for so many tokens.
+    pub fn landmark_bytes(head_dim: usize, tokens: usize) -> usize {
+        size_of::<u32>() * tokens.div_ceil(Self::CHUNK) * Self::format(head_dim).words()
+    }
+
     /// How a landmark is packed, for each key/value head of `head_dim` numbers.
     ///
     /// What is left of the last run is its least number.
