@@ -57,7 +57,7 @@ mod model;
 
 pub use checkpoint::WeightStorage;
 pub use error::{Error, Result};
-pub use machine::available_memory;
+pub use machine::{available_memory, peak_memory};
 pub use model::{Device, Engine, LoadOptions, Model};
 pub use session::{Prompt, Sampling, Session, SessionOptions};
 

@@ -8,10 +8,12 @@ use crate::kv::{CacheMethod, Exact};
 use crate::machine::available_memory;
 use crate::sequence::{Context, MemoryPlan, Prompt, Prompted, Reader, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
+use crate::task::{OnProgress, quietly};
 use crate::{Error, Result, cpu, decoder, gpu};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// What a model is to run on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -204,12 +206,22 @@ impl Engine {
     /// # Errors
     /// Those of reading its weights, and the device's.
     pub fn load_checkpoint(&self, checkpoint: Checkpoint) -> Result<Model> {
+        self.load_telling(checkpoint, &mut quietly)
+    }
+
+    /// Loads an open checkpoint, and reports how many layers have been loaded.
+    ///
+    /// # Errors
+    /// As [`load_checkpoint`](Self::load_checkpoint), and [`Error::Interrupted`] where on_progress
+    /// says so.
+    pub fn load_telling(&self, checkpoint: Checkpoint, on_progress: OnProgress<'_>) -> Result<Model> {
+        let start = Instant::now();
         self.afford(&checkpoint, &SequenceOptions::from(1), false)?;
         let weights = match &self.kind {
-            Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load_as(&checkpoint, self.weights)?)),
-            Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone())?)),
+            Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load_as(&checkpoint, self.weights, on_progress)?)),
+            Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone(), on_progress)?)),
         };
-        Ok(Model { checkpoint, weights, engine: self.clone(), tokenizer: OnceLock::new() })
+        Ok(Model { checkpoint, weights, engine: self.clone(), load_seconds: start.elapsed().as_secs_f64(), tokenizer: OnceLock::new() })
     }
 }
 
@@ -217,8 +229,9 @@ impl Engine {
 pub struct Model {
     checkpoint: Checkpoint,
     weights: Weights,
-    /// What it was loaded with.
+    /// What it was loaded with, and how long that took.
     engine: Engine,
+    load_seconds: f64,
     /// Read when it is first needed: measuring speed needs none.
     tokenizer: OnceLock<Arc<Tokenizer>>,
 }
@@ -236,6 +249,11 @@ impl Model {
     /// Those of [`Engine::open`] and [`Engine::load`].
     pub fn load(path: impl AsRef<Path>, options: LoadOptions) -> Result<Model> {
         Engine::open(&options)?.load(path.as_ref())
+    }
+
+    /// How long loading it took.
+    pub fn load_seconds(&self) -> f64 {
+        self.load_seconds
     }
 
     /// What it was loaded from.

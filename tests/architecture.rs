@@ -22,14 +22,14 @@ const ROOMS: [(&str, &str); 22] = [
     ("gpu", ""),
     ("kernels", "kv gpu"),
     ("cache", "kv gpu kernels"),
-    ("cpu", "linalg logits kv checkpoint sequence"),
+    ("cpu", "task linalg logits kv checkpoint sequence"),
     ("decoder", "task linalg kv checkpoint sequence gpu kernels cache"),
     ("calibrate", "task linalg logits kv checkpoint sequence cpu"),
-    ("compress", "task linalg kv checkpoint calibrate"),
+    ("compress", "machine task linalg kv checkpoint calibrate"),
     ("session", "task logits kv checkpoint sequence"),
     ("eval", "task linalg logits kv checkpoint sequence"),
     ("bench", "task linalg kv checkpoint sequence gpu kernels decoder compress"),
-    ("model", "machine kv checkpoint sequence gpu cpu decoder compress session bench"),
+    ("model", "machine task kv checkpoint sequence gpu cpu decoder compress session bench"),
     ("lib", "error machine checkpoint model session"),
 ];
 

@@ -10,6 +10,7 @@ use lowkey::decoder;
 use lowkey::gpu::Options;
 use lowkey::kv::{CacheMethod, Read};
 use lowkey::sequence::{Sequence, SequenceOptions};
+use lowkey::task::quietly;
 use lowkey::{Device, Error, LoadOptions, Model};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -33,7 +34,7 @@ fn assert_planned(what: &str, checkpoint: &Checkpoint, options: SequenceOptions)
     assert!((1.0..4.0).contains(&scratch), "{what}: {} planned, {} taken", plan.scratch, memory.scratch_bytes);
     assert!(plan.weights >= model.matrix_bytes() && plan.weights < 2 * model.matrix_bytes(), "{what}");
 
-    let model = Arc::new(cpu::Model::load_as(checkpoint, WeightStorage::Stored).unwrap());
+    let model = Arc::new(cpu::Model::load_as(checkpoint, WeightStorage::Stored, &mut quietly).unwrap());
     let (plan, sequence) = (cpu::plan_memory(checkpoint, WeightStorage::Stored, &options), model.sequence(options, RowType::F16).unwrap());
     assert_eq!(plan.exact_rows + plan.coded_rows, sequence.memory().allocated_bytes, "{what}, processor: {plan:?}");
     assert!(plan.weights >= model.matrix_bytes() && plan.weights < 2 * model.matrix_bytes(), "{what}, processor");

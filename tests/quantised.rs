@@ -10,6 +10,7 @@ use lowkey::cpu::{self, RowType};
 use lowkey::decoder::{Model, plan_memory};
 use lowkey::gpu::{Device, Options, Tier};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::task::quietly;
 use std::sync::Arc;
 
 /// A type of GGUF's: its number, numbers and bytes of a block, the place of each scale in f16, and
@@ -57,7 +58,7 @@ impl Kind {
 
 /// All logits of a prompt, and those of single steps.
 fn logits(checkpoint: &Checkpoint, storage: WeightStorage, device: &Arc<Device>) -> (Arc<Model>, Vec<f32>) {
-    let model = Arc::new(Model::load_as(checkpoint, storage, device.clone()).unwrap());
+    let model = Arc::new(Model::load_as(checkpoint, storage, device.clone(), &mut quietly).unwrap());
     let tokens = Random(9).tokens(70, checkpoint.config().vocab_size);
     let mut sequence = model.sequence(80).unwrap();
     let mut logits = sequence.forward(&tokens[..66], Logits::All).unwrap();
@@ -171,7 +172,7 @@ fn processor_logits(model: cpu::Model) -> (String, u64, Vec<f32>) {
 fn the_processor_multiplies_blocks_as_they_are() {
     for kind in &KINDS {
         let (_directory, checkpoint) = file(&wide(), |_| Some(kind));
-        let (types, bytes, found) = processor_logits(cpu::Model::load_as(&checkpoint, WeightStorage::Stored).unwrap());
+        let (types, bytes, found) = processor_logits(cpu::Model::load_as(&checkpoint, WeightStorage::Stored, &mut quietly).unwrap());
         let (wide, wide_bytes, expected) = processor_logits(cpu::Model::load(&checkpoint).unwrap());
         let error = nmse(&found, &expected);
         // The oracle's numbers are rounded to f16.
@@ -196,7 +197,7 @@ fn the_processor_takes_every_type_that_is_asked_for() {
         (&blocks, WeightStorage::F16, "f16", [0.0, 1e-10]),
         (&blocks, WeightStorage::Q4, "q8_0", [0.0, 2e-6]),
     ] {
-        let (found_types, _, found) = processor_logits(cpu::Model::load_as(checkpoint, storage).unwrap());
+        let (found_types, _, found) = processor_logits(cpu::Model::load_as(checkpoint, storage, &mut quietly).unwrap());
         let (.., expected) = processor_logits(cpu::Model::load(checkpoint).unwrap());
         let error = nmse(&found, &expected);
         assert!((least..=most).contains(&error), "{storage:?}: {error}");
@@ -208,7 +209,7 @@ fn the_processor_takes_every_type_that_is_asked_for() {
 fn a_file_that_changes_while_it_is_read_is_an_error() {
     let (directory, checkpoint) = file(&wide(), |_| Some(&KINDS[0]));
     let path = directory.path().join("model.gguf");
-    let mut sequence = Arc::new(cpu::Model::load_as(&checkpoint, WeightStorage::Stored).unwrap()).sequence(8, RowType::F16).unwrap();
+    let mut sequence = Arc::new(cpu::Model::load_as(&checkpoint, WeightStorage::Stored, &mut quietly).unwrap()).sequence(8, RowType::F16).unwrap();
     sequence.forward(&[1, 2], Logits::Last).unwrap();
     let length = std::fs::metadata(&path).unwrap().len();
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 4096).unwrap();
@@ -218,4 +219,21 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
         let said = loaded.unwrap_err().to_string();
         assert!(said.contains("has been changed by another program"), "{said}");
     }
+}
+
+/// The script that writes models of the shape and size of real ones.
+#[test]
+fn the_random_model_is_of_types_as_files_have_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tiny.gguf");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tools/random_gguf.py");
+    let written = std::process::Command::new("python3").args([script, path.to_str().unwrap(), "--shape", "tiny"]).status().unwrap();
+    assert!(written.success());
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.tokenizer().unwrap().encode("the sun", false).unwrap().len(), 6);
+    let (types, _, logits) = processor_logits(cpu::Model::load_as(&checkpoint, WeightStorage::Stored, &mut quietly).unwrap());
+    assert_eq!(types, "q4_k q6_k");
+    // Activations neither vanish nor blow up.
+    let square = logits.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / logits.len() as f64;
+    assert!((0.1..10.0).contains(&square), "{square}");
 }

@@ -4,7 +4,7 @@ use super::console::Console;
 use super::progress::Bar;
 use super::table::{bytes, number};
 use lowkey::session::{Finish, Generation, Summary};
-use lowkey::{Error, Result};
+use lowkey::{Error, Result, peak_memory};
 use serde::Serialize;
 
 /// What a model has said.
@@ -22,6 +22,10 @@ struct Report {
     decode_tps: f64,
     kv_bytes: u64,
     finish: Option<Finish>,
+    /// Until the model was loaded.
+    load_seconds: f64,
+    /// Of main memory, as far as the system tells.
+    peak_rss_bytes: Option<u64>,
 }
 
 impl Answer {
@@ -45,11 +49,12 @@ impl Answer {
         Ok(Answer { text, summary: generation.summary() })
     }
 
-    /// A command's result: the end of the line, or JSON; then `remark` and what it took.
+    /// A command's result: the end of the line, or JSON; then `remark` and what it took, after
+    /// `load_seconds` of loading.
     ///
     /// # Errors
     /// [`Error::Interrupted`] where the user stopped it, and those of writing.
-    pub fn result(self, console: &Console, remark: Option<String>) -> Result<()> {
+    pub fn result(self, console: &Console, load_seconds: f64, remark: Option<String>) -> Result<()> {
         let Summary { prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = self.summary;
         if finish == Some(Finish::Cancelled) {
             if !console.json() {
@@ -57,7 +62,8 @@ impl Answer {
             }
             return Err(Error::Interrupted);
         }
-        let report = Report { text: self.text, prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish };
+        let report =
+            Report { text: self.text, prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish, load_seconds, peak_rss_bytes: peak_memory() };
         console.result(&report, |_| "\n".into())?;
         if let Some(remark) = remark {
             console.remark(&remark);

@@ -183,7 +183,7 @@ impl Run<'_> {
         let mut subjects = Vec::new();
         for (model, checkpoint, storage) in models {
             self.bar.show("load", 0, None)?;
-            let loaded = self.engine.clone().with_weights(storage)?.load_checkpoint(checkpoint)?;
+            let loaded = self.engine.clone().with_weights(storage)?.load_telling(checkpoint, &mut |progress| self.bar.report(progress))?;
             if let Some(remark) = untrained(&model, loaded.checkpoint(), capacity) {
                 self.console.remark(&format!("{remark}, though the speed is true"));
             }

@@ -48,7 +48,7 @@ impl Args {
         };
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
-        let model = self.weights.of(console.engine()?)?.load_checkpoint(checkpoint)?;
+        let model = self.weights.of(console.engine()?)?.load_telling(checkpoint, &mut |progress| bar.report(progress))?;
         let options = self.sampling.resolve(&self.cache)?;
         if let Some(remark) = options.context.and_then(|context| untrained(&self.model.name(), model.checkpoint(), context)) {
             console.remark(&remark);
@@ -64,6 +64,6 @@ impl Args {
 
         bar.show("read", 0, None)?;
         let answer = Answer::stream(session.generate(prompt)?, console, &mut bar)?;
-        answer.result(console, session.remark())
+        answer.result(console, model.load_seconds(), session.remark())
     }
 }

@@ -42,6 +42,7 @@ pub use xkv::Solver;
 use crate::calibrate::{Statistics, source_digest};
 use crate::checkpoint::{Checkpoint, Factored, Source};
 use crate::kv::{Band, Exact, Format, LatentSet, Price, RUN, Scale};
+use crate::machine::peak_memory;
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -284,13 +285,6 @@ pub fn run(checkpoint: &Checkpoint, plan: &Plan, statistics: Option<&Statistics>
         flops_per_cached_token: Price::of(&made.rows.specs, &made.rows.mean_pairs(geometry.head_dim), &geometry).flops_per_cached_token,
         flops_per_cached_token_dense: Price::of(&[], &[], &geometry).flops_per_cached_token,
         seconds,
-        peak_rss_bytes: peak_rss_bytes(),
+        peak_rss_bytes: peak_memory(),
     })
-}
-
-/// The high-water mark of this process's resident memory, as Linux tells it.
-fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix(" kB")?;
-    Some(kilobytes.trim().parse::<u64>().ok()? * 1024)
 }

@@ -40,12 +40,12 @@ pub use sequence::CpuSequence;
 use crate::checkpoint::{Checkpoint, Config, OpenFiles, WeightStorage};
 use crate::kv::LatentSet;
 use crate::sequence::{Logits, SequenceOptions};
+use crate::task::{OnProgress, each_layer, quietly};
 use crate::{Error, Result};
 use cache::Cache;
 use layer::{ForwardPass, Layer};
 use linear::{RmsNorm, Source};
 use nalgebra::DMatrix;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weight::Weight;
@@ -91,9 +91,10 @@ impl Model {
     /// multiplied where they are, in the file.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_as(checkpoint: &Checkpoint, storage: WeightStorage) -> Result<Model> {
-        Model::of(Source { checkpoint, storage }, checkpoint.rows()?)
+    /// As [`load`](Self::load), and [`Error::Interrupted`] where `on_progress`, which is told how
+    /// many layers have been looked at, says so.
+    pub fn load_as(checkpoint: &Checkpoint, storage: WeightStorage, on_progress: OnProgress<'_>) -> Result<Model> {
+        Model::of(Source { checkpoint, storage }, checkpoint.rows()?, on_progress)
     }
 
     /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
@@ -101,10 +102,10 @@ impl Model {
     /// # Errors
     /// As [`load`](Self::load), and [`Error::Argument`] where the rows are another model's.
     pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>) -> Result<Model> {
-        Model::of(Source { checkpoint, storage: WeightStorage::F32 }, rows)
+        Model::of(Source { checkpoint, storage: WeightStorage::F32 }, rows, &mut quietly)
     }
 
-    fn of(source: Source, rows: Option<LatentSet>) -> Result<Model> {
+    fn of(source: Source, rows: Option<LatentSet>, on_progress: OnProgress<'_>) -> Result<Model> {
         let Source { checkpoint, storage } = source;
         if let Some(rows) = &rows {
             LatentSet::check(&rows.specs, &checkpoint.config().geometry()).map_err(|message| Error::Argument { name: "rows".into(), message })?;
@@ -112,9 +113,10 @@ impl Model {
         let config = checkpoint.config().clone();
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let table = |name: &str| Weight::load(checkpoint, name, [vocab, hidden], storage);
+        let mut each = each_layer(config.num_hidden_layers, on_progress);
         Ok(Model {
             embedding: table("model.embed_tokens.weight")?,
-            layers: (0..config.num_hidden_layers).into_par_iter().map(|index| Layer::load(source, index)).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers).map(|index| each(index).and_then(|()| Layer::load(source, index))).collect::<Result<_>>()?,
             final_norm: RmsNorm::load(checkpoint, "model.norm", hidden)?,
             head: if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) },
             rows: rows.map(Arc::new),

@@ -31,6 +31,7 @@ use crate::gpu::{Device, Matrix, Part};
 use crate::kernels::AttentionShape;
 use crate::kv::LatentSet;
 use crate::sequence::SequenceOptions;
+use crate::task::{OnProgress, each_layer, quietly};
 use executor::Executor;
 use latents::Latents;
 use std::collections::BTreeMap;
@@ -57,15 +58,15 @@ impl Model {
     /// [`crate::Error::Unsupported`] for head widths that the kernels do not take,
     /// [`crate::Error::OutOfMemory`] where the device is too small, and those of reading.
     pub fn load(checkpoint: &Checkpoint, device: Arc<Device>) -> Result<Model> {
-        Model::load_as(checkpoint, WeightStorage::Stored, device)
+        Model::load_as(checkpoint, WeightStorage::Stored, device, &mut quietly)
     }
 
-    /// Uploads all weights as `storage` says.
+    /// Uploads all weights as `storage` says, and reports how many layers have been.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_as(checkpoint: &Checkpoint, storage: WeightStorage, device: Arc<Device>) -> Result<Model> {
-        Model::of(Source { checkpoint, storage }, checkpoint.rows()?, device)
+    /// As [`load`](Self::load), and [`crate::Error::Interrupted`] where `on_progress` says so.
+    pub fn load_as(checkpoint: &Checkpoint, storage: WeightStorage, device: Arc<Device>, on_progress: OnProgress<'_>) -> Result<Model> {
+        Model::of(Source { checkpoint, storage }, checkpoint.rows()?, device, on_progress)
     }
 
     /// [`load`](Self::load) with other latents than the checkpoint's own, or none.
@@ -74,17 +75,19 @@ impl Model {
     /// As [`load`](Self::load), [`crate::Error::Argument`] where the rows are another model's, and
     /// [`crate::Error::Numeric`] where a basis does not fit 16 bits.
     pub fn with_latents(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: Arc<Device>) -> Result<Model> {
-        Model::of(Source { checkpoint, storage: WeightStorage::Stored }, rows, device)
+        Model::of(Source { checkpoint, storage: WeightStorage::Stored }, rows, device, &mut quietly)
     }
 
-    fn of(source: Source, rows: Option<LatentSet>, device: Arc<Device>) -> Result<Model> {
+    fn of(source: Source, rows: Option<LatentSet>, device: Arc<Device>, on_progress: OnProgress<'_>) -> Result<Model> {
         let checkpoint = source.checkpoint;
         weights::check(checkpoint)?;
         let config = checkpoint.config().clone();
         if let Some(rows) = &rows {
             latents::check(&rows.specs, checkpoint)?;
         }
-        let layers = (0..config.num_hidden_layers).map(|l| Layer::load(&device, source, l)).collect::<Result<_>>()?;
+        let mut each = each_layer(config.num_hidden_layers, on_progress);
+        let layers = (0..config.num_hidden_layers).map(|l| each(l).and_then(|()| Layer::load(&device, source, l))).collect::<Result<_>>()?;
+        each(config.num_hidden_layers)?;
         let ends = Ends::load(&device, source)?;
         let coded = rows.map(|rows| Latents::load(&device, &config, &rows)).transpose()?.map(Arc::new);
         device.wait()?;

@@ -7,5 +7,5 @@ mod progress;
 
 pub use cancel::Cancel;
 pub(crate) use output::{directory, file, publish_directory, publish_file, replace};
-pub(crate) use progress::report;
-pub use progress::{OnProgress, Progress};
+pub use progress::{OnProgress, Progress, quietly};
+pub(crate) use progress::{each_layer, report};

@@ -123,3 +123,18 @@ fn models_with_different_tokens_are_not_compared() {
         assert!(message.contains(reason) && message.contains(other.as_str()), "{message}");
     }
 }
+
+/// What few bits cost is measured against the model as it is stored.
+#[test]
+fn weights_of_few_bits_are_compared_with_the_stored() {
+    let bench = Bench::new();
+    let [model, text] = ["wide", "text"].map(|name| bench.path(name));
+    // Rows that are whole blocks.
+    let wide = SyntheticModel { hidden: 64, heads: 4, kv_heads: 2, head_dim: 16, ffn: 96, ..SyntheticModel::default() };
+    wide.write(Path::new(&model));
+    let found = done(&["eval", &model, "--against", &model, "--weights", "q8", "--text", &text, "--window", "64"]);
+    let rows = found["rows"].as_array().unwrap();
+    let divergence = |row: &Value| number(&row["kl_mean"]);
+    assert_eq!(rows.len(), 2);
+    assert!(divergence(&rows[0]) == 0.0 && divergence(&rows[1]) > 1e-8 && divergence(&rows[1]) < 1e-2, "{rows:?}");
+}

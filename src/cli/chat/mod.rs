@@ -48,8 +48,9 @@ impl Args {
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
         let engine = self.weights.of(console.engine()?)?;
-        let model = engine.load_checkpoint(checkpoint)?;
+        let model = engine.load_telling(checkpoint, &mut |progress| bar.report(progress))?;
         drop(bar);
+        let load_seconds = model.load_seconds();
         let options = self.sampling.resolve(&self.cache)?;
         if let Some(remark) = options.context.and_then(|context| untrained(&name, model.checkpoint(), context)) {
             console.remark(&remark);
@@ -58,7 +59,7 @@ impl Args {
         match question {
             Some(question) => {
                 let answer = conversation.ask(&question, console)?;
-                answer.result(console, conversation.session().remark())
+                answer.result(console, load_seconds, conversation.session().remark())
             }
             None => {
                 console.remark(&format!("{name} on {}. {}", engine.name(), line::HELP));

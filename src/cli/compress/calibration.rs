@@ -82,7 +82,7 @@ impl Args {
         console.remark(&format!("calibrating on the processor with {}", text.name()));
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
-        let model = Arc::new(cpu::Model::load_as(checkpoint, WeightStorage::Stored)?);
+        let model = Arc::new(cpu::Model::load_as(checkpoint, WeightStorage::Stored, &mut |progress| bar.report(progress))?);
         let mut on_progress = |progress| bar.report(progress);
         let tokens = match &text {
             Text::BuiltIn => calibrate::encode(checkpoint, &[TEXT])?,

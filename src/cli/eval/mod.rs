@@ -32,7 +32,8 @@ pub struct Args {
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     /// The model to compare with, which is evaluated first [default: the first MODEL, if it is
-    /// dense, or the one that it was made for, if it is a .lowkey file].
+    /// dense, or the one that it was made for, if it is a .lowkey file]. One that is given here has
+    /// its weights as they are stored, whatever --weights says of the others.
     #[arg(long, value_name = "DENSE")]
     against: Option<String>,
     /// A text; `-` is stdin. May be given several times: each text has a row per model.
@@ -152,12 +153,15 @@ impl Args {
             None => Vec::new(),
         };
         let directory = self.report.as_deref().map(Directory::reserve).transpose()?;
-        let engine = self.weights.of(console.engine()?)?;
+        // What is named by --against has its weights as they are stored.
+        let stored = console.engine()?;
+        let engine = self.weights.of(stored.clone())?;
         let mut bar = console.bar();
         let mut models = Vec::new();
-        for checkpoint in checkpoints {
+        for (index, checkpoint) in checkpoints.into_iter().enumerate() {
             bar.show("load", 0, None)?;
-            models.push(engine.load_checkpoint(checkpoint)?);
+            let engine = if index == 0 && self.against.is_some() { &stored } else { &engine };
+            models.push(engine.load_telling(checkpoint, &mut |progress| bar.report(progress))?);
         }
         let farthest = questions.iter().map(|question| question.length).max().unwrap_or(0);
         let asked = windowings.iter().map(|windowing| windowing.window).max().unwrap_or(0);
