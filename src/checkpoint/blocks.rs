@@ -34,6 +34,28 @@ impl Form {
         }
     }
 
+    /// A group's two numbers in f16.
+    ///
+    /// A minimum makes good what its scale's rounding does to the group's mean code; of the two
+    /// roundings of the scale, that is taken with which the numbers of its `codes` are nearer.
+    pub(super) fn round(self, codes: &[u8; GROUP], [first, second]: [f32; 2]) -> [f16; 2] {
+        let nearest = f16::from_f32(first);
+        if self.has != Has::Minimum || nearest.to_f32() == first || !nearest.is_finite() {
+            return [nearest, f16::from_f32(second)];
+        }
+        let count = GROUP as f32;
+        let mean = codes.iter().map(|code| f32::from(*code)).sum::<f32>() / count;
+        let variance = codes.iter().map(|code| (f32::from(*code) - mean).powi(2)).sum::<f32>() / count;
+        let beyond = f16::from_bits(if (nearest.to_f32() < first) == (first > 0.0) { nearest.to_bits() + 1 } else { nearest.to_bits() - 1 });
+        let rounded = [nearest, beyond].map(|scale| {
+            let error = first - scale.to_f32();
+            let (wanted, minimum) = (second + error * mean, f16::from_f32(second + error * mean));
+            (error * error * variance + (wanted - minimum.to_f32()).powi(2), [scale, minimum])
+        });
+        let [a, b] = rounded;
+        if b.0 < a.0 { b.1 } else { a.1 }
+    }
+
     /// What the codes of a group and its two numbers stand for.
     #[inline(always)]
     pub(super) fn run(self, codes: &[u8; GROUP], [first, second]: [f32; 2]) -> [f32; GROUP] {
@@ -61,7 +83,7 @@ pub struct Blocks {
     /// Two numbers for every 32 codes.
     ///
     /// In f16, to which the products of K blocks' two scales are rounded: numbers differ from the
-    /// file's by less than a millionth of their mean square.
+    /// file's by less than a millionth of their mean square ([`Form::round`]).
     pub groups: Vec<[f16; 2]>,
 }
 

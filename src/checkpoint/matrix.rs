@@ -102,7 +102,8 @@ impl StoredMatrix {
             for (row, (codes, groups)) in codes.chunks_exact_mut(cols).zip(groups.chunks_exact_mut(cols / GROUP)).enumerate() {
                 self.read(index * ROWS + row, &mut bytes)?;
                 self.encoding.unpack(&bytes, codes, &mut wide);
-                groups.iter_mut().zip(&wide).for_each(|(group, wide)| *group = wide.map(f16::from_f32));
+                let codes = codes.as_chunks::<GROUP>().0;
+                groups.iter_mut().zip(codes.iter().zip(&wide)).for_each(|(group, (codes, wide))| *group = form.round(codes, *wide));
             }
             Ok::<_, crate::Error>(())
         })?;
