@@ -66,10 +66,12 @@ impl Default for Options {
 pub enum SensitivityKind {
     /// None.
     None,
-    /// [`LayerStatistics::scalar`], from two forward passes for every layer.
+    /// [`LayerStatistics::scalar`](super::LayerStatistics::scalar), from two forward passes for
+    /// every layer.
     Scalar,
-    /// [`LayerStatistics::sensitivity`] and [`LayerStatistics::fisher`], from a backward pass for
-    /// every window.
+    /// [`LayerStatistics::sensitivity`](super::LayerStatistics::sensitivity) and
+    /// [`LayerStatistics::fisher`](super::LayerStatistics::fisher), from a backward pass for every
+    /// window.
     Full,
 }
 
