@@ -151,12 +151,12 @@ impl Sequence for CpuSequence {
     }
 
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
-        self.run(tokens, logits, None)
+        // On a thread of the pool: from another one each product would wait to be handed over.
+        rayon::join(|| self.run(tokens, logits, None), || ()).0
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
-        let logits = self.run(&[token], Logits::Last, None)?;
-        argmax(&logits)
+        argmax(&self.forward(&[token], Logits::Last)?)
     }
 
     fn truncate(&mut self, position: usize) {
