@@ -1,11 +1,12 @@
 // The most likely token: the lowest index of the largest logit, or `count` where a logit is not
-// finite.
+// finite, or `count + 1` where `queries` has a record of what did not fit into 16 bits.
 //
-// Grid: x = lots of `lot` numbers. One lot is all of it; else each leaves its largest, and one
+// Grid: x = lots of `lot` numbers, y = tokens. One lot is all of it; else each leaves its largest, and one
 // workgroup then chooses among these.
 //
 // LEAVE     there are several lots: each leaves its largest
 // CHOOSE    the numbers are what lots have left
+// RECORD    there is such a record (prepare.wgsl)
 
 #include "lib/lowest.wgsl"
 
@@ -13,6 +14,8 @@ struct Params {
     count: u32,   // logits
     numbers: u32, // of what is looked at
     lot: u32,
+    stride: u32,  // numbers from one token to the next
+    record: u32,  // where in `queries` the record is
 }
 var<immediate> params: Params;
 
@@ -28,9 +31,12 @@ struct Best {
 @group(0) @binding(0) var<storage, read> logits: array<f32>;
 #endif
 #if LEAVE
-@group(0) @binding(1) var<storage, read_write> out: array<Best>; // [lots]
+@group(0) @binding(1) var<storage, read_write> out: array<Best>; // [tokens][lots]
 #else
-@group(0) @binding(1) var<storage, read_write> out: array<u32>;  // [1]
+@group(0) @binding(1) var<storage, read_write> out: array<u32>;  // [tokens]
+#endif
+#if RECORD
+@group(0) @binding(2) var<storage, read> queries: array<f32>;
 #endif
 
 const AHEAD = 4u; // numbers that a lane loads before it compares the first
@@ -42,12 +48,12 @@ fn better(a: Best, b: Best) -> bool {
     return a.value > b.value || (a.value == b.value && a.index < b.index);
 }
 
-fn look(i: u32) -> Best {
+fn look(token: u32, i: u32) -> Best {
 #if CHOOSE
-    return left[i];
+    return left[token * params.stride + i];
 #else
     // By its bits: compilers may assume that no number is infinite or none at all.
-    let logit = logits[i];
+    let logit = logits[token * params.stride + i];
     if (bitcast<u32>(logit) & 0x7f800000u) == 0x7f800000u {
         return Best(-LOWEST, params.count);
     }
@@ -63,7 +69,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
         // Past the last it is looked at again.
         var seen: array<Best, AHEAD>;
         for (var j = 0u; j < AHEAD; j++) {
-            seen[j] = look(min(i + j * WORKGROUP, end - 1u));
+            seen[j] = look(id.y, min(i + j * WORKGROUP, end - 1u));
         }
         for (var j = 0u; j < AHEAD; j++) {
             if better(seen[j], best) {
@@ -85,9 +91,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     if local == 0u {
 #if LEAVE
-        out[id.x] = Best(values[0], indices[0]);
+        out[id.y * ((params.numbers + params.lot - 1u) / params.lot) + id.x] = Best(values[0], indices[0]);
 #else
-        out[0] = indices[0];
+        out[id.y] = indices[0];
+#if RECORD
+        if bitcast<u32>(queries[params.record]) != 0u {
+            out[id.y] = params.count + 1u;
+        }
+#endif
 #endif
     }
 }

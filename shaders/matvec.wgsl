@@ -1,10 +1,11 @@
-// One token through one weight matrix: out[row] = Σ_k weights[row][k] · x[k], in f32.
+// One token, or a few, through one weight matrix: out[t][row] = Σ_k weights[row][k] · x[t][k], in
+// f32.
 //
 // Grid: x·y = blocks of ROWS rows. Each team of lanes takes UNROLL rows at a time, its lanes
 // striding along k, so that neighbouring lanes read neighbouring weights and a vector of x is read
 // once for UNROLL rows. A team is a subgroup, of whatever size the device forms; without subgroups
 // it is TEAM lanes that meet in workgroup memory. A lane loads AHEAD times from each of its rows
-// before it multiplies.
+// before it multiplies. Weights are read once for up to COLUMNS tokens.
 //
 // lib/weights.wgsl says how weights are stored.
 //
@@ -21,11 +22,13 @@ struct Params {
     width: u32,   // K / 4
     count: u32,   // numbers under the mean of squares: K without padding (NORM)
     epsilon: f32, // (NORM)
+    tokens: u32,  // up to COLUMNS
+    stride: u32,  // numbers from one token to the next in out
 }
 var<immediate> params: Params;
 
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [width]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [all rows] or [all rows / 2]
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [tokens][width]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [tokens][stride]
 #if NORM
 @group(0) @binding(3) var<storage, read> gain: array<vec4<f32>>; // [width]
 #endif
@@ -40,13 +43,14 @@ var<workgroup> squares_of: array<f32, WORKGROUP>;
 #endif
 #endif
 
-fn finish(row: u32, sums: array<f32, UNROLL>, scale: f32) {
+fn finish(row: u32, token: u32, sums: array<f32, UNROLL>, scale: f32) {
     var s = sums;
+    let first = token * params.stride;
 #if GATED
     for (var u = 0u; u < UNROLL; u += 2u) {
         if row + u < params.rows {
             let gate = s[u] * scale;
-            out[(params.first + row + u) / 2u] = gate / (1.0 + exp(-gate)) * (s[u + 1u] * scale);
+            out[first + (params.first + row + u) / 2u] = gate / (1.0 + exp(-gate)) * (s[u + 1u] * scale);
         }
     }
 #else
@@ -58,9 +62,9 @@ fn finish(row: u32, sums: array<f32, UNROLL>, scale: f32) {
             y += bias[i];
 #endif
 #if RESIDUAL
-            y += out[i];
+            y += out[first + i];
 #endif
-            out[i] = y;
+            out[first + i] = y;
         }
     }
 #endif
@@ -94,8 +98,8 @@ fn main(
     for (var pass_row = 0u; pass_row < ROWS; pass_row += teams * UNROLL) {
         let offset = pass_row + subgroup * UNROLL;
         let row = block + offset;
-        var sums: array<f32, UNROLL>;
-        var squares = 0.0;
+        var sums: array<array<f32, UNROLL>, COLUMNS>;
+        var squares: array<f32, COLUMNS>;
         if offset < ROWS && row < params.rows {
             var base: array<u32, UNROLL>;
             for (var u = 0u; u < UNROLL; u++) {
@@ -119,63 +123,70 @@ fn main(
                         }
                     }
                     for (var p = 0u; p < PIECES; p++) {
-                        var v: array<vec4<f32>, QUADS>;
-                        var totals: array<f32, QUADS>;
-                        for (var q = 0u; q < QUADS; q++) {
-                            var i = place(at, p, q);
+                        for (var c = 0u; c < COLUMNS; c++) {
+                            // Past the last token it is read again, and what comes of it is not
+                            // written.
+                            let token = select(0u, min(c, params.tokens - 1u) * params.width, COLUMNS > 1u);
+                            var v: array<vec4<f32>, QUADS>;
+                            var totals: array<f32, QUADS>;
+                            for (var q = 0u; q < QUADS; q++) {
+                                var i = place(at, p, q);
 #if RAGGED
-                            let inside = i < params.width;
-                            i = min(i, params.width - 1u);
-                            v[q] = select(vec4<f32>(), x[i], inside);
+                                let inside = i < params.width;
+                                i = min(i, params.width - 1u);
+                                v[q] = select(vec4<f32>(), x[token + i], inside);
 #else
-                            v[q] = x[i];
+                                v[q] = x[token + i];
 #endif
 #if NORM
-                            squares = select(squares, dot_add(v[q], v[q], squares), there);
-                            v[q] *= gain[i];
+                                squares[c] = select(squares[c], dot_add(v[q], v[q], squares[c]), there);
+                                v[q] *= gain[i];
 #endif
-                            totals[q] = v[q].x + v[q].y + v[q].z + v[q].w;
-                        }
-                        for (var u = 0u; u < UNROLL; u++) {
-                            sums[u] = multiply_add(loads[a][u], p, v, totals, sums[u]);
+                                totals[q] = v[q].x + v[q].y + v[q].z + v[q].w;
+                            }
+                            for (var u = 0u; u < UNROLL; u++) {
+                                sums[c][u] = multiply_add(loads[a][u], p, v, totals, sums[c][u]);
+                            }
                         }
                     }
                 }
             }
         }
+        for (var c = 0u; c < COLUMNS; c++) {
 #if SUBGROUPS
-        for (var u = 0u; u < UNROLL; u++) {
-            sums[u] = subgroupAdd(sums[u]);
-        }
-        squares = subgroupAdd(squares);
-        if lane == 0u && offset < ROWS {
-#else
-        // One lane adds up its team's: a tree would take a barrier for every level, and those are
-        // what costs here.
-        partial[local] = sums;
-#if NORM
-        squares_of[local] = squares;
-#endif
-        workgroupBarrier();
-        if lane == 0u {
-            for (var i = 1u; i < TEAM; i++) {
-                for (var u = 0u; u < UNROLL; u++) {
-                    sums[u] += partial[local + i][u];
-                }
-#if NORM
-                squares += squares_of[local + i];
-#endif
+            for (var u = 0u; u < UNROLL; u++) {
+                sums[c][u] = subgroupAdd(sums[c][u]);
             }
-        }
-        workgroupBarrier();
-        if lane == 0u && offset < ROWS {
+            squares[c] = subgroupAdd(squares[c]);
+            if lane == 0u && offset < ROWS && c < params.tokens {
+#else
+            // One lane adds up its team's: a tree would take a barrier for every level, and those
+            // are what costs here.
+            partial[local] = sums[c];
+#if NORM
+            squares_of[local] = squares[c];
+#endif
+            workgroupBarrier();
+            if lane == 0u {
+                for (var i = 1u; i < TEAM; i++) {
+                    for (var u = 0u; u < UNROLL; u++) {
+                        sums[c][u] += partial[local + i][u];
+                    }
+#if NORM
+                    squares[c] += squares_of[local + i];
+#endif
+                }
+            }
+            workgroupBarrier();
+            if lane == 0u && offset < ROWS && c < params.tokens {
 #endif
 #if NORM
-            let scale = inverseSqrt(squares / f32(params.count) + params.epsilon);
+                let scale = inverseSqrt(squares[c] / f32(params.count) + params.epsilon);
 #else
-            let scale = 1.0;
+                let scale = 1.0;
 #endif
-            finish(row, sums, scale);
+                finish(row, c, sums[c], scale);
+            }
         }
     }
 }

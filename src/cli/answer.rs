@@ -18,6 +18,8 @@ struct Report {
     text: String,
     prompt_tokens: usize,
     tokens: usize,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     prefill_tps: f64,
     decode_tps: f64,
     kv_bytes: u64,
@@ -55,22 +57,35 @@ impl Answer {
     /// # Errors
     /// [`Error::Interrupted`] where the user stopped it, and those of writing.
     pub fn result(self, console: &Console, load_seconds: f64, remark: Option<String>) -> Result<()> {
-        let Summary { prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = self.summary;
+        let Summary { prompt_tokens, tokens, drafted_tokens, accepted_tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = self.summary;
         if finish == Some(Finish::Cancelled) {
             if !console.json() {
                 console.write("\n")?;
             }
             return Err(Error::Interrupted);
         }
-        let report =
-            Report { text: self.text, prompt_tokens, tokens, prefill_tps, decode_tps, kv_bytes, finish, load_seconds, peak_rss_bytes: peak_memory() };
+        let (text, peak_rss_bytes) = (self.text, peak_memory());
+        let report = Report {
+            text,
+            prompt_tokens,
+            tokens,
+            drafted_tokens,
+            accepted_tokens,
+            prefill_tps,
+            decode_tps,
+            kv_bytes,
+            finish,
+            load_seconds,
+            peak_rss_bytes,
+        };
         console.result(&report, |_| "\n".into())?;
         if let Some(remark) = remark {
             console.remark(&remark);
         }
         if !console.json() {
+            let came_true = if drafted_tokens > 0 { format!(", {accepted_tokens} of {drafted_tokens} drafts came true") } else { String::new() };
             console.remark(&format!(
-                "{tokens} tokens, {} per second; {prompt_tokens} of the prompt, {} per second; {} of cache",
+                "{tokens} tokens, {} per second{came_true}; {prompt_tokens} of the prompt, {} per second; {} of cache",
                 number(Some(decode_tps)),
                 number(Some(prefill_tps)),
                 bytes(kv_bytes)

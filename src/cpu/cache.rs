@@ -73,6 +73,11 @@ impl Cache {
         Cache { layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded }
     }
 
+    /// Whether a token that goes through alone chooses what it reads.
+    pub(super) fn chooses(&self) -> bool {
+        self.coded.as_ref().is_some_and(|coded| coded.landmarks.is_some())
+    }
+
     /// Appends a layer's exact rows, the columns of `keys` and `values`, from `position` on.
     pub(super) fn append(&mut self, layer: usize, position: usize, keys: &DMatrix<f32>, values: &DMatrix<f32>) {
         for (index, (key, value)) in keys.column_iter().zip(values.column_iter()).enumerate() {

@@ -159,6 +159,11 @@ impl Sequence for CpuSequence {
         argmax(&self.forward(&[token], Logits::Last)?)
     }
 
+    fn verifiable(&self) -> usize {
+        let most = if self.cache.chooses() { 1 } else { self.chunk };
+        self.cursor.takes_back(most).max(1)
+    }
+
     fn truncate(&mut self, position: usize) {
         if self.cursor.truncate(position) {
             self.cache.clear();

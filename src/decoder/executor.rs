@@ -5,6 +5,7 @@ use super::Model;
 use super::decode::DecodePlan;
 use super::prefill::{AllLogits, PrefillPlan};
 use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
+use super::verify::VerifyPlan;
 use crate::Result;
 use crate::cache::Cache;
 use crate::decoder::latents::Latents;
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub generation: u64,
     /// Logits after every token of a chunk, once they have been asked for.
     pub all: Option<AllLogits>,
+    /// What verifies drafts, once it has been asked for.
+    verify: Option<Arc<VerifyPlan>>,
     /// The latest of any sequence, with which the next one begins.
     pub pacing: Pacing,
 }
@@ -49,7 +52,7 @@ pub(super) struct Pacing {
 impl Executor {
     pub fn new() -> Executor {
         let pacing = Pacing { tokens_per_chunk: CHUNK, layers_per_submit: 2 };
-        Executor(Mutex::new(Shared { needs: Needs::default(), scratch: None, plans: None, generation: 0, all: None, pacing }))
+        Executor(Mutex::new(Shared { needs: Needs::default(), scratch: None, plans: None, generation: 0, all: None, verify: None, pacing }))
     }
 
     /// Waits for its turn.
@@ -74,7 +77,7 @@ impl Shared {
             _ => {
                 // The old one goes first: both may be too much. Sequences that are bound to it keep
                 // it until their next call.
-                (self.scratch, self.plans, self.all) = (None, None, None);
+                (self.scratch, self.plans, self.all, self.verify) = (None, None, None, None);
                 let scratch = Scratch::new(model, &needs)?;
                 self.generation += 1;
                 self.needs = needs;
@@ -92,15 +95,30 @@ impl Shared {
     pub fn plans(&mut self, model: &Model, scratch: &Scratch) -> Result<Arc<ModelPlans>> {
         let plans = match self.plans.take() {
             Some(plans) => plans,
-            None => Arc::new(ModelPlans { decode: DecodePlan::plan(model, scratch)?, prefill: PrefillPlan::plan(model, scratch)? }),
+            None => Arc::new(ModelPlans {
+                decode: DecodePlan::plan(model, scratch, [&scratch.logits, &scratch.token], 1)?,
+                prefill: PrefillPlan::plan(model, scratch)?,
+            }),
         };
         Ok(self.plans.insert(plans).clone())
     }
 
     /// Has all plans made anew, those of other sequences at their next call.
     pub fn replan(&mut self) {
-        self.plans = None;
+        (self.plans, self.verify) = (None, None);
         self.generation += 1;
+    }
+
+    /// What verifies drafts.
+    ///
+    /// # Errors
+    /// As [`all_logits`](Self::all_logits).
+    pub fn verify(&mut self, model: &Model, scratch: &Scratch) -> Result<Arc<VerifyPlan>> {
+        let plan = match self.verify.take() {
+            Some(plan) => plan,
+            None => Arc::new(VerifyPlan::plan(model, scratch)?),
+        };
+        Ok(self.verify.insert(plan).clone())
     }
 
     /// Plans logits after every token of a chunk, where they have not been.
@@ -118,7 +136,8 @@ impl Shared {
 
     /// Bytes of the scratch.
     pub fn bytes(&self) -> u64 {
-        self.scratch.as_ref().map_or(0, Scratch::bytes) + self.all.as_ref().map_or(0, |all| all.logits.size() + all.readback.size())
+        let all = self.all.as_ref().map_or(0, |all| all.logits.size() + all.readback.size());
+        self.scratch.as_ref().map_or(0, Scratch::bytes) + all + self.verify.as_ref().map_or(0, |plan| plan.bytes())
     }
 }
 

@@ -6,6 +6,7 @@
 //! needs is planned when a sequence is made, so that a step only records, submits once and reads
 //! back eight bytes.
 
+mod ahead;
 mod attention;
 mod coding;
 mod decode;
@@ -18,7 +19,9 @@ mod random;
 mod reach;
 mod scratch;
 mod sequence;
+mod step;
 mod stored;
+mod verify;
 mod weights;
 
 pub use memory::plan_memory;

@@ -242,7 +242,7 @@ impl<'a> Reading<'a> {
         let bytes = 4 * out.len() as u64;
         let copy =
             |encoder: &mut wgpu::CommandEncoder| encoder.copy_buffer_to_buffer(&sequence.buffers.logits, 0, &sequence.buffers.logits_back, 0, bytes);
-        let (commands, _) = device.encode("logits", |pass| sequence.plans.decode.end(pass), copy)?;
+        let (commands, _) = device.encode("logits", |pass| sequence.plans.decode.end(pass, 1), copy)?;
         device.submit_and_read(commands, &sequence.buffers.logits_back, &mut out)?;
         Ok(out)
     }

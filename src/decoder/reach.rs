@@ -27,7 +27,7 @@ impl Buffers {
     pub fn too_large(&self, model: &Model) -> Result<Error> {
         let (device, len) = (&*model.device, record_len(model.config.num_hidden_layers));
         let record = self.read_record(device, len)?;
-        device.write(&self.attention.queries, self.record(), &vec![0f32; len])?;
+        self.clear_record(model)?;
         // Layers behind it may have got what is no number from it.
         let found = record[1..].iter().enumerate().find(|(_, reach)| **reach > 0.0);
         let (index, reach) = found.map_or((0, record[0]), |(index, reach)| (index, *reach));
@@ -38,6 +38,14 @@ impl Buffers {
                 "they reach {reach}, beyond the 65504 that 16 bits hold; a cache in 16 bits cannot keep what this model makes of this text"
             ),
         })
+    }
+
+    /// Forgets what was too large.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn clear_record(&self, model: &Model) -> Result<()> {
+        model.device.write(&self.attention.queries, self.record(), &vec![0f32; record_len(model.config.num_hidden_layers)])
     }
 
     /// That error, where something has not fitted since it was last asked.

@@ -60,14 +60,13 @@ pub(super) struct Scratch {
     /// Of `CHUNK` tokens, and of a block of them; its columns are those of one sequence.
     pub attention: AttentionBuffers,
     pub gated: Tensor,
-    /// After one token: `[1][vocab]`, and the largest's index, u32; and where they are read back.
+    /// After one token: `[1][vocab]`, and the largest's index, u32.
     pub logits: Tensor,
     pub token: Tensor,
-    /// Behind both is read back whether something was too large for 16 bits.
+    /// Where logits are read back, and behind them whether something was too large for 16 bits.
     ///
     /// After a chunk that alone.
     pub logits_back: wgpu::Buffer,
-    pub token_back: wgpu::Buffer,
     pub reach_back: wgpu::Buffer,
     /// What rows are coded from, their coordinates, and the numbers that scale blocks of tokens.
     ///
@@ -213,7 +212,6 @@ impl Scratch {
             logits: room("logits", c.vocab_size)?,
             token: words("token", 1)?,
             logits_back: device.readback("logits", 4 * c.vocab_size as u64 + 4)?,
-            token_back: device.readback("token", 8)?,
             reach_back: device.readback("reach", 4)?,
             vectors: room("rows to be coded", needs.vectors)?,
             coordinates: room("coordinates of rows", needs.coordinates)?,
@@ -223,8 +221,8 @@ impl Scratch {
 
     /// Bytes in all, those of readback included.
     pub(super) fn bytes(&self) -> u64 {
-        let Scratch { tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales, .. } = self;
-        let all: [&wgpu::Buffer; 11] = [tokens, x, normed, gated, logits, token, logits_back, token_back, vectors, coordinates, scales];
+        let Scratch { tokens, x, normed, gated, logits, token, logits_back, vectors, coordinates, scales, .. } = self;
+        let all: [&wgpu::Buffer; 10] = [tokens, x, normed, gated, logits, token, logits_back, vectors, coordinates, scales];
         self.attention.bytes() + all.iter().map(|buffer| buffer.size()).sum::<u64>()
     }
 }

@@ -2,14 +2,16 @@
 //! chunk.
 
 use super::Model;
+use super::ahead::Ahead;
 use super::attention::AttentionPlan;
 use super::coding::Coding;
 use super::executor::{ModelPlans, Pacing, Shared};
 use super::latents::Latents;
 use super::scratch::{Buffers, CHUNK};
+use super::verify::VERIFIED;
 use crate::cache::Cache;
 use crate::kernels::score::most_keys;
-use crate::kv::{self, CacheMethod, Call, Cursor, Energy, Exact, LatentSet, LatentSpec, Reach, Slots};
+use crate::kv::{self, CacheMethod, Call, Cursor, Energy, Exact, LatentSet, LatentSpec, Slots};
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::task::Cancel;
 use crate::{Error, Result};
@@ -26,20 +28,21 @@ pub struct GpuSequence {
     /// The model's, bound to the same scratch.
     pub(super) plans: Arc<ModelPlans>,
     /// Of one token, and of many.
-    attention: [AttentionPlan; 2],
-    coding: Coding,
-    cursor: Cursor,
+    pub(super) attention: [AttentionPlan; 2],
+    pub(super) coding: Coding,
+    pub(super) cursor: Cursor,
+    pub(super) ahead: Ahead,
     pub(super) rows: Option<Arc<Latents>>,
     /// Bytes of bases that belong to this sequence alone.
     own: u64,
     /// What they hold of the prompt that they were made of.
     prompt: Energy,
-    counters: StepCounters,
-    policy: ChunkPolicy,
+    pub(super) counters: StepCounters,
+    pub(super) policy: ChunkPolicy,
     pacing: Pacing,
     /// Whether the cache is still to be cleared of evicted tokens.
     stale: bool,
-    cancel: Cancel,
+    pub(super) cancel: Cancel,
 }
 
 /// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at
@@ -104,6 +107,7 @@ impl GpuSequence {
             coding: Coding::plan(&model, read, &cache, &buffers, CHUNK)?,
             generation: shared.generation,
             cursor,
+            ahead: Ahead::new(&model.device)?,
             rows,
             own,
             prompt: Energy::default(),
@@ -154,41 +158,10 @@ impl GpuSequence {
     }
 
     /// Counts what a call costs.
-    fn count(&mut self, dispatches: u32, readback_bytes: u64) {
+    pub(super) fn count(&mut self, dispatches: u32, readback_bytes: u64) {
         self.counters.dispatches += dispatches;
         self.counters.submits += 1;
         self.counters.readback_bytes += readback_bytes;
-    }
-
-    /// One token through the step's plan; reads back as much of a result as `out` has room for, but
-    /// for its last number: that is whether something was too large.
-    fn run_step<T: bytemuck::Pod>(
-        &mut self,
-        token: u32,
-        reach: Option<Reach>,
-        from: fn(&Buffers) -> (&wgpu::Buffer, &wgpu::Buffer),
-        out: &mut [T],
-    ) -> Result<()> {
-        let device = self.model.device.clone();
-        device.write(&self.buffers.tokens, 0, &[token])?;
-        let (result, back) = from(&self.buffers);
-        let bytes = std::mem::size_of_val(out) as u64;
-        let call = self.cursor.call_within(1, reach);
-        let (commands, dispatches) = device.encode(
-            "step",
-            |pass| self.plans.decode.record(pass, &self.attention[0], &self.coding, &call),
-            |encoder| {
-                encoder.copy_buffer_to_buffer(result, 0, back, 0, bytes - 4);
-                self.buffers.copy_reach(encoder, back, bytes - 4);
-            },
-        )?;
-        device.submit_and_read_unless(commands, back, out, &|| self.cancel.is_set())?;
-        self.count(dispatches, bytes);
-        if bytemuck::cast_slice::<T, u32>(out).last().is_some_and(|reach| *reach != 0) {
-            return Err(self.buffers.too_large(&self.model)?);
-        }
-        self.cursor.advance(&call);
-        Ok(())
     }
 
     /// Tokens through the chunk's plan, and the logits after each of them where `logits` is given.
@@ -230,10 +203,11 @@ impl GpuSequence {
 
     /// A call from its counters on; where it fails the position is what it was, so that the same
     /// tokens can be given again. A sequence that evicts is then empty.
-    fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence, &mut Shared) -> Result<T>) -> Result<T> {
+    pub(super) fn whole<T>(&mut self, call: impl FnOnce(&mut GpuSequence, &mut Shared) -> Result<T>) -> Result<T> {
         let (model, position) = (self.model.clone(), self.cursor.position());
         let shared = &mut *model.executor.lock();
         self.counters = StepCounters::default();
+        self.forget();
         if shared.generation != self.generation {
             self.bind(shared)?;
         }
@@ -241,7 +215,10 @@ impl GpuSequence {
             self.cache.clear_evicted(&self.model.device)?;
             self.stale = false;
         }
-        call(self, shared).inspect_err(|_| self.stale |= self.cursor.fail(position, self.policy.max))
+        call(self, shared).inspect_err(|_| {
+            self.forget();
+            self.stale |= self.cursor.fail(position, self.policy.max);
+        })
     }
 
     /// Tokens chunk by chunk, and the logits that are asked for.
@@ -271,9 +248,7 @@ impl GpuSequence {
                         }
                         self.run_chunk(many, call, None, shared)?;
                     }
-                    out = vec![0.0; self.model.config.vocab_size + 1];
-                    self.run_step(*last, reach, |b| (&b.logits, &b.logits_back), &mut out)?;
-                    out.pop();
+                    out = self.run_last(*last, reach)?;
                 }
                 _ => self.run_chunk(now, self.cursor.call_within(now.len(), reach), (logits == Logits::All).then_some(&mut out), shared)?,
             }
@@ -287,7 +262,7 @@ pub(super) fn finite(logits: Vec<f32>) -> Result<Vec<f32>> {
     if logits.iter().all(|l| l.is_finite()) { Ok(logits) } else { Err(not_a_number()) }
 }
 
-fn not_a_number() -> Error {
+pub(super) fn not_a_number() -> Error {
     Error::Numeric {
         what: "the model's output".into(),
         message: "a logit is not a number; the checkpoint's weights are damaged, or too large for this arithmetic".into(),
@@ -313,16 +288,33 @@ impl Sequence for GpuSequence {
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
-        self.cursor.check(&[token], self.model.config.vocab_size)?;
-        self.whole(|sequence, _| {
-            let mut next = [0u32; 2];
-            let reach = sequence.cursor.reach(1);
-            sequence.run_step(token, reach, |b| (&b.token, &b.token_back), &mut next)?;
-            if (next[0] as usize) < sequence.model.config.vocab_size { Ok(next[0]) } else { Err(not_a_number()) }
-        })
+        self.step_and(token, false)
+    }
+
+    fn step_ahead(&mut self, token: u32) -> Result<u32> {
+        self.step_and(token, true)
+    }
+
+    fn verifiable(&self) -> usize {
+        // One that goes through alone may choose what it reads.
+        let most = if self.cache.select.is_some() { 1 } else { VERIFIED.min(self.policy.max) };
+        self.cursor.takes_back(most).max(1)
+    }
+
+    fn verify(&mut self, tokens: &[u32]) -> Result<Vec<u32>> {
+        if let [token] = tokens {
+            return Ok(vec![self.step(*token)?]);
+        }
+        self.cursor.check(tokens, self.model.config.vocab_size)?;
+        let most = self.verifiable();
+        if tokens.len() > most {
+            return Err(Error::Argument { name: "draft".into(), message: format!("{} tokens; {most} can be verified together here", tokens.len()) });
+        }
+        self.whole(|sequence, shared| sequence.run_draft(tokens, shared))
     }
 
     fn truncate(&mut self, position: usize) {
+        self.forget();
         self.stale |= self.cursor.truncate(position);
     }
 

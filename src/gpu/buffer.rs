@@ -2,6 +2,7 @@
 
 use super::Device;
 use crate::{Error, Result};
+use std::sync::atomic::Ordering;
 
 impl Device {
     /// A zeroed storage buffer of `bytes` (rounded up to 16).
@@ -42,6 +43,7 @@ impl Device {
         }
         let guard = if usage.contains(wgpu::BufferUsages::STORAGE) { self.guard_bytes() } else { 0 };
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size: size + guard, usage, mapped_at_creation: false };
+        self.made.fetch_add(1, Ordering::Relaxed);
         match self.catching(|| self.device.create_buffer(&descriptor)) {
             (buffer, None) if guard > 0 => self.guard(label, &buffer, size).map(|()| buffer),
             (buffer, None) => Ok(buffer),
@@ -90,6 +92,21 @@ impl Device {
         stop: &dyn Fn() -> bool,
     ) -> Result<()> {
         let index = self.submit(commands)?;
+        self.read_unless(index, from, out, stop)
+    }
+
+    /// Waits for the submission `index`, which copies to `from`, and reads that as
+    /// [`submit_and_read`](Self::submit_and_read) does.
+    ///
+    /// # Errors
+    /// Those of [`wait_unless`](Self::wait_unless).
+    pub(crate) fn read_unless<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        index: wgpu::SubmissionIndex,
+        from: &wgpu::Buffer,
+        out: &mut [T],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<()> {
         let bytes = std::mem::size_of_val(out) as u64;
         let arrival = self.owning("reading back", || self.mapped(from, bytes))?;
         let read = |()| {

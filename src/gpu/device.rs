@@ -8,6 +8,7 @@ use super::shader::IMMEDIATE_BYTES;
 use super::wait::Patience;
 use crate::gpu::Tuning;
 use crate::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -157,6 +158,8 @@ pub struct Device {
     pub(super) faults: Arc<Faults>,
     pub(super) patience: Patience,
     pub(super) canaries: Option<Canaries>,
+    /// Buffers and bind groups made.
+    pub(super) made: AtomicU64,
 }
 
 fn instance() -> wgpu::Instance {
@@ -302,8 +305,21 @@ impl Device {
         let (pipelines, patience) = (Pipelines::new(tier, options.checks), Patience::new(options.patience, software));
         let (tuning, canaries) = (RwLock::new(Tuning::of(software)), options.canaries.then(Canaries::default));
         let memory = memory(adapter);
-        let opened =
-            Device { device, queue, pipelines, profile: Mutex::default(), info, tier, max_binding, memory, tuning, faults, patience, canaries };
+        let opened = Device {
+            device,
+            queue,
+            pipelines,
+            profile: Mutex::default(),
+            info,
+            tier,
+            max_binding,
+            memory,
+            tuning,
+            faults,
+            patience,
+            canaries,
+            made: AtomicU64::new(0),
+        };
         log::debug!("opened {}, {:?}, driver {}, tier {}", opened.name(), opened.info.backend, opened.driver(), tier.name());
         Ok(Arc::new(opened))
     }
@@ -328,6 +344,11 @@ impl Device {
     /// `None` where the driver's allocator does not tell.
     pub fn allocated_bytes(&self) -> Option<u64> {
         self.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    }
+
+    /// How many buffers and bindings of kernels have been made on it.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     /// Whether this is a software renderer on the processor.

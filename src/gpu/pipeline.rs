@@ -7,6 +7,7 @@ use super::{Device, ShaderChecks, Tier, shader};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -160,6 +161,7 @@ impl Device {
             .map(|((binding, _), b)| wgpu::BindGroupEntry { binding: *binding, resource: b.as_entire_binding() })
             .collect();
         let descriptor = wgpu::BindGroupDescriptor { label: Some(spec.shader), layout: &layout, entries: &entries };
+        self.made.fetch_add(1, Ordering::Relaxed);
         let bind_group = self.owning(&format!("binding {spec}"), || self.device.create_bind_group(&descriptor))?;
         let name = spec.flags.iter().fold(spec.shader.trim_end_matches(".wgsl").to_owned(), |name, flag| name + " " + flag);
         Ok(Kernel { name: name.into(), pipeline, bind_group })
@@ -226,16 +228,35 @@ impl Device {
         record: impl FnOnce(&mut Pass),
         after: impl FnOnce(&mut wgpu::CommandEncoder),
     ) -> Result<(wgpu::CommandBuffer, u32)> {
-        self.owning(label, || self.recorded(label, record, after))
+        self.encode_between(label, |_| (), record, after)
     }
 
-    fn recorded(&self, label: &str, record: impl FnOnce(&mut Pass), after: impl FnOnce(&mut wgpu::CommandEncoder)) -> (wgpu::CommandBuffer, u32) {
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+    /// The same, with copies before the pass too.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_between(
+        &self,
+        label: &str,
+        before: impl FnOnce(&mut wgpu::CommandEncoder),
+        record: impl FnOnce(&mut Pass),
+        after: impl FnOnce(&mut wgpu::CommandEncoder),
+    ) -> Result<(wgpu::CommandBuffer, u32)> {
+        self.owning(label, || {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+            before(&mut encoder);
+            let dispatches = self.record(&mut encoder, label, record);
+            after(&mut encoder);
+            (encoder.finish(), dispatches)
+        })
+    }
+
+    fn record(&self, encoder: &mut wgpu::CommandEncoder, label: &str, record: impl FnOnce(&mut Pass)) -> u32 {
         let profiling = || self.profile.lock().unwrap_or_else(|e| e.into_inner());
         let mut profile = profiling().take();
         let into = match &mut profile {
             None => Recorder::Pass(Box::new(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }))),
-            Some(profile) => Recorder::Profile { device: &self.device, encoder: &mut encoder, profile },
+            Some(profile) => Recorder::Profile { device: &self.device, encoder, profile },
         };
         let mut pass = Pass { into, dispatches: 0 };
         record(&mut pass);
@@ -244,7 +265,6 @@ impl Device {
         if profile.is_some() {
             *profiling() = profile;
         }
-        after(&mut encoder);
-        (encoder.finish(), dispatches)
+        dispatches
     }
 }

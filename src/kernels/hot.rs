@@ -25,11 +25,11 @@ pub struct Hot {
 pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
     let (block, tuning) = (matvec::block(Some(subgroups), &Tuning::of(false)), Tuning::of(false));
     // Both models' widths are whole pairs of vectors.
-    let matvec = |weights, flags: &[&'static str]| matvec::variant((weights, 4096), flags, block, &tuning);
+    let matvec = |weights, flags: &[&'static str]| matvec::variant((weights, 4096), flags, [block, 1], &tuning);
     let matmul = |weights, flags: &[&'static str]| matmul::variant(weights, flags, &tuning.tile);
     let mut all = vec![
         hot("argmax LEAVE", argmax::variant(&["LEAVE"])),
-        hot("argmax CHOOSE", argmax::variant(&["CHOOSE"])),
+        hot("argmax CHOOSE", argmax::variant(&["CHOOSE", "RECORD"])),
         hot("norm", norm::variant()),
         hot("matmul FULL", matmul(WeightType::F32, &[])),
         hot("pack", pack::variant(&trellis())),
@@ -41,6 +41,7 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
             hot(&name("matvec NORM"), matvec(weights, &["NORM"])),
             hot(&name("matvec NORM GATED"), matvec(weights, &["NORM", "GATED"])),
             hot(&name("matvec RESIDUAL"), matvec(weights, &["RESIDUAL"])),
+            hot(&name("matvec RESIDUAL, a few tokens"), matvec::variant((weights, 4096), &["RESIDUAL"], [block, 8], &tuning)),
             hot(&name("matmul"), matmul(weights, &[])),
             hot(&name("matmul GATED"), matmul(weights, &["GATED"])),
             hot(&name("matmul RESIDUAL"), matmul(weights, &["RESIDUAL"])),

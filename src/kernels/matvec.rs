@@ -1,4 +1,4 @@
-//! `matvec.wgsl`: one token through a weight matrix.
+//! `matvec.wgsl`: one token, or a few, through a weight matrix.
 
 use super::fusion::{Fusion, bindings};
 use super::{WORKGROUP, spec};
@@ -13,12 +13,14 @@ struct Params {
     width: u32,
     count: u32,
     epsilon: f32,
+    tokens: u32,
+    stride: u32,
 }
 
 /// Lanes of a team where there are no subgroups.
 const TEAM: u32 = 16;
 
-/// `out[row] = Σ_k weights[row][k] · x[k]`, and what is fused with it.
+/// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is fused with it.
 pub struct Matvec {
     parts: Vec<(Kernel, Params, [u32; 3], Work)>,
 }
@@ -39,10 +41,18 @@ fn ragged(weights: WeightType, cols: usize) -> bool {
     matches!(weights, WeightType::Quantised(kind) if !cols.is_multiple_of(kind.set()))
 }
 
-/// For rows of so many weights; `flags` are [`Fusion::flags`], `block` is [`block`]'s.
-pub(super) fn variant((weights, cols): (WeightType, usize), flags: &[&'static str], block: u32, tuning: &Tuning) -> Spec {
+/// For rows of so many weights and up to `columns` tokens; `flags` are [`Fusion::flags`], `block` is
+/// [`block`]'s.
+pub(super) fn variant((weights, cols): (WeightType, usize), flags: &[&'static str], [block, columns]: [u32; 2], tuning: &Tuning) -> Spec {
     let mut constants = weights.constants();
-    constants.extend([("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("TEAM", TEAM), ("ROWS", block), ("AHEAD", tuning.ahead)]);
+    constants.extend([
+        ("WORKGROUP", WORKGROUP),
+        ("UNROLL", tuning.team_rows),
+        ("TEAM", TEAM),
+        ("ROWS", block),
+        ("AHEAD", tuning.ahead),
+        ("COLUMNS", columns),
+    ]);
     let layout = [(weights == WeightType::F16 && paired(cols, tuning), "PAIRED"), (ragged(weights, cols), "RAGGED")];
     let layout: Vec<_> = layout.into_iter().filter_map(|(on, flag)| on.then_some(flag)).collect();
     let flags = [flags, weights.flags(), &layout].concat();
@@ -58,23 +68,24 @@ fn subgroup(min: u32, max: u32) -> u32 {
 }
 
 impl Matvec {
-    /// For the first token of `x` and `out`.
+    /// For the first tokens of `x` and `out`, up to `columns` of them.
     ///
     /// `x`: `[n][cols]`; `out`: `[n][rows]`, or half of that where gated. All f32.
     ///
     /// # Errors
     /// As [`Device::kernel`].
-    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &Tensor, out: &Tensor, fusion: Fusion) -> Result<Matvec> {
+    pub(crate) fn plan(device: &Device, weights: &Matrix, x: &Tensor, out: &Tensor, fusion: Fusion, columns: u32) -> Result<Matvec> {
         fusion.check("matvec", weights, x, out);
         let (tuning, cols) = (device.tuning(), pad(weights.cols));
         let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()), &tuning);
         let parts = weights.parts.iter().map(|part| {
             assert!(part.kind != WeightType::F32, "matvec: {} where weights are F16 or quantised", part.weights);
-            let spec = variant((part.kind, cols), &fusion.flags(), block, &tuning);
+            let spec = variant((part.kind, cols), &fusion.flags(), [block, columns], &tuning);
             let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
             let rows = part.rows() as u32;
             let epsilon = fusion.norm.map_or(0.0, |norm| norm.epsilon);
-            let params = Params { first: part.first as u32, rows, width: (cols / 4) as u32, count: weights.cols as u32, epsilon };
+            let [first, width, count, stride] = [part.first, cols / 4, weights.cols, out.shape.stride].map(|n| n as u32);
+            let params = Params { first, rows, width, count, epsilon, tokens: 1, stride };
             let blocks = rows.div_ceil(block);
             let across = blocks.min(32768);
             let work = Work { bytes: part.bytes() + 4 * (part.rows() + cols) as u64, flops: 2 * (part.rows() * cols) as u64 };
@@ -83,9 +94,9 @@ impl Matvec {
         Ok(Matvec { parts: parts.collect::<Result<_>>()? })
     }
 
-    /// One dispatch per part of the matrix.
-    pub fn record(&self, pass: &mut Pass) {
-        self.parts.iter().for_each(|(kernel, params, grid, work)| kernel.record(pass, params, *grid, *work));
+    /// One dispatch per part of the matrix, of up to as many tokens as were planned.
+    pub fn record(&self, pass: &mut Pass, tokens: u32) {
+        self.parts.iter().for_each(|(kernel, params, grid, work)| kernel.record(pass, &Params { tokens, ..*params }, *grid, *work));
     }
 }
 
@@ -202,24 +213,29 @@ pub(super) mod tests {
     pub const BINDING: u64 = 160 << 10;
 
     #[test]
-    fn one_token_by_every_variant() {
+    fn one_token_by_every_variant_and_a_few() {
         for (device, tuning) in tuned_devices(Some(BINDING)) {
-            for (case, types) in cases() {
-                let n = case.numbers(1, types);
-                let weights = Matrix::of(&device, "weights", &n.rows, case.cols).unwrap();
-                assert_eq!(weights.parts.len(), if case.rows > 128 { 2 } else { 1 });
-                let [x, gain] = [&n.x, &n.gain].map(|v| Tensor::vector(&device, "vector", v).unwrap().view(Shape::padded(1, case.cols)));
-                let [bias, out] = [&n.bias, &n.before].map(|v| Tensor::vector(&device, "vector", v).unwrap());
-                let fusion = Fusion {
-                    norm: case.norm.then_some(RmsNorm { gain: &gain, epsilon: 1e-3 }),
-                    gated: case.gated,
-                    residual: case.residual,
-                    bias: case.bias.then_some(&bias),
-                };
-                let matvec = Matvec::plan(&device, &weights, &x, &out, fusion).unwrap();
-                let got = run::<f32>(&device, &out, case.stride(), |pass| matvec.record(pass));
-                let what = format!("{}, {types:?}, {:?}, {tuning:?}", case.name, device.tier());
-                assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
+            for (index, (case, types)) in cases().into_iter().enumerate() {
+                // Several by some alone: each variant takes its time to compile.
+                for (tokens, columns) in [(1, 1), (1, 4), (3, 4)].into_iter().take(if [2, 4, 6].contains(&index) { 3 } else { 1 }) {
+                    let n = case.numbers(tokens, types);
+                    let weights = Matrix::of(&device, "weights", &n.rows, case.cols).unwrap();
+                    assert_eq!(weights.parts.len(), if case.rows > 128 { 2 } else { 1 });
+                    let x = Tensor::vector(&device, "x", &n.x).unwrap().view(Shape::padded(tokens, case.cols));
+                    let gain = Tensor::vector(&device, "gain", &n.gain).unwrap().view(Shape::padded(1, case.cols));
+                    let bias = Tensor::vector(&device, "bias", &n.bias).unwrap();
+                    let out = Tensor::upload(&device, "out", &n.before, Shape::dense(tokens, case.stride())).unwrap();
+                    let fusion = Fusion {
+                        norm: case.norm.then_some(RmsNorm { gain: &gain, epsilon: 1e-3 }),
+                        gated: case.gated,
+                        residual: case.residual,
+                        bias: case.bias.then_some(&bias),
+                    };
+                    let matvec = Matvec::plan(&device, &weights, &x, &out, fusion, columns).unwrap();
+                    let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matvec.record(pass, tokens as u32));
+                    let what = format!("{} for {tokens} of {columns}, {types:?}, {:?}, {tuning:?}", case.name, device.tier());
+                    assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
+                }
             }
         }
     }

@@ -151,16 +151,29 @@ impl Cursor {
         }
     }
 
+    /// How many tokens, of up to `most`, can be given together as if they came one by one, and then
+    /// be taken back as if they had not been: nothing is coded or evicted meanwhile.
+    pub fn takes_back(&self, most: usize) -> usize {
+        let most = if self.evicts() { 0 } else { most.min(self.capacity - self.position) };
+        (1..=most).take_while(|tokens| self.call(*tokens).code.is_empty()).count()
+    }
+
+    /// So many tokens have been given and taken back: exact rows that stood where theirs do are
+    /// gone.
+    pub fn overwritten(&mut self, tokens: usize) {
+        if let Some(coded) = &mut self.coded {
+            coded.exact_from = coded.exact_from.max((self.position + tokens).saturating_sub(coded.options.slots.ring as usize));
+        }
+    }
+
     /// Calls of up to `most` tokens have failed since the sequence was at `position`.
     ///
     /// Goes back there, so that the same tokens can be given again. Returns whether the sequence is
     /// empty now, as one that evicts is: attention may have been counted, and rows moved, of tokens
     /// that did not get through.
     pub fn fail(&mut self, position: usize, most: usize) -> bool {
-        if let Some(coded) = &mut self.coded {
-            // What failed may have overwritten as many exact rows as it would have appended.
-            coded.exact_from = coded.exact_from.max((self.position + most).saturating_sub(coded.options.slots.ring as usize));
-        }
+        // What failed may have overwritten as many exact rows as it would have appended.
+        self.overwritten(most);
         self.truncate(if self.evicts() { 0 } else { position })
     }
 

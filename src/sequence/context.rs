@@ -75,6 +75,15 @@ impl Context {
         if needed > capacity { Err(Error::Context { needed, capacity }) } else { Ok(()) }
     }
 
+    fn step_by(&mut self, token: u32, step: impl FnOnce(&mut dyn Sequence) -> Result<u32>) -> Result<u32> {
+        if self.sequence.position() < self.tokens.len() {
+            return argmax(&self.forward(&[token], Logits::Last)?);
+        }
+        let next = step(&mut *self.sequence).inspect_err(|_| self.sequence.truncate(self.tokens.len()))?;
+        self.tokens.push(token);
+        Ok(next)
+    }
+
     /// Reads what is missing and then `tokens`, chunk by chunk; each is remembered when it has been
     /// read.
     fn append(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
@@ -127,11 +136,23 @@ impl Sequence for Context {
     }
 
     fn step(&mut self, token: u32) -> Result<u32> {
+        self.step_by(token, |sequence| sequence.step(token))
+    }
+
+    fn step_ahead(&mut self, token: u32) -> Result<u32> {
+        self.step_by(token, |sequence| sequence.step_ahead(token))
+    }
+
+    fn verifiable(&self) -> usize {
+        if self.sequence.position() < self.tokens.len() { 1 } else { self.sequence.verifiable() }
+    }
+
+    fn verify(&mut self, tokens: &[u32]) -> Result<Vec<u32>> {
         if self.sequence.position() < self.tokens.len() {
-            return argmax(&self.forward(&[token], Logits::Last)?);
+            return tokens.iter().map(|token| self.step(*token)).collect();
         }
-        let next = self.sequence.step(token).inspect_err(|_| self.sequence.truncate(self.tokens.len()))?;
-        self.tokens.push(token);
+        let next = self.sequence.verify(tokens).inspect_err(|_| self.sequence.truncate(self.tokens.len()))?;
+        self.tokens.extend_from_slice(tokens);
         Ok(next)
     }
 

@@ -14,6 +14,7 @@ pub(crate) use prompted::{Prompted, Reader};
 use crate::Result;
 pub use crate::kv::KvMemory;
 use crate::kv::{CacheMethod, Exact, LatentSpec, PromptBases};
+use crate::logits::argmax;
 use crate::task::Cancel;
 
 /// Which logits [`Sequence::forward`] returns.
@@ -77,6 +78,23 @@ pub struct StepCounters {
     pub readback_bytes: u64,
 }
 
+impl std::ops::AddAssign for StepCounters {
+    fn add_assign(&mut self, other: StepCounters) {
+        self.dispatches += other.dispatches;
+        self.submits += other.submits;
+        self.readback_bytes += other.readback_bytes;
+    }
+}
+
+impl std::ops::Div<u32> for StepCounters {
+    type Output = StepCounters;
+
+    /// Of so many calls, in whole numbers.
+    fn div(self, calls: u32) -> StepCounters {
+        StepCounters { dispatches: self.dispatches / calls, submits: self.submits / calls, readback_bytes: self.readback_bytes / u64::from(calls) }
+    }
+}
+
 /// One sequence being decoded: its position and its cache.
 ///
 /// Tokens are appended; nothing but [`truncate`](Self::truncate) removes them.
@@ -103,11 +121,39 @@ pub trait Sequence: Send {
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>>;
 
     /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU:
-    /// one submit, eight bytes read back.
+    /// one submit, four bytes read back.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
     fn step(&mut self, token: u32) -> Result<u32>;
+
+    /// The same where the token that is returned is likely to be given next: a GPU begins with it at
+    /// once. Where another one is, or tokens are dropped, that is forgotten.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn step_ahead(&mut self, token: u32) -> Result<u32> {
+        self.step(token)
+    }
+
+    /// How many tokens [`verify`](Self::verify) takes at once as if they had come one by one, and
+    /// can drop as if they had never come: at least one.
+    fn verifiable(&self) -> usize {
+        1
+    }
+
+    /// Appends up to [`verifiable`](Self::verifiable) tokens, and returns the most likely next one
+    /// after each of them.
+    ///
+    /// With a draft of what comes next this is several steps for the price of little more than one
+    /// (Leviathan et al., arXiv 2211.17192); whoever has drafted drops what did not come true.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn verify(&mut self, tokens: &[u32]) -> Result<Vec<u32>> {
+        let logits = self.forward(tokens, Logits::All)?;
+        logits.chunks_exact((logits.len() / tokens.len().max(1)).max(1)).map(argmax).collect()
+    }
 
     /// Drops all tokens from `position` on, or all where that is below
     /// [`kept_from`](Self::kept_from). Does nothing where there are fewer. Where tokens compete by

@@ -126,6 +126,24 @@ impl<R: Reader> Sequence for Prompted<R> {
         Ok(next)
     }
 
+    fn step_ahead(&mut self, token: u32) -> Result<u32> {
+        let Some(inner) = &mut self.inner else { return self.step(token) };
+        let next = inner.step_ahead(token)?;
+        self.look()?;
+        Ok(next)
+    }
+
+    fn verifiable(&self) -> usize {
+        self.inner.as_ref().map_or(1, |inner| inner.verifiable())
+    }
+
+    fn verify(&mut self, tokens: &[u32]) -> Result<Vec<u32>> {
+        let Some(inner) = &mut self.inner else { return tokens.iter().map(|token| self.step(*token)).collect() };
+        let next = inner.verify(tokens)?;
+        self.look()?;
+        Ok(next)
+    }
+
     fn truncate(&mut self, position: usize) {
         match &mut self.inner {
             Some(inner) if position >= self.prompt => inner.truncate(position),

@@ -1,10 +1,12 @@
 //! An answer, token by token.
 
+use super::draft::Drafter;
 use super::{Cancel, Session, StopStrings};
 use crate::checkpoint::TextStream;
 use crate::logits::Sampler;
 use crate::sequence::{Context, Logits, Sequence};
 use crate::{Error, Result};
+use std::collections::VecDeque;
 use std::time::Instant;
 
 /// One step of an answer.
@@ -46,6 +48,10 @@ pub struct Summary {
     pub reused_tokens: usize,
     /// Tokens generated, the one that ended the answer included.
     pub tokens: usize,
+    /// Tokens drafted, and how many of them came true.
+    pub drafted_tokens: usize,
+    /// See [`drafted_tokens`](Self::drafted_tokens).
+    pub accepted_tokens: usize,
     /// Tokens per second that the rest of the prompt was read with; 0 where that has not happened.
     pub prefill_tps: f64,
     /// Tokens per second after the first, which comes with the prompt; 0 where there was no second.
@@ -78,6 +84,9 @@ pub struct Generation<'a> {
     stream: Option<TextStream<'a>>,
     /// `None` when the answer has ended.
     work: Option<Work>,
+    drafter: Option<Drafter>,
+    /// Tokens that are next: all of them but the last are in the context already.
+    ready: VecDeque<u32>,
     summary: Summary,
     prefill_seconds: f64,
     decode_seconds: f64,
@@ -95,6 +104,8 @@ impl<'a> Generation<'a> {
         Ok(Generation {
             stream: Some(session.tokenizer.stream(&prompt)?),
             summary: Summary { prompt_tokens: prompt.len(), ..Summary::default() },
+            drafter: Drafter::new(&prompt, session.draft).filter(|_| session.sampler.is_greedy()),
+            ready: VecDeque::new(),
             work: (session.max_tokens > 0).then_some(Work::Read(prompt)),
             context: &mut session.context,
             sampler: &mut session.sampler,
@@ -119,7 +130,13 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Runs the model once, and chooses the next token.
+    /// Forgets tokens that are not to come.
+    fn drop_ready(&mut self) {
+        self.context.truncate(self.context.position() - self.ready.len());
+        self.ready.clear();
+    }
+
+    /// Runs the model once, if that is needed, and chooses the next token.
     fn choose(&mut self, work: Work) -> Result<u32> {
         let start = Instant::now();
         match work {
@@ -131,8 +148,10 @@ impl<'a> Generation<'a> {
                 Ok(id)
             }
             Work::Append(last) => {
-                let id = if self.sampler.is_greedy() {
-                    self.context.step(last)?
+                let id = if let Some(id) = self.ready.pop_front() {
+                    id
+                } else if self.sampler.is_greedy() {
+                    self.next(last)?
                 } else {
                     let mut logits = self.context.forward(&[last], Logits::Last)?;
                     self.sampler.sample(&mut logits, self.context.tokens())?
@@ -143,9 +162,33 @@ impl<'a> Generation<'a> {
         }
     }
 
+    /// The likeliest token after `last`, and what is found out about those after it.
+    fn next(&mut self, last: u32) -> Result<u32> {
+        let left = self.max_tokens - self.summary.tokens;
+        let Some(drafter) = &mut self.drafter else {
+            // The device may begin with the token after this one, if there is to be one.
+            return if left == 1 { self.context.step(last) } else { self.context.step_ahead(last) };
+        };
+        let draft = drafter.draft(self.context.verifiable().min(left) - 1);
+        if draft.is_empty() {
+            return self.context.step(last);
+        }
+        let next = self.context.verify(&[&[last], draft].concat())?;
+        let (drafted, accepted) = (draft.len(), draft.iter().zip(&next).take_while(|(draft, next)| draft == next).count());
+        self.context.truncate(self.context.position() - (drafted - accepted));
+        self.ready.extend(&next[1..=accepted]);
+        drafter.learn(drafted, accepted);
+        self.summary.drafted_tokens += drafted;
+        self.summary.accepted_tokens += accepted;
+        Ok(next[0])
+    }
+
     /// What `id` adds to the text, and whether it ends the answer.
     fn take(&mut self, id: u32) -> Result<Token> {
         self.summary.tokens += 1;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.push(id);
+        }
         let mut text = String::new();
         if self.ends.binary_search(&id).is_ok() {
             self.summary.finish = Some(Finish::Stop);
@@ -155,13 +198,17 @@ impl<'a> Generation<'a> {
             text = released.text;
             if released.stopped {
                 self.summary.finish = Some(Finish::Stop);
+                self.drop_ready();
                 return Ok(Token { id, text });
             }
-            if self.summary.tokens >= self.max_tokens || self.context.is_full() {
+            if self.summary.tokens >= self.max_tokens || self.ready.is_empty() && self.context.is_full() {
                 self.summary.finish = Some(Finish::Length);
             } else if self.cancel.is_set() {
                 self.summary.finish = Some(Finish::Cancelled);
             }
+        }
+        if self.summary.finish.is_some() {
+            self.drop_ready();
         }
         if self.summary.finish.is_some()
             && let Some(stream) = self.stream.take()

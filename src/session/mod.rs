@@ -5,6 +5,7 @@
 //! anew for each turn, and only the last message costs anything. [`Session::generate`] gives an
 //! iterator that does one step of the model for each item; whoever stops iterating stops the model.
 
+mod draft;
 mod generation;
 mod stop;
 
@@ -35,6 +36,9 @@ pub struct SessionOptions {
     pub max_tokens: Option<usize>,
     /// Whether the model's end tokens are taken as any other.
     pub ignore_eos: bool,
+    /// How many tokens are drafted from what the text has said before, to be verified together; 0
+    /// for none. The text is the same, of greedy sampling; other sampling drafts nothing.
+    pub draft: usize,
     /// How keys and values are kept.
     pub method: CacheMethod,
 }
@@ -72,6 +76,7 @@ pub struct Session {
     max_tokens: usize,
     /// Tokens that end an answer, sorted.
     ends: Vec<u32>,
+    draft: usize,
     cancel: Cancel,
 }
 
@@ -93,6 +98,7 @@ impl Session {
             stop: StopStrings::new(options.stop)?,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             ends,
+            draft: options.draft,
             tokenizer,
             cancel,
         })

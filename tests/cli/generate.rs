@@ -7,9 +7,24 @@ fn an_answer_is_one_object() {
     let bench = Bench::new();
     let small = small(&bench);
     let said = done(&["generate", &small, "-p", "the ring", "-n", "5", "--temperature", "0.7", "--seed", "3"]);
-    assert_eq!(keys(&said), ["text", "prompt_tokens", "tokens", "prefill_tps", "decode_tps", "kv_bytes", "finish", "load_seconds", "peak_rss_bytes"]);
+    let counts = ["text", "prompt_tokens", "tokens", "drafted_tokens", "accepted_tokens"];
+    let others = ["prefill_tps", "decode_tps", "kv_bytes", "finish", "load_seconds", "peak_rss_bytes"];
+    assert_eq!(keys(&said), [&counts[..], &others].concat());
     assert!((1..=5).contains(&said["tokens"].as_u64().unwrap()));
     assert_eq!(said["text"], done(&["generate", &small, "-p", "the ring", "-n", "5", "--temperature", "0.7", "--seed", "3"])["text"]);
+}
+
+/// What repeats itself takes fewer steps with drafts, and says the same.
+#[test]
+fn drafts_change_no_word() {
+    let bench = Bench::new();
+    let small = small(&bench);
+    let said =
+        |draft: &str| done(&["generate", &small, "-p", "a b c d a b c d a b c d a b", "-n", "40", "--raw", "--device", "cpu", "--draft", draft]);
+    let (plain, drafted) = (said("0"), said("7"));
+    assert_eq!((&plain["text"], &plain["finish"], &plain["tokens"]), (&drafted["text"], &drafted["finish"], &drafted["tokens"]));
+    assert_eq!(plain["drafted_tokens"], 0);
+    assert!(drafted["drafted_tokens"].as_u64() > Some(0) && drafted["accepted_tokens"].as_u64() <= drafted["drafted_tokens"].as_u64());
 }
 
 #[test]
