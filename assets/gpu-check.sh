@@ -71,13 +71,13 @@ tests() {
 }
 
 bench() {
-    "$lowkey" bench --shape "$SHAPES" --depth "$DEPTHS" ${ROWS:+--rows "$ROWS"} --prefill "$CHUNK" --report "$results" "$@"
+    "$lowkey" bench --device gpu --shape "$SHAPES" --depth "$DEPTHS" ${ROWS:+--rows "$ROWS"} --prefill "$CHUNK" --report "$results" "$@"
 }
 
 # Of the last shape at the second depth: dense rows, and coded ones of which nothing is rebuilt.
 sweep() {
     depth=$(echo "$DEPTHS," | cut -d , -f 2)
-    "$lowkey" bench --kernels --sweep${SWEEP:+="$SWEEP"} --shape "${SHAPES##*,}" --depth "${depth:-$DEPTHS}" --rows f16,fast --prefill "$CHUNK" --report "$results/sweep" "$@"
+    "$lowkey" bench --device gpu --kernels --sweep${SWEEP:+="$SWEEP"} --shape "${SHAPES##*,}" --depth "${depth:-$DEPTHS}" --rows f16,fast --prefill "$CHUNK" --report "$results/sweep" "$@"
 }
 
 part doctor "$lowkey" doctor

@@ -18,11 +18,12 @@ use std::time::Instant;
 /// What a model is to run on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The best graphics adapter. Where there is none that is an error: the processor is never
-    /// chosen silently.
+    /// The best GPU. Where there is none the processor, which is faster than a graphics driver that
+    /// runs on it; [`Engine::gpu`] tells.
     #[default]
     Auto,
-    /// The graphics adapter whose name contains this, in any case.
+    /// The graphics adapter whose name contains this, in any case; the best of any kind where it is
+    /// empty.
     Gpu(String),
     /// The processor.
     Cpu,
@@ -31,11 +32,12 @@ pub enum Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// `auto` (or `gpu`), `cpu`, or a part of an adapter's name.
+    /// `auto`, `gpu` for any graphics adapter, `cpu`, or a part of an adapter's name.
     fn from_str(text: &str) -> Result<Device> {
         match text.trim() {
-            "" => Err(Error::Argument { name: "device".into(), message: "give `auto`, `cpu`, or a part of an adapter's name".into() }),
-            "auto" | "gpu" => Ok(Device::Auto),
+            "" => Err(Error::Argument { name: "device".into(), message: "give `auto`, `gpu`, `cpu`, or a part of an adapter's name".into() }),
+            "auto" => Ok(Device::Auto),
+            "gpu" => Ok(Device::Gpu(String::new())),
             "cpu" => Ok(Device::Cpu),
             name => Ok(Device::Gpu(name.into())),
         }
@@ -76,13 +78,19 @@ impl Engine {
     /// [`Error::Argument`] for a tier that it does not offer; [`Error::Gpu`] where the driver
     /// refuses; those of [`with_weights`](Self::with_weights).
     pub fn open(options: &LoadOptions) -> Result<Engine> {
-        let adapter = match &options.device {
-            Device::Cpu => return Ok(Engine { kind: Kind::Cpu, weights: options.weights }),
-            Device::Auto => None,
-            Device::Gpu(name) => Some(name.clone()),
+        let open = |adapter| gpu::Device::open(&gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() });
+        let kind = match &options.device {
+            Device::Cpu => Kind::Cpu,
+            Device::Gpu(name) => Kind::Gpu(open(Some(name.clone()))?),
+            // Whoever names a tier wants its kernels, fast or not.
+            Device::Auto if options.tier.is_some() => Kind::Gpu(open(None)?),
+            Device::Auto => match open(None) {
+                Ok(device) if !device.is_software() => Kind::Gpu(device),
+                Ok(_) | Err(Error::NoAdapter { .. }) => Kind::Cpu,
+                Err(error) => return Err(error),
+            },
         };
-        let gpu = gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() };
-        Engine { kind: Kind::Gpu(gpu::Device::open(&gpu)?), weights: WeightStorage::Stored }.with_weights(options.weights)
+        Engine { kind, weights: WeightStorage::Stored }.with_weights(options.weights)
     }
 
     /// The same device, on which weights are loaded as `weights` says.

@@ -148,7 +148,7 @@ fn bytes_are_those_of_the_published_formula() {
     // Three quarters, bases counted: for two layers 64 of 2 · 64 numbers, each 2 bytes and 128 /
     // 190 of bases; for the last one 32 of 2 · 32, each 2 bytes and 64 / 190.
     let xkv = Xkv { layers: 2, budget: Budget::Keep(0.75), bits: Some(16) };
-    let model = Engine::open(&LoadOptions::default()).unwrap().load(checkpoint.path()).unwrap();
+    let model = Engine::open(&LoadOptions { device: Device::Gpu(String::new()), ..LoadOptions::default() }).unwrap().load(checkpoint.path()).unwrap();
     for capacity in [200, 300, 500] {
         let exact = Some(Exact { sinks: 4, recent: 10 });
         let mut sequence =

@@ -234,7 +234,7 @@ impl Run<'_> {
     }
 
     fn gpu(&self) -> Result<Arc<Device>> {
-        let message = "random models are made on a GPU; leave out --device cpu, or name a model".to_owned();
+        let message = "random models are made on a GPU; give --device gpu for any graphics driver, or name a model".to_owned();
         self.engine.gpu().cloned().ok_or_else(|| Error::Argument { name: "shape".into(), message })
     }
 

@@ -8,7 +8,8 @@ use lowkey::{Device, Engine, Error, LoadOptions, Result, WeightStorage};
 /// What to run on.
 #[derive(clap::Args, Default)]
 pub struct DeviceArgs {
-    /// What to run on: `auto` for the best GPU, `cpu` for the processor, or a part of a GPU's name.
+    /// What to run on: `auto` for the best GPU, or the processor where there is none; `gpu` for any
+    /// graphics driver, be it on the processor; `cpu`, or a part of a GPU's name.
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     device: Device,
     /// What a GPU's kernels may use [default: the best there is].
@@ -37,10 +38,10 @@ impl DeviceArgs {
         Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, checks, ..LoadOptions::default() })
     }
 
-    /// What to say where `engine` is a software renderer that nobody asked for.
+    /// What to say where `engine` is the processor, for which nobody asked.
     pub fn remark(&self, engine: &Engine) -> Option<String> {
-        let unasked = engine.is_software() && self.device == Device::Auto;
-        unasked.then(|| format!("no GPU: running on {}, a graphics driver on the processor; --device cpu may be faster", engine.name()))
+        let unasked = engine.gpu().is_none() && self.device == Device::Auto;
+        unasked.then(|| "no GPU was found: running on the processor. `lowkey doctor` says what there is".into())
     }
 }
 

@@ -42,7 +42,7 @@ fn speed_is_measured_by_depth() {
 #[test]
 fn weights_are_measured_in_every_type() {
     let measured = |arguments: &[&str]| {
-        let brief = ["--depth", "0", "--prefill", "4", "--steps", "2", "--rounds", "1", "--json"];
+        let brief = ["--depth", "0", "--prefill", "4", "--steps", "2", "--rounds", "1", "--json", "--device", "gpu"];
         let output = run(&[&["bench"], arguments, &brief].concat());
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
         let rows = json(&output)["rows"].as_array().unwrap().clone();

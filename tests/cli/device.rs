@@ -3,21 +3,23 @@
 use super::*;
 
 #[test]
-fn without_an_adapter_both_ways_out_are_named() {
+fn without_an_adapter_it_is_the_processor_or_an_error_that_names_the_ways_out() {
     let bench = Bench::new();
     let hidden = |arguments: &[&str]| {
         let nowhere = "/nonexistent/driver.json";
         lowkey().env("VK_DRIVER_FILES", nowhere).env("VK_ICD_FILENAMES", nowhere).env("WGPU_BACKEND", "vulkan").args(arguments).output().unwrap()
     };
     let model = bench.path("model");
-    let output = hidden(&["generate", &model, "-p", "x", "--json"]);
+    let output = hidden(&["generate", &model, "-p", "x", "--json", "--device", "gpu"]);
     assert_eq!(output.status.code(), Some(1));
     let error = &json(&output)["error"];
     assert_eq!(error["kind"], "no_adapter");
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("driver") && message.contains("--device cpu"), "{message}");
-    // The other way out is one.
-    assert_eq!(hidden(&["generate", &model, "-p", "x", "-n", "1", "--device", "cpu"]).status.code(), Some(0));
+    // Whoever names no device is told which it is.
+    let output = hidden(&["generate", &model, "-p", "x", "-n", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no GPU was found: running on the processor"), "{}", stderr(&output));
 }
 
 #[test]
@@ -39,7 +41,7 @@ fn the_gpu_says_what_the_processor_says_in_every_tier() {
     let (small, text) = (bench.path("small.lowkey"), bench.path("text"));
     done(&["compress", &model, "-o", &small, "--method", "dense", "--bits", "4"]);
     let eval = ["eval", &*small, "--against", &*model, "--text", &*text, "--window", "150", "--tokens", "300", "--exact", "4+0,0+0"];
-    let found = [done(&eval), json(&run(&[&eval[..], &["--json"]].concat()))].map(|found| {
+    let found = [done(&eval), json(&run(&[&eval[..], &["--json", "--device", "gpu"]].concat()))].map(|found| {
         let rows = found["rows"].as_array().unwrap().clone();
         rows.iter().map(|row| (row["recent"].as_u64(), number(&row["kl_mean"]))).collect::<Vec<_>>()
     });
@@ -48,7 +50,7 @@ fn the_gpu_says_what_the_processor_says_in_every_tier() {
         assert!((processor - gpu).abs() < 0.05 * processor, "{recent:?}: {found:?}");
     }
 
-    let output = run(&["bench", &model, "--prefill", "4", "--steps", "3", "--rounds", "1", "--json"]);
+    let output = run(&["bench", &model, "--prefill", "4", "--steps", "3", "--rounds", "1", "--json", "--device", "gpu"]);
     let row = &json(&output)["rows"][0];
     assert_eq!((row["submits_per_step"].as_u64(), row["readback_bytes_per_step"].as_u64()), (Some(1), Some(4)));
     let dispatches = row["dispatches_per_step"].as_u64().unwrap();
