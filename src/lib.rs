@@ -51,6 +51,8 @@ pub mod sequence;
 pub mod session;
 pub mod task;
 
+#[cfg(feature = "report")]
+mod chart;
 mod error;
 mod machine;
 mod model;

@@ -10,7 +10,7 @@ use crate::sequence::{Context, MemoryPlan, Prompt, Prompted, Reader, Sequence, S
 use crate::session::{Session, SessionOptions};
 use crate::task::{OnProgress, quietly};
 use crate::{Error, Result, cpu, decoder, gpu};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -55,6 +55,11 @@ pub struct LoadOptions {
     pub checks: gpu::ShaderChecks,
     /// What weights are in memory.
     pub weights: WeightStorage,
+    /// The directory with what was measured of graphics adapters ([`gpu::Tuned`]), which the
+    /// command line keeps in its cache directory.
+    ///
+    /// `None` for built-in constants of kernels. Results are the same up to rounding.
+    pub tunings: Option<PathBuf>,
 }
 
 /// An opened device, on which any number of models can be loaded.
@@ -78,7 +83,10 @@ impl Engine {
     /// [`Error::Argument`] for a tier that it does not offer; [`Error::Gpu`] where the driver
     /// refuses; those of [`with_weights`](Self::with_weights).
     pub fn open(options: &LoadOptions) -> Result<Engine> {
-        let open = |adapter| gpu::Device::open(&gpu::Options { adapter, tier: options.tier, checks: options.checks, ..gpu::Options::default() });
+        let open = |adapter| {
+            let LoadOptions { tier, checks, tunings, .. } = options.clone();
+            gpu::Device::open(&gpu::Options { adapter, tier, checks, tunings, ..gpu::Options::default() })
+        };
         let kind = match &options.device {
             Device::Cpu => Kind::Cpu,
             Device::Gpu(name) => Kind::Gpu(open(Some(name.clone()))?),
@@ -179,6 +187,14 @@ impl Engine {
         match &self.kind {
             Kind::Cpu => concat!("lowkey ", env!("CARGO_PKG_VERSION")).into(),
             Kind::Gpu(device) => device.driver(),
+        }
+    }
+
+    /// What kernels are run through: `Vulkan`, `Metal`, `Dx12`, or `CPU`.
+    pub fn backend(&self) -> String {
+        match &self.kind {
+            Kind::Cpu => "CPU".into(),
+            Kind::Gpu(device) => device.backend(),
         }
     }
 
@@ -290,8 +306,8 @@ impl Model {
     /// What its weights take in memory.
     pub fn weight_bytes(&self) -> WeightBytes {
         match &self.weights {
-            Weights::Cpu(model) => WeightBytes { matrices: model.matrix_bytes(), number: 4 },
-            Weights::Gpu(model) => WeightBytes { matrices: model.matrix_bytes(), number: 2 },
+            Weights::Cpu(model) => WeightBytes { matrices: model.matrix_bytes(), embedding: model.embedding_bytes(), number: 4 },
+            Weights::Gpu(model) => WeightBytes { matrices: model.matrix_bytes(), embedding: model.embedding_bytes(), number: 2 },
         }
     }
 

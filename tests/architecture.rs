@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 
 /// Rooms from the ground up, and the rooms that each may know: all of them stand before it.
-const ROOMS: [(&str, &str); 22] = [
+const ROOMS: [(&str, &str); 23] = [
     ("error", ""),
     ("machine", ""),
     ("task", ""),
+    ("chart", ""),
     ("linalg", ""),
     ("logits", "linalg"),
     ("kv", "linalg"),
@@ -19,7 +20,7 @@ const ROOMS: [(&str, &str); 22] = [
     ("checkpoint", "kv pull"),
     ("local", "pull checkpoint"),
     ("sequence", "task logits kv"),
-    ("gpu", ""),
+    ("gpu", "task"),
     ("kernels", "kv gpu"),
     ("cache", "kv gpu kernels"),
     ("cpu", "task linalg logits kv checkpoint sequence"),
@@ -27,8 +28,8 @@ const ROOMS: [(&str, &str); 22] = [
     ("calibrate", "task linalg logits kv checkpoint sequence cpu"),
     ("compress", "machine task linalg kv checkpoint calibrate"),
     ("session", "task logits kv checkpoint sequence"),
-    ("eval", "task linalg logits kv checkpoint sequence"),
-    ("bench", "task linalg kv checkpoint sequence gpu kernels decoder compress"),
+    ("eval", "task chart linalg logits kv checkpoint sequence"),
+    ("bench", "task chart linalg kv checkpoint sequence gpu kernels decoder compress"),
     ("model", "machine task kv checkpoint sequence gpu cpu decoder compress session bench"),
     ("lib", "error machine checkpoint model session"),
 ];

@@ -217,6 +217,8 @@ fn racer(toy: Toy) -> bench::Subject {
         method: "dense".into(),
         layout: "f16".into(),
         weights: "f32".into(),
+        parameters: 250,
+        weight_bytes: 1000,
         vocab: toy.vocab,
         cost: Box::new(|_| Cost {
             weight_bytes: 1000,
@@ -232,7 +234,7 @@ fn racer(toy: Toy) -> bench::Subject {
 
 #[test]
 fn bench_measures_each_model_at_each_depth_and_counts_its_cost() {
-    let task = bench::Task { depths: vec![9, 0, 9], prefill: 6, steps: 4, rounds: 2, seed: 1, time: None };
+    let task = bench::Task { depths: vec![9, 0, 9], prefill: 6, steps: 4, rounds: 2, seed: 1, time: None, row_time: None };
     assert_eq!(task.capacity(), Some(15));
     let roofline = Roofline { copy_gbps: 1.0, f32_gflops: 1.0, f16_gflops: None };
     let toys = [Toy::new(11, 15), Toy::new(5, 15)];
@@ -248,18 +250,31 @@ fn bench_measures_each_model_at_each_depth_and_counts_its_cost() {
     assert_eq!(heard.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 2, 2, 3, 4, 4, 4]);
     assert_eq!(heard.last(), Some(&rows));
     assert_eq!(rows.iter().map(|r| r.depth).collect::<Vec<_>>(), [0, 0, 9, 9]);
-    // Filled once to depth 9; at both depths one token and one step to warm up, then two rounds of
+    // Filled once to depth 9; at both depths two tokens and one step to warm up, then two rounds of
     // six tokens and four steps.
-    assert_eq!(run.load(Ordering::Relaxed), 9 + 2 * (2 + 2 * 10));
+    assert_eq!(run.load(Ordering::Relaxed), 9 + 2 * (3 + 2 * 10));
     let deep = &rows[2];
     assert_eq!((deep.bytes_per_step, deep.flops_per_step), (1000 + 11 * 24, 500 + 11 * 7));
     assert_eq!((deep.dispatches_per_step, deep.submits_per_step, deep.readback_bytes_per_step), (3, 1, 4));
     for row in &rows {
+        assert_eq!((row.rounds, row.prefill, row.steps, row.parameters), (2, 6, 4, 250));
+        assert!(row.prefill_tps_deviation >= 0.0 && row.decode_tps_deviation >= 0.0);
         assert!(row.decode_ms_p10 <= row.decode_ms_p50 && row.decode_ms_p50 <= row.decode_ms_p90);
         assert!([row.prefill_tps, row.decode_tps, row.share_of_roofline].iter().all(|x| x.is_finite() && *x > 0.0));
         let share = row.decode_tps * roofline.least_seconds(row.bytes_per_step, row.flops_per_step);
         assert!((row.share_of_roofline / share - 1.0).abs() < 1e-9);
     }
+}
+
+#[test]
+fn bench_measures_less_where_a_row_has_no_time() {
+    let roofline = Roofline { copy_gbps: 1.0, f32_gflops: 1.0, f16_gflops: None };
+    let task = bench::Task { prefill: 6, steps: 4, rounds: 3, row_time: Some(Duration::ZERO), ..bench::Task::default() };
+    let rows = bench::run(&task, &mut [racer(Toy::new(11, 15))], &roofline, &mut |_| Ok(()), &mut quiet).unwrap();
+    assert_eq!((rows[0].rounds, rows[0].prefill, rows[0].steps, rows[0].decode_tps_deviation), (1, 6, 2, 0.0));
+    let task = bench::Task { row_time: Some(Duration::from_secs(3600)), ..task };
+    let rows = bench::run(&task, &mut [racer(Toy::new(11, 15))], &roofline, &mut |_| Ok(()), &mut quiet).unwrap();
+    assert_eq!((rows[0].rounds, rows[0].steps), (3, 4));
 }
 
 #[test]

@@ -78,6 +78,8 @@ impl RowsMade {
 pub struct WeightBytes {
     /// Bytes of the matrices of all layers and the head.
     pub matrices: u64,
+    /// Bytes of the embedding, of which a step reads one row; 0 where it is the head.
+    pub embedding: u64,
     /// Bytes of each other number.
     pub number: u64,
 }
@@ -85,7 +87,12 @@ pub struct WeightBytes {
 impl WeightBytes {
     /// So many for each weight.
     pub fn each(config: &Config, bytes: u64) -> WeightBytes {
-        WeightBytes { matrices: bytes * matrix_weights(config), number: bytes }
+        WeightBytes { matrices: bytes * matrix_weights(config), embedding: bytes * embedding_weights(config), number: bytes }
+    }
+
+    /// Those of all weights of such a model.
+    pub fn all(&self, config: &Config) -> u64 {
+        self.matrices + self.embedding + self.number * (parameters(config) - matrix_weights(config) - embedding_weights(config))
     }
 }
 
@@ -96,6 +103,20 @@ fn matrix_weights(config: &Config) -> u64 {
     let q_width = heads * config.head_dim as u64;
     let kv_width = (config.num_key_value_heads * config.head_dim) as u64;
     layers * (2 * d * q_width + 2 * d * kv_width + 3 * d * i) + vocab * d
+}
+
+/// Weights of the embedding where it is another matrix than the head.
+fn embedding_weights(config: &Config) -> u64 {
+    if config.tie_word_embeddings { 0 } else { (config.vocab_size * config.hidden_size) as u64 }
+}
+
+/// All weights of a dense model of this shape: its matrices, its embedding, its norms and biases.
+pub fn parameters(config: &Config) -> u64 {
+    let [d, layers, heads, kv_heads, head] =
+        [config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim].map(|n| n as u64);
+    let biases = if config.attention_bias { (heads + 2 * kv_heads) * head } else { 0 };
+    let norms = 2 * d + if config.qk_norm { 2 * head } else { 0 };
+    matrix_weights(config) + embedding_weights(config) + layers * (norms + biases) + d
 }
 
 /// Counts what a decode step costs at the least, after the prompt.
@@ -217,6 +238,18 @@ mod tests {
         assert_eq!(cost.flops(0), 2 * matrices);
         assert_eq!(cost.flops(5) - cost.flops(4), 2 * 4 * 32);
         assert_eq!(cost.bytes(3, 128) - cost.bytes(0, 128), 384);
+    }
+
+    #[test]
+    fn all_weights_are_counted() {
+        // As llama.cpp counts SmolLM2-135M.
+        let config = crate::bench::Shape::M135.config();
+        assert_eq!(parameters(&config), 134_515_008);
+        assert_eq!(WeightBytes::each(&config, 2).all(&config), 2 * 134_515_008);
+        let untied = Config { tie_word_embeddings: false, qk_norm: true, attention_bias: true, ..config.clone() };
+        let (head, layers) = (49_152 * 576, 30);
+        assert_eq!(parameters(&untied), parameters(&config) + head + layers * (2 * 64 + (9 + 2 * 3) * 64));
+        assert_eq!(WeightBytes::each(&untied, 1).all(&untied), parameters(&untied));
     }
 
     #[test]

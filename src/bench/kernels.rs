@@ -6,9 +6,10 @@
 //! Steps are as many as pass between one coding of rows and the next, so that whatever is done once
 //! in a while is there too.
 
-use super::{Text, tokens};
+use super::constants::{Constant, constants};
+use super::{RandomRows, Text, tokens};
 use crate::Result;
-use crate::gpu::{self, Device, ElementType, Shape, Tensor, Tile, Timed, Tuning, Work};
+use crate::gpu::{self, Device, ElementType, Shape, Tensor, Timed, Work};
 use crate::kernels::gram::Gram;
 use crate::kv::Exact;
 use crate::linalg::Random;
@@ -44,7 +45,7 @@ pub struct Task {
     pub chunk: usize,
     /// Whether kernels are also timed with other constants than the device's own, and with which.
     ///
-    /// [`SWEEPS`]. At the deepest depth, of sequences that are random.
+    /// [`sweeps`]. At the deepest depth, of sequences that are random.
     pub sweep: Vec<String>,
     /// No measurement begins later than this after the first.
     ///
@@ -60,6 +61,12 @@ type Phases = [bool; 2];
 const STEP: Phases = [true, false];
 const CHUNK: Phases = [false, true];
 const BOTH: Phases = [true, true];
+
+impl Constant {
+    fn phases(&self) -> Phases {
+        if self.is_of_chunks() { CHUNK } else { STEP }
+    }
+}
 
 /// Steps that are timed: in as many, rows are coded once.
 const STEPS: usize = Exact::BLOCK + 1;
@@ -105,7 +112,7 @@ pub struct Row {
 }
 
 /// The median of `seconds`.
-fn median(mut seconds: Vec<f64>) -> f64 {
+pub(super) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_unstable_by(f64::total_cmp);
     seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
 }
@@ -178,64 +185,9 @@ pub fn run(
     swept.map(|()| rows)
 }
 
-/// What a sweep can vary, by the first words of its names.
-pub const SWEEPS: [&str; 13] = [
-    "splits",
-    "coded splits",
-    "in flight",
-    "keys",
-    "score rows",
-    "score keys",
-    "merge lanes",
-    "absorb",
-    "team rows",
-    "ahead",
-    "paired",
-    "logits",
-    "tile",
-];
-
-/// Other constants, one at a time: what they are, the kernels that they concern, and the value that
-/// is set.
-fn others(own: &Tuning) -> Vec<(String, &'static [&'static str], Tuning)> {
-    const ATTENTION: &[&str] = &["values", "merge"];
-    type Set = fn(&mut Tuning, u32);
-    let numbers: [(&str, &[&str], &[u32], Set); 11] = [
-        ("splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.splits = n),
-        ("coded splits", ATTENTION, &[16, 32, 64, 128, 256], |t, n| t.coded_splits = n),
-        ("in flight", ATTENTION, &[1, 2, 4], |t, n| t.in_flight = n),
-        ("keys", ATTENTION, &[64, 128, 256], |t, n| t.keys = n),
-        ("score rows", &["score"], &[4, 8, 16, 32], |t, n| t.score_rows = n),
-        ("score keys", &["score"], &[1, 2, 4, 8], |t, n| t.score_keys = n),
-        ("merge lanes", &["merge"], &[64, 128, 256], |t, n| t.merge_lanes = n),
-        ("absorb", &["prepare"], &[64, 128, 256, 4096], |t, n| t.absorb = n),
-        ("team rows", &["matvec"], &[2, 4, 8], |t, n| t.team_rows = n),
-        ("ahead", &["matvec"], &[1, 2, 4], |t, n| t.ahead = n),
-        ("logits", &["argmax"], &[512, 1024, 2048, 4096, 8192], |t, n| t.logits = n),
-    ];
-    let mut all = Vec::new();
-    for (name, kernels, values, set) in numbers {
-        for &value in values {
-            let mut tuning = *own;
-            set(&mut tuning, value);
-            all.push((format!("{name} {value}"), kernels, tuning));
-        }
-    }
-    all.push((format!("paired {}", !own.paired), &["matvec"], Tuning { paired: !own.paired, ..*own }));
-    for [tokens, rows, depth, lane_tokens, lane_rows] in [
-        [64, 64, 16, 8, 8],
-        [64, 64, 32, 8, 4],
-        [128, 64, 16, 8, 4],
-        [128, 64, 16, 8, 8],
-        [128, 128, 16, 8, 8],
-        [32, 64, 32, 4, 4],
-        [64, 128, 16, 4, 8],
-    ] {
-        let tile = Tile { tokens, rows, depth, lane_tokens, lane_rows };
-        all.push((format!("tile {tokens}×{rows}×{depth}, {lane_tokens}×{lane_rows} a lane"), &["matmul"], Tuning { tile, ..*own }));
-    }
-    all.retain(|(_, _, tuning)| tuning != own);
-    all
+/// What a sweep can vary.
+pub fn sweeps() -> Vec<&'static str> {
+    constants().iter().map(|constant| constant.name).collect()
 }
 
 /// What is measured with.
@@ -263,11 +215,14 @@ impl Run<'_> {
     ) -> Result<()> {
         let (task, device, roofline) = (self.task, self.device, self.roofline);
         self.random = Random::new(1);
-        let mut others = others(&device.tuning());
-        others.retain(|(name, ..)| task.sweep.iter().any(|asked| name.starts_with(asked.as_str())));
+        let own = device.tuning();
+        let asked = constants().into_iter().filter(|constant| task.sweep.iter().any(|asked| asked == constant.name));
+        let others: Vec<_> =
+            asked.flat_map(|constant| constant.others(&own).into_iter().map(move |other| (constant.phases(), constant.kernels, other))).collect();
         // Exact rows, and coded ones that nothing is rebuilt of: what the constants are about.
-        let concerned = |subject: &Subject| matches!(subject.text, Text::Random(_)) && ["f16", "fast"].contains(&subject.rows.as_str());
-        for (done, (name, kernels, tuning)) in others.iter().enumerate() {
+        let rebuilt = |subject: &Subject| [RandomRows::Small, RandomRows::Select, RandomRows::Xkv].iter().any(|rows| rows.name() == subject.rows);
+        let concerned = |subject: &Subject| matches!(subject.text, Text::Random(_)) && !rebuilt(subject);
+        for (done, (phases, kernels, (name, _, tuning))) in others.iter().enumerate() {
             for subject in subjects.iter_mut().filter(|subject| concerned(subject)) {
                 report(on_progress, "sweep", done, others.len())?;
                 if self.is_over() {
@@ -275,9 +230,7 @@ impl Run<'_> {
                 }
                 device.set_tuning(*tuning);
                 subject.text.replan()?;
-                // Products of many tokens are the chunk's alone, and a step has all others.
-                let phases = if *kernels == ["matmul"] { CHUNK } else { STEP };
-                for (phase, timed, times) in self.apart(subject, depth, phases, &mut || Ok(()))? {
+                for (phase, timed, times) in self.apart(subject, depth, *phases, &mut || Ok(()))? {
                     let of = table(&timed, times, roofline).filter(|row| kernels.contains(&row.kernel.split(' ').next().unwrap_or_default()));
                     let row = |row| Row { model: subject.model.clone(), rows: subject.rows.clone(), depth, tuning: name.clone(), phase, ..row };
                     rows.extend(of.map(row));

@@ -6,16 +6,25 @@
 //! depend on which; where a model is random itself ([`Shape`]) its cache is full of random rows
 //! from the start, and a depth is reached by saying so. [`kernels`] takes a step apart.
 
+#[cfg(feature = "report")]
+mod chart;
+mod constants;
 mod cost;
 pub mod kernels;
 mod report;
 mod roofline;
+mod row;
 mod shape;
+pub mod tune;
 
 pub use crate::gpu::Roofline;
-pub use cost::{Cost, EvictionCost, RowsMade, WeightBytes, step_cost};
-pub use report::Report;
+#[cfg(feature = "report")]
+pub use chart::chart;
+pub use cost::{Cost, EvictionCost, RowsMade, WeightBytes, parameters, step_cost};
+pub use report::{Picture, Report};
 pub use roofline::processor_roofline;
+use row::Round;
+pub use row::Row;
 pub use shape::{RandomRows, Shape};
 
 use crate::decoder::GpuSequence;
@@ -24,6 +33,10 @@ use crate::sequence::{Logits, Sequence, StepCounters};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
+
+/// Tokens of a prefill that are measured however slow it is, and steps.
+const PROBE: usize = 8;
+const FEWEST: usize = 2;
 
 /// What a step of a sequence costs at the least.
 pub type CostOf = dyn Fn(&dyn Sequence) -> Cost;
@@ -38,6 +51,10 @@ pub struct Subject {
     pub layout: String,
     /// The types its weights have in memory: `f16`, `f32`, `q4 q6`.
     pub weights: String,
+    /// How many weights it has.
+    pub parameters: u64,
+    /// Bytes that they take in memory.
+    pub weight_bytes: u64,
     /// Tokens are drawn from this many.
     pub vocab: usize,
     /// What a step costs at the least, once the sequence has read something.
@@ -125,11 +142,17 @@ pub struct Task {
     ///
     /// `None` for as long as all of them take.
     pub time: Option<Duration>,
+    /// What one model at one depth may take, about.
+    ///
+    /// Where it is slow, a shorter prefill is measured, fewer steps, and fewer rounds; 8 tokens and
+    /// two steps in any case. What was measured is in its [`Row`]. `None` for as long as all of
+    /// them take.
+    pub row_time: Option<Duration>,
 }
 
 impl Default for Task {
     fn default() -> Self {
-        Task { depths: vec![0], prefill: 128, steps: 16, rounds: 3, seed: 0, time: None }
+        Task { depths: vec![0], prefill: 128, steps: 16, rounds: 3, seed: 0, time: None, row_time: None }
     }
 }
 
@@ -139,6 +162,12 @@ impl Task {
         self.depths.iter().copied().max().unwrap_or(0).checked_add(self.prefill.max(self.steps))
     }
 
+    /// Whether another round like the last of `rounds` is within a row's time.
+    fn has_time_after(&self, rounds: &[Round]) -> bool {
+        let taken: f64 = rounds.iter().chain(rounds.last()).map(Round::seconds).sum();
+        self.row_time.is_none_or(|time| taken <= time.as_secs_f64())
+    }
+
     fn check(&self) -> Result<()> {
         let settings = [("depth", self.depths.len()), ("prefill", self.prefill), ("steps", self.steps), ("rounds", self.rounds)];
         match settings.into_iter().find(|setting| setting.1 == 0) {
@@ -146,45 +175,6 @@ impl Task {
             None => Ok(()),
         }
     }
-}
-
-/// One model at one depth: a line of the table, and an object of `"rows"` in JSON.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Row {
-    /// The model.
-    pub model: String,
-    /// Its method.
-    pub method: String,
-    /// How its rows are stored.
-    pub layout: String,
-    /// The type its weights have in memory.
-    pub weights: String,
-    /// Tokens in the cache at the start.
-    pub depth: usize,
-    /// Tokens prefilled per second, over all rounds.
-    pub prefill_tps: f64,
-    /// Tokens decoded per second, over all rounds.
-    pub decode_tps: f64,
-    /// Milliseconds that the fastest tenth of steps did not exceed.
-    pub decode_ms_p10: f64,
-    /// The median step, in milliseconds.
-    pub decode_ms_p50: f64,
-    /// Milliseconds that nine tenths of steps did not exceed.
-    pub decode_ms_p90: f64,
-    /// Bytes the cache grows by per token.
-    pub kv_bytes_per_token: u64,
-    /// Bytes that a step has to move at the mean depth of those measured.
-    pub bytes_per_step: u64,
-    /// Operations that it has to make there.
-    pub flops_per_step: u64,
-    /// The least time that this can take on this device, divided by the time that it took.
-    pub share_of_roofline: f64,
-    /// Compute dispatches recorded per step.
-    pub dispatches_per_step: u32,
-    /// Command buffers submitted per step.
-    pub submits_per_step: u32,
-    /// Bytes read back per step.
-    pub readback_bytes_per_step: u64,
 }
 
 /// Measures all `subjects`, by depth.
@@ -216,25 +206,37 @@ pub fn run(
     let mut random = Random::new(task.seed);
     let mut rows = Vec::new();
     for depth in depths {
-        let mut measured: Vec<Measured> = subjects.iter().map(|_| Measured::default()).collect();
-        let before = rows.len();
-        for round in 0..task.rounds {
+        let mut measured: Vec<Vec<Round>> = subjects.iter().map(|_| Vec::new()).collect();
+        let (before, mut lengths) = (rows.len(), vec![task.prefill; subjects.len()]);
+        for _ in 0..task.rounds {
             for index in 0..subjects.len() {
                 report(on_progress, "measure", done, total)?;
                 if late() {
                     return Ok(rows);
                 }
-                let subject = &mut subjects[index];
-                if round == 0 {
-                    subject.text.go_to(depth, subject.vocab, &mut random, &mut || report(on_progress, "measure", done, total))?;
-                    // Whatever is made on first use is made here.
-                    measure(subject, 1, 1, &mut random)?;
-                }
-                measured[index].add(measure(subject, task.prefill, task.steps, &mut random)?);
                 done += 1;
+                let (subject, rounds) = (&mut subjects[index], &mut measured[index]);
+                let (mut known, mut until, mut steps) = (None, None, task.steps);
+                match rounds.first() {
+                    None => {
+                        subject.text.go_to(depth, subject.vocab, &mut random, &mut || report(on_progress, "measure", done - 1, total))?;
+                        // Whatever is made on first use is made here; a token alone is a step.
+                        prefill(subject, task.prefill.min(2), &mut random)?;
+                        decode(subject, 1, None, &mut random)?;
+                        until = task.row_time.map(|time| Instant::now() + time);
+                        (lengths[index], known) = prompt_length(task, subject, &mut random)?;
+                    }
+                    Some(_) if !task.has_time_after(rounds) => continue,
+                    // Rounds are of as many steps each.
+                    Some(first) => steps = first.steps.len(),
+                }
+                let tokens = lengths[index];
+                let seconds = known.map_or_else(|| prefill(subject, tokens, &mut random), Ok)?;
+                let (steps, counters) = decode(subject, steps, until, &mut random)?;
+                rounds.push(Round { tokens, prefill: seconds, steps, counters });
                 rows.truncate(before);
-                let there = subjects.iter().zip(&measured).filter(|(_, measured)| !measured.step_seconds.is_empty());
-                rows.extend(there.map(|(subject, measured)| row(task, subject, depth, measured, roofline)));
+                let there = subjects.iter().zip(&measured).filter(|(_, rounds)| !rounds.is_empty());
+                rows.extend(there.map(|(subject, rounds)| Row::of(subject, depth, rounds, roofline)));
                 on_rows(&rows)?;
             }
         }
@@ -243,105 +245,53 @@ pub fn run(
     Ok(rows)
 }
 
-/// Timings of one model at one depth.
-#[derive(Default)]
-struct Measured {
-    prefill_seconds: Vec<f64>,
-    step_seconds: Vec<f64>,
-    counters: StepCounters,
-}
-
-impl Measured {
-    fn add(&mut self, other: Measured) {
-        self.prefill_seconds.extend(other.prefill_seconds);
-        self.step_seconds.extend(other.step_seconds);
-        self.counters = other.counters;
-    }
-}
-
 fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
     (0..count).map(|_| random.below(vocab) as u32).collect()
 }
 
-/// Times one prefill and some steps from the present depth, and returns to it.
-fn measure(subject: &mut Subject, prefill: usize, steps: usize, random: &mut Random) -> Result<Measured> {
-    let Subject { text, vocab, .. } = subject;
-    let depth = text.sequence().position();
-    let back = |text: &mut Text| text.go_to(depth, *vocab, &mut Random::new(0), &mut || Ok(()));
-    let prompt = tokens(random, *vocab, prefill);
+/// Tokens that are prefilled in half of a row's time: all, or as many lots of [`PROBE`]; and what
+/// they took where that is known by now.
+fn prompt_length(task: &Task, subject: &mut Subject, random: &mut Random) -> Result<(usize, Option<f64>)> {
+    let Some(time) = task.row_time.filter(|_| task.prefill > PROBE) else { return Ok((task.prefill, None)) };
+    let seconds = prefill(subject, PROBE, random)?;
+    let lots = (time.as_secs_f64() / 2.0 / seconds.max(1e-9)) as usize;
+    Ok(if lots < 2 { (PROBE, Some(seconds)) } else { (lots.saturating_mul(PROBE).min(task.prefill), None) })
+}
+
+/// Goes back to `depth`, where no clock runs.
+fn back(subject: &mut Subject, depth: usize) -> Result<()> {
+    subject.text.go_to(depth, subject.vocab, &mut Random::new(0), &mut || Ok(()))
+}
+
+/// Seconds that a prefill of so many tokens takes from the present depth, to which it returns.
+fn prefill(subject: &mut Subject, count: usize, random: &mut Random) -> Result<f64> {
+    let (depth, prompt) = (subject.text.sequence().position(), tokens(random, subject.vocab, count));
     let start = Instant::now();
     // Logits are asked for so that the call ends when the work does, not when it has been handed to
     // the device.
-    text.sequence_mut().forward(&prompt, Logits::Last)?;
-    let prefill_seconds = vec![start.elapsed().as_secs_f64()];
-    back(text)?;
+    subject.text.sequence_mut().forward(&prompt, Logits::Last)?;
+    let seconds = start.elapsed().as_secs_f64();
+    back(subject, depth)?;
+    Ok(seconds)
+}
 
-    let mut token = random.below(*vocab) as u32;
-    let mut step_seconds = Vec::with_capacity(steps);
-    let mut counters = StepCounters::default();
-    for step in 1..=steps {
+/// Seconds of each of some steps from the present depth, to which it returns: of as many as `until`
+/// leaves time for, and of [`FEWEST`] in any case. And what a step cost.
+fn decode(subject: &mut Subject, steps: usize, until: Option<Instant>, random: &mut Random) -> Result<(Vec<f64>, StepCounters)> {
+    let depth = subject.text.sequence().position();
+    let mut token = random.below(subject.vocab) as u32;
+    let (mut seconds, mut counters, mut last) = (Vec::with_capacity(steps), StepCounters::default(), false);
+    while !last {
         let start = Instant::now();
+        let count = seconds.len() + 1;
+        last = count >= steps || count >= FEWEST && until.is_some_and(|until| start >= until);
         // As text is generated.
-        token = if step < steps { text.sequence_mut().step_ahead(token)? } else { text.sequence_mut().step(token)? };
-        step_seconds.push(start.elapsed().as_secs_f64());
-        counters += text.sequence().counters();
+        let sequence = subject.text.sequence_mut();
+        token = if last { sequence.step(token)? } else { sequence.step_ahead(token)? };
+        seconds.push(start.elapsed().as_secs_f64());
+        counters += sequence.counters();
     }
-    let counters = counters / steps.max(1) as u32;
-    back(text)?;
-    Ok(Measured { prefill_seconds, step_seconds, counters })
-}
-
-fn row(task: &Task, subject: &Subject, depth: usize, measured: &Measured, roofline: &Roofline) -> Row {
-    // A clock too coarse to see a step must not make its speed infinite.
-    let seconds = |times: &[f64]| times.iter().sum::<f64>().max(1e-9);
-    let step_seconds = seconds(&measured.step_seconds) / measured.step_seconds.len() as f64;
-    let prefill_tps = (task.prefill * measured.prefill_seconds.len()) as f64 / seconds(&measured.prefill_seconds);
-    let mut sorted = measured.step_seconds.clone();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let milliseconds = |percent| percentile(&sorted, percent) * 1e3;
-
-    // Step s of a measurement reads depth + s cached rows and its own.
-    let mean_depth = depth + task.steps.div_ceil(2);
-    let kv_bytes_per_token = subject.text.sequence().memory().kv_bytes_per_token;
-    let cost = (subject.cost)(subject.text.sequence());
-    let bytes_per_step = cost.bytes(mean_depth, kv_bytes_per_token);
-    let flops_per_step = cost.flops(mean_depth);
-    Row {
-        model: subject.model.clone(),
-        method: subject.method.clone(),
-        layout: subject.layout.clone(),
-        weights: subject.weights.clone(),
-        depth,
-        prefill_tps,
-        decode_tps: 1.0 / step_seconds,
-        decode_ms_p10: milliseconds(10),
-        decode_ms_p50: milliseconds(50),
-        decode_ms_p90: milliseconds(90),
-        kv_bytes_per_token,
-        bytes_per_step,
-        flops_per_step,
-        share_of_roofline: roofline.least_seconds(bytes_per_step, flops_per_step) / step_seconds,
-        dispatches_per_step: measured.counters.dispatches,
-        submits_per_step: measured.counters.submits,
-        readback_bytes_per_step: measured.counters.readback_bytes,
-    }
-}
-
-/// The value that `percent` % of `sorted` do not exceed (nearest rank); 0 where there are none.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn percentiles_are_nearest_ranks() {
-        let sorted: Vec<f64> = (1..=20).map(f64::from).collect();
-        assert_eq!([10, 50, 90, 100].map(|p| percentile(&sorted, p)), [2.0, 10.0, 18.0, 20.0]);
-        assert_eq!([10, 50, 90].map(|p| percentile(&[7.0], p)), [7.0; 3]);
-        assert_eq!(percentile(&[], 50), 0.0);
-    }
+    let counters = counters / seconds.len() as u32;
+    back(subject, depth)?;
+    Ok((seconds, counters))
 }

@@ -83,7 +83,8 @@ pub struct Blocks {
     /// Two numbers for every 32 codes.
     ///
     /// In f16, to which the products of K blocks' two scales are rounded: numbers differ from the
-    /// file's by less than a millionth of their mean square, as scale and minimum are rounded together.
+    /// file's by less than a millionth of their mean square, as scale and minimum are rounded
+    /// together.
     pub groups: Vec<[f16; 2]>,
 }
 

@@ -1,9 +1,10 @@
 //! `lowkey bench`: prefill and decode speed by depth, or every kernel's time, and the device's
 //! measured roofline beside it.
 
+mod llama;
 mod text;
 
-use self::text::{kernels_of, kernels_text, speed, speed_text};
+use self::text::{kernels_of, kernels_text, speed, speed_page, speed_text};
 use super::cache::CacheArgs;
 use super::console::Console;
 use super::device::untrained;
@@ -12,7 +13,9 @@ use super::several;
 use super::table::{markdown, table};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use lowkey::bench::{self, Cost, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, WeightBytes, kernels, step_cost};
+use lowkey::bench::{
+    self, Cost, Picture, RandomRows, Report, Roofline, Row, RowsMade, Shape, Subject, Task, Text, WeightBytes, kernels, parameters, step_cost,
+};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::decoder;
 use lowkey::gpu::{Device, ShaderChecks, WeightType};
@@ -59,10 +62,9 @@ pub struct Args {
     /// Time every kernel of a step and of a chunk by the device's own clock.
     #[arg(long, requires = "shape")]
     kernels: bool,
-    /// With --kernels: also with other constants than this device gets, one at a time: splits,
-    /// coded splits, in flight, keys, score rows, score keys, merge lanes, absorb, team rows,
-    /// ahead, paired, logits, tile [default: all].
-    #[arg(long, requires = "kernels", value_delimiter = ',', num_args = 0.., require_equals = true, value_name = "WHAT,…", value_parser = PossibleValuesParser::new(kernels::SWEEPS))]
+    /// With --kernels: also with other constants than this device gets, one at a time, of rows that
+    /// nothing is rebuilt of [default: all].
+    #[arg(long, requires = "kernels", value_delimiter = ',', num_args = 0.., require_equals = true, value_name = "WHAT,…", value_parser = PossibleValuesParser::new(kernels::sweeps()))]
     sweep: Option<Vec<String>>,
     /// Tokens in the cache when a measurement starts.
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "N,…")]
@@ -79,14 +81,18 @@ pub struct Args {
     /// Seed of the pseudo-random tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What one model at one depth may take, about: where it is slow, a shorter prefill is
+    /// measured, fewer steps, and fewer rounds. Rows say what was.
+    #[arg(long, default_value_t = 20, value_name = "SECONDS")]
+    row_time: u64,
     /// What a GPU's kernels are checked for while they run, to see what it costs.
     #[arg(long, value_enum, default_value_t = Checks::Bounds, value_name = "WHAT")]
     shader_checks: Checks,
     /// Begin no measurement later than so many seconds after the start.
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
-    /// Write what has been measured so far, after each measurement, as JSON and as a table, into
-    /// this directory.
+    /// Write what has been measured so far, after each measurement, into this directory: as JSON,
+    /// as a table with llama-bench's columns, and as a picture of speed by depth.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -103,7 +109,8 @@ impl Args {
         }
         let report = self.report.as_ref().map(|path| Report::reserve(path, if self.kernels { "kernels" } else { "speed" })).transpose()?;
         let method = self.cache.method()?;
-        let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None };
+        let row_time = Some(Duration::from_secs(self.row_time));
+        let task = Task { depths: self.depth, prefill: self.prefill, steps: self.steps, rounds: self.rounds, seed: self.seed, time: None, row_time };
         let capacity = task.capacity().ok_or_else(too_deep)?;
         let weights = Weights::parse(&self.weights, self.shape.is_empty())?;
         let mut checkpoints = Some(several::open(&self.models)?);
@@ -113,7 +120,8 @@ impl Args {
             Checks::All => ShaderChecks::All,
         })?;
         let run = Run { console, engine: &engine, report, bar: console.bar(), started, time: self.time.map(Duration::from_secs), roofline: None };
-        let sweep = self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::SWEEPS.map(String::from).into() } else { what });
+        let sweep =
+            self.sweep.map_or(Vec::new(), |what| if what.is_empty() { kernels::sweeps().into_iter().map(String::from).collect() } else { what });
         let rows = if self.rows.is_empty() { RandomRows::usual() } else { self.rows };
         let each = |kinds: Vec<WeightType>| self.shape.iter().flat_map(|shape| kinds.iter().map(|kind| (*shape, *kind))).collect::<Vec<_>>();
         match weights {
@@ -197,6 +205,8 @@ impl Run<'_> {
                     method: method.name().unwrap_or(loaded.method()).into(),
                     layout: method.layout(&loaded.layout()),
                     weights: loaded.weight_type(),
+                    parameters: parameters(loaded.checkpoint().config()),
+                    weight_bytes: loaded.weight_bytes().all(loaded.checkpoint().config()),
                     vocab: loaded.checkpoint().config().vocab_size,
                     cost: Box::new(step_cost(loaded.checkpoint().config(), options, made, loaded.weight_bytes())),
                     text: Text::Read(Box::new(loaded.sequence(options).map_err(name_depth)?)),
@@ -217,7 +227,7 @@ impl Run<'_> {
             Some(report) => {
                 let rows = all(rows);
                 let speed = speed(self.engine, roofline, &rows);
-                report.write(&speed, &speed_text(&speed, markdown))
+                report.write(&speed, &speed_page(&speed), picture(&rows)?.as_ref())
             }
             None => Ok(()),
         };
@@ -283,12 +293,15 @@ impl Run<'_> {
         let mut all: Vec<Row> = Vec::new();
         self.random(shapes, |run, shape, model| {
             let subject = |(rows, mean_pairs, text): Filled| {
-                let (config, bytes) = (model.config().clone(), WeightBytes { matrices: model.matrix_bytes(), number: 2 });
+                let config = model.config().clone();
+                let bytes = WeightBytes { matrices: model.matrix_bytes(), embedding: model.embedding_bytes(), number: 2 };
                 Subject {
                     model: shape.name().into(),
                     method: rows.method().into(),
                     layout: rows.name().into(),
                     weights: model.weight_type(),
+                    parameters: parameters(&config),
+                    weight_bytes: bytes.all(&config),
                     vocab: config.vocab_size,
                     cost: Box::new(move |sequence| Cost::of(&config, (sequence.rows(), &mean_pairs), rows.read(), bytes)),
                     text,
@@ -339,7 +352,7 @@ impl Run<'_> {
                 Some(report) => {
                     let rows = [&before, rows].concat();
                     let kernels = kernels_of(run.engine, roofline, launch_us, &rows);
-                    report.write(&kernels, &kernels_text(&kernels, markdown))
+                    report.write(&kernels, &kernels_text(&kernels, markdown), None)
                 }
                 None => Ok(()),
             };
@@ -354,6 +367,11 @@ impl Run<'_> {
         drop(bar);
         console.result(&kernels_of(engine, roofline, launch_us, &all), |kernels| kernels_text(kernels, table))
     }
+}
+
+fn picture(rows: &[Row]) -> Result<Option<Picture>> {
+    let caption = "Tokens decoded per second by tokens in the cache".to_owned();
+    Ok(bench::chart(rows)?.map(|svg| Picture { svg, caption }))
 }
 
 fn too_deep() -> Error {

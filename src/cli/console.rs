@@ -2,7 +2,7 @@
 //! or stdin.
 
 use super::Global;
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, ignored};
 use super::progress::Bar;
 use lowkey::gpu::ShaderChecks;
 use lowkey::session::Cancel;
@@ -121,6 +121,9 @@ impl Console {
     pub fn engine_with(&self, checks: ShaderChecks) -> Result<Engine> {
         let engine = self.device().open_with(checks)?;
         if let Some(remark) = self.device().remark(&engine) {
+            self.remark(&remark);
+        }
+        if let Some(remark) = ignored(&engine) {
             self.remark(&remark);
         }
         Ok(engine)

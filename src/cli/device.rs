@@ -2,8 +2,10 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lowkey::checkpoint::Checkpoint;
-use lowkey::gpu::{ShaderChecks, Tier};
+use lowkey::gpu::{Origin, ShaderChecks, Tier};
+use lowkey::pull::Store;
 use lowkey::{Device, Engine, Error, LoadOptions, Result, WeightStorage};
+use std::path::PathBuf;
 
 /// What to run on.
 #[derive(clap::Args, Default)]
@@ -35,13 +37,30 @@ impl DeviceArgs {
             let message = format!("{} is for a GPU; the processor (--device cpu) has no tiers", tier.name());
             return Err(Error::Argument { name: "tier".into(), message });
         }
-        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, checks, ..LoadOptions::default() })
+        let tunings = tunings().ok();
+        Engine::open(&LoadOptions { device: self.device.clone(), tier: self.tier, checks, tunings, ..LoadOptions::default() })
     }
 
     /// What to say where `engine` is the processor, for which nobody asked.
     pub fn remark(&self, engine: &Engine) -> Option<String> {
         let unasked = engine.gpu().is_none() && self.device == Device::Auto;
         unasked.then(|| "no GPU was found: running on the processor. `lowkey doctor` says what there is".into())
+    }
+}
+
+/// Where `lowkey tune` keeps what it has measured: in the cache directory.
+///
+/// # Errors
+/// Those of [`Store::standard`].
+pub fn tunings() -> Result<PathBuf> {
+    Ok(Store::standard()?.directory().join("tuning"))
+}
+
+/// What to say where what was measured of `engine` cannot be used.
+pub fn ignored(engine: &Engine) -> Option<String> {
+    match engine.gpu()?.tuning_origin() {
+        Origin::Ignored { path, reason } => Some(format!("{}: {reason}", path.display())),
+        _ => None,
     }
 }
 

@@ -26,6 +26,7 @@ mod several;
 mod size;
 mod table;
 mod template;
+mod tune;
 
 use clap::{Parser, Subcommand};
 use console::Console;
@@ -71,6 +72,7 @@ enum Command {
     Generate(generate::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    Tune(tune::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -87,6 +89,7 @@ impl Command {
             Command::Generate(args) => args.run(console),
             Command::Eval(args) => args.run(console),
             Command::Bench(args) => args.run(console),
+            Command::Tune(args) => args.run(console),
             Command::Doctor(args) => args.run(console),
             Command::Completions(args) => args.run(console),
         }

@@ -158,6 +158,11 @@ impl Model {
         self.weights().map(|weight| weight.bytes() as u64).sum()
     }
 
+    /// Bytes of the embedding; 0 where it is the head.
+    pub fn embedding_bytes(&self) -> u64 {
+        if self.head.is_some() { self.embedding.bytes() as u64 } else { 0 }
+    }
+
     /// The types of those matrices, that of most bytes first: `q4_k q6_k`.
     pub fn weight_type(&self) -> String {
         let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();

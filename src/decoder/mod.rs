@@ -107,6 +107,11 @@ impl Model {
         self.matrices().flat_map(|matrix| &matrix.parts).map(Part::bytes).sum()
     }
 
+    /// Bytes of the embedding; 0 where it is the head.
+    pub fn embedding_bytes(&self) -> u64 {
+        if self.ends.head.is_some() { self.ends.embedding.parts.iter().map(Part::bytes).sum() } else { 0 }
+    }
+
     /// The types of their weights, those of most of them first: `q4 q6`.
     pub fn weight_type(&self) -> String {
         let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();

@@ -5,9 +5,11 @@ use super::faults::Faults;
 use super::pipeline::Pipelines;
 use super::profile::Profile;
 use super::shader::IMMEDIATE_BYTES;
+use super::tuned::{self, Adapter, Origin};
 use super::wait::Patience;
 use crate::gpu::Tuning;
 use crate::{Error, Result};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -108,6 +110,10 @@ pub struct Options {
     pub patience: Option<Duration>,
     /// What shaders are checked for while they run.
     pub checks: ShaderChecks,
+    /// The directory with what was measured of adapters ([`Tuned`]).
+    ///
+    /// `None` for built-in constants.
+    pub tunings: Option<PathBuf>,
     /// Puts known words behind every buffer, for tests.
     ///
     /// [`Device::overrun`] says by them where something was written that should not have been.
@@ -155,6 +161,7 @@ pub struct Device {
     max_binding: u64,
     memory: Option<u64>,
     tuning: RwLock<Tuning>,
+    origin: Origin,
     pub(super) faults: Arc<Faults>,
     pub(super) patience: Patience,
     pub(super) canaries: Option<Canaries>,
@@ -303,23 +310,13 @@ impl Device {
         let info = adapter.get_info();
         let software = info.device_type == wgpu::DeviceType::Cpu;
         let (pipelines, patience) = (Pipelines::new(tier, options.checks), Patience::new(options.patience, software));
-        let (tuning, canaries) = (RwLock::new(Tuning::of(software)), options.canaries.then(Canaries::default));
-        let memory = memory(adapter);
-        let opened = Device {
-            device,
-            queue,
-            pipelines,
-            profile: Mutex::default(),
-            info,
-            tier,
-            max_binding,
-            memory,
-            tuning,
-            faults,
-            patience,
-            canaries,
-            made: AtomicU64::new(0),
+        let (tuning, origin) = match &options.tunings {
+            Some(directory) => tuned::read(directory, &Adapter::of(&info, tier), &Tuning::of(software)),
+            None => (Tuning::of(software), Origin::BuiltIn),
         };
+        let (tuning, profile, memory) = (RwLock::new(tuning), Mutex::default(), memory(adapter));
+        let (canaries, made) = (options.canaries.then(Canaries::default), AtomicU64::new(0));
+        let opened = Device { device, queue, pipelines, profile, info, tier, max_binding, memory, tuning, origin, faults, patience, canaries, made };
         log::debug!("opened {}, {:?}, driver {}, tier {}", opened.name(), opened.info.backend, opened.driver(), tier.name());
         Ok(Arc::new(opened))
     }
@@ -327,6 +324,11 @@ impl Device {
     /// The adapter's name.
     pub fn name(&self) -> &str {
         &self.info.name
+    }
+
+    /// Vulkan, Metal or Dx12.
+    pub fn backend(&self) -> String {
+        format!("{:?}", self.info.backend)
     }
 
     /// The driver's name and version.
@@ -371,12 +373,22 @@ impl Device {
         *self.tuning.read().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Where the tuning is from that the device was opened with.
+    pub fn tuning_origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What a tuning that is measured here holds for.
+    pub fn adapter(&self) -> Adapter {
+        Adapter::of(&self.info, self.tier)
+    }
+
     /// Sets the tuning of kernels that are planned from now on, of new sequences.
     ///
     /// # Panics
     /// Where `tuning` contradicts what its fields say.
     pub fn set_tuning(&self, tuning: Tuning) {
-        tuning.check();
+        assert_eq!(tuning.problem(), None, "{tuning:?}");
         *self.tuning.write().unwrap_or_else(|e| e.into_inner()) = tuning;
     }
 

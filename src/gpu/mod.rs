@@ -15,6 +15,7 @@ mod quantised;
 mod roofline;
 mod shader;
 mod tensor;
+mod tuned;
 mod tuning;
 mod wait;
 
@@ -27,6 +28,7 @@ pub(crate) use roofline::empty_dispatches;
 pub use roofline::{Roofline, roofline};
 pub use shader::{SOURCES, preprocess};
 pub use tensor::{Element, ElementType, Shape, Tensor, pad};
+pub use tuned::{Adapter, Choice, Origin, Tuned};
 pub(crate) use tuning::SHARING;
 pub use tuning::{Tile, Tuning};
 

@@ -1,10 +1,14 @@
 //! How kernels divide their work where devices want it differently.
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
 /// Vectors of values that the lanes of a workgroup share keys in: see `shaders/values.wgsl`.
 pub(crate) const SHARING: u32 = 16;
 
 /// What a workgroup computes, and what a lane does of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// Tokens, and rows of weights.
     pub tokens: u32,
@@ -22,6 +26,10 @@ impl Tile {
     /// Whether the kernel can be made of it: whole lanes, 256 at the most, pairs of rows in one
     /// lane, and both operands in 16 KiB.
     fn fits(&self) -> bool {
+        let numbers = [self.tokens, self.rows, self.depth, self.lane_tokens, self.lane_rows];
+        if numbers.iter().any(|n| !(1..=4096).contains(n)) {
+            return false;
+        }
         let whole = self.tokens.is_multiple_of(self.lane_tokens) && self.rows.is_multiple_of(self.lane_rows) && self.depth.is_multiple_of(4);
         let lanes = (self.tokens / self.lane_tokens) * (self.rows / self.lane_rows);
         whole && self.lane_rows.is_multiple_of(2) && (1..=256).contains(&lanes) && (self.tokens + self.rows) * self.depth <= 4096
@@ -31,7 +39,8 @@ impl Tile {
 /// How kernels divide their work where devices want it differently.
 ///
 /// A kernel reads it as it is planned: what is planned keeps what it was planned with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tuning {
     /// The most splits of one token's exact keys.
     pub splits: u32,
@@ -121,23 +130,80 @@ impl Tuning {
 }
 
 impl Tuning {
-    pub(crate) fn check(&self) {
-        assert!(self.keys > 0 && self.keys.is_multiple_of(SHARING * self.in_flight), "{self:?}: keys");
-        assert!(self.merge_lanes.is_power_of_two() && self.merge_lanes <= 256, "{self:?}: lanes");
-        assert!(self.team_rows.is_multiple_of(2), "{self:?}: rows");
-        assert!(self.tile.fits(), "{self:?}: tile");
+    /// The same with another value of the constant `name`, a field of this type.
+    ///
+    /// # Errors
+    /// What is wrong, in words: there is no such constant, or it cannot have this value beside the
+    /// others.
+    pub fn with(&self, name: &str, value: &Value) -> Result<Tuning, String> {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(self) else { return Err("constants cannot be written".into()) };
+        let field = fields.get_mut(name).ok_or_else(|| format!("there is no constant {name:?}"))?;
+        *field = value.clone();
+        let tuning: Tuning = serde_json::from_value(Value::Object(fields)).map_err(|e| format!("{name} cannot be {value}: {e}"))?;
+        tuning.problem().map_or(Ok(tuning), |problem| Err(format!("{name} cannot be {value}: {problem}")))
+    }
+
+    /// What contradicts what the fields say; nothing where kernels can be made so.
+    pub fn problem(&self) -> Option<String> {
+        // Far beyond what is of use, and what tables of the kernels have room for.
         let counts = [
-            self.splits,
-            self.coded_splits,
-            self.score_rows,
-            self.score_keys,
-            self.in_flight,
-            self.ends,
-            self.absorb,
-            self.team_rows,
-            self.ahead,
-            self.logits,
+            ("splits", self.splits, 1024),
+            ("coded_splits", self.coded_splits, 1024),
+            ("score_rows", self.score_rows, 32),
+            ("score_keys", self.score_keys, 32),
+            ("score_workgroups", self.score_workgroups, u32::MAX),
+            ("keys", self.keys, 256),
+            ("in_flight", self.in_flight, 16),
+            ("ends", self.ends, 8),
+            ("absorb", self.absorb, 1 << 16),
+            ("team_rows", self.team_rows, 16),
+            ("ahead", self.ahead, 16),
+            ("logits", self.logits, 1 << 24),
+            ("merge_lanes", self.merge_lanes, 256),
         ];
-        assert!(counts.iter().all(|n| *n > 0), "{self:?}: none");
+        if let Some((name, _, most)) = counts.into_iter().find(|(_, count, most)| !(1..=*most).contains(count)) {
+            return Some(format!("{name} is not from 1 to {most}"));
+        }
+        if !self.keys.is_multiple_of(SHARING * self.in_flight) {
+            return Some(format!("keys is no multiple of {SHARING} · in_flight"));
+        }
+        if !self.merge_lanes.is_power_of_two() {
+            return Some("merge_lanes is no power of two".into());
+        }
+        if !self.team_rows.is_multiple_of(2) {
+            return Some("team_rows is odd".into());
+        }
+        (!self.tile.fits()).then(|| "no kernel can be made of the tile".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_constant_is_replaced_by_name_where_it_can_be() {
+        for own in [Tuning::of(true), Tuning::of(false)] {
+            assert_eq!(own.problem(), None);
+            assert_eq!(own.with("keys", &json!(256)).unwrap(), Tuning { keys: 256, ..own });
+            assert_eq!(own.with("paired", &json!(!own.paired)).unwrap(), Tuning { paired: !own.paired, ..own });
+            let tile = Tile { tokens: 32, rows: 64, depth: 32, lane_tokens: 4, lane_rows: 4 };
+            assert_eq!(own.with("tile", &serde_json::to_value(tile).unwrap()).unwrap(), Tuning { tile, ..own });
+            for (name, value, why) in [
+                ("kees", json!(64), "no constant \"kees\""),
+                ("keys", json!("many"), "keys cannot be \"many\""),
+                ("keys", json!(72), "no multiple"),
+                ("keys", json!(-1), "keys cannot be -1"),
+                ("splits", json!(0), "from 1 to 1024"),
+                ("splits", json!(u32::MAX), "from 1 to 1024"),
+                ("merge_lanes", json!(96), "power of two"),
+                ("team_rows", json!(3), "odd"),
+                ("tile", json!({ "tokens": 64, "rows": 64, "depth": 0, "lane_tokens": 0, "lane_rows": 4 }), "tile"),
+            ] {
+                let problem = own.with(name, &value).unwrap_err();
+                assert!(problem.contains(why), "{name} {value}: {problem}");
+            }
+        }
     }
 }

@@ -59,6 +59,6 @@ fn the_gpu_says_what_the_processor_says_in_every_tier() {
     assert_eq!((row["weights"].as_str(), row["kv_bytes_per_token"].as_u64()), (Some("f16"), Some(432)));
 
     let doctor = json(&run(&["doctor", "--json"]));
-    assert_eq!(keys(&doctor), ["version", "adapters", "processor_threads", "would_run", "problem"]);
+    assert_eq!(keys(&doctor), ["version", "adapters", "processor_threads", "would_run", "problem", "tuning"]);
     assert!(doctor["would_run"]["tier"].is_string() && doctor["problem"].is_null(), "{doctor}");
 }

@@ -16,6 +16,7 @@ mod methods;
 mod models;
 #[cfg(unix)]
 mod terminal;
+mod tune;
 mod usage;
 
 use common::SyntheticModel;

@@ -1,6 +1,7 @@
 //! What `lowkey bench` prints: as JSON, and as a table for people.
 
 use super::super::table::{bytes, number};
+use super::llama;
 use lowkey::Engine;
 use lowkey::bench::{Roofline, Row, kernels};
 use serde::Serialize;
@@ -9,6 +10,7 @@ use serde::Serialize;
 pub(super) struct Speed<'a> {
     device: String,
     driver: String,
+    backend: String,
     tier: &'static str,
     roofline: Roofline,
     rows: &'a [Row],
@@ -25,7 +27,7 @@ pub(super) struct Kernels<'a> {
 }
 
 pub(super) fn speed<'a>(engine: &Engine, roofline: Roofline, rows: &'a [Row]) -> Speed<'a> {
-    Speed { device: engine.name(), driver: engine.driver(), tier: engine.tier(), roofline, rows }
+    Speed { device: engine.name(), driver: engine.driver(), backend: engine.backend(), tier: engine.tier(), roofline, rows }
 }
 
 pub(super) fn kernels_of<'a>(engine: &Engine, roofline: Roofline, launch_us: f64, rows: &'a [kernels::Row]) -> Kernels<'a> {
@@ -54,6 +56,7 @@ pub(super) fn speed_text(speed: &Speed, table: MakeTable) -> String {
         "depth",
         "prefill t/s",
         "decode t/s",
+        "steps",
         "ms p10",
         "p50",
         "p90",
@@ -71,6 +74,7 @@ pub(super) fn speed_text(speed: &Speed, table: MakeTable) -> String {
             row.depth.to_string(),
             number(Some(row.prefill_tps)),
             number(Some(row.decode_tps)),
+            format!("{}×{}", row.rounds, row.steps),
             number(Some(row.decode_ms_p10)),
             number(Some(row.decode_ms_p50)),
             number(Some(row.decode_ms_p90)),
@@ -82,6 +86,13 @@ pub(super) fn speed_text(speed: &Speed, table: MakeTable) -> String {
     };
     let rows: Vec<Vec<String>> = speed.rows.iter().map(row).collect();
     head(&speed.device, &speed.driver, speed.tier, speed.roofline) + "\n" + &table(&names, &rows)
+}
+
+/// The page of a report.
+pub(super) fn speed_page(speed: &Speed) -> String {
+    let head = head(&speed.device, &speed.driver, speed.tier, speed.roofline);
+    let build = concat!("\nbuild: lowkey ", env!("CARGO_PKG_VERSION"), "\n");
+    head + "\n" + &llama::table(&speed.backend, speed.rows) + build
 }
 
 pub(super) fn kernels_text(kernels: &Kernels, table: MakeTable) -> String {

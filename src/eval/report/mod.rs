@@ -1,7 +1,6 @@
 //! The report as files: `report.json` (what `--json` prints), `rows.csv`, `continuations.csv`,
 //! `needle.csv`, and `index.html`, a page that needs nothing else.
 
-mod chart;
 mod frontier;
 mod needle_map;
 mod page;
@@ -83,20 +82,4 @@ fn objects<T: Serialize>(rows: &[T]) -> Result<Vec<Map<String, Value>>> {
         other => Err(failed(format!("a row is no object: {other}"))),
     };
     rows.iter().map(object).collect()
-}
-
-/// A name as it may stand in a page or a picture, neither of which has control characters.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
-/// Each value once, in the order of first occurrence.
-fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut found = Vec::new();
-    values.for_each(|value| {
-        if !found.contains(&value) {
-            found.push(value);
-        }
-    });
-    found
 }

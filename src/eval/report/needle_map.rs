@@ -1,7 +1,7 @@
 //! The picture of what was found in long texts.
 
-use super::chart::{COLOURS, failed, svg, write};
 use crate::Result;
+use crate::chart::{COLOURS, failed, svg, write};
 use crate::eval::needle;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;

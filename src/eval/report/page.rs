@@ -1,8 +1,9 @@
 //! The report's page: the pictures and the tables, in one file that is valid HTML and well-formed
 //! XML at once.
 
-use super::{distinct, frontier, needle_map, objects, plain};
+use super::{frontier, needle_map, objects};
 use crate::Result;
+use crate::chart::{distinct, plain};
 use crate::eval::{Report, Row, needle};
 use serde::Serialize;
 use serde_json::Value;
