@@ -99,13 +99,12 @@ fn found(task: &Task, device: &Arc<Device>, own: &Tuning, on_progress: OnProgres
     let (mut tuning, mut choices, mut unmeasured, mut measured) = (*own, Vec::new(), Vec::new(), 0);
     for constant in constants() {
         match run.choose(&constant, &tuning)? {
-            None => unmeasured.push(constant.name.to_string()),
-            Some(better) => {
+            Verdict::NoTime => unmeasured.push(constant.name.to_string()),
+            Verdict::Stays => measured += 1,
+            Verdict::Better { value, tuning: better, times } => {
                 measured += 1;
-                if let Some((value, faster, times)) = better {
-                    choices.push(Choice { name: constant.field(), value, times });
-                    tuning = faster;
-                }
+                choices.push(Choice { name: constant.field(), value, times });
+                tuning = better;
             }
         }
     }
@@ -158,6 +157,16 @@ struct What<'a> {
     rows: &'a [&'a str],
 }
 
+/// What was found of a constant.
+enum Verdict {
+    /// The time was up.
+    NoTime,
+    /// No other value is clearly faster.
+    Stays,
+    /// Its kernels are so many times as fast with another value.
+    Better { value: Value, tuning: Tuning, times: f64 },
+}
+
 impl Run<'_> {
     /// Tells where the work stands.
     ///
@@ -176,35 +185,32 @@ impl Run<'_> {
         self.started.elapsed() > self.time.mul_f64(share)
     }
 
-    /// The value of `constant` with which its kernels are faster than with `own`, that tuning, and
-    /// how many times; `None` inside where there is none. `None` where the time was up.
-    #[expect(clippy::type_complexity, reason = "measured or not, and then better or not")]
-    fn choose(&mut self, constant: &Constant, own: &Tuning) -> Result<Option<Option<(Value, Tuning, f64)>>> {
+    /// What `own` is to be exchanged for, of the values of `constant`.
+    fn choose(&mut self, constant: &Constant, own: &Tuning) -> Result<Verdict> {
         let what = What { kernels: constant.kernels, chunk: constant.is_of_chunks(), rows: constant.rows };
         let others = constant.others(own);
         let tunings: Vec<Tuning> = [*own].into_iter().chain(others.iter().map(|(.., tuning)| *tuning)).collect();
-        let Some(times) = self.race(what, &tunings)? else { return Ok(None) };
+        let Some(times) = self.race(what, &tunings)? else { return Ok(Verdict::NoTime) };
         let fastest = times.iter().enumerate().skip(1).max_by(|a, b| a.1.total_cmp(b.1));
-        let Some((index, _)) = fastest.filter(|(_, times)| **times >= MARGIN) else { return Ok(Some(None)) };
+        let Some((index, _)) = fastest.filter(|(_, times)| **times >= MARGIN) else { return Ok(Verdict::Stays) };
         // The best of several is lucky, too.
-        let Some(again) = self.race(what, &[*own, tunings[index]])? else { return Ok(None) };
+        let Some(again) = self.race(what, &[*own, tunings[index]])? else { return Ok(Verdict::NoTime) };
         let (_, value, tuning) = &others[index - 1];
-        Ok(Some((again[1] >= MARGIN).then(|| (value.clone(), *tuning, again[1].min(times[index])))))
+        let better = Verdict::Better { value: value.clone(), tuning: *tuning, times: again[1].min(times[index]) };
+        Ok(if again[1] >= MARGIN { better } else { Verdict::Stays })
     }
 
     /// How many times as fast as the first of `tunings` each is, over the rows it is about: the
     /// geometric mean of the medians' ratios. 0 for what is left out, is clearly slower of one kind
     /// of rows, or cannot be made. `None` where the time was up.
     fn race(&mut self, what: What, tunings: &[Tuning]) -> Result<Option<Vec<f64>>> {
+        let concerned: Vec<usize> = (0..self.caches.len()).filter(|cache| what.rows.contains(&self.caches[*cache].rows)).collect();
         // By tuning and rows: seconds of every turn.
         let mut seconds: Vec<Vec<Vec<f64>>> = tunings.iter().map(|_| vec![Vec::new(); self.caches.len()]).collect();
         let mut times = vec![1.0; tunings.len()];
         for _ in 0..TURNS {
             for (index, tuning) in tunings.iter().enumerate().filter(|(index, _)| times[*index] > 0.0).collect::<Vec<_>>() {
-                for cache in 0..self.caches.len() {
-                    if !what.rows.contains(&self.caches[cache].rows) {
-                        continue;
-                    }
+                for &cache in &concerned {
                     self.pause()?;
                     if self.is_late(0.9) {
                         return Ok(None);
