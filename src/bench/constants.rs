@@ -26,6 +26,11 @@ impl Constant {
         self.kernels == ["matmul"]
     }
 
+    /// Whether what it concerns takes the longer the more tokens are cached.
+    pub fn is_of_attention(&self) -> bool {
+        self.kernels.iter().any(|kernel| ["values", "merge", "score", "prepare"].contains(kernel))
+    }
+
     /// `own` with each of the other values that it can have beside the rest: what is set, its
     /// value, and the whole.
     pub fn others(&self, own: &Tuning) -> Vec<(String, Value, Tuning)> {

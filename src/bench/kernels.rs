@@ -87,7 +87,7 @@ pub struct Row {
     pub rows: String,
     /// Tokens in the cache.
     pub depth: usize,
-    /// What is otherwise than the device's own [`Tuning`]; empty where nothing is.
+    /// What is otherwise than the device's own [`Tuning`](gpu::Tuning); empty where nothing is.
     pub tuning: String,
     /// `step`, `chunk`, or `prompt` for what only a prompt that is compressed needs.
     pub phase: &'static str,

@@ -6,7 +6,7 @@
 //! it is ahead by [`MARGIN`] both times. At the end all that was chosen runs against what is built
 //! in, in whole steps, and is dropped where these are no faster.
 //!
-//! The model has the shape and the random weights of a real one and [`LAYERS`] layers: kernels do
+//! The model has the shape and the random weights of a real one, and four layers: kernels do
 //! the same in every layer, and what a layer reads is more than caches hold.
 
 use super::constants::{Constant, constants};
@@ -93,7 +93,7 @@ pub fn run(task: &Task, device: &Arc<Device>, on_progress: OnProgress<'_>) -> Re
 fn found(task: &Task, device: &Arc<Device>, own: &Tuning, on_progress: OnProgress<'_>) -> Result<Found> {
     let started = Instant::now();
     // Deep enough that splitting tells.
-    let depth = if device.is_software() { 2048 } else { 16_384 };
+    let depth = if device.is_software() { 1024 } else { 16_384 };
     let (shape, caches, vocab) = caches(task.shape, device, depth)?;
     let mut run = Run { device, caches, vocab, depth, random: Random::new(1), started, time: task.time, on_progress };
     let (mut tuning, mut choices, mut unmeasured, mut measured) = (*own, Vec::new(), Vec::new(), 0);
@@ -155,6 +155,8 @@ struct What<'a> {
     kernels: &'a [&'a str],
     chunk: bool,
     rows: &'a [&'a str],
+    /// Tokens in the cache.
+    depth: usize,
 }
 
 /// What was found of a constant.
@@ -187,7 +189,8 @@ impl Run<'_> {
 
     /// What `own` is to be exchanged for, of the values of `constant`.
     fn choose(&mut self, constant: &Constant, own: &Tuning) -> Result<Verdict> {
-        let what = What { kernels: constant.kernels, chunk: constant.is_of_chunks(), rows: constant.rows };
+        let depth = if constant.is_of_attention() { self.depth } else { 0 };
+        let what = What { kernels: constant.kernels, chunk: constant.is_of_chunks(), rows: constant.rows, depth };
         let others = constant.others(own);
         let tunings: Vec<Tuning> = [*own].into_iter().chain(others.iter().map(|(.., tuning)| *tuning)).collect();
         let Some(times) = self.race(what, &tunings)? else { return Ok(Verdict::NoTime) };
@@ -235,13 +238,13 @@ impl Run<'_> {
     /// Seconds that the kernels take with `tuning`; where the device has no clock of its own, those
     /// of the whole step or chunk.
     fn measure(&mut self, what: What, tuning: &Tuning, cache: usize) -> Result<f64> {
-        let (device, vocab, depth) = (self.device, self.vocab, self.depth);
+        let (device, vocab) = (self.device, self.vocab);
         let prompt = tokens(&mut self.random, vocab, if what.chunk { CHUNK } else { STEPS });
         let sequence = &mut self.caches[cache].sequence;
         device.set_tuning(*tuning);
         sequence.replan()?;
         let once = |sequence: &mut GpuSequence, tokens: &[u32]| {
-            sequence.go_to(depth);
+            sequence.go_to(what.depth);
             match what.chunk {
                 true => sequence.forward(tokens, Logits::None).map(|_| ()),
                 false => tokens.iter().try_for_each(|token| sequence.step(*token).map(|_| ())),
@@ -263,7 +266,7 @@ impl Run<'_> {
 
     /// How many times as fast whole steps are with `tuning` as with `own`, by the kind of rows.
     fn steps(&mut self, own: &Tuning, tuning: &Tuning) -> Result<Vec<(String, f64)>> {
-        let what = What { kernels: &[], chunk: false, rows: &[] };
+        let what = What { kernels: &[], chunk: false, rows: &[], depth: self.depth };
         let mut found = Vec::new();
         for cache in 0..self.caches.len() {
             let mut seconds = [Vec::new(), Vec::new()];

@@ -110,7 +110,7 @@ pub struct Options {
     pub patience: Option<Duration>,
     /// What shaders are checked for while they run.
     pub checks: ShaderChecks,
-    /// The directory with what was measured of adapters ([`Tuned`]).
+    /// The directory with what was measured of adapters ([`Tuned`](super::Tuned)).
     ///
     /// `None` for built-in constants.
     pub tunings: Option<PathBuf>,
