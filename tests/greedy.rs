@@ -1,5 +1,5 @@
-//! Greedy text is the same whether each step waits for the one before, or begins on its token on the
-//! device, or several tokens of a draft are verified together; and what that costs.
+//! Greedy text is the same whether each step waits for the one before, or begins on its token on
+//! the device, or several tokens of a draft are verified together; and what that costs.
 
 mod common;
 
@@ -96,7 +96,7 @@ fn steps_that_begin_early_give_the_same_text() {
     }
 }
 
-/// What follows `prompt`, where drafts of `truth` are verified, of which every fifth token is wrong.
+/// What follows `prompt`, where drafts of `truth` are verified with every fifth token wrong.
 fn drafted(sequence: &mut dyn Sequence, prompt: &[u32], truth: &[u32]) -> (Vec<u32>, usize) {
     sequence.truncate(0);
     sequence.forward(prompt, Logits::None).unwrap();

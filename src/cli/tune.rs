@@ -55,7 +55,7 @@ impl Args {
         let directory = tunings()?;
         let engine = if self.reset { console.device().open()? } else { console.engine()? };
         let device = engine.gpu().ok_or_else(|| {
-            let message = "kernel choices are a GPU's, and the processor has none; leave out --device cpu".into();
+            let message = "kernel choices are a GPU's, and the processor has none; give --device gpu for any graphics driver".into();
             Error::Argument { name: "device".into(), message }
         })?;
         if self.reset {

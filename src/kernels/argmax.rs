@@ -25,7 +25,7 @@ pub(super) fn variant(flags: &[&'static str]) -> Spec {
 }
 
 impl Argmax {
-    /// `logits`: `[n][vocab]` f32; `token`: `[n][1]` u32, which becomes `vocab` where a logit is not
+    /// `logits`: `[n][vocab]` f32; `token`: `[n][1]` u32, which is `vocab` where a logit is not
     /// finite, and `vocab + 1` where the number `record` of a buffer is not zero.
     ///
     /// # Errors

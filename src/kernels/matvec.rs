@@ -41,8 +41,8 @@ fn ragged(weights: WeightType, cols: usize) -> bool {
     matches!(weights, WeightType::Quantised(kind) if !cols.is_multiple_of(kind.set()))
 }
 
-/// For rows of so many weights and up to `columns` tokens; `flags` are [`Fusion::flags`], `block` is
-/// [`block`]'s.
+/// For rows of so many weights and up to `columns` tokens; `flags` are [`Fusion::flags`], `block`
+/// is [`block`]'s.
 pub(super) fn variant((weights, cols): (WeightType, usize), flags: &[&'static str], [block, columns]: [u32; 2], tuning: &Tuning) -> Spec {
     let mut constants = weights.constants();
     constants.extend([

@@ -127,8 +127,8 @@ pub trait Sequence: Send {
     /// As [`forward`](Self::forward).
     fn step(&mut self, token: u32) -> Result<u32>;
 
-    /// The same where the token that is returned is likely to be given next: a GPU begins with it at
-    /// once. Where another one is, or tokens are dropped, that is forgotten.
+    /// The same where the token that is returned is likely to be given next: a GPU begins with it
+    /// at once. Where another one is, or tokens are dropped, that is forgotten.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// A command with a cache directory of its own.
 fn in_cache(cache: &Path, arguments: &[&str]) -> Output {
-    lowkey().env("LOWKEY_CACHE", cache).args(arguments).output().unwrap()
+    lowkey().env("LOWKEY_CACHE", cache).args(arguments).args(["--device", "gpu"]).output().unwrap()
 }
 
 fn opened(directory: PathBuf) -> std::sync::Arc<Device> {
