@@ -1,8 +1,8 @@
 // The most likely token: the lowest index of the largest logit, or `count` where a logit is not
 // finite, or `count + 1` where `queries` has a record of what did not fit into 16 bits.
 //
-// Grid: x = lots of `lot` numbers, y = tokens. One lot is all; else each leaves its largest, and one
-// workgroup then chooses among these.
+// Grid: x = lots of `lot` numbers, y = tokens. One lot is all; else each leaves its largest, and
+// one workgroup then chooses among these.
 //
 // LEAVE     there are several lots: each leaves its largest
 // CHOOSE    the numbers are what lots have left

@@ -20,7 +20,7 @@ fn drafts_change_no_word() {
     let bench = Bench::new();
     let small = small(&bench);
     let said =
-        |draft: &str| done(&["generate", &small, "-p", "a b c d a b c d a b c d a b", "-n", "40", "--raw", "--device", "cpu", "--draft", draft]);
+        |draft: &str| done(&["generate", &small, "-p", "a b c d a b c d a b c d a b", "-n", "40", "--raw", "--draft", draft]);
     let (plain, drafted) = (said("0"), said("7"));
     assert_eq!((&plain["text"], &plain["finish"], &plain["tokens"]), (&drafted["text"], &drafted["finish"], &drafted["tokens"]));
     assert_eq!(plain["drafted_tokens"], 0);

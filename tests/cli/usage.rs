@@ -31,9 +31,9 @@ fn wrong_usage_exits_with_2() {
     }
     for (arguments, name) in [
         (vec!["generate", &model, "-p", "x", "--tier", "f16", "--device", "cpu"], "tier"),
-        (vec!["generate", &model, "-p", "x", "--weights", "f32"], "weights"),
+        (vec!["generate", &model, "-p", "x", "--weights", "f32", "--device", "gpu"], "weights"),
         (vec!["bench", &model, "--weights", "q5"], "weights"),
-        (vec!["bench", "--shape", "15m", "--weights", "stored"], "weights"),
+        (vec!["bench", "--shape", "15m", "--weights", "stored", "--device", "gpu"], "weights"),
         (vec!["compress", &model, "-o", "/tmp/never", "--calibration-tokens", "0"], "calibration-tokens"),
         (vec!["eval", &model, "--text", &bench.path("text"), "--tokens", "0", "--device", "cpu"], "tokens:"),
         (vec!["bench", &model, "--depth", "1000000000000", "--device", "cpu"], "depth:"),
@@ -45,7 +45,7 @@ fn wrong_usage_exits_with_2() {
         (vec!["generate", &model, "-p", "x", "--temperature=-1", "--device", "cpu"], "temperature"),
         (vec!["generate", &model, "-p", "x", "--context", "0", "--device", "cpu"], "context"),
         (vec!["generate", &model, "-p", "x", "--context", "1000000000000000", "--device", "cpu"], "context"),
-        (vec!["generate", &model, "-p", "x", "--context", "1000000000000000"], "context"),
+        (vec!["generate", &model, "-p", "x", "--context", "1000000000000000", "--device", "gpu"], "context"),
         (vec!["compress", &model, "-o", "/tmp/never", "--keep", "1.5"], "keep"),
         (vec!["compress", &model, "-o", "/tmp/never", "--times", "0.5"], "times"),
         (vec!["compress", &model, "-o", "/tmp/never", "--sensitivity", "none"], "sensitivity"),
