@@ -27,7 +27,7 @@ pub struct Form {
 
 impl Form {
     /// The code of zero, where there is no minimum.
-    const fn zero(self) -> f32 {
+    pub(super) const fn zero(self) -> f32 {
         match self.has {
             Has::Minimum => 0.0,
             Has::Scale | Has::Scales => (1 << (self.bits - 1)) as f32,
@@ -56,15 +56,21 @@ impl Form {
         if b.0 < a.0 { b.1 } else { a.1 }
     }
 
+    /// A group's numbers by what they are: the scale of the first half of its codes, that of the
+    /// second, and the minimum.
+    #[inline(always)]
+    pub(super) fn scales(self, [first, second]: [f32; 2]) -> [f32; 3] {
+        match self.has {
+            Has::Scale => [first, first, 0.0],
+            Has::Minimum => [first, first, second],
+            Has::Scales => [first, second, 0.0],
+        }
+    }
+
     /// What the codes of a group and its two numbers stand for.
     #[inline(always)]
-    pub(super) fn run(self, codes: &[u8; GROUP], [first, second]: [f32; 2]) -> [f32; GROUP] {
-        let zero = self.zero();
-        let (low, high, minimum) = match self.has {
-            Has::Scale => (first, first, 0.0),
-            Has::Minimum => (first, first, second),
-            Has::Scales => (first, second, 0.0),
-        };
+    pub(super) fn run(self, codes: &[u8; GROUP], group: [f32; 2]) -> [f32; GROUP] {
+        let (zero, [low, high, minimum]) = (self.zero(), self.scales(group));
         let mut run = [0f32; GROUP];
         let ((low_run, high_run), (low_codes, high_codes)) = (run.split_at_mut(GROUP / 2), codes.split_at(GROUP / 2));
         low_run.iter_mut().zip(low_codes).for_each(|(x, code)| *x = low * (f32::from(*code) - zero) + minimum);
@@ -97,5 +103,32 @@ impl Blocks {
             out.convert_from_f32_slice(&self.form.run(codes, group.map(f16::to_f32)));
         }
         numbers
+    }
+}
+
+/// What is done with every group of a row.
+///
+/// A trait and no closure, since it is to be inlined wherever it is called: only then is it made
+/// for the instructions of its caller.
+pub(super) trait Groups {
+    /// Codes, and the two numbers of their group.
+    fn group(&mut self, form: Form, codes: &[u8; GROUP], numbers: [f32; 2]);
+}
+
+/// The groups of blocks.
+#[inline(always)]
+pub(super) fn groups<const BYTES: usize, const NUMBERS: usize, const GROUPS: usize>(
+    bytes: &[u8],
+    form: Option<Form>,
+    unpack: impl Fn(&[u8; BYTES], &mut [u8; NUMBERS]) -> [[f32; 2]; GROUPS],
+    each: &mut impl Groups,
+) {
+    let Some(form) = form else { return };
+    for block in bytes.as_chunks::<BYTES>().0 {
+        let mut codes = [0; NUMBERS];
+        let groups = unpack(block, &mut codes);
+        for (codes, group) in codes.as_chunks::<GROUP>().0.iter().zip(groups) {
+            each.group(form, codes, group);
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! A *block* is the smallest run that can be decoded alone. Whatever it is ([`super::ggml`]), it
 //! comes apart into codes `q`, and two numbers for each [`GROUP`] of them.
 
-use super::blocks::{Form, Has};
+use super::blocks::{Form, Groups, Has, groups};
 use super::ggml::{self, GROUP, f16_of};
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
@@ -27,6 +27,11 @@ pub(super) enum Encoding {
 impl Encoding {
     /// For error messages.
     pub const NAMES: &str = "F32, F16, BF16; in GGUF also Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
+
+    /// Those of few bits.
+    #[cfg(test)]
+    pub const QUANTISED: [Encoding; 8] =
+        [Encoding::Q4_0, Encoding::Q4_1, Encoding::Q5_0, Encoding::Q5_1, Encoding::Q8_0, Encoding::Q4K, Encoding::Q5K, Encoding::Q6K];
 
     /// Numbers and bytes of one block.
     pub const fn block(self) -> (usize, usize) {
@@ -125,14 +130,23 @@ impl Encoding {
             Encoding::F32 => floats(bytes, f32_of, each),
             Encoding::F16 => floats(bytes, f16_of, each),
             Encoding::BF16 => floats(bytes, bf16_of, each),
-            Encoding::Q4_0 => numbers(bytes, self.form(), ggml::q4_0, each),
-            Encoding::Q4_1 => numbers(bytes, self.form(), ggml::q4_1, each),
-            Encoding::Q5_0 => numbers(bytes, self.form(), ggml::q5_0, each),
-            Encoding::Q5_1 => numbers(bytes, self.form(), ggml::q5_1, each),
-            Encoding::Q8_0 => numbers(bytes, self.form(), ggml::q8_0, each),
-            Encoding::Q4K => numbers(bytes, self.form(), ggml::q4_k, each),
-            Encoding::Q5K => numbers(bytes, self.form(), ggml::q5_k, each),
-            Encoding::Q6K => numbers(bytes, self.form(), ggml::q6_k, each),
+            quantised => quantised.groups(bytes, &mut Runs(each)),
+        }
+    }
+
+    /// Shows `each` the groups of whole blocks, as they come apart; plain floats have none.
+    #[inline(always)]
+    pub fn groups(self, bytes: &[u8], each: &mut impl Groups) {
+        match self {
+            Encoding::F32 | Encoding::F16 | Encoding::BF16 => {}
+            Encoding::Q4_0 => groups(bytes, Encoding::Q4_0.form(), ggml::q4_0, each),
+            Encoding::Q4_1 => groups(bytes, Encoding::Q4_1.form(), ggml::q4_1, each),
+            Encoding::Q5_0 => groups(bytes, Encoding::Q5_0.form(), ggml::q5_0, each),
+            Encoding::Q5_1 => groups(bytes, Encoding::Q5_1.form(), ggml::q5_1, each),
+            Encoding::Q8_0 => groups(bytes, Encoding::Q8_0.form(), ggml::q8_0, each),
+            Encoding::Q4K => groups(bytes, Encoding::Q4K.form(), ggml::q4_k, each),
+            Encoding::Q5K => groups(bytes, Encoding::Q5K.form(), ggml::q5_k, each),
+            Encoding::Q6K => groups(bytes, Encoding::Q6K.form(), ggml::q6_k, each),
         }
     }
 
@@ -177,21 +191,13 @@ fn blocks<const BYTES: usize, const NUMBERS: usize, const GROUPS: usize>(
     }
 }
 
-/// The numbers of blocks, in runs.
-#[inline(always)]
-fn numbers<const BYTES: usize, const NUMBERS: usize, const GROUPS: usize>(
-    bytes: &[u8],
-    form: Option<Form>,
-    unpack: impl Fn(&[u8; BYTES], &mut [u8; NUMBERS]) -> [[f32; 2]; GROUPS],
-    each: &mut impl FnMut(&[f32; GROUP]),
-) {
-    let Some(form) = form else { return };
-    for block in bytes.as_chunks::<BYTES>().0 {
-        let mut codes = [0; NUMBERS];
-        let groups = unpack(block, &mut codes);
-        for (codes, group) in codes.as_chunks::<GROUP>().0.iter().zip(groups) {
-            each(&form.run(codes, group));
-        }
+/// Groups as the numbers they stand for.
+struct Runs<'a, F>(&'a mut F);
+
+impl<F: FnMut(&[f32; GROUP])> Groups for Runs<'_, F> {
+    #[inline(always)]
+    fn group(&mut self, form: Form, codes: &[u8; GROUP], numbers: [f32; 2]) {
+        (self.0)(&form.run(codes, numbers));
     }
 }
 

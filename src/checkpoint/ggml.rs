@@ -31,13 +31,12 @@ fn half(block: &[u8], at: usize) -> f32 {
     f16_of(&[block[at], block[at + 1]])
 }
 
-/// The nibbles of a block of 32, the low ones first.
+/// The nibbles of a block, the low ones first.
 #[inline(always)]
-fn nibbles(bytes: &[u8], codes: &mut [u8; 32]) {
-    for (i, byte) in bytes.iter().enumerate() {
-        codes[i] = byte & 15;
-        codes[i + 16] = byte >> 4;
-    }
+fn nibbles(bytes: &[u8], codes: &mut [u8]) {
+    let (low, high) = codes.split_at_mut(bytes.len());
+    low.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte & 15);
+    high.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> 4);
 }
 
 /// The fifth bits of a block of 32, one per number.
@@ -80,37 +79,28 @@ pub(super) fn q8_0(block: &[u8; 34], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
     [[half(block, 0), 0.0]]
 }
 
-/// Scale and minimum of sub-block `j` of eight, six bits each, in twelve bytes: the first four
-/// stand in the low bits of bytes 0 to 7, the other four are put together from the nibbles of bytes
-/// 8 to 11 and the top bits of bytes 0 to 7.
-#[inline(always)]
-fn scale_and_minimum(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, minimum) = match j < 4 {
-        true => (packed[j] & 63, packed[j + 4] & 63),
-        false => (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4),
-    };
-    (scale as f32, minimum as f32)
-}
-
 /// What sub-blocks of 32 have, at the beginning of a block.
+///
+/// Scales and minima are of six bits each, in twelve bytes: the first four of both stand in the low
+/// bits of bytes 0 to 7, the other four are put together from the nibbles of bytes 8 to 11 and the
+/// top bits of bytes 0 to 7. Four are taken at a time.
 #[inline(always)]
 fn sub_blocks(block: &[u8]) -> [[f32; 2]; 8] {
-    let (d, d_min) = (half(block, 0), half(block, 2));
-    std::array::from_fn(|j| {
-        let (scale, minimum) = scale_and_minimum(&block[4..16], j);
-        [d * scale, -(d_min * minimum)]
-    })
+    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (d, d_min, [low, high, nibbles]) = (half(block, 0), half(block, 2), [word(4), word(8), word(12)]);
+    let four = |first: u32, second: u32| {
+        let [a, b] = [first, second].map(u32::to_le_bytes);
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]].map(f32::from)
+    };
+    let scales = four(low & 0x3f3f_3f3f, nibbles & 0x0f0f_0f0f | (low >> 6 & 0x0303_0303) << 4);
+    let minima = four(high & 0x3f3f_3f3f, nibbles >> 4 & 0x0f0f_0f0f | (high >> 6 & 0x0303_0303) << 4);
+    std::array::from_fn(|j| [d * scales[j], -(d_min * minima[j])])
 }
 
 /// 64 numbers for every 32 bytes: the low nibbles, then the high ones.
 #[inline(always)]
 fn nibbles_of_64(bytes: &[u8], codes: &mut [u8; 256]) {
-    for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
-        for (i, byte) in bytes.iter().enumerate() {
-            codes[i] = byte & 15;
-            codes[i + 32] = byte >> 4;
-        }
-    }
+    codes.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0).for_each(|(codes, bytes)| nibbles(bytes, codes));
 }
 
 #[inline(always)]
@@ -136,9 +126,9 @@ pub(super) fn q6_k(block: &[u8; 210], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
     let halves = codes.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(high.as_chunks::<32>().0);
     for ((codes, low), high) in halves {
         for (run, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let low = &low[run % 2 * 32..][..32];
+            let (low, [nibble_at, pair_at]) = (&low.as_chunks::<32>().0[run % 2], [run / 2 * 4, run * 2]);
             for ((code, nibble), pair) in codes.iter_mut().zip(low).zip(high) {
-                *code = nibble >> (run / 2 * 4) & 15 | (pair >> (run * 2) & 3) << 4;
+                *code = nibble >> nibble_at & 15 | (pair >> pair_at & 3) << 4;
             }
         }
     }

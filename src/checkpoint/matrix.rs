@@ -1,6 +1,7 @@
 //! A matrix as it is stored, of which rows are decoded when they are needed.
 
 use super::blocks::Blocks;
+use super::dot::Vector;
 use super::encoding::Encoding;
 use super::file::ModelFile;
 use super::ggml::GROUP;
@@ -81,8 +82,8 @@ impl StoredMatrix {
     ///
     /// # Panics
     /// Where there is no such row, or `x` is shorter.
-    pub fn dot(&self, row: usize, x: &[f32]) -> f32 {
-        self.encoding.dot(self.row(row), x)
+    pub fn dot(&self, row: usize, x: &Vector) -> f32 {
+        x.dot(self.encoding, self.row(row))
     }
 
     /// Its blocks taken apart.

@@ -8,6 +8,7 @@
 mod adapter;
 mod blocks;
 mod config;
+mod dot;
 mod encoding;
 mod factored;
 mod family;
@@ -30,6 +31,7 @@ mod weights;
 pub use adapter::{ADAPTER, is_adapter};
 pub use blocks::{Blocks, Form, Has};
 pub use config::Config;
+pub use dot::Vector;
 pub use factored::Factored;
 pub(crate) use factored::row_tensors;
 pub use family::{Architecture, RopeScaling};

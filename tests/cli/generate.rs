@@ -19,8 +19,7 @@ fn an_answer_is_one_object() {
 fn drafts_change_no_word() {
     let bench = Bench::new();
     let small = small(&bench);
-    let said =
-        |draft: &str| done(&["generate", &small, "-p", "a b c d a b c d a b c d a b", "-n", "40", "--raw", "--draft", draft]);
+    let said = |draft: &str| done(&["generate", &small, "-p", "a b c d a b c d a b c d a b", "-n", "40", "--raw", "--draft", draft]);
     let (plain, drafted) = (said("0"), said("7"));
     assert_eq!((&plain["text"], &plain["finish"], &plain["tokens"]), (&drafted["text"], &drafted["finish"], &drafted["tokens"]));
     assert_eq!(plain["drafted_tokens"], 0);
