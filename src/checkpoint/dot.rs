@@ -26,7 +26,7 @@ pub struct Vector<'a> {
 struct Short {
     numbers: [i16; GROUP],
     scale: f32,
-    /// Of either half, of what the 16 bits stand for: what all codes have in common cancels with it.
+    /// Of either half, of what the 16 bits stand for: what all codes have in common cancels so.
     sums: [f32; 2],
 }
 
