@@ -2,12 +2,17 @@
 // lies in this part.
 //
 // Grid: x = tokens. lib/weights.wgsl says how the table is stored.
+//
+// SCALED  rows are multiplied by scale
 #include "lib/weights.wgsl"
 
 struct Params {
     first: u32, // row of the whole table at which this part begins
     rows: u32,  // rows of this part
     width: u32, // D / 4
+#if SCALED
+    scale: f32,
+#endif
 }
 var<immediate> params: Params;
 
@@ -20,7 +25,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if row < params.rows {
         let loads = row_loads(params.width);
         for (var k = local; k < params.width; k += WORKGROUP) {
+#if SCALED
+            out[group.x * params.width + k] = weights_at(row, loads, k) * params.scale;
+#else
             out[group.x * params.width + k] = weights_at(row, loads, k);
+#endif
         }
     }
 }

@@ -4,8 +4,10 @@
 // staging both operands in workgroup memory as f32; each of its (BM / TM)·(BN / TN) lanes keeps TM
 // × TN sums in registers.
 //
-// GATED     rows come in pairs (gate, up): out[t][row / 2] = silu(gate) · up
+// GATED     rows come in pairs (gate, up): out[t][row / 2] = silu(gate) · up, or another
+//           activation's
 // RESIDUAL  out[t][row] += …, and BIAS adds bias[row]
+// MORE      something of lib/finish.wgsl
 //
 // lib/weights.wgsl says how weights are stored.
 #include "lib/weights.wgsl"
@@ -16,8 +18,15 @@ struct Params {
     width: u32,  // K / 4
     tokens: u32,
     stride: u32, // numbers from one token to the next in out
+#if MORE
+    scale: f32,
+    cap: f32,
+#endif
 }
 var<immediate> params: Params;
+#if MORE
+#include "lib/finish.wgsl"
+#endif
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [tokens][width]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [tokens][stride]
@@ -95,8 +104,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var j = 0u; j < TN; j += 2u) {
             let row = block_row + row_of(across, j);
             if row < params.rows {
+#if MORE
+                var pair = vec2<f32>(sums[i][j], sums[i][j + 1u]);
+#if BIAS
+                pair += vec2<f32>(bias[params.first + row], bias[params.first + row + 1u]);
+#endif
+                out[t * params.stride + (params.first + row) / 2u] = activate(pair.x) * pair.y;
+#else
                 let gate = sums[i][j];
                 out[t * params.stride + (params.first + row) / 2u] = gate / (1.0 + exp(-gate)) * sums[i][j + 1u];
+#endif
             }
         }
 #else
@@ -107,6 +124,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 var y = sums[i][j];
 #if BIAS
                 y += bias[params.first + row];
+#endif
+#if MORE
+                y = finished(y);
 #endif
 #if RESIDUAL
                 y += out[at];

@@ -12,8 +12,9 @@
 // RAGGED    the last loads of a row reach beyond x, which counts as zeros there
 // NORM      x is the residual stream: out = W·(x / rms(x) ⊙ gain). The scale does not depend on k
 //           and is applied to the sum.
-// GATED     rows come in pairs (gate, up): out[row / 2] = silu(gate) · up
+// GATED     rows come in pairs (gate, up): out[row / 2] = silu(gate) · up, or another activation's
 // RESIDUAL  out[row] += …, and BIAS adds bias[row]
+// MORE      something of lib/finish.wgsl
 #include "lib/weights.wgsl"
 
 struct Params {
@@ -24,8 +25,15 @@ struct Params {
     epsilon: f32, // (NORM)
     tokens: u32,  // up to COLUMNS
     stride: u32,  // numbers from one token to the next in out
+#if MORE
+    scale: f32,
+    cap: f32,
+#endif
 }
 var<immediate> params: Params;
+#if MORE
+#include "lib/finish.wgsl"
+#endif
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;    // [tokens][width]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // [tokens][stride]
@@ -49,8 +57,16 @@ fn finish(row: u32, token: u32, sums: array<f32, UNROLL>, scale: f32) {
 #if GATED
     for (var u = 0u; u < UNROLL; u += 2u) {
         if row + u < params.rows {
+#if MORE
+            var pair = vec2<f32>(s[u], s[u + 1u]) * scale;
+#if BIAS
+            pair += vec2<f32>(bias[params.first + row + u], bias[params.first + row + u + 1u]);
+#endif
+            out[first + (params.first + row + u) / 2u] = activate(pair.x) * pair.y;
+#else
             let gate = s[u] * scale;
             out[first + (params.first + row + u) / 2u] = gate / (1.0 + exp(-gate)) * (s[u + 1u] * scale);
+#endif
         }
     }
 #else
@@ -60,6 +76,9 @@ fn finish(row: u32, token: u32, sums: array<f32, UNROLL>, scale: f32) {
             var y = s[u] * scale;
 #if BIAS
             y += bias[i];
+#endif
+#if MORE
+            y = finished(y);
 #endif
 #if RESIDUAL
             y += out[first + i];

@@ -7,7 +7,9 @@
 // first + 1, …
 //
 // BIAS      query, key and value have a bias
-// QK_NORM   query and key heads are normalised before RoPE
+// QK_NORM   query and key heads are normalised before RoPE, or (ROTATED) after it; or (WHOLE) all
+//           heads of a side together before it
+// SCALED    queries are multiplied by what the softmax's scale differs from 1 / √HEAD by
 // ABSORBED  coded keys are scored without being rebuilt: their basis is absorbed into the query,
 //           q̃ = B·q, and so is what their mean adds to a score, which rotates with the key: q ·
 //           R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂), over the pairs of RoPE in
@@ -26,6 +28,13 @@ struct Params {
     epsilon: f32,  // (QK_NORM)
     record: u32,   // number of queries from which it stands what was too large for 16 bits: the largest, and by layer the largest of keys and of values
     layer: u32,
+#if SCALED
+    rotating: f32, // what the first `pairs` pairs of a query's head are multiplied by
+    still: f32,    // and the others
+    pairs: u32,
+    beta: f32,     // at position p also by 1 + beta·ln(1 + ⌊p / period⌋)
+    period: f32,
+#endif
 }
 var<immediate> params: Params;
 
@@ -48,10 +57,14 @@ const BLOCK = WORKGROUP * 4u;
 const QUERY_WIDTH = QUERY_HEADS * PADDED;
 const EXACT_ROW = KV_HEADS * PADDED;
 const BEYOND = 65520.0;                 // rounds to infinity in 16 bits, or where a driver rounds down, to what it is not
+#if WHOLE
+const BIASES = QUERY_WIDTH + EXACT_ROW;
+#else
 #if QK_NORM
 const BIASES = 2u * HEAD;
 #else
 const BIASES = 0u;
+#endif
 #endif
 var<workgroup> head: array<f32, PADDED>;
 
@@ -67,26 +80,65 @@ fn input4(token: u32, at: u32) -> vec4<f32> {
     return vec4<f32>(input(token, at), input(token, at + 1u), input(token, at + 2u), input(token, at + 3u));
 }
 
+#if QK_NORM
+// What number i of the head at a place in the projection is multiplied by.
+fn gain(at: u32, side: u32, i: u32) -> f32 {
+#if WHOLE
+    return added[at + i];
+#else
+    return added[side * HEAD + i];
+#endif
+}
+#endif
+
+#if SCALED
+fn query_scale(position: u32, pair: u32) -> f32 {
+    let temperature = 1.0 + params.beta * log(1.0 + floor(f32(position) / params.period));
+    return select(params.still, params.rotating, pair < params.pairs) * temperature;
+}
+#endif
+
 // Loads a head into workgroup memory, normalised and rotated.
 fn load_head(token: u32, at: u32, side: u32, local: u32) {
     var scale = 1.0;
 #if QK_NORM
     var squares = 0.0;
+#if WHOLE
+    // Padding is zero.
+    let width = select(QUERY_WIDTH, EXACT_ROW, side > 0u);
+    for (var i = local; i < width; i += WORKGROUP) {
+        squares += input(token, side * QUERY_WIDTH + i) * input(token, side * QUERY_WIDTH + i);
+    }
+    scale = inverseSqrt(workgroup_sum(squares, local) / f32(width / PADDED * HEAD) + params.epsilon);
+#else
     for (var i = local; i < HEAD; i += WORKGROUP) {
         squares += input(token, at + i) * input(token, at + i);
     }
     scale = inverseSqrt(workgroup_sum(squares, local) / f32(HEAD) + params.epsilon);
 #endif
+#endif
     for (var i = local; i < PAIRS; i += WORKGROUP) {
         var a = input(token, at + i) * scale;
         var b = input(token, at + i + PAIRS) * scale;
 #if QK_NORM
-        a *= added[side * HEAD + i];
-        b *= added[side * HEAD + i + PAIRS];
+#if !ROTATED
+        a *= gain(at, side, i);
+        b *= gain(at, side, i + PAIRS);
+#endif
 #endif
         let c = rope(params.first + token, i);
         head[i] = a * c.x - b * c.y;
         head[i + PAIRS] = b * c.x + a * c.y;
+#if ROTATED
+        head[i] *= gain(at, side, i);
+        head[i + PAIRS] *= gain(at, side, i + PAIRS);
+#endif
+#if SCALED
+        if side == 0u {
+            head[i] *= query_scale(params.first + token, i);
+            head[i + PAIRS] *= query_scale(params.first + token, i);
+        }
+#endif
     }
     if local < PADDED - HEAD {
         head[HEAD + local] = 0.0;

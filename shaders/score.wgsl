@@ -15,6 +15,7 @@
 //           row does so for all of them
 // REBUILT   coded keys have been rebuilt (rebuild.wgsl), in f16
 // LISTED    coded columns are those of a list
+// CAPPED    a score s becomes c·tanh(s / c), with c = CAP / 2^CAP_SHIFT
 // COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own, each of which
 //           stands for several tokens
 #include "lib/half.wgsl"
@@ -75,6 +76,14 @@ const VECTORS = PADDED / 4u;
 // one more between keys, so that lanes that read different keys do not either.
 const PITCH = VECTORS + 1u;
 const LOADS = (TILE * VECTORS + WORKGROUP - 1u) / WORKGROUP; // vectors of a tile that a lane brings in
+
+#if CAPPED
+fn soft_cap(s: f32) -> f32 {
+    let cap = f32(CAP) / f32(1u << CAP_SHIFT);
+    // tanh(10) is one in f32; of larger numbers some drivers make what is no number.
+    return cap * tanh(clamp(s / cap, -10.0, 10.0));
+}
+#endif
 
 var<workgroup> tile: array<half4, TILE * PITCH>; // [TILE][PITCH]
 
@@ -195,7 +204,11 @@ fn score_rows(kv: u32, begin: u32, z: u32, columns: u32, local: u32) {
                 if q < lines {
                     let seen = reads(params.first + q / of_token, key, true);
                     let line = q / of_token * KV_HEADS * GROUP + kv * GROUP + q % of_token;
+#if CAPPED
+                    scores[line * params.stride + columns + column] = select(LOWEST, soft_cap(sums[j][r] * SCALE), seen);
+#else
                     scores[line * params.stride + columns + column] = select(LOWEST, sums[j][r] * SCALE, seen);
+#endif
                 }
             }
         }
@@ -274,6 +287,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let q = line + r;
                 if q < lines_end {
                     var s = sums[r] * SCALE;
+#if CAPPED
+                    s = soft_cap(s);
+#endif
                     var seen = reads(params.first + q / GROUP, key, coded);
                     if !coded && own >= plain.exact {
                         seen = true;

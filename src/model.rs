@@ -363,7 +363,7 @@ impl Model {
         let sequence: Box<dyn Sequence> = match options.method {
             CacheMethod::Xkv(xkv, _) => {
                 let (config, rows) = (self.checkpoint.config(), self.checkpoint.factored().map_or(&[][..], |factored| &factored.rows));
-                options.method.check(&config.geometry(), config.sliding_window, rows, options.capacity)?;
+                options.method.check(&config.geometry(), config.window(), rows, options.capacity)?;
                 Box::new(Prompted::new(self.weights.clone(), Box::new(Solver(xkv)), options, &config.geometry())?)
             }
             _ => self.weights.sequence(options)?,

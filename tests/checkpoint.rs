@@ -6,7 +6,7 @@ mod common;
 use common::gguf::{Encoded, Gguf, Meta};
 use common::{SyntheticModel, Tensors, families, write_tensors};
 use half::{bf16, f16};
-use lowkey::checkpoint::{Architecture, Checkpoint, Config, Message, RopeScaling};
+use lowkey::checkpoint::{Architecture, Checkpoint, Config, Message, Rope, RopeScaling};
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -22,9 +22,9 @@ fn every_family_comes_back_as_it_was_written() {
             (model.heads, model.kv_heads, model.head_dim),
             "{name}"
         );
-        assert_eq!(config.attention_bias, model.architecture == Architecture::Qwen2, "{name}");
-        assert_eq!(config.qk_norm, model.architecture == Architecture::Qwen3, "{name}");
-        assert_eq!(config.sliding_window, model.sliding_window, "{name}");
+        assert_eq!(config.design.attention_bias, model.architecture == Architecture::Qwen2, "{name}");
+        assert_eq!(config.design.qk_norm.is_some(), model.architecture == Architecture::Qwen3, "{name}");
+        assert!(config.layers.len() == model.layers && config.layers.iter().all(|layer| layer.window == model.sliding_window), "{name}");
         assert_eq!(config.tie_word_embeddings, model.tied, "{name}");
         let tensors = model.tensors();
         assert!(checkpoint.tensor_names().eq(tensors.keys().map(String::as_str)), "{name}");
@@ -81,8 +81,10 @@ fn shards_are_read_as_one() {
 fn config_survives_writing_and_reading() {
     for (name, model) in families() {
         let directory = model.write_temporary();
-        let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let again = Config::from_json(&checkpoint.config().to_json(), directory.path()).unwrap();
+        let path = directory.path().join("model.gguf");
+        SyntheticModel { rope_scaling: json!(null), ..model }.gguf().write(&path);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let again = Config::from_json(checkpoint.config_json(), directory.path()).unwrap();
         assert_eq!(&again, checkpoint.config(), "{name}");
     }
 }
@@ -100,8 +102,8 @@ fn rope_is_read_in_both_spellings() {
         c["rope_scaling"] = json!({ "type": "linear", "factor": 4 });
     });
     let newer = read(&|c| c["rope_parameters"] = json!({ "rope_theta": 5e5, "rope_type": "linear", "factor": 4.0 }));
-    assert_eq!(older.rope_scaling, RopeScaling::Linear { factor: 4.0 });
-    assert_eq!((older.rope_theta, older.rope_scaling), (newer.rope_theta, newer.rope_scaling));
+    assert_eq!(older.ropes[0].scaling, RopeScaling::Linear { factor: 4.0 });
+    assert_eq!((older.ropes[0].theta, older.ropes), (5e5, newer.ropes));
 }
 
 #[test]
@@ -109,15 +111,16 @@ fn a_window_counts_only_where_it_is_switched_on() {
     let read = |architecture, edit: serde_json::Value| {
         let mut config = SyntheticModel { architecture, sliding_window: Some(64), ..Default::default() }.config();
         edit.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
-        Config::from_json(&config, "config.json".as_ref()).map(|config| config.sliding_window)
+        Config::from_json(&config, "config.json".as_ref()).map(|config| config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>())
     };
-    assert_eq!(read(Architecture::Mistral, json!({})).unwrap(), Some(64));
-    assert_eq!(read(Architecture::Qwen2, json!({})).unwrap(), None);
-    assert_eq!(read(Architecture::Qwen2, json!({ "use_sliding_window": true, "max_window_layers": 0 })).unwrap(), Some(64));
-    assert_eq!(read(Architecture::Qwen2, json!({ "use_sliding_window": true, "max_window_layers": 3 })).unwrap(), None);
-    let mixed = read(Architecture::Qwen2, json!({ "use_sliding_window": true, "max_window_layers": 1 })).unwrap_err();
-    assert_eq!(mixed.kind(), "unsupported");
-    assert!(mixed.to_string().contains("sliding window"), "{mixed}");
+    assert_eq!(read(Architecture::Mistral, json!({})).unwrap(), [Some(64); 3]);
+    assert_eq!(read(Architecture::Qwen2, json!({})).unwrap(), [None; 3]);
+    assert_eq!(read(Architecture::Qwen2, json!({ "use_sliding_window": true, "max_window_layers": 0 })).unwrap(), [Some(64); 3]);
+    assert_eq!(read(Architecture::Qwen2, json!({ "use_sliding_window": true, "max_window_layers": 3 })).unwrap(), [None; 3]);
+    assert_eq!(read(Architecture::Qwen2, json!({ "use_sliding_window": true, "max_window_layers": 1 })).unwrap(), [None, Some(64), Some(64)]);
+    let other = json!({ "use_sliding_window": true, "layer_types": ["full_attention", "linear_attention", "full_attention"] });
+    let refused = read(Architecture::Qwen2, other).unwrap_err();
+    assert!(refused.kind() == "unsupported" && refused.to_string().contains("linear_attention"), "{refused}");
 }
 
 #[test]
@@ -168,8 +171,9 @@ fn llama_3_frequencies_are_recognised_in_gguf() {
     model.rope_scaling =
         json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 });
     let config = Config::from_json(&model.config(), "config.json".as_ref()).unwrap();
-    let plain = Config { rope_scaling: RopeScaling::None, ..config.clone() };
-    let divisors = plain.rope_frequencies().iter().zip(config.rope_frequencies()).map(|(plain, scaled)| (plain / scaled) as f32).collect::<Vec<_>>();
+    let plain = Rope::new(1e4, 32);
+    let divisors =
+        plain.frequencies(32, 1).iter().zip(config.rope_frequencies(0, 1)).map(|(plain, scaled)| (plain / scaled) as f32).collect::<Vec<_>>();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
     let write = |divisors: &[f32]| {
@@ -179,7 +183,7 @@ fn llama_3_frequencies_are_recognised_in_gguf() {
         file.write(&path);
         Checkpoint::open(&path)
     };
-    assert_eq!(write(&divisors).unwrap().config().rope_scaling, config.rope_scaling);
+    assert_eq!(write(&divisors).unwrap().config().ropes, config.ropes);
     let other: Vec<f32> = (0..16).map(|i| 1.0 + i as f32).collect();
     let refused = write(&other).err().unwrap().to_string();
     assert!(refused.contains("rope_freqs.weight"), "{refused}");

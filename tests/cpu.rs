@@ -45,11 +45,11 @@ fn reference(model: &SyntheticModel, checkpoint: &Checkpoint, tokens: &[u32], di
         rows.enumerate().map(|(i, y)| y + bias.map_or(0.0, |bias| bias[i])).collect()
     };
     let norm = |name: &str, x: &[f64]| -> Vec<f64> {
-        let rms = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(config.rms_norm_eps)).sqrt();
+        let rms = (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + f64::from(config.norm_eps)).sqrt();
         x.iter().zip(&stored[name]).map(|(x, w)| x / rms * w).collect()
     };
     let d = model.head_dim;
-    let frequencies = config.rope_frequencies();
+    let frequencies = config.rope_frequencies(0, tokens.len());
     // The heads of a query or key, each normalised where the family does, then rotated to its
     // position.
     let heads = |layer: &str, side: &str, x: &[f64], position: usize, moved: Option<&Disturbance>| -> Vec<Vec<f64>> {

@@ -104,10 +104,14 @@ fn unsupported_models_are_refused_by_name_before_weights_are_read() {
     };
     refused(|c| c["architectures"] = json!(["MixtralForCausalLM"]), &["MixtralForCausalLM", "LlamaForCausalLM"]);
     refused(|c| c["architectures"] = json!(["LlamaForSequenceClassification"]), &["LlamaForSequenceClassification"]);
-    refused(|c| c["hidden_act"] = json!("gelu"), &["hidden_act", "gelu"]);
-    refused(|c| c["mlp_bias"] = json!(true), &["mlp_bias"]);
-    refused(|c| c["rope_scaling"] = json!({ "rope_type": "yarn", "factor": 4 }), &["rope_scaling", "yarn"]);
-    refused(|c| c["rope_parameters"] = json!({ "rope_type": "longrope" }), &["rope_parameters", "longrope"]);
+    refused(|c| c["hidden_act"] = json!("tanh"), &["hidden_act", "tanh"]);
+    refused(|c| c["logits_scaling"] = json!(8.0), &["logits_scaling", "8"]);
+    refused(|c| c["no_rope_layers"] = json!([1, 0, 1]), &["no_rope_layers"]);
+    refused(|c| c["final_logit_softcapping"] = json!(30.0), &["final_logit_softcapping"]);
+    refused(|c| c["rope_scaling"] = json!({ "rope_type": "mrope", "factor": 4 }), &["rope_scaling", "mrope"]);
+    refused(|c| c["rope_parameters"] = json!({ "rope_type": "default", "alpha": 4 }), &["rope_parameters", "alpha"]);
+    refused(|c| c["rope_parameters"] = json!({ "rope_type": "default", "mrope_section": [4, 2] }), &["rope_parameters", "mrope_section"]);
+    refused(|c| c["rope_parameters"] = json!({ "rope_type": "default", "partial_rotary_factor": 0.5 }), &["partial_rotary_factor"]);
     refused(|c| c["partial_rotary_factor"] = json!(0.5), &["partial_rotary_factor"]);
     refused(|c| c["quantization_config"] = json!({ "quant_method": "gptq" }), &["gptq"]);
 }

@@ -14,7 +14,7 @@
 //! left out: they are below a hundredth of the rest.
 
 use crate::Result;
-use crate::checkpoint::{Checkpoint, Config};
+use crate::checkpoint::{Checkpoint, Config, NormKind, QkNormOver};
 use crate::kv::{Exact, LatentSet, LatentSpec, Price, Read, Selection, Stores};
 use crate::sequence::{Sequence, SequenceOptions};
 
@@ -102,7 +102,8 @@ fn matrix_weights(config: &Config) -> u64 {
         [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
     let q_width = heads * config.head_dim as u64;
     let kv_width = (config.num_key_value_heads * config.head_dim) as u64;
-    layers * (2 * d * q_width + 2 * d * kv_width + 3 * d * i) + vocab * d
+    let mlp = if config.design.mlp.gate.is_some() { 3 } else { 2 };
+    layers * (2 * d * q_width + 2 * d * kv_width + mlp * d * i) + vocab * d
 }
 
 /// Weights of the embedding where it is another matrix than the head.
@@ -114,9 +115,19 @@ fn embedding_weights(config: &Config) -> u64 {
 pub fn parameters(config: &Config) -> u64 {
     let [d, layers, heads, kv_heads, head] =
         [config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim].map(|n| n as u64);
-    let biases = if config.attention_bias { (heads + 2 * kv_heads) * head } else { 0 };
-    let norms = 2 * d + if config.qk_norm { 2 * head } else { 0 };
-    matrix_weights(config) + embedding_weights(config) + layers * (norms + biases) + d
+    let design = &config.design;
+    let mlp = config.intermediate_size as u64 * if design.mlp.gate.is_some() { 2 } else { 1 } + d;
+    let biases = [(design.attention_bias, (heads + 2 * kv_heads) * head), (design.mlp.bias, mlp)];
+    let biases: u64 = biases.into_iter().filter_map(|(any, count)| any.then_some(count)).sum();
+    // LayerNorm has a bias beside each gain.
+    let norm = d * if design.norm == NormKind::Layer { 2 } else { 1 };
+    let qk_norm = match design.qk_norm.map(|norm| norm.over) {
+        None => 0,
+        Some(QkNormOver::Projection) => (heads + kv_heads) * head,
+        Some(_) => 2 * head,
+    };
+    let norms = norm * design.norms.names().count() as u64 + qk_norm;
+    matrix_weights(config) + embedding_weights(config) + layers * (norms + biases) + norm
 }
 
 /// Counts what a decode step costs at the least, after the prompt.
@@ -217,6 +228,7 @@ impl Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::{Design, QkNorm};
     use crate::kv::{Evicted, Format, LatentKind};
 
     fn config() -> Config {
@@ -246,7 +258,8 @@ mod tests {
         let config = crate::bench::Shape::M135.config();
         assert_eq!(parameters(&config), 134_515_008);
         assert_eq!(WeightBytes::each(&config, 2).all(&config), 2 * 134_515_008);
-        let untied = Config { tie_word_embeddings: false, qk_norm: true, attention_bias: true, ..config.clone() };
+        let design = Design { qk_norm: Some(QkNorm::HEADS), attention_bias: true, ..config.design.clone() };
+        let untied = Config { tie_word_embeddings: false, design, ..config.clone() };
         let (head, layers) = (49_152 * 576, 30);
         assert_eq!(parameters(&untied), parameters(&config) + head + layers * (2 * 64 + (9 + 2 * 3) * 64));
         assert_eq!(WeightBytes::each(&untied, 1).all(&untied), parameters(&untied));

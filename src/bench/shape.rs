@@ -1,7 +1,7 @@
 //! Models and caches to measure where no checkpoint is at hand: the shapes of well-known models
 //! with random numbers in them ([`crate::decoder`]), and rows as wide as their plans make them.
 
-use crate::checkpoint::{Architecture, Config, RopeScaling};
+use crate::checkpoint::{Architecture, Config, Design, LayerSpec, Rope};
 use crate::compress::rotated;
 use crate::kv::{Band, Coder, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Read, Scale};
 use crate::linalg::Random;
@@ -51,18 +51,16 @@ impl Shape {
             head_dim: 128,
             vocab_size: 128_256,
             max_position_embeddings: 131_072,
-            rms_norm_eps: 1e-5,
-            rope_theta: 5e5,
-            rope_scaling: RopeScaling::None,
+            norm_eps: 1e-5,
             tie_word_embeddings: false,
-            attention_bias: false,
-            qk_norm: false,
-            sliding_window: None,
+            design: Design::llama(128),
+            layers: Vec::new(),
+            ropes: Vec::new(),
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         };
         let tied = Config { tie_word_embeddings: true, ..llama.clone() };
-        match self {
+        let config = match self {
             Shape::B8 => llama,
             Shape::B3 => Config { hidden_size: 3072, intermediate_size: 8192, num_hidden_layers: 28, num_attention_heads: 24, ..tied },
             Shape::B1 => Config { hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 16, head_dim: 64, ..tied },
@@ -86,7 +84,9 @@ impl Shape {
                 vocab_size: 49_152,
                 ..tied
             },
-        }
+        };
+        let (design, rope) = (Design::llama(config.head_dim), Rope::new(5e5, config.head_dim));
+        Config { design, ropes: vec![rope], ..config }.with_layers(LayerSpec { window: None, rope: 0 })
     }
 }
 

@@ -4,16 +4,23 @@
 //! What a file asks for is either honoured or refused by name: a setting that changes the
 //! mathematics and is not implemented is never ignored.
 
-use super::family::{Architecture, RopeScaling};
+use super::describe::{self, Sizes};
+use super::design::{Design, HeadRows, LayerSpec};
+use super::family::Architecture;
 use super::fields::Fields;
+use super::rope::Rope;
 use crate::kv::Geometry;
 use crate::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
 
-/// The geometry of a decoder-only transformer with RMSNorm, RoPE and a gated SiLU MLP.
+/// Tensors are stored otherwise than the family's files have them: `rows`, `gains`, both `plain`.
 ///
-/// RoPE is in half-split layout.
+/// A GGUF file holds gains whole, and its rows have been brought into the decoders' order when they
+/// are written again.
+pub(crate) const STORED: &str = "lowkey_stored";
+
+/// The geometry of a decoder-only transformer, and what its layers compute.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Config {
     /// The family.
@@ -34,20 +41,16 @@ pub struct Config {
     pub vocab_size: usize,
     /// The context that the model was trained for.
     pub max_position_embeddings: usize,
-    /// RMSNorm's epsilon.
-    pub rms_norm_eps: f32,
-    /// RoPE's base, `θ`.
-    pub rope_theta: f64,
-    /// RoPE's scaling.
-    pub rope_scaling: RopeScaling,
+    /// What norms add to what they take the root of.
+    pub norm_eps: f32,
     /// Whether the output head is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Whether query, key and value projections have a bias.
-    pub attention_bias: bool,
-    /// Whether query and key heads are normalised before RoPE.
-    pub qk_norm: bool,
-    /// Keys further back than this are not attended to; `None` for all.
-    pub sliding_window: Option<usize>,
+    /// What the layers compute.
+    pub design: Design,
+    /// What differs between them.
+    pub layers: Vec<LayerSpec>,
+    /// RoPE's tables: each layer has one of them.
+    pub ropes: Vec<Rope>,
     /// The token that starts a text.
     pub bos_token_id: Option<u32>,
     /// The tokens that end an answer.
@@ -68,13 +71,11 @@ impl Config {
             head_dim: 16,
             vocab_size: 100,
             max_position_embeddings: 8192,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            rope_scaling: RopeScaling::None,
+            norm_eps: 1e-5,
             tie_word_embeddings: true,
-            attention_bias: false,
-            qk_norm: false,
-            sliding_window: None,
+            design: Design::llama(16),
+            layers: vec![LayerSpec { window: None, rope: 0 }; 2],
+            ropes: vec![Rope::new(1e4, 16)],
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         }
@@ -90,25 +91,29 @@ impl Config {
         self.geometry().group_size()
     }
 
-    /// RoPE's angular frequencies `[head_dim / 2]`, scaling applied.
-    ///
-    /// Position `p` rotates pair `i` by `p · f[i]`.
-    pub fn rope_frequencies(&self) -> Vec<f64> {
-        let d = self.head_dim as f64;
-        (0..self.head_dim / 2)
-            .map(|i| {
-                let f = self.rope_theta.powf(-2.0 * i as f64 / d);
-                match self.rope_scaling {
-                    RopeScaling::None => f,
-                    RopeScaling::Linear { factor } => f / factor,
-                    RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                        let turns = original_max_position_embeddings * f / (2.0 * std::f64::consts::PI);
-                        let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                        f * keep + f / factor * (1.0 - keep)
-                    }
-                }
-            })
-            .collect()
+    /// Every layer as `layer` says.
+    pub fn with_layers(self, layer: LayerSpec) -> Config {
+        Config { layers: vec![layer; self.num_hidden_layers], ..self }
+    }
+
+    /// The shortest of its layers' windows.
+    pub fn window(&self) -> Option<usize> {
+        self.layers.iter().filter_map(|layer| layer.window).min()
+    }
+
+    /// RoPE's angular frequencies of a layer, `[head_dim / 2]`, in a sequence with room for
+    /// `context` tokens.
+    pub fn rope_frequencies(&self, layer: usize, context: usize) -> Vec<f64> {
+        self.ropes[self.layers[layer].rope].frequencies(self.head_dim, context)
+    }
+
+    /// What a layer's queries are multiplied by beside the rotation, those numbers that rotate and
+    /// the others: everything in which the softmax's scale is not `1/√head_dim`, so that all that
+    /// comes after can take it for that, and the square of what RoPE multiplies both sides by, so
+    /// that keys are rotated and nothing else.
+    pub fn query_scales(&self, layer: usize) -> [f32; 2] {
+        let scale = self.design.attention_scale * (self.head_dim as f64).sqrt();
+        [scale * self.ropes[self.layers[layer].rope].attention_factor().powi(2), scale].map(|x| x as f32)
     }
 
     /// Reads `config.json`'s value; `path` names the file in errors.
@@ -120,9 +125,8 @@ impl Config {
         let Value::Object(map) = value else {
             return Err(Error::Checkpoint { path: path.into(), message: "is not a JSON object".into() });
         };
-        let fields = Fields { map, path };
+        let fields = Fields::new(map, path);
         let architecture = fields.architecture()?;
-        fields.refuse_unknown_mathematics()?;
 
         let num_attention_heads = fields.size("num_attention_heads", None)?;
         let hidden_size = fields.size("hidden_size", None)?;
@@ -136,7 +140,16 @@ impl Config {
             Some(_) => fields.size("head_dim", None)?,
         };
         let num_hidden_layers = fields.size("num_hidden_layers", None)?;
-        let (rope_theta, rope_scaling) = fields.rope()?;
+        let max_position_embeddings = fields.size("max_position_embeddings", None)?;
+        let sizes = Sizes { hidden: hidden_size, layers: num_hidden_layers, head_dim, trained: max_position_embeddings };
+        bounded(path, "num_hidden_layers", num_hidden_layers, MOST_LAYERS)?;
+        let mut design = describe::design(&fields, architecture, &sizes)?;
+        if let Some(stored) = fields.get(STORED) {
+            let plain = |part: &str| stored[part] == "plain";
+            design.head_rows = if plain("rows") { HeadRows::Paired } else { design.head_rows };
+            design.gains_less_one &= !plain("gains");
+        }
+        let (layers, ropes) = describe::layers(&fields, architecture, &sizes)?;
         let config = Config {
             architecture,
             hidden_size,
@@ -146,17 +159,16 @@ impl Config {
             num_key_value_heads: fields.size("num_key_value_heads", default_kv_heads)?,
             head_dim,
             vocab_size: fields.size("vocab_size", None)?,
-            max_position_embeddings: fields.size("max_position_embeddings", None)?,
-            rms_norm_eps: fields.number("rms_norm_eps", Some(1e-6))? as f32,
-            rope_theta,
-            rope_scaling,
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-            attention_bias: fields.flag("attention_bias", architecture == Architecture::Qwen2)?,
-            qk_norm: architecture == Architecture::Qwen3,
-            sliding_window: fields.sliding_window(architecture, num_hidden_layers)?,
+            max_position_embeddings,
+            norm_eps: describe::epsilon(&fields, architecture)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", describe::tied(architecture))?,
+            design,
+            layers,
+            ropes,
             bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
             eos_token_ids: fields.tokens("eos_token_id")?,
         };
+        fields.refuse_unknown_mathematics()?;
         config.validate(path)?;
         Ok(config)
     }
@@ -165,53 +177,12 @@ impl Config {
     /// their end of turn only there.
     pub(super) fn add_end_tokens(&mut self, generation: &Value, path: &Path) -> Result<()> {
         let Value::Object(map) = generation else { return Ok(()) };
-        for id in (Fields { map, path }).tokens("eos_token_id")? {
+        for id in Fields::new(map, path).tokens("eos_token_id")? {
             if !self.eos_token_ids.contains(&id) {
                 self.eos_token_ids.push(id);
             }
         }
         self.validate(path)
-    }
-
-    /// The inverse of [`from_json`](Self::from_json): what `config.json` says of this geometry.
-    pub fn to_json(&self) -> Value {
-        let (model_type, class) = self.architecture.names();
-        let mut value = json!({
-            "architectures": [class],
-            "model_type": model_type,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": shortest(self.rms_norm_eps),
-            "rope_theta": self.rope_theta,
-            "rope_scaling": Value::Null,
-            "hidden_act": "silu",
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "attention_bias": self.attention_bias,
-            "sliding_window": self.sliding_window,
-            "use_sliding_window": self.sliding_window.is_some(),
-            "max_window_layers": 0,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_ids,
-            "torch_dtype": "float16",
-        });
-        value["rope_scaling"] = match self.rope_scaling {
-            RopeScaling::None => Value::Null,
-            RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings as u64,
-            }),
-        };
-        value
     }
 
     /// Checks that the numbers make sense together. Bounds are generous (a hundred times today's
@@ -224,16 +195,14 @@ impl Config {
         for (name, value, most) in [
             ("hidden_size", self.hidden_size, 1 << 20),
             ("intermediate_size", self.intermediate_size, 1 << 22),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 12),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
             ("num_attention_heads", self.num_attention_heads, 1 << 14),
             ("num_key_value_heads", self.num_key_value_heads, 1 << 14),
             ("head_dim", self.head_dim, 1 << 13),
             ("vocab_size", self.vocab_size, 1 << 24),
             ("max_position_embeddings", self.max_position_embeddings, 1 << 30),
         ] {
-            if value == 0 || value > most {
-                return bad(format!("{name} is {value}; a number from 1 to {most} is expected"));
-            }
+            bounded(path, name, value, most)?;
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return bad(format!(
@@ -244,25 +213,18 @@ impl Config {
         if !self.head_dim.is_multiple_of(2) {
             return bad(format!("head_dim is {}; RoPE needs an even number", self.head_dim));
         }
-        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return bad(format!("rms_norm_eps is {}; a number above 0 and below 1 is expected", self.rms_norm_eps));
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return bad(format!("rms_norm_eps is {}; a number above 0 and below 1 is expected", self.norm_eps));
         }
-        if !(self.rope_theta >= 1.0 && self.rope_theta <= 1e12) {
-            return bad(format!("rope_theta is {}; a number from 1 to 1e12 is expected", self.rope_theta));
+        if let Some(fault) = self.ropes.iter().find_map(|rope| rope.fault(self.head_dim)) {
+            return bad(fault);
         }
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        match self.rope_scaling {
-            RopeScaling::None => {}
-            RopeScaling::Linear { factor } if positive(factor) => {}
-            RopeScaling::Linear { factor } => return bad(format!("rope_scaling's factor is {factor}; a number above 0 is expected")),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                let sound = [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings].into_iter().all(positive);
-                if !sound || low_freq_factor >= high_freq_factor {
-                    return bad("rope_scaling: factors above 0 are expected, and low_freq_factor below high_freq_factor".into());
-                }
-            }
+        let Design { attention_scale, attention_cap, embedding_scale, residual_scale, logit_scale, logit_cap, .. } = &self.design;
+        let scales = [Some(*embedding_scale), Some(*residual_scale), Some(*logit_scale), *attention_cap, *logit_cap, Some(*attention_scale as f32)];
+        if let Some(scale) = scales.into_iter().flatten().find(|scale| !(scale.is_finite() && *scale > 0.0)) {
+            return bad(format!("a multiplier, scale or soft cap is {scale}; a number above 0 is expected"));
         }
-        if self.sliding_window == Some(0) {
+        if self.window() == Some(0) {
             return bad("sliding_window is 0; leave it out where there is none".into());
         }
         for (name, id) in self.bos_token_id.iter().map(|id| ("bos_token_id", id)).chain(self.eos_token_ids.iter().map(|id| ("eos_token_id", id))) {
@@ -279,7 +241,13 @@ impl Config {
     }
 }
 
-/// An f32 as the f64 of its shortest decimal form: `1e-5` and not `9.99999974…e-6`.
-fn shortest(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or(x as f64)
+/// The most layers of a model.
+const MOST_LAYERS: usize = 1 << 12;
+
+/// Whether a size is a number from 1 to `most`.
+fn bounded(path: &Path, name: &str, value: usize, most: usize) -> Result<()> {
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Checkpoint { path: path.into(), message: format!("{name} is {value}; a number from 1 to {most} is expected") })
 }

@@ -1,60 +1,103 @@
-//! Families of models, and what RoPE does in them.
+//! Families of models: what their files call them.
+
+use serde::{Deserialize, Serialize};
 
 /// The families that lowkey runs.
 ///
-/// They differ in three details of attention; everything else is in [`Config`](super::Config).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// What they do differently is [`Design`](super::Design)'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Architecture {
     /// Llama 1 to 3, SmolLM, TinyLlama.
     Llama,
     /// Mistral.
     Mistral,
+    /// Ministral 3.
+    Ministral3,
     /// Qwen2 and 2.5: bias on query, key and value.
     Qwen2,
     /// Qwen3: RMSNorm on every query and key head before RoPE.
     Qwen3,
+    /// SmolLM3: some layers know no positions.
+    Smollm3,
+    /// Seed-OSS.
+    SeedOss,
+    /// Arcee: no gate, and squared ReLU.
+    Arcee,
+    /// Ernie 4.5: interleaved RoPE.
+    Ernie45,
+    /// InternLM 3.
+    Internlm3,
+    /// HunYuan dense: queries and keys are normalised after RoPE.
+    HunyuanDense,
+    /// Exaone 4: norms after attention and MLP, and no positions where attention is not windowed.
+    Exaone4,
+    /// Granite 3: four multipliers.
+    Granite,
+    /// OLMo 2: norms after attention and MLP, and QK-norm over all heads.
+    Olmo2,
+    /// OLMo 3: OLMo 2 with windows.
+    Olmo3,
+    /// Gemma.
+    Gemma,
+    /// Gemma 2: soft caps, alternating windows, four norms.
+    Gemma2,
+    /// Gemma 3, text: QK-norm, and two RoPE bases.
+    Gemma3,
+    /// Phi-3 and Phi-4: one projection for query, key and value, one for gate and up.
+    Phi3,
+    /// GLM-4 of 2024: half of a head rotates, interleaved.
+    Glm,
+    /// GLM-4 of 2025: GLM with four norms.
+    Glm4,
+    /// StarCoder 2: LayerNorm, biases, no gate.
+    Starcoder2,
+    /// StableLM: LayerNorm, a quarter of a head rotates.
+    Stablelm,
 }
 
-/// How positions are stretched beyond the trained context.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Every position divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth ramp between.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths longer than the original context divided by this are divided by `factor`.
-        low_freq_factor: f64,
-        /// Wavelengths shorter than the original context divided by this are kept.
-        high_freq_factor: f64,
-        /// The context that the frequencies were trained for.
-        original_max_position_embeddings: f64,
-    },
-}
+use Architecture::*;
+
+/// Each with its `model_type`, the class in `architectures`, and `general.architecture` in GGUF.
+const NAMES: [(Architecture, &str, &str); 23] = [
+    (Llama, "llama", "LlamaForCausalLM"),
+    (Mistral, "mistral", "MistralForCausalLM"),
+    (Ministral3, "ministral3", "Ministral3ForCausalLM"),
+    (Qwen2, "qwen2", "Qwen2ForCausalLM"),
+    (Qwen3, "qwen3", "Qwen3ForCausalLM"),
+    (Smollm3, "smollm3", "SmolLM3ForCausalLM"),
+    (SeedOss, "seed_oss", "SeedOssForCausalLM"),
+    (Arcee, "arcee", "ArceeForCausalLM"),
+    (Ernie45, "ernie4_5", "Ernie4_5ForCausalLM"),
+    (Internlm3, "internlm3", "InternLM3ForCausalLM"),
+    (HunyuanDense, "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM"),
+    (Exaone4, "exaone4", "Exaone4ForCausalLM"),
+    (Granite, "granite", "GraniteForCausalLM"),
+    (Olmo2, "olmo2", "Olmo2ForCausalLM"),
+    (Olmo3, "olmo3", "Olmo3ForCausalLM"),
+    (Gemma, "gemma", "GemmaForCausalLM"),
+    (Gemma2, "gemma2", "Gemma2ForCausalLM"),
+    (Gemma3, "gemma3_text", "Gemma3ForCausalLM"),
+    (Phi3, "phi3", "Phi3ForCausalLM"),
+    (Glm, "glm", "GlmForCausalLM"),
+    (Glm4, "glm4", "Glm4ForCausalLM"),
+    (Starcoder2, "starcoder2", "Starcoder2ForCausalLM"),
+    (Stablelm, "stablelm", "StableLmForCausalLM"),
+];
 
 impl Architecture {
-    pub(super) const ALL: [Architecture; 4] = [Architecture::Llama, Architecture::Mistral, Architecture::Qwen2, Architecture::Qwen3];
-
-    /// `model_type` and the class in `architectures`.
-    pub(super) fn names(self) -> (&'static str, &'static str) {
-        match self {
-            Architecture::Llama => ("llama", "LlamaForCausalLM"),
-            Architecture::Mistral => ("mistral", "MistralForCausalLM"),
-            Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
-            Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
-        }
+    /// By `model_type`.
+    pub(super) fn from_model_type(name: &str) -> Option<Architecture> {
+        NAMES.into_iter().find(|(_, model_type, _)| *model_type == name).map(|(architecture, ..)| architecture)
     }
 
-    /// By `model_type`, which is also `general.architecture` in GGUF.
-    pub(super) fn from_model_type(name: &str) -> Option<Architecture> {
-        Self::ALL.into_iter().find(|architecture| architecture.names().0 == name)
+    /// By the class in `architectures`.
+    pub(super) fn from_class(name: &str) -> Option<Architecture> {
+        NAMES.into_iter().find(|(.., class)| *class == name).map(|(architecture, ..)| architecture)
+    }
+
+    /// The classes of all families.
+    pub(super) fn classes() -> impl Iterator<Item = &'static str> {
+        NAMES.into_iter().map(|(.., class)| class)
     }
 }

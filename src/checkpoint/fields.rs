@@ -1,18 +1,66 @@
 //! Settings of a `config.json`, one by one: what they are, what they are without being named, and
 //! what lowkey does not do.
 
-use super::family::{Architecture, RopeScaling};
+use super::design::Activation;
+use super::family::Architecture;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
+
+/// Settings that change what some family computes, with the number that changes nothing, if there
+/// is one; true and false are 1 and 0. Where a description has not asked for one, its family is not
+/// known to have it.
+const MATHEMATICS: [(&str, Option<f64>); 27] = [
+    ("attention_bias", Some(0.0)),
+    ("mlp_bias", Some(0.0)),
+    ("use_bias", Some(0.0)),
+    ("use_qkv_bias", Some(0.0)),
+    ("lm_head_bias", Some(0.0)),
+    ("partial_rotary_factor", Some(1.0)),
+    ("rope_interleaved", Some(0.0)),
+    ("rope_local_base_freq", None),
+    ("no_rope_layers", None),
+    ("embedding_multiplier", Some(1.0)),
+    ("residual_multiplier", Some(1.0)),
+    ("attention_multiplier", None),
+    ("logits_scaling", Some(1.0)),
+    ("logit_scale", Some(1.0)),
+    ("attn_logit_softcapping", None),
+    ("final_logit_softcapping", None),
+    ("query_pre_attn_scalar", None),
+    ("attn_temperature_tuning", Some(0.0)),
+    ("qk_layernorm", Some(0.0)),
+    ("use_qk_norm", Some(0.0)),
+    ("use_parallel_residual", Some(0.0)),
+    ("use_bidirectional_attention", Some(0.0)),
+    ("clip_qkv", None),
+    ("alibi", Some(0.0)),
+    ("num_local_experts", Some(0.0)),
+    ("num_experts", Some(0.0)),
+    ("attention_chunk_size", None),
+];
 
 /// A JSON object's fields, read with errors that name them.
 pub(super) struct Fields<'a> {
-    pub(super) map: &'a Map<String, Value>,
-    pub(super) path: &'a Path,
+    map: &'a Map<String, Value>,
+    path: &'a Path,
+    /// Those that have been asked for.
+    read: RefCell<BTreeSet<String>>,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    /// The fields of `map`, which is in the file `path`.
+    pub(super) fn new(map: &'a Map<String, Value>, path: &'a Path) -> Fields<'a> {
+        Fields { map, path, read: RefCell::default() }
+    }
+
+    /// Those of an object in the same file.
+    pub(super) fn inner(&self, map: &'a Map<String, Value>) -> Fields<'a> {
+        Fields::new(map, self.path)
+    }
+
     pub(super) fn bad(&self, message: String) -> Error {
         Error::Checkpoint { path: self.path.into(), message }
     }
@@ -22,7 +70,8 @@ impl Fields<'_> {
     }
 
     /// A field that is there and not null.
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+        self.read.borrow_mut().insert(name.into());
         self.map.get(name).filter(|value| !value.is_null())
     }
 
@@ -42,6 +91,12 @@ impl Fields<'_> {
             (None, None) => Err(self.bad(format!("lacks {name}"))),
             (Some(value), _) => value.as_f64().ok_or_else(|| self.bad(format!("{name} is {value}; a number is expected"))),
         }
+    }
+
+    pub(super) fn numbers(&self, name: &str) -> Result<Vec<f64>> {
+        let value = self.get(name).ok_or_else(|| self.bad(format!("lacks {name}")))?;
+        let list = value.as_array().map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
+        list.filter(|list| value.as_array().map(Vec::len) == Some(list.len())).ok_or_else(|| self.bad(format!("{name} is no list of numbers")))
     }
 
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool> {
@@ -71,105 +126,61 @@ impl Fields<'_> {
         let model_type = self.get("model_type").and_then(Value::as_str);
         let found = match (model_type, class) {
             (Some(name), _) => Architecture::from_model_type(name),
-            (None, Some(class)) => Architecture::ALL.into_iter().find(|architecture| architecture.names().1 == class),
+            (None, Some(class)) => Architecture::from_class(class),
             (None, None) => return Err(self.bad("names no model: it has neither \"model_type\" nor \"architectures\"".into())),
         };
+        // transformers has InternLM 3 run, and saved, as a Llama.
+        let as_llama = |class: &str| found == Some(Architecture::Internlm3) && class == "LlamaForCausalLM";
         match found {
-            Some(architecture) if class.is_none_or(|class| class == architecture.names().1) => Ok(architecture),
+            Some(architecture) if class.is_none_or(|class| Architecture::from_class(class) == Some(architecture) || as_llama(class)) => {
+                Ok(architecture)
+            }
             _ => {
                 let name = class.or(model_type).unwrap_or_default();
-                let known: Vec<_> = Architecture::ALL.iter().map(|architecture| architecture.names().1).collect();
+                let known: Vec<_> = Architecture::classes().collect();
                 Err(self.unsupported(format!("the architecture {name} is not supported (supported: {})", known.join(", "))))
             }
         }
     }
 
-    /// Settings that change what a layer computes and that no supported family needs.
+    /// An activation by the name that transformers has for it.
+    pub(super) fn activation(&self, name: &str, default: Activation) -> Result<Activation> {
+        let Some(value) = self.get(name) else { return Ok(default) };
+        Ok(match value.as_str() {
+            Some("silu" | "swish") => Activation::Silu,
+            Some("gelu") => Activation::Gelu,
+            Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Activation::GeluTanh,
+            Some("relu2") => Activation::Relu2,
+            _ => return Err(self.unsupported(format!("{name} {value} is not supported (supported: silu, gelu, gelu_pytorch_tanh, relu2)"))),
+        })
+    }
+
+    /// Which layers rotate queries and keys: 1 in `no_rope_layers`, or all but every so manieth.
+    pub(super) fn rotating(&self, layers: usize) -> Result<Vec<bool>> {
+        if self.get("no_rope_layers").is_some() {
+            let list = self.numbers("no_rope_layers")?;
+            let message = format!("no_rope_layers names {} layers of {layers}", list.len());
+            return if list.len() == layers { Ok(list.into_iter().map(|rotates| rotates != 0.0).collect()) } else { Err(self.bad(message)) };
+        }
+        let every = self.size("no_rope_layer_interval", Some(4))?.max(1);
+        Ok((0..layers).map(|layer| (layer + 1) % every != 0).collect())
+    }
+
+    /// Refuses settings that change what a layer computes and that nobody has asked for, and
+    /// weights that are stored in other packages' ways.
     pub(super) fn refuse_unknown_mathematics(&self) -> Result<()> {
-        if let Some(activation) = self.get("hidden_act")
-            && !matches!(activation.as_str(), Some("silu" | "swish"))
-        {
-            return Err(self.unsupported(format!("hidden_act {activation} is not supported (supported: silu)")));
-        }
-        if self.flag("mlp_bias", false)? {
-            return Err(self.unsupported("mlp_bias is not supported".into()));
-        }
-        if self.flag("rope_interleaved", false)? {
-            return Err(self.unsupported("rope_interleaved is not supported".into()));
-        }
-        if self.number("partial_rotary_factor", Some(1.0))? != 1.0 {
-            return Err(self.unsupported("partial_rotary_factor other than 1 is not supported".into()));
+        let read = self.read.borrow().clone();
+        for (name, neutral) in MATHEMATICS {
+            let Some(value) = self.get(name).filter(|_| !read.contains(name)) else { continue };
+            let number = value.as_f64().or(value.as_bool().map(|flag| f64::from(u8::from(flag))));
+            if number.is_none() || number != neutral {
+                return Err(self.unsupported(format!("{name} {value} is not supported in this family of models")));
+            }
         }
         if let Some(quantisation) = self.get("quantization_config") {
             let method = quantisation["quant_method"].as_str().unwrap_or("quantization_config");
             return Err(self.unsupported(format!("weights quantised by {method} are not supported; take the float checkpoint, or a GGUF of it")));
         }
         Ok(())
-    }
-
-    /// `rope_theta` and `rope_scaling`, or both in the newer `rope_parameters`.
-    pub(super) fn rope(&self) -> Result<(f64, RopeScaling)> {
-        let top = self.number("rope_theta", Some(10_000.0))?;
-        let (name, value) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
-            (Some(value), _) => ("rope_parameters", value),
-            (None, Some(value)) => ("rope_scaling", value),
-            (None, None) => return Ok((top, RopeScaling::None)),
-        };
-        let Value::Object(map) = value else { return Err(self.bad(format!("{name} is {value}; an object is expected"))) };
-        let inner = Fields { map, path: self.path };
-        let theta = inner.number("rope_theta", Some(top))?;
-        if inner.number("partial_rotary_factor", Some(1.0))? != 1.0 {
-            return Err(self.unsupported(format!("{name}: partial_rotary_factor other than 1 is not supported")));
-        }
-        let within = |error: Error| match error {
-            Error::Checkpoint { path, message } => Error::Checkpoint { path, message: format!("{name}: {message}") },
-            other => other,
-        };
-        let kind = inner.get("rope_type").or(inner.get("type")).map_or(Some("default"), Value::as_str);
-        let scaling = match kind {
-            Some("default") if map.values().any(Value::is_object) => {
-                return Err(self.unsupported(format!("{name}: frequencies that differ by layer are not supported")));
-            }
-            Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear { factor: inner.number("factor", None).map_err(within)? },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: inner.number("factor", None).map_err(within)?,
-                low_freq_factor: inner.number("low_freq_factor", None).map_err(within)?,
-                high_freq_factor: inner.number("high_freq_factor", None).map_err(within)?,
-                original_max_position_embeddings: inner.number("original_max_position_embeddings", None).map_err(within)?,
-            },
-            other => {
-                let other = other.unwrap_or("that is no string");
-                return Err(self.unsupported(format!("{name}: the type {other} is not supported (supported: default, linear, llama3)")));
-            }
-        };
-        Ok((theta, scaling))
-    }
-
-    /// One window for all layers, or none. Qwen's files name a window and switch it off; Llama has
-    /// none whatever its file says.
-    pub(super) fn sliding_window(&self, architecture: Architecture, layers: usize) -> Result<Option<usize>> {
-        let switched_on = match architecture {
-            Architecture::Llama => false,
-            Architecture::Mistral => true,
-            Architecture::Qwen2 | Architecture::Qwen3 => self.flag("use_sliding_window", false)?,
-        };
-        if !switched_on || self.get("sliding_window").is_none() {
-            return Ok(None);
-        }
-        let sliding: Vec<bool> = match self.get("layer_types").and_then(Value::as_array) {
-            Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
-            None if architecture == Architecture::Mistral => vec![true],
-            // The first `max_window_layers` layers attend to everything.
-            None => {
-                let full = self.size("max_window_layers", Some(layers))?;
-                (0..layers).map(|layer| layer >= full).collect()
-            }
-        };
-        match (sliding.contains(&true), sliding.contains(&false)) {
-            (true, true) => Err(self.unsupported("a sliding window in some layers but not in all is not supported".into())),
-            (true, false) => Ok(Some(self.size("sliding_window", None)?)),
-            (false, _) => Ok(None),
-        }
     }
 }

@@ -164,7 +164,7 @@ impl Description {
         let end = end.ok_or_else(|| {
             format!("its {bytes} bytes from byte {start} on reach past the end of the file's {file_length} bytes: the file is truncated")
         })?;
-        Ok(Stored { file: 0, range: start as usize..end as usize, shape, dtype, encoding, interleaved_head: None })
+        Ok(Stored { file: 0, range: start as usize..end as usize, shape, dtype, encoding, order: None })
     }
 }
 

@@ -1,27 +1,32 @@
 //! What a GGUF file says, in Hugging Face's words: the config in its metadata, the names of its
 //! tensors, and the layout of its query and key rows.
 //!
-//! Files of the `llama` architecture (which includes Mistral) hold queries and keys in RoPE's
-//! interleaved layout; their rows are brought into half-split order as they are read. Qwen's are
-//! half-split already.
+//! What architectures do differently here is [`super::dialect`]'s. Many hold queries and keys in
+//! RoPE's interleaved layout; their rows are brought into the decoders' order as they are read.
 
+use super::config::STORED;
+use super::dialect::{DIALECTS, Dialect};
 use super::gguf::{Header, Metadata, Value};
+use super::matrix::HeadOrder;
 use super::weights::Stored;
-use super::{Architecture, Config, RopeScaling};
+use super::{Config, Rope, RopeScaling};
 use crate::{Error, Result};
+use serde_json::{Value as Json, json};
 use std::path::Path;
 
-/// Llama 3's stretched frequencies, which GGUF holds as one divisor per frequency.
+/// Stretched frequencies, which GGUF holds as one divisor per frequency.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Metadata under the architecture's prefix that changes what a layer computes, with the values
 /// that change nothing.
-const MATHEMATICS: [(&str, f64); 11] = [
+const MATHEMATICS: [(&str, f64); 13] = [
     ("expert_count", 0.0),
     ("expert_used_count", 0.0),
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
     ("attention.scale", 0.0),
+    ("attention.temperature_scale", 0.0),
+    ("use_parallel_residual", 0.0),
     ("attn_logit_softcapping", 0.0),
     ("final_logit_softcapping", 0.0),
     ("logit_scale", 1.0),
@@ -30,99 +35,123 @@ const MATHEMATICS: [(&str, f64); 11] = [
     ("rope.scaling.attn_factor", 1.0),
 ];
 
-/// The model's geometry; `bytes` is the whole file.
-pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Config> {
+/// The model's configuration, as its `config.json` would be; `bytes` is the whole file.
+pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json> {
     let fields = Fields { path, metadata: &header.metadata };
     let unsupported = |message: String| Error::Unsupported { path: path.into(), message };
     let name = fields.string("general.architecture")?;
-    let mut architecture = Architecture::from_model_type(name)
-        .ok_or_else(|| unsupported(format!("the architecture {name} is not supported (supported in GGUF: llama, mistral, qwen2, qwen3)")))?;
+    let dialect = dialect(name).ok_or_else(|| {
+        let known: Vec<_> = DIALECTS.iter().map(|dialect| dialect.name).collect();
+        unsupported(format!("the architecture {name} is not supported (supported in GGUF: {})", known.join(", ")))
+    })?;
     if fields.integer("split.count")?.is_some_and(|count| count > 1) {
         return Err(unsupported("is one part of a split GGUF; merge the parts first (llama-gguf-split --merge)".into()));
     }
     let key = |suffix: &str| format!("{name}.{suffix}");
-    for (suffix, neutral) in MATHEMATICS {
-        if let Some(value) = fields.number(&key(suffix))?
-            && value != neutral
-        {
+    for (suffix, neutral) in MATHEMATICS.into_iter().filter(|(suffix, _)| !dialect.settings.iter().any(|(known, _)| known == suffix)) {
+        let value = match header.metadata.get(&key(suffix)) {
+            Some(Value::Bool(flag)) => Some(f64::from(u8::from(*flag))),
+            _ => fields.number(&key(suffix))?,
+        };
+        if let Some(value) = value.filter(|value| *value != neutral) {
             return Err(unsupported(format!("metadata {} = {value} is not supported", key(suffix))));
         }
     }
 
     let has = |tensor: &str| header.tensors.iter().any(|(name, _)| name == tensor);
-    let num_attention_heads = fields.size(&key("attention.head_count"))?;
+    let heads = fields.size(&key("attention.head_count"))?;
     let hidden_size = fields.size(&key("embedding_length"))?;
     let head_dim = match fields.integer(&key("attention.key_length"))? {
         Some(_) => fields.size(&key("attention.key_length"))?,
-        None if num_attention_heads == 0 || !hidden_size.is_multiple_of(num_attention_heads) => {
-            let message = format!("metadata {}: {hidden_size} cannot be divided among {num_attention_heads} heads", key("embedding_length"));
+        None if heads == 0 || !hidden_size.is_multiple_of(heads) => {
+            let message = format!("metadata {}: {hidden_size} cannot be divided among {heads} heads", key("embedding_length"));
             return Err(Error::Checkpoint { path: path.into(), message });
         }
-        None => hidden_size / num_attention_heads,
+        None => hidden_size / heads,
     };
-    for suffix in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(other) = fields.integer(&key(suffix))?
-            && other != head_dim as i64
-        {
-            return Err(unsupported(format!("metadata {} = {other} differs from the head's width {head_dim}", key(suffix))));
-        }
+    if let Some(other) = fields.integer(&key("attention.value_length"))?
+        && other != head_dim as i64
+    {
+        return Err(unsupported(format!("metadata {} = {other} differs from the head's width {head_dim}", key("attention.value_length"))));
     }
-    let max_position_embeddings = fields.size(&key("context_length"))?;
-    let sliding_window = match fields.integer(&key("attention.sliding_window"))? {
-        Some(window) if window > 0 && window < max_position_embeddings as i64 => Some(window as usize),
-        _ => None,
-    };
-    match (architecture, sliding_window) {
-        // The converters call Mistral a llama; only its window tells.
-        (Architecture::Llama, Some(_)) => architecture = Architecture::Mistral,
-        (Architecture::Qwen2 | Architecture::Qwen3, Some(window)) => {
-            return Err(unsupported(format!("metadata {} = {window} is not supported", key("attention.sliding_window"))));
-        }
-        _ => {}
+    let dims = fields.integer(&key("rope.dimension_count"))?.unwrap_or(head_dim as i64);
+    if dims != head_dim as i64 && !dialect.partial || dims <= 0 || dims > head_dim as i64 || dims % 2 != 0 {
+        return Err(unsupported(format!("metadata {} = {dims} differs from the head's width {head_dim}", key("rope.dimension_count"))));
     }
+    let context = fields.size(&key("context_length"))?;
+    let window = fields.integer(&key("attention.sliding_window"))?.filter(|window| *window > 0 && *window < context as i64);
+    // The converters call Mistral a llama, and OLMo 3 an olmo2; only their windows tell.
+    let model_type = if window.is_some() { dialect.windowed } else { Some(dialect.model_type) };
+    let model_type = model_type
+        .ok_or_else(|| unsupported(format!("metadata {} = {} is not supported", key("attention.sliding_window"), window.unwrap_or_default())))?;
     let embeddings = "token_embd.weight";
     let vocab_size = match header.tensors.iter().find(|(name, _)| name == embeddings) {
         Some((_, stored)) => stored.shape.first().copied().unwrap_or(0),
         None => return Err(Error::Tensor { path: path.into(), name: embeddings.into(), message: "missing".into() }),
     };
-    let mut config = Config {
-        architecture,
-        hidden_size,
-        intermediate_size: fields.size(&key("feed_forward_length"))?,
-        num_hidden_layers: fields.size(&key("block_count"))?,
-        num_attention_heads,
-        num_key_value_heads: match fields.integer(&key("attention.head_count_kv"))? {
-            Some(_) => fields.size(&key("attention.head_count_kv"))?,
-            None => num_attention_heads,
-        },
-        head_dim,
-        vocab_size,
-        max_position_embeddings,
-        rms_norm_eps: fields
-            .number(&key("attention.layer_norm_rms_epsilon"))?
-            .ok_or_else(|| fields.error(&key("attention.layer_norm_rms_epsilon"), "is missing"))? as f32,
-        rope_theta: fields.number(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-        rope_scaling: RopeScaling::None,
-        tie_word_embeddings: !has("output.weight"),
-        attention_bias: architecture == Architecture::Qwen2 || has("blk.0.attn_q.bias"),
-        qk_norm: architecture == Architecture::Qwen3,
-        sliding_window,
-        bos_token_id: fields.token("tokenizer.ggml.bos_token_id")?,
-        eos_token_ids: Vec::new(),
-    };
+    let mut ends: Vec<u32> = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-        if let Some(id) = fields.token(key)?
-            && !config.eos_token_ids.contains(&id)
-        {
-            config.eos_token_ids.push(id);
+        ends.extend(fields.token(key)?.filter(|id| !ends.contains(id)));
+    }
+    let epsilon = key(dialect.epsilon.0);
+    let epsilon = fields.number(&epsilon)?.ok_or_else(|| fields.error(&epsilon, "is missing"))? as f32;
+    let rope =
+        Rope { scaling: linear_scaling(&fields, name)?, ..Rope::new(fields.number(&key("rope.freq_base"))?.unwrap_or(10_000.0), dims as usize) };
+    let mut json = json!({
+        "model_type": model_type,
+        "hidden_size": hidden_size,
+        "intermediate_size": fields.size(&key("feed_forward_length"))?,
+        "num_hidden_layers": fields.size(&key("block_count"))?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": match fields.integer(&key("attention.head_count_kv"))? {
+            Some(_) => fields.size(&key("attention.head_count_kv"))?,
+            None => heads,
+        },
+        "head_dim": head_dim,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": context,
+        "rope_theta": rope.theta,
+        "partial_rotary_factor": dims as f64 / head_dim as f64,
+        "tie_word_embeddings": !has("output.weight"),
+        "sliding_window": window,
+        "use_sliding_window": window.is_some(),
+        "bos_token_id": fields.token("tokenizer.ggml.bos_token_id")?,
+        "eos_token_id": ends,
+        "torch_dtype": "float16",
+    });
+    json[dialect.epsilon.1] = shortest(epsilon).into();
+    if has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias") {
+        json[dialect.bias] = true.into();
+    }
+    for (suffix, setting) in dialect.settings {
+        if let Some(number) = fields.number(&key(suffix))? {
+            json[*setting] = number.into();
         }
     }
-    config.rope_scaling = linear_scaling(&fields, name)?;
-    config.validate(path)?;
-    if let Some((_, stored)) = header.tensors.iter().find(|(name, _)| name == ROPE_DIVISORS) {
-        config.rope_scaling = divisors_scaling(path, &fields, name, &config, stored, bytes)?;
+    if dialect.stored_plain {
+        json[STORED] = json!({ "rows": "plain", "gains": "plain" });
     }
-    Ok(config)
+    (dialect.more)(&mut json);
+    let scaling = match header.tensors.iter().find(|(name, _)| name == ROPE_DIVISORS) {
+        Some((_, stored)) => divisors_scaling(&fields, name, (rope, head_dim), stored, bytes)?,
+        None => rope.scaling,
+    };
+    json["rope_scaling"] = match scaling {
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings as u64,
+        }),
+        _ => Json::Null,
+    };
+    Ok(json)
+}
+
+fn dialect(name: &str) -> Option<&'static Dialect> {
+    DIALECTS.iter().find(|dialect| dialect.name == name)
 }
 
 fn linear_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
@@ -148,85 +177,98 @@ fn linear_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
 /// GGUF stores the divisors that Llama 3's rule yields, not its parameters. All published models
 /// have `low_freq_factor` 1 and `high_freq_factor` 4 (only their quotient and the original context
 /// matter), and the largest divisor is the factor; what these give is compared with what is stored.
-fn divisors_scaling(path: &Path, fields: &Fields, architecture: &str, config: &Config, stored: &Stored, bytes: &[u8]) -> Result<RopeScaling> {
-    let error = |message: String| Error::Tensor { path: path.into(), name: ROPE_DIVISORS.into(), message };
+fn divisors_scaling(fields: &Fields, architecture: &str, (rope, head_dim): (Rope, usize), stored: &Stored, bytes: &[u8]) -> Result<RopeScaling> {
+    let error = |message: String| Error::Tensor { path: fields.path.into(), name: ROPE_DIVISORS.into(), message };
     let (Some(encoding), [count]) = (stored.encoding.filter(|e| !e.is_quantised()), &stored.shape[..]) else {
         return Err(error("is not one list of floats".into()));
     };
-    if *count != config.head_dim / 2 {
-        return Err(error(format!("has {count} divisors for {} frequencies", config.head_dim / 2)));
+    if *count != head_dim / 2 {
+        return Err(error(format!("has {count} divisors for {} frequencies", head_dim / 2)));
     }
     let mut divisors = vec![0f32; *count];
     encoding.decode(&bytes[stored.range.clone()], &mut divisors);
     if divisors.iter().all(|divisor| *divisor == 1.0) {
-        return Ok(config.rope_scaling);
+        return Ok(rope.scaling);
     }
-    if config.rope_scaling != RopeScaling::None {
+    if rope.scaling != RopeScaling::None {
         return Err(error("divides frequencies that metadata scales already".into()));
     }
     let factor = divisors.iter().copied().fold(0f32, f32::max) as f64;
     let original = fields.number(&format!("{architecture}.rope.scaling.original_context_length"))?.unwrap_or(8192.0);
     let scaling = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: original };
-    let scaled = Config { rope_scaling: scaling, ..config.clone() };
-    let plain = Config { rope_scaling: RopeScaling::None, ..config.clone() }.rope_frequencies();
-    let fits = plain
-        .iter()
-        .zip(scaled.rope_frequencies())
-        .zip(&divisors)
-        .all(|((plain, scaled), divisor)| (plain / scaled / *divisor as f64 - 1.0).abs() < 1e-3);
-    match fits && scaled.validate(path).is_ok() {
-        true => Ok(scaling),
+    let scaled = Rope { scaling, ..rope.clone() };
+    let [plain, frequencies] = [&rope, &scaled].map(|rope| rope.frequencies(head_dim, 1));
+    let fits = plain.iter().zip(frequencies).zip(&divisors).all(|((plain, scaled), divisor)| (plain / scaled / *divisor as f64 - 1.0).abs() < 1e-3);
+    match fits && scaled.fault(head_dim).is_none() {
+        true => Ok(scaled.scaling),
         false => Err(error("holds divisors that Llama 3's rule does not give; other scalings are not supported".into())),
     }
 }
 
 /// The tensors under their Hugging Face names.
-pub(super) fn tensors(path: &Path, tensors: Vec<(String, Stored)>, config: &Config) -> Result<Vec<(String, Stored)>> {
-    let interleaved = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
-    tensors
+pub(super) fn tensors(header: Header, path: &Path, config: &Config) -> Result<Vec<(String, Stored)>> {
+    let name = (Fields { path, metadata: &header.metadata }).string("general.architecture")?;
+    let dialect = dialect(name);
+    let dims = config.ropes.iter().map(|rope| rope.dims).max().unwrap_or(config.head_dim);
+    let order = HeadOrder { width: config.head_dim, dims, interleaved: dialect.is_some_and(|dialect| dialect.interleaved) };
+    header
+        .tensors
         .into_iter()
         .filter(|(name, _)| name != ROPE_DIVISORS)
         .map(|(name, mut stored)| {
-            let Some(hugging_face) = translate(&name) else {
+            let Some(hugging_face) = dialect.and_then(|dialect| translate(&name, dialect)) else {
                 let message = "is no part of a supported architecture".into();
                 return Err(Error::Tensor { path: path.into(), name, message });
             };
-            if interleaved && (hugging_face.contains(".q_proj.") || hugging_face.contains(".k_proj.")) {
-                stored.interleaved_head = Some(config.head_dim);
+            if !order.is_paired() && (hugging_face.contains(".q_proj.") || hugging_face.contains(".k_proj.")) {
+                stored.order = Some(order);
             }
             Ok((hugging_face, stored))
         })
         .collect()
 }
 
-fn translate(name: &str) -> Option<String> {
-    let outside = match name {
-        "token_embd.weight" => "model.embed_tokens.weight",
-        "output_norm.weight" => "model.norm.weight",
-        "output.weight" => "lm_head.weight",
+fn translate(name: &str, dialect: &Dialect) -> Option<String> {
+    let (rest, kind) = name.rsplit_once('.')?;
+    if !matches!(kind, "weight" | "bias") {
+        return None;
+    }
+    let outside = match rest {
+        "token_embd" => "model.embed_tokens",
+        "output_norm" => "model.norm",
+        "output" => "lm_head",
         _ => "",
     };
     if !outside.is_empty() {
-        return Some(outside.into());
+        return Some(format!("{outside}.{kind}"));
     }
-    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (layer, part) = rest.strip_prefix("blk.")?.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
-    let (part, kind) = part.rsplit_once('.')?;
-    let part = match part {
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
-    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{part}.{kind}"))
+    let known = |names: &[(&str, &'static str)]| names.iter().find(|(name, _)| *name == part).map(|(_, hugging_face)| *hugging_face);
+    let part = known(dialect.tensors).or_else(|| known(&TENSORS))?;
+    Some(format!("model.layers.{layer}.{part}.{kind}"))
+}
+
+/// Tensors of a layer, where a dialect has no other word for them.
+const TENSORS: [(&str, &str); 13] = [
+    ("attn_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_qkv", "self_attn.qkv_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+
+/// An f32 as the f64 of its shortest decimal form: `1e-5` and not `9.99999974…e-6`.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(x as f64)
 }
 
 /// Metadata read with errors that name the key.

@@ -29,15 +29,15 @@ pub struct StoredMatrix {
     pub(super) encoding: Encoding,
     /// Rows and columns.
     pub(super) shape: [usize; 2],
-    /// The width of heads whose rows are interleaved in the file.
-    pub(super) interleaved_head: Option<usize>,
+    /// The order of heads' rows in the file, where it is another.
+    pub(super) order: Option<HeadOrder>,
 }
 
 impl StoredMatrix {
     /// Numbers as they are, in memory.
     pub(super) fn f16(numbers: &[f16], shape: [usize; 2]) -> StoredMatrix {
         let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        StoredMatrix { bytes: Bytes::Memory(bytes), encoding: Encoding::F16, shape, interleaved_head: None }
+        StoredMatrix { bytes: Bytes::Memory(bytes), encoding: Encoding::F16, shape, order: None }
     }
 
     /// Numbers made blocks, in memory.
@@ -45,7 +45,7 @@ impl StoredMatrix {
         let [rows, cols] = shape;
         let mut bytes = vec![0; rows * encoding.bytes(cols)];
         bytes.par_chunks_mut(encoding.bytes(cols).max(1)).zip(numbers.par_chunks(cols.max(1))).for_each(|(bytes, row)| encoding.encode(row, bytes));
-        StoredMatrix { bytes: Bytes::Memory(bytes), encoding, shape, interleaved_head: None }
+        StoredMatrix { bytes: Bytes::Memory(bytes), encoding, shape, order: None }
     }
 
     /// Rows and columns.
@@ -128,13 +128,13 @@ impl StoredMatrix {
     /// The bytes of a row.
     fn row(&self, row: usize) -> &[u8] {
         let width = self.encoding.bytes(self.shape[1]);
-        &self.all()[source_row(row, self.interleaved_head) * width..][..width]
+        &self.all()[source_row(row, self.order) * width..][..width]
     }
 
     /// Reads the bytes of a row, which this process's memory does not keep.
     fn read(&self, row: usize, bytes: &mut [u8]) -> Result<()> {
         match &self.bytes {
-            Bytes::File(file, range) => file.read(range.start + source_row(row, self.interleaved_head) * bytes.len(), bytes),
+            Bytes::File(file, range) => file.read(range.start + source_row(row, self.order) * bytes.len(), bytes),
             Bytes::Memory(_) => {
                 bytes.copy_from_slice(self.row(row));
                 Ok(())
@@ -151,19 +151,60 @@ pub(crate) fn test_matrix(encoding: &str, shape: [usize; 2], number: impl Fn(usi
     StoredMatrix::encode(&numbers, encoding, shape)
 }
 
-/// Which row is stored in the place of row `row` of heads in half-split layout (pairs `i, i +
-/// d/2`), where they are stored interleaved (pairs `2i, 2i + 1`).
-fn source_row(row: usize, interleaved_head: Option<usize>) -> usize {
-    let Some(head) = interleaved_head else { return row };
-    let (start, within) = (row / head * head, row % head);
-    start + if within < head / 2 { 2 * within } else { 2 * (within - head / 2) + 1 }
+/// In which order a file has the rows of heads, whose pairs of RoPE are `i, i + width / 2` here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HeadOrder {
+    /// Rows of a head.
+    pub width: usize,
+    /// Those that rotate, which come first.
+    pub dims: usize,
+    /// Whether a pair is rows `2i, 2i + 1` of them, and not `i, i + dims / 2`.
+    pub interleaved: bool,
 }
 
-/// Brings every head's rows into half-split layout.
-pub(super) fn half_split<T: Copy>(numbers: Vec<T>, shape: &[usize], interleaved_head: Option<usize>) -> Vec<T> {
-    if interleaved_head.is_none() {
+impl HeadOrder {
+    /// Whether it is the order here.
+    pub fn is_paired(&self) -> bool {
+        !self.interleaved && self.dims == self.width
+    }
+
+    /// Which row of a head is stored in the place of row `within`.
+    fn source(&self, within: usize) -> usize {
+        let (pairs, half) = (self.dims / 2, self.width / 2);
+        let (pair, second) = (within % half, within / half);
+        match pair.checked_sub(pairs) {
+            None if self.interleaved => 2 * pair + second,
+            None => pair + second * pairs,
+            Some(still) => self.dims + still + second * (half - pairs),
+        }
+    }
+}
+
+/// Which row is stored in the place of row `row`.
+fn source_row(row: usize, order: Option<HeadOrder>) -> usize {
+    let Some(order) = order else { return row };
+    row / order.width * order.width + order.source(row % order.width)
+}
+
+/// Brings every head's rows into the order here.
+pub(super) fn half_split<T: Copy>(numbers: Vec<T>, shape: &[usize], order: Option<HeadOrder>) -> Vec<T> {
+    if order.is_none() {
         return numbers;
     }
     let width = numbers.len() / shape[0].max(1);
-    (0..shape[0]).flat_map(|row| &numbers[source_row(row, interleaved_head) * width..][..width]).copied().collect()
+    (0..shape[0]).flat_map(|row| &numbers[source_row(row, order) * width..][..width]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_come_together_and_no_row_is_lost() {
+        let rows = |dims, interleaved| (0..8).map(|row| HeadOrder { width: 8, dims, interleaved }.source(row)).collect::<Vec<_>>();
+        assert_eq!(rows(8, true), [0, 2, 4, 6, 1, 3, 5, 7]);
+        assert_eq!(rows(4, true), [0, 2, 4, 5, 1, 3, 6, 7]);
+        assert_eq!(rows(4, false), [0, 1, 4, 5, 2, 3, 6, 7]);
+        assert_eq!(rows(8, false), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
 }

@@ -6,8 +6,12 @@
 //! an encoding that can be decoded. Numbers are checked when they are asked for.
 
 mod adapter;
+mod arrange;
 mod blocks;
 mod config;
+mod describe;
+mod design;
+mod dialect;
 mod dot;
 mod encoding;
 mod factored;
@@ -20,6 +24,8 @@ mod gguf;
 mod gguf_model;
 mod gguf_tokenizer;
 mod matrix;
+mod rope;
+mod rope_fields;
 mod safetensors;
 mod source;
 mod storage;
@@ -31,14 +37,17 @@ mod weights;
 pub use adapter::{ADAPTER, is_adapter};
 pub use blocks::{Blocks, Form, Has};
 pub use config::Config;
+pub(crate) use config::STORED;
+pub use design::{Activation, Design, HeadRows, LayerSpec, MlpSpec, NormKind, Norms, QkNorm, QkNormOver};
 pub use dot::Vector;
 pub use factored::Factored;
 pub(crate) use factored::row_tensors;
-pub use family::{Architecture, RopeScaling};
+pub use family::Architecture;
 pub(crate) use file::OpenFiles;
 pub use matrix::StoredMatrix;
 #[cfg(test)]
 pub(crate) use matrix::test_matrix;
+pub use rope::{Rope, RopeScaling, Temperature};
 pub use source::Source;
 pub use storage::WeightStorage;
 pub use template::{ChatTemplate, Message};
@@ -123,18 +132,22 @@ impl Checkpoint {
             Some(object) => Some(Factored::from_json(object, &config, &config_path)?),
             None => None,
         };
-        let weights = safetensors::open(path)?;
+        let mut weights = safetensors::open(path)?;
+        arrange::take_apart(&mut weights, &config)?;
+        arrange::order(&mut weights, &config);
         Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None, adapter: None })
     }
 
     fn open_gguf(path: &Path) -> Result<Checkpoint> {
         let file = ModelFile::open(path)?;
         let header = gguf::read_header(path, &file.bytes)?;
-        let config = gguf_model::config(path, &header, &file.bytes)?;
+        let config_json = gguf_model::config(path, &header, &file.bytes)?;
+        let config = Config::from_json(&config_json, path)?;
         let mut weights = Weights::default();
-        weights.add(file, gguf_model::tensors(path, header.tensors, &config)?)?;
-        let (config_json, gguf) = (config.to_json(), Some(header.metadata));
-        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf, adapter: None })
+        let metadata = header.metadata.clone();
+        weights.add(file, gguf_model::tensors(header, path, &config)?)?;
+        arrange::take_apart(&mut weights, &config)?;
+        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf: Some(metadata), adapter: None })
     }
 
     fn check_tensors(&self) -> Result<()> {
@@ -221,6 +234,19 @@ impl Checkpoint {
     /// finite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.weights.f32(&self.path, name, shape)
+    }
+
+    /// What a norm multiplies by, `[width]`: the tensor `name`, and one more where gains are stored
+    /// less one.
+    ///
+    /// # Errors
+    /// As [`f32`](Self::f32).
+    pub fn gain(&self, name: &str, width: usize) -> Result<Vec<f32>> {
+        let mut gain = self.f32(name, &[width])?;
+        if self.config.design.gains_less_one {
+            gain.iter_mut().for_each(|gain| *gain += 1.0);
+        }
+        Ok(gain)
     }
 
     /// A tensor's numbers rounded to f16, row-major; its shape must be `shape`.

@@ -1,6 +1,7 @@
 //! The tensors that a model of a given geometry consists of, and their shapes: checked when a
 //! checkpoint is opened, before any number is read.
 
+use super::design::{NormKind, QkNormOver};
 use super::factored::row_tensors;
 use super::{Config, Factored};
 
@@ -9,7 +10,7 @@ pub(super) type Expected = (String, Vec<usize>);
 
 /// What must be there.
 pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expected> {
-    let (hidden, ffn, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (hidden, ffn, head, design) = (config.hidden_size, config.intermediate_size, config.head_dim, &config.design);
     let (q_width, kv_width) = (config.num_attention_heads * head, config.num_key_value_heads * head);
     let mut list: Vec<Expected> = Vec::new();
     list.push(("model.embed_tokens.weight".into(), vec![config.vocab_size, hidden]));
@@ -19,25 +20,28 @@ pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expe
     }
     for layer in 0..config.num_hidden_layers {
         let mut add = |name: &str, shape: &[usize]| list.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-        add("input_layernorm.weight", &[hidden]);
-        add("post_attention_layernorm.weight", &[hidden]);
-        add("mlp.gate_proj.weight", &[ffn, hidden]);
-        add("mlp.up_proj.weight", &[ffn, hidden]);
-        add("mlp.down_proj.weight", &[hidden, ffn]);
-        add("self_attn.q_proj.weight", &[q_width, hidden]);
-        if config.qk_norm {
-            add("self_attn.q_norm.weight", &[head]);
-            add("self_attn.k_norm.weight", &[head]);
+        design.norms.names().for_each(|norm| add(&format!("{norm}.weight"), &[hidden]));
+        let mlp = [(design.mlp.gate, ffn, hidden), (Some(design.mlp.up), ffn, hidden), (Some(design.mlp.down), hidden, ffn)];
+        for (name, rows, cols) in mlp.into_iter().filter_map(|(name, rows, cols)| Some((name?, rows, cols))) {
+            add(&format!("mlp.{name}.weight"), &[rows, cols]);
+            if design.mlp.bias {
+                add(&format!("mlp.{name}.bias"), &[rows]);
+            }
         }
-        if config.attention_bias {
-            add("self_attn.q_proj.bias", &[q_width]);
-            add("self_attn.k_proj.bias", &[kv_width]);
+        for (name, width) in [("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)] {
+            add(&format!("self_attn.{name}.weight"), &[width, hidden]);
+            if design.attention_bias {
+                add(&format!("self_attn.{name}.bias"), &[width]);
+            }
         }
-        add("self_attn.k_proj.weight", &[kv_width, hidden]);
-        add("self_attn.v_proj.weight", &[kv_width, hidden]);
         add("self_attn.o_proj.weight", &[hidden, q_width]);
-        if config.attention_bias {
-            add("self_attn.v_proj.bias", &[kv_width]);
+        for (name, width) in design
+            .qk_norm
+            .iter()
+            .flat_map(|norm| norm.names.into_iter().zip([q_width, kv_width]).map(|pair| (norm.over, pair)))
+            .map(|(over, (name, all))| (name, if over == QkNormOver::Projection { all } else { head }))
+        {
+            add(&format!("self_attn.{name}.weight"), &[width]);
         }
     }
     for [mean, _, up] in rows(config, factored) {
@@ -48,8 +52,13 @@ pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expe
 
 /// What may be there, and is used if it is.
 pub(super) fn optional(config: &Config, factored: Option<&Factored>) -> Vec<Expected> {
-    let biases = (0..config.num_hidden_layers).map(|layer| (format!("model.layers.{layer}.self_attn.o_proj.bias"), vec![config.hidden_size]));
-    biases.chain(rows(config, factored).map(|[_, down, _]| down)).collect()
+    let norms: Vec<_> = config.design.norms.names().filter(|_| config.design.norm == NormKind::Layer).collect();
+    let biases = (0..config.num_hidden_layers).flat_map(|layer| {
+        let names = norms.iter().copied().chain(["self_attn.o_proj"]);
+        names.map(move |name| (format!("model.layers.{layer}.{name}.bias"), vec![config.hidden_size])).collect::<Vec<_>>()
+    });
+    let last = (config.design.norm == NormKind::Layer).then(|| ("model.norm.bias".into(), vec![config.hidden_size]));
+    biases.chain(last).chain(rows(config, factored).map(|[_, down, _]| down)).collect()
 }
 
 /// Mean, down and up of every latent.

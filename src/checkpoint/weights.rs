@@ -7,7 +7,7 @@
 
 use super::encoding::Encoding;
 use super::file::ModelFile;
-use super::matrix::{Bytes, StoredMatrix, half_split};
+use super::matrix::{Bytes, HeadOrder, StoredMatrix, half_split};
 use super::storage::WeightStorage;
 use crate::{Error, Result};
 use half::f16;
@@ -33,10 +33,8 @@ pub(super) struct Stored {
     pub dtype: String,
     /// How to decode them; `None` where lowkey cannot.
     pub encoding: Option<Encoding>,
-    /// Width of the attention heads whose rows are in interleaved RoPE layout, if they are.
-    ///
-    /// They are brought into half-split layout.
-    pub interleaved_head: Option<usize>,
+    /// The order of heads' rows, where it is another than the decoders'. They are brought into that.
+    pub order: Option<HeadOrder>,
 }
 
 /// All tensors of a checkpoint by their Hugging Face names.
@@ -66,6 +64,19 @@ impl Weights {
         let index = self.files.len();
         self.tensors.extend(tensors.into_iter().map(|(name, stored)| (name, Stored { file: index, ..stored })));
         self.files.push(Arc::new(file));
+    }
+
+    /// Puts `parts`, which are in the same file, in the place of a tensor.
+    pub fn take_apart(&mut self, name: &str, parts: Vec<(String, Stored)>) {
+        self.tensors.remove(name);
+        self.tensors.extend(parts);
+    }
+
+    /// Says in which order the heads' rows of weight and bias are.
+    pub fn order(&mut self, name: &str, order: HeadOrder) {
+        for kind in ["weight", "bias"] {
+            self.tensors.get_mut(&format!("{name}.{kind}")).into_iter().for_each(|stored| stored.order = Some(order));
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<&Stored> {
@@ -135,13 +146,13 @@ impl Weights {
                 out.copy_from_slice(chunk);
             }
         })?;
-        Ok(half_split(numbers, &stored.shape, stored.interleaved_head))
+        Ok(half_split(numbers, &stored.shape, stored.order))
     }
 
     pub fn f16(&self, checkpoint: &Path, name: &str, shape: &[usize]) -> Result<Vec<f16>> {
         let (stored, encoding) = self.expect(checkpoint, name, shape)?;
         let numbers = self.decode(name, stored, encoding, |chunk: &[f32], out: &mut [f16]| out.convert_from_f32_slice(chunk))?;
-        Ok(half_split(numbers, &stored.shape, stored.interleaved_head))
+        Ok(half_split(numbers, &stored.shape, stored.order))
     }
 
     /// A matrix in the type that is asked for, in place where it is stored so, which is not looked
@@ -151,7 +162,7 @@ impl Weights {
         let wanted = storage.encoding(encoding, shape[1]);
         if wanted == encoding {
             let bytes = Bytes::File(self.files[stored.file].clone(), stored.range.clone());
-            return Ok(StoredMatrix { bytes, encoding, shape, interleaved_head: stored.interleaved_head });
+            return Ok(StoredMatrix { bytes, encoding, shape, order: stored.order });
         }
         let numbers = match wanted {
             Encoding::F16 => return Ok(StoredMatrix::f16(&self.f16(checkpoint, name, &shape)?, shape)),

@@ -192,7 +192,7 @@ fn text(report: &Report) -> String {
         ("layers", format!("{} of width {}, MLP {}", config.num_hidden_layers, config.hidden_size, config.intermediate_size)),
         ("heads", format!("{} on {}, of width {}", config.num_attention_heads, config.num_key_value_heads, config.head_dim)),
         ("vocabulary", format!("{}{}", config.vocab_size, if config.tie_word_embeddings { ", tied" } else { "" })),
-        ("context", format!("{} tokens, RoPE base {}", config.max_position_embeddings, config.rope_theta)),
+        ("context", format!("{} tokens, RoPE base {}", config.max_position_embeddings, config.ropes[0].theta)),
         ("cache", format!("{} bytes per token, dense {}", report.kv_bytes_per_token, report.kv_bytes_per_token_dense)),
         ("reading", multiply_adds(config.num_hidden_layers, report.flops_per_cached_token, report.flops_per_cached_token_dense)),
     ];

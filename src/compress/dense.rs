@@ -26,7 +26,7 @@ pub(super) fn about_biases(rows: &mut LatentSet, checkpoint: &Checkpoint) -> Res
     let (config, d) = (checkpoint.config(), checkpoint.config().head_dim);
     for (spec, coder) in rows.specs.iter().zip(&mut rows.coders) {
         // With QK-norm a bias is no mean.
-        let (part, norm) = if spec.kind == LatentKind::PostRopeKeys { ("k_proj", config.qk_norm) } else { ("v_proj", false) };
+        let (part, norm) = if spec.kind == LatentKind::PostRopeKeys { ("k_proj", config.design.qk_norm.is_some()) } else { ("v_proj", false) };
         let name = format!("model.layers.{}.self_attn.{part}.bias", spec.first_layer);
         if norm || !checkpoint.has(&name) {
             continue;

@@ -37,15 +37,17 @@ use std::ops::Range;
 pub(super) struct Solver<'a> {
     context: &'a Context<'a>,
     options: LowKey,
-    /// Where tokens stand.
-    positions: Positions,
+    /// Where tokens stand, by layer.
+    positions: Vec<Positions>,
 }
 
 impl Solver<'_> {
     pub(super) fn new<'a>(context: &'a Context<'a>, options: LowKey) -> Solver<'a> {
         // Keys before RoPE stand nowhere.
         let longest = if let Layout::Fast { context, .. } = options.layout { context } else { 1 };
-        Solver { context, options, positions: Positions::up_to(longest, context.checkpoint.config().rope_frequencies()) }
+        let config = context.checkpoint.config();
+        let of_layer = |layer| Positions::up_to(longest, config.rope_frequencies(layer, longest));
+        Solver { context, options, positions: (0..config.num_hidden_layers).map(of_layer).collect() }
     }
 
     /// The rows of some layers: all that share a row.
@@ -69,7 +71,7 @@ impl Solver<'_> {
             Scales::Fixed => alike(Scale::Fixed),
             Scales::Band => alike(Scale::Band),
             Scales::Chosen => {
-                let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, head_dim, &self.positions)).collect();
+                let samples: Vec<_> = units.iter().map(|unit| unit.sample(&statistics.layers, head_dim, &self.positions[unit.first_layer])).collect();
                 scales::choose(&bases, &samples, budget)
             }
         };
@@ -105,7 +107,7 @@ impl Solver<'_> {
             let unit = |kind, basis| Unit { first_layer: layer, layers: 1, kind, first_head: first, kv_heads, basis };
             let before = moments.part(at..at + width);
             let mean = before.mean.map(f64::from);
-            let second = self.positions.second(&about(&before, &mean));
+            let second = self.positions[layer].second(&about(&before, &mean));
             let keys = Basis::components(&format!("the keys after RoPE of layer {layer}"), mean, second, Some(&metric(&of_keys)?))?;
             let values = moments.part(heads * d + at..heads * d + at + width);
             let mean = values.mean.map(f64::from);
@@ -133,7 +135,7 @@ impl Solver<'_> {
                 let full = sensitivity.as_ref().ok_or_else(|| missing("full"))?;
                 let gram = match (side, rotated) {
                     (KvSide::Keys, false) => &full.keys,
-                    (KvSide::Keys, true) => return Ok(self.positions.second(&full.keys.map(f64::from))),
+                    (KvSide::Keys, true) => return Ok(self.positions[layer].second(&full.keys.map(f64::from))),
                     (KvSide::Values, _) => &full.values,
                 };
                 Ok(gram.map(f64::from))

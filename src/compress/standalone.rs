@@ -6,7 +6,7 @@
 
 use super::tensors::{Float, MadeTensors, all, encode, little_endian_f16, little_endian_f32};
 use super::{Made, Output};
-use crate::checkpoint::{Checkpoint, Factored};
+use crate::checkpoint::{Checkpoint, Factored, HeadRows, STORED};
 use crate::task::{OnProgress, report};
 use crate::{Error, Result, task};
 use serde_json::{Map, Value, json};
@@ -133,6 +133,11 @@ fn config(source: &Checkpoint, factored: &Factored, float: Float) -> Result<Valu
     let object = config.as_object_mut().ok_or_else(|| failed("is not a JSON object".into()))?;
     let lowkey = serde_json::to_value(factored).map_err(|e| failed(format!("its lowkey object cannot be written: {e}")))?;
     object.insert("lowkey".into(), lowkey);
+    // Heads' rows are written in the order in which they are read.
+    if source.config().design.head_rows != HeadRows::Halves || source.config().ropes.iter().any(|rope| rope.dims != source.config().head_dim) {
+        let gains = if source.config().design.gains_less_one { "less one" } else { "plain" };
+        object.insert(STORED.into(), json!({ "rows": "plain", "gains": gains }));
+    }
     object.insert("torch_dtype".into(), if float == Float::F16 { "float16" } else { "float32" }.into());
     Ok(config)
 }

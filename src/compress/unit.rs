@@ -27,7 +27,7 @@ impl Context<'_> {
         let width = self.heads * self.head_dim;
         let part = if side == KvSide::Keys { "k_proj" } else { "v_proj" };
         let name = format!("model.layers.{layer}.self_attn.{part}.bias");
-        if !self.checkpoint.has(&name) || side == KvSide::Keys && self.checkpoint.config().qk_norm {
+        if !self.checkpoint.has(&name) || side == KvSide::Keys && self.checkpoint.config().design.qk_norm.is_some() {
             return Ok(DVector::zeros(width));
         }
         Ok(DVector::from_vec(self.checkpoint.f32(&name, &[width])?).map(f64::from))

@@ -1,9 +1,13 @@
 //! Grouped-query attention over a sequence's cached keys and values, whatever they are kept as
 //! ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
+//!
+//! Where the family has a soft cap, what it leaves of a score is what the softmax sees.
 
+use super::activation::soft_cap;
 use super::columns::Columns;
-use super::linear::{Linear, RmsNorm, Source};
-use super::rope::Rope;
+use super::linear::{Linear, Source};
+use super::rope::Ropes;
+use super::turn::Turn;
 use crate::Result;
 use crate::kv::fade;
 use crate::linalg::{product, stack, tr_product};
@@ -18,17 +22,19 @@ pub(super) struct Attention {
     pub(super) group_size: usize,
     /// Keys at this distance or further back are not attended to.
     pub(super) window: usize,
+    /// What scores, as the softmax has them, are capped at.
+    pub(super) cap: Option<f32>,
     pub(super) query: Linear,
-    pub(super) query_norm: Option<RmsNorm>,
+    pub(super) query_turn: Turn,
     pub(super) key: Linear,
-    pub(super) key_norm: Option<RmsNorm>,
+    pub(super) key_turn: Turn,
     pub(super) value: Linear,
     pub(super) output: Linear,
 }
 
 /// What enters the attention of a layer, all heads stacked, a token per column.
 pub struct Heads<'a> {
-    /// `[H·d, tokens]`, after RoPE.
+    /// `[H·d, tokens]`, after RoPE, and scaled so that scores are `q·k/√d`.
     pub queries: &'a DMatrix<f32>,
     /// `[H_kv·d, tokens]`, with bias and after QK-norm where the family has them, before RoPE.
     pub keys: &'a DMatrix<f32>,
@@ -42,19 +48,19 @@ impl Attention {
     pub(super) fn load(source: Source, layer: usize) -> Result<Attention> {
         let checkpoint = source.checkpoint;
         let config = checkpoint.config();
-        let (hidden, d, bias) = (config.hidden_size, config.head_dim, config.attention_bias);
+        let (hidden, d, bias) = (config.hidden_size, config.head_dim, config.design.attention_bias);
         let (query_width, kv_width) = (config.num_attention_heads * d, config.num_key_value_heads * d);
         let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
         let linear = |part: &str, inputs, outputs, bias| Linear::load(source, &name(part), [outputs, inputs], bias);
-        let head_norm = |part: &str| config.qk_norm.then(|| RmsNorm::load(checkpoint, &name(part), d)).transpose();
         Ok(Attention {
             head_dim: d,
             group_size: config.group_size(),
-            window: config.sliding_window.unwrap_or(usize::MAX),
+            window: config.layers[layer].window.unwrap_or(usize::MAX),
+            cap: config.design.attention_cap,
             query: linear("q_proj", hidden, query_width, bias)?,
-            query_norm: head_norm("q_norm")?,
+            query_turn: Turn::load(checkpoint, layer, 0)?,
             key: linear("k_proj", hidden, kv_width, bias)?,
-            key_norm: head_norm("k_norm")?,
+            key_turn: Turn::load(checkpoint, layer, 1)?,
             value: linear("v_proj", hidden, kv_width, bias)?,
             output: linear("o_proj", query_width, hidden, checkpoint.has(&name("o_proj.bias")))?,
         })
@@ -63,17 +69,12 @@ impl Attention {
     /// Queries, keys and values, `[heads·d, tokens]` each, of `x: [hidden, tokens]`, whose first
     /// token stands at `position`; the first two normalised and rotated. `look` is shown them on
     /// the way.
-    pub(super) fn project(&self, x: &DMatrix<f32>, position: usize, rope: &Rope, look: Option<&mut dyn FnMut(&Heads)>) -> [DMatrix<f32>; 3] {
-        let mut queries = self.query.apply(x);
-        finish(&mut queries, &self.query_norm, rope, position);
-        let mut keys = self.key.apply(x);
-        normalise(&mut keys, &self.key_norm);
-        let pre_rope = look.is_some().then(|| keys.clone());
-        rope.rotate(&mut keys, position);
-        let values = self.value.apply(x);
-        if let (Some(look), Some(pre_rope)) = (look, pre_rope) {
-            look(&Heads { queries: &queries, keys: &pre_rope, post_rope_keys: &keys, values: &values });
-        }
+    pub(super) fn project(&self, x: &DMatrix<f32>, position: usize, ropes: &Ropes, look: Option<&mut dyn FnMut(&Heads)>) -> [DMatrix<f32>; 3] {
+        let queries = self.query_turn.apply(self.query.apply(x), ropes, position);
+        let (keys, values) = (self.key.apply(x), self.value.apply(x));
+        let Some(look) = look else { return [queries, self.key_turn.apply(keys, ropes, position), values] };
+        let [before, keys] = self.key_turn.apply_both(keys, ropes, position);
+        look(&Heads { queries: &queries, keys: &before, post_rope_keys: &keys, values: &values });
         [queries, keys, values]
     }
 
@@ -89,6 +90,7 @@ impl Attention {
                 let kv_head = head / self.group_size;
                 let first = kv_head * d;
                 let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
+                self.cap(&mut weights);
                 cached.multiply(&mut weights, d);
                 self.softmax(&mut weights, position, cached, kv_head);
                 let received = cached.evicted.is_some().then(|| &weights * &later);
@@ -97,6 +99,14 @@ impl Attention {
             .unzip();
         let received = received.into_iter().flatten().reduce(|sum, head| sum + head);
         (self.output.apply(&stack(&heads)), received.map_or(Vec::new(), |received| received.data.into()))
+    }
+
+    /// Caps scores that are still to be divided by `√head_dim`.
+    pub(super) fn cap(&self, scores: &mut DMatrix<f32>) {
+        if let Some(cap) = self.cap {
+            let root = (self.head_dim as f32).sqrt();
+            scores.apply(|score| *score = root * soft_cap(cap, *score / root).0);
+        }
     }
 
     /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each
@@ -119,20 +129,6 @@ impl Attention {
             }
             scores[next..].fill(0.0);
         }
-    }
-}
-
-/// What follows a query or key projection: the norm of each head where the family has one, then
-/// RoPE from position `first` on.
-pub(super) fn finish(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>, rope: &Rope, first: usize) {
-    normalise(heads, norm);
-    rope.rotate(heads, first);
-}
-
-/// The norm of each head, where there is one.
-fn normalise(heads: &mut DMatrix<f32>, norm: &Option<RmsNorm>) {
-    if let Some(norm) = norm {
-        norm.apply_to_runs(heads);
     }
 }
 

@@ -10,9 +10,9 @@
 //! queries alone, while what flows on to the layers below is complete, as those see every
 //! disturbance of the layers above undone.
 
-use super::attention::{Attention, causal_softmax, finish};
-use super::linear::RmsNorm;
-use super::rope::Rope;
+use super::activation::soft_cap;
+use super::attention::{Attention, causal_softmax};
+use super::rope::Ropes;
 use super::{ByLayer, Model, Observer};
 use crate::Result;
 use crate::checkpoint::Config;
@@ -114,12 +114,11 @@ struct HeadGradients {
 impl Attention {
     /// The gradient with respect to `x`, what entered from position 0 on, and those within, from
     /// `upstream`, that with respect to what attention makes of it.
-    pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, rope: &Rope, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
+    pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>, ropes: &Ropes, exact: Exact) -> (DMatrix<f32>, LayerGradients) {
         let d = self.head_dim;
         let (projected_queries, projected_keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
-        let (mut queries, mut keys) = (projected_queries.clone(), projected_keys.clone());
-        finish(&mut queries, &self.query_norm, rope, 0);
-        finish(&mut keys, &self.key_norm, rope, 0);
+        let queries = self.query_turn.apply(projected_queries.clone(), ropes, 0);
+        let keys = self.key_turn.apply(projected_keys.clone(), ropes, 0);
         let upstream = self.output.backward(upstream);
 
         let heads: Vec<HeadGradients> = (0..queries.nrows() / d)
@@ -139,16 +138,9 @@ impl Attention {
             (sum(|head| &head.key), sum(|head| &head.value), sum(|head| &head.far_key), sum(|head| &head.far_value));
         let query = stack(&heads.into_iter().map(|head| head.query).collect::<Vec<_>>());
 
-        let project = |mut gradient: DMatrix<f32>, norm: &Option<RmsNorm>, projected: &DMatrix<f32>| {
-            rope.rotate_back(&mut gradient, 0);
-            match norm {
-                Some(norm) => norm.backward(projected, gradient),
-                None => gradient,
-            }
-        };
-        let query = project(query, &self.query_norm, &projected_queries);
-        let key = project(key, &self.key_norm, &projected_keys);
-        rope.rotate_back(&mut far_key, 0);
+        let query = self.query_turn.backward(&projected_queries, query, ropes);
+        let key = self.key_turn.backward(&projected_keys, key, ropes);
+        self.key_turn.rotate_back(&mut far_key, ropes);
         let gradients =
             LayerGradients { keys: far_key, values: far_value, key_weight: outer_products(x, &key), value_weight: outer_products(x, &value) };
         (self.query.backward(&query) + self.key.backward(&key) + self.value.backward(&value), gradients)
@@ -172,6 +164,8 @@ impl Attention {
             let (keys, values) = (key.columns(low, seen), value.columns(low, seen));
             let (queries, upstream) = (query.columns(first, count), upstream.columns(first, count));
             let mut weights = tr_product(keys, queries);
+            let slopes = self.cap.map(|cap| weights.map(|score| soft_cap(cap, score * scale).1));
+            self.cap(&mut weights);
             causal_softmax(&mut weights, first - low, self.window, scale);
             // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by
             // query.
@@ -179,6 +173,9 @@ impl Attention {
             for (mut scores, weights) in scores.column_iter_mut().zip(weights.column_iter()) {
                 let mean = scores.dot(&weights);
                 scores.zip_apply(&weights, |score, weight| *score = (*score - mean) * weight * scale);
+            }
+            if let Some(slopes) = slopes {
+                scores.component_mul_assign(&slopes);
             }
             sums.query.columns_mut(first, count).copy_from(&product(keys, scores.as_view()));
             // Each key's or value's sum over queries of weight times what the query brings: few by

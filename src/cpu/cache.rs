@@ -11,7 +11,7 @@ use super::RowType;
 use super::columns::{Columns, Run};
 use super::eviction::{Eviction, Leaving};
 use super::landmarks::Landmarks;
-use super::rope::Rope;
+use super::rope::{Rope, Ropes};
 use super::rows::Rows;
 use crate::kv::{Call, Coder, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Schedule, Selection, Slots, Stores};
 use crate::linalg::stack;
@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// All rows of a sequence.
 pub(super) struct Cache {
+    /// The model's layer that is the first here.
+    first: usize,
     layers: Vec<LayerRows>,
     slots: Slots,
     coded: Option<Coded>,
@@ -56,8 +58,10 @@ pub(super) struct CodedOptions {
 }
 
 impl Cache {
-    /// Room for `capacity` tokens in `layers` layers of `width` numbers a side.
-    pub(super) fn new(layers: usize, width: usize, capacity: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
+    /// Room for `capacity` tokens in `layers` of the model, of `width` numbers a side. From here on
+    /// they are counted from the first of them.
+    pub(super) fn new(layers: Range<usize>, width: usize, capacity: usize, row_type: RowType, coded: Option<CodedOptions>) -> Cache {
+        let (first, layers) = (layers.start, layers.len());
         let slots = coded.as_ref().map_or(Slots::ALL, |coded| coded.coding.slots);
         let exact = if slots == Slots::ALL { capacity } else { slots.count() };
         let coded = coded.map(|CodedOptions { set, coding, select, stores, head_dim }| Coded {
@@ -70,7 +74,7 @@ impl Cache {
             eviction: stores.map(|stores| Eviction::new(stores, layers, width, exact, row_type)),
         });
         let rows = || Rows::new(width, exact, row_type);
-        Cache { layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded }
+        Cache { first, layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded }
     }
 
     /// Whether a token that goes through alone chooses what it reads.
@@ -90,7 +94,7 @@ impl Cache {
 
     /// Codes the rows that end with `layer`, where that is due before (`reading`) or after they are
     /// read.
-    pub(super) fn code(&mut self, layer: usize, call: &Call, reading: bool, rope: &Rope) {
+    pub(super) fn code(&mut self, layer: usize, call: &Call, reading: bool, ropes: &Ropes) {
         let Some(coded) = &self.coded else { return };
         if call.code.is_empty() || call.code_first != reading {
             return;
@@ -109,13 +113,13 @@ impl Cache {
                         let Some(offset) = spec.offset(layer, side, coded.head_dim) else { continue };
                         let mut part = self.exact(layer, side, call.code.clone()).rows(first, height).into_owned();
                         if side == KvSide::Keys && spec.kind != LatentKind::PostRopeKeys {
-                            rope.rotate_back(&mut part, call.code.start);
+                            ropes.of(layer).rotate_back(&mut part, call.code.start);
                         }
                         y.rows_mut(offset, height).copy_from(&part);
                     }
                 }
                 let coder = &coded.set.coders[row];
-                y -= means(coder, spec, 0..y.nrows(), call.code.clone(), rope);
+                y -= means(coder, spec, 0..y.nrows(), call.code.clone(), ropes.of(spec.first_layer));
                 (row, coder.encode_centred(&y))
             })
             .collect();
@@ -139,7 +143,7 @@ impl Cache {
     }
 
     /// What the queries of `call`, `[H·d, tokens]`, see in `layer`.
-    pub(super) fn read(&self, layer: usize, call: &Call, queries: &DMatrix<f32>, rope: &Rope) -> Columns {
+    pub(super) fn read(&self, layer: usize, call: &Call, queries: &DMatrix<f32>, ropes: &Ropes) -> Columns {
         let (Range { start: position, end }, reach) = (call.tokens.clone(), call.reach.unwrap_or(Reach::ALL_EXACT));
         let sinks = reach.sinks.min(end);
         let window = reach.of(position).clamp(sinks, end);
@@ -157,7 +161,7 @@ impl Cache {
             all.columns_mut(sinks, end - window).copy_from(&self.exact(layer, side, window..end));
         }
         if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
-            rows.rebuild(layer, &runs, exact, [&mut keys, &mut values], rope);
+            rows.rebuild(layer, &runs, exact, [&mut keys, &mut values], ropes.of(layer));
         }
         let columns = Columns { keys, values, reach, sinks, window, runs, chosen, evicted: None };
         match self.coded.as_ref().and_then(|coded| coded.eviction.as_ref()) {
@@ -223,12 +227,12 @@ impl Cache {
 
     /// One side of all layers of a dense cache, keys as they are before RoPE:
     /// `[layers·H_kv·d, tokens]`.
-    pub(super) fn vectors(&self, side: KvSide, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
+    pub(super) fn vectors(&self, side: KvSide, tokens: Range<usize>, ropes: &Ropes) -> DMatrix<f32> {
         let parts: Vec<DMatrix<f32>> = (0..self.layers.len())
             .map(|layer| {
                 let mut part = self.exact(layer, side, tokens.clone());
                 if side == KvSide::Keys {
-                    rope.rotate_back(&mut part, tokens.start);
+                    ropes.of(self.first + layer).rotate_back(&mut part, tokens.start);
                 }
                 part
             })

@@ -3,11 +3,11 @@
 //! Everything below that layer is as it was, so the pass starts from the residual stream of an
 //! undisturbed one.
 
-use super::attention::{Attention, causal_softmax, finish};
+use super::attention::{Attention, causal_softmax};
 use super::backward::clear_exact;
 use super::cache::Cache;
-use super::layer::ForwardPass;
-use super::rope::Rope;
+use super::layer::{ForwardPass, before};
+use super::rope::Ropes;
 use super::{Model, Residuals, RowType};
 use crate::kv::Call;
 use crate::kv::Exact;
@@ -41,16 +41,18 @@ impl Model {
             return Err(Error::Argument { name: "model".into(), message: "has coded rows; disturb a dense model".into() });
         }
         let mut x = residuals.before_attention(layer).clone();
-        let mut rope = Rope::new(&self.config);
-        rope.reach(x.ncols());
+        let mut ropes = Ropes::new(&self.config, x.ncols());
+        ropes.reach(x.ncols());
         let first = &self.layers[layer];
-        x += first.attention.apply_disturbed(&first.attention_norm.apply(&x), &rope, disturbance, exact);
-        x += first.mlp.apply(&first.mlp_norm.apply(&x));
+        let made = first.attention.apply_disturbed(&before(&first.attention_norm, &x), &ropes, disturbance, exact);
+        first.add(&mut x, made, &first.after_attention);
+        let made = first.mlp.apply(&before(&first.mlp_norm, &x));
+        first.add(&mut x, made, &first.after_mlp);
         let (tokens, width) = (residuals.tokens(), self.config.num_key_value_heads * self.config.head_dim);
-        for layer in &self.layers[layer + 1..] {
-            let mut cache = Cache::new(1, width, tokens, RowType::F32, None);
+        for (index, layer) in self.layers.iter().enumerate().skip(layer + 1) {
+            let mut cache = Cache::new(index..index + 1, width, tokens, RowType::F32, None);
             let call = Call::exact(0..tokens);
-            layer.apply(&mut x, 0, &mut cache, ForwardPass { call: &call, rope: &rope }, None);
+            layer.apply(&mut x, 0, &mut cache, ForwardPass { call: &call, ropes: &ropes }, None);
         }
         Ok(x)
     }
@@ -58,16 +60,14 @@ impl Model {
 
 impl Attention {
     /// Attention from position 0 on, without a cache.
-    fn apply_disturbed(&self, x: &DMatrix<f32>, rope: &Rope, disturbance: Disturbance, exact: Exact) -> DMatrix<f32> {
+    fn apply_disturbed(&self, x: &DMatrix<f32>, ropes: &Ropes, disturbance: Disturbance, exact: Exact) -> DMatrix<f32> {
         let d = self.head_dim;
-        let (mut queries, mut keys, values) = (self.query.apply(x), self.key.apply(x), self.value.apply(x));
-        finish(&mut queries, &self.query_norm, rope, 0);
-        finish(&mut keys, &self.key_norm, rope, 0);
+        let [queries, keys, values] = self.project(x, 0, ropes, None);
         // RoPE is linear: noise added before it is the same noise, rotated, added after it.
         let (key_noise, value_noise) = match disturbance {
             Disturbance::Keys(noise) => {
                 let mut noise = noise.clone();
-                rope.rotate(&mut noise, 0);
+                self.key_turn.rotate_only(&mut noise, ropes);
                 (Some(noise), None)
             }
             Disturbance::Values(noise) => (None, Some(noise)),
@@ -83,6 +83,7 @@ impl Attention {
                     clear_exact(exact, &mut moved);
                     weights += moved;
                 }
+                self.cap(&mut weights);
                 causal_softmax(&mut weights, 0, self.window, 1.0 / (d as f32).sqrt());
                 let mut sum = product(values.rows(kv_row, d), weights.as_view());
                 if let Some(noise) = value_noise {

@@ -1,109 +1,182 @@
-//! One layer of the residual stream: attention, then the gated MLP, each behind an RMSNorm.
+//! One layer of the residual stream: attention, then the MLP, with norms before or after each.
 
 use super::Observer;
-use super::attention::Attention;
+use super::activation::activate;
+use super::attention::{Attention, Heads};
 use super::cache::Cache;
-use super::linear::{Linear, RmsNorm, Source};
-use super::rope::Rope;
+use super::linear::{Linear, Norm, Source};
+use super::rope::Ropes;
 use super::weight::Weight;
 use crate::Result;
+use crate::checkpoint::Activation;
 use crate::kv::Call;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
-/// `x ← x + attention(norm(x)); x ← x + mlp(norm(x))`.
+/// `x ← x + s·after(attention(before(x)))`, then the same with the MLP; norms that a family does not
+/// have leave what they are given.
 pub(super) struct Layer {
-    pub(super) attention_norm: RmsNorm,
+    pub(super) attention_norm: Option<Norm>,
     pub(super) attention: Attention,
-    pub(super) mlp_norm: RmsNorm,
+    pub(super) after_attention: Option<Norm>,
+    pub(super) mlp_norm: Option<Norm>,
     pub(super) mlp: Mlp,
+    pub(super) after_mlp: Option<Norm>,
+    /// `s`.
+    pub(super) scale: f32,
 }
 
 /// A run of tokens through all layers: which they are, what is read, and how keys rotate.
 #[derive(Clone, Copy)]
 pub(super) struct ForwardPass<'a> {
     pub(super) call: &'a Call,
-    pub(super) rope: &'a Rope,
+    pub(super) ropes: &'a Ropes,
 }
 
 impl Layer {
     pub(super) fn load(source: Source, index: usize) -> Result<Layer> {
         let checkpoint = source.checkpoint;
-        let hidden = checkpoint.config().hidden_size;
-        let name = format!("model.layers.{index}");
+        let (hidden, design) = (checkpoint.config().hidden_size, &checkpoint.config().design);
+        let norm = |name: Option<&str>| name.map(|name| Norm::load(checkpoint, &format!("model.layers.{index}.{name}"), hidden)).transpose();
         Ok(Layer {
-            attention_norm: RmsNorm::load(checkpoint, &format!("{name}.input_layernorm"), hidden)?,
+            attention_norm: norm(design.norms.attention)?,
             attention: Attention::load(source, index)?,
-            mlp_norm: RmsNorm::load(checkpoint, &format!("{name}.post_attention_layernorm"), hidden)?,
-            mlp: Mlp::load(source, &format!("{name}.mlp"))?,
+            after_attention: norm(design.norms.after_attention)?,
+            mlp_norm: norm(design.norms.mlp)?,
+            mlp: Mlp::load(source, &format!("model.layers.{index}.mlp"))?,
+            after_mlp: norm(design.norms.after_mlp)?,
+            scale: design.residual_scale,
         })
     }
 
     /// Its matrices.
-    pub(super) fn weights(&self) -> [&Weight; 7] {
+    pub(super) fn weights(&self) -> impl Iterator<Item = &Weight> {
         let (attention, mlp) = (&self.attention, &self.mlp);
-        [&attention.query, &attention.key, &attention.value, &attention.output, &mlp.gate, &mlp.up, &mlp.down].map(|linear| &linear.weight)
+        let linears = [&attention.query, &attention.key, &attention.value, &attention.output, &mlp.up, &mlp.down];
+        linears.into_iter().chain(&mlp.gate).map(|linear| &linear.weight)
     }
 
-    /// Runs `x: [hidden, tokens]` through layer `index`, this one, in place. The observer is told.
+    /// Runs `x: [hidden, tokens]` through this layer, number `index` of the cache, in place. The
+    /// observer is told.
     pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, pass: ForwardPass, observer: Option<&mut dyn Observer>) {
-        let ForwardPass { call, rope } = pass;
-        let position = call.tokens.start;
-        let input = self.attention_norm.apply(x);
-        let mut attend = |[queries, keys, values]: [DMatrix<f32>; 3]| {
-            cache.append(index, position, &keys, &values);
-            cache.code(index, call, true, rope);
-            let columns = cache.read(index, call, &queries, rope);
-            let (attended, received) = self.attention.attend(&queries, position, &columns);
-            cache.accumulate(index, call, &columns, &received);
-            cache.code(index, call, false, rope);
-            attended
-        };
-        if let Some(observer) = observer {
-            observer.residual(2 * index, position, x);
-            *x += attend(self.attention.project(&input, position, rope, Some(&mut |heads| observer.heads(index, position, heads))));
-            observer.residual(2 * index + 1, position, x);
-        } else {
-            *x += attend(self.attention.project(&input, position, rope, None));
+        let position = pass.call.tokens.start;
+        match observer {
+            Some(observer) => {
+                observer.residual(2 * index, position, x);
+                let made = self.attended(x, index, cache, pass, Some(&mut |heads| observer.heads(index, position, heads)));
+                self.add(x, made, &self.after_attention);
+                observer.residual(2 * index + 1, position, x);
+            }
+            None => {
+                let made = self.attended(x, index, cache, pass, None);
+                self.add(x, made, &self.after_attention);
+            }
         }
-        *x += self.mlp.apply(&self.mlp_norm.apply(x));
+        self.add(x, self.mlp.apply(&before(&self.mlp_norm, x)), &self.after_mlp);
+    }
+
+    /// What attention makes of `x`, before it is normalised and added.
+    pub(super) fn attended(
+        &self,
+        x: &DMatrix<f32>,
+        index: usize,
+        cache: &mut Cache,
+        ForwardPass { call, ropes }: ForwardPass,
+        look: Option<&mut dyn FnMut(&Heads)>,
+    ) -> DMatrix<f32> {
+        let position = call.tokens.start;
+        let [queries, keys, values] = self.attention.project(&before(&self.attention_norm, x), position, ropes, look);
+        cache.append(index, position, &keys, &values);
+        cache.code(index, call, true, ropes);
+        let columns = cache.read(index, call, &queries, ropes);
+        let (attended, received) = self.attention.attend(&queries, position, &columns);
+        cache.accumulate(index, call, &columns, &received);
+        cache.code(index, call, false, ropes);
+        attended
+    }
+
+    /// Adds what attention or MLP made to the residual stream.
+    pub(super) fn add(&self, x: &mut DMatrix<f32>, made: DMatrix<f32>, after: &Option<Norm>) {
+        let mut made = match after {
+            Some(norm) => norm.apply(&made),
+            None => made,
+        };
+        if self.scale != 1.0 {
+            made *= self.scale;
+        }
+        *x += made;
+    }
+
+    /// The gradient with respect to what attention or MLP made, of which `made` tells, from that
+    /// with respect to the residual stream that it was added to.
+    pub(super) fn add_backward(&self, gradient: &DMatrix<f32>, after: &Option<Norm>, made: impl FnOnce() -> DMatrix<f32>) -> DMatrix<f32> {
+        let gradient = if self.scale == 1.0 { gradient.clone() } else { gradient * self.scale };
+        match after {
+            Some(norm) => norm.backward(&made(), gradient),
+            None => gradient,
+        }
     }
 }
 
-/// `down(silu(gate(x)) · up(x))` (Shazeer, arXiv 2002.05202).
+/// What enters attention or MLP.
+pub(super) fn before(norm: &Option<Norm>, x: &DMatrix<f32>) -> DMatrix<f32> {
+    norm.as_ref().map_or_else(|| x.clone(), |norm| norm.apply(x))
+}
+
+/// The gradient with respect to the residual stream, from that with respect to what
+/// [`before`] made of it.
+pub(super) fn before_backward(norm: &Option<Norm>, x: &DMatrix<f32>, gradient: DMatrix<f32>) -> DMatrix<f32> {
+    match norm {
+        Some(norm) => norm.backward(x, gradient),
+        None => gradient,
+    }
+}
+
+/// `down(σ(gate(x)) · up(x))` (Shazeer, arXiv 2002.05202), or without a gate `down(σ(up(x)))`.
 pub(super) struct Mlp {
-    gate: Linear,
+    activation: Activation,
+    gate: Option<Linear>,
     up: Linear,
     down: Linear,
 }
 
 impl Mlp {
     fn load(source: Source, name: &str) -> Result<Mlp> {
-        let (hidden, inner) = (source.checkpoint.config().hidden_size, source.checkpoint.config().intermediate_size);
+        let config = source.checkpoint.config();
+        let (hidden, inner, spec) = (config.hidden_size, config.intermediate_size, config.design.mlp);
+        let linear = |part: &str, shape| Linear::load(source, &format!("{name}.{part}"), shape, spec.bias);
         Ok(Mlp {
-            gate: Linear::load(source, &format!("{name}.gate_proj"), [inner, hidden], false)?,
-            up: Linear::load(source, &format!("{name}.up_proj"), [inner, hidden], false)?,
-            down: Linear::load(source, &format!("{name}.down_proj"), [hidden, inner], false)?,
+            activation: spec.activation,
+            gate: spec.gate.map(|gate| linear(gate, [inner, hidden])).transpose()?,
+            up: linear(spec.up, [inner, hidden])?,
+            down: linear(spec.down, [hidden, inner])?,
         })
     }
 
     /// `x: [hidden, tokens]`.
     pub(super) fn apply(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
-        let mut inner = self.gate.apply(x);
-        inner.zip_apply(&self.up.apply(x), |gate, up| *gate *= up / (1.0 + (-*gate).exp()));
+        let (mut inner, activation) = (self.up.apply(x), self.activation);
+        match &self.gate {
+            Some(gate) => inner.zip_apply(&gate.apply(x), |up, gate| *up *= activate(activation, gate).0),
+            None => inner.apply(|x| *x = activate(activation, *x).0),
+        }
         self.down.apply(&inner)
     }
 
     /// The gradient with respect to `x`, from that with respect to what [`apply`](Self::apply)
     /// makes of it.
     pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>) -> DMatrix<f32> {
-        let (mut gate, mut up) = (self.gate.apply(x), self.up.apply(x));
+        let (mut up, activation) = (self.up.apply(x), self.activation);
         let inner = self.down.backward(upstream);
+        let Some(gate_map) = &self.gate else {
+            up.zip_apply(&inner, |up, inner| *up = inner * activate(activation, *up).1);
+            return self.up.backward(&up);
+        };
+        let mut gate = gate_map.apply(x);
         gate.as_mut_slice().par_iter_mut().zip(up.as_mut_slice()).zip(inner.as_slice()).with_min_len(1 << 14).for_each(|((gate, up), inner)| {
-            let sigmoid = 1.0 / (1.0 + (-*gate).exp());
-            let silu = *gate * sigmoid;
-            (*gate, *up) = (inner * *up * (sigmoid + silu * (1.0 - sigmoid)), inner * silu);
+            let (activated, slope) = activate(activation, *gate);
+            (*gate, *up) = (inner * *up * slope, inner * activated);
         });
-        self.gate.backward(&gate) + self.up.backward(&up)
+        gate_map.backward(&gate) + self.up.backward(&up)
     }
 }

@@ -12,6 +12,7 @@
 //! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the
 //! cores, nothing else.
 
+mod activation;
 mod attention;
 mod backward;
 mod by_layer;
@@ -27,6 +28,7 @@ mod prompt;
 mod rope;
 mod rows;
 mod sequence;
+mod turn;
 mod weight;
 
 pub use attention::Heads;
@@ -42,9 +44,10 @@ use crate::kv::LatentSet;
 use crate::sequence::{Logits, SequenceOptions};
 use crate::task::{OnProgress, each_layer, quietly};
 use crate::{Error, Result};
+use activation::soft_cap;
 use cache::Cache;
 use layer::{ForwardPass, Layer};
-use linear::{RmsNorm, Source};
+use linear::{Norm, Source};
 use nalgebra::DMatrix;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,7 +72,7 @@ pub struct Model {
     /// `[hidden_size, vocab]`: a token's embedding is a column.
     embedding: Weight,
     layers: Vec<Layer>,
-    final_norm: RmsNorm,
+    final_norm: Norm,
     /// `None` where the head is the embedding table.
     head: Option<Weight>,
     rows: Option<Arc<LatentSet>>,
@@ -117,7 +120,7 @@ impl Model {
         Ok(Model {
             embedding: table("model.embed_tokens.weight")?,
             layers: (0..config.num_hidden_layers).map(|index| each(index).and_then(|()| Layer::load(source, index))).collect::<Result<_>>()?,
-            final_norm: RmsNorm::load(checkpoint, "model.norm", hidden)?,
+            final_norm: Norm::load(checkpoint, "model.norm", hidden)?,
             head: if config.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) },
             rows: rows.map(Arc::new),
             files: checkpoint.files(),
@@ -137,7 +140,7 @@ impl Model {
 
     /// Weights of a layer's matrices, and of the head.
     pub fn layer_weights(&self) -> [usize; 2] {
-        let layer = self.layers.first().map_or(0, |layer| layer.weights().iter().map(|weight| weight.len()).sum());
+        let layer = self.layers.first().map_or(0, |layer| layer.weights().map(|weight| weight.len()).sum());
         [layer, self.head_weight().len()]
     }
 
@@ -148,7 +151,7 @@ impl Model {
             false => (held + weight.bytes(), mapped),
             true => (held, mapped + weight.bytes()),
         });
-        let layer = |layer: &Layer| layer.weights().iter().filter(|weight| weight.is_mapped()).map(|weight| weight.bytes()).sum();
+        let layer = |layer: &Layer| layer.weights().filter(|weight| weight.is_mapped()).map(|weight| weight.bytes()).sum();
         let most = self.layers.iter().map(layer).chain([self.head_weight().bytes()]).max().unwrap_or(0);
         (held + most.min(mapped)) as u64
     }
@@ -210,12 +213,24 @@ impl Model {
         for (mut column, &token) in x.column_iter_mut().zip(tokens) {
             self.embedding.column(token as usize, column.as_mut_slice());
         }
+        let scale = self.config.design.embedding_scale;
+        if scale != 1.0 {
+            x *= scale;
+        }
         x
     }
 
     /// Logits `[vocab, tokens]` of what leaves the last layer, `x: [hidden_size, tokens]`.
     pub fn head(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
-        self.head_weight().apply(&self.final_norm.apply(x))
+        let mut logits = self.head_weight().apply(&self.final_norm.apply(x));
+        let (scale, cap) = (self.config.design.logit_scale, self.config.design.logit_cap);
+        if scale != 1.0 {
+            logits *= scale;
+        }
+        if let Some(cap) = cap {
+            logits.apply(|logit| *logit = soft_cap(cap, *logit).0);
+        }
+        logits
     }
 
     /// `[hidden_size, vocab]`.

@@ -7,7 +7,7 @@
 
 use super::cache::Cache;
 use super::layer::ForwardPass;
-use super::rope::Rope;
+use super::rope::Ropes;
 use super::{CpuSequence, Model, RowType};
 use crate::kv::{Call, Energy, Exact, KvSide, LatentSet};
 use crate::linalg::{Moments, gram};
@@ -30,32 +30,32 @@ impl Model {
         xkv.check_prompt(&geometry, count, options.capacity)?;
         let mut sequence = CpuSequence::for_prompt(self.clone(), options, xkv.layers > 1, row_type)?;
         sequence.cursor.check(tokens, config.vocab_size)?;
-        sequence.rope.reach(count);
+        sequence.ropes.reach(count);
         let exact_tokens = sequence.cursor.coding().map_or(Exact::default(), |coding| coding.schedule.exact);
         let coded = exact_tokens.coded(count);
         let mut set = LatentSet { specs: Vec::new(), coders: Vec::new(), exact: exact_tokens };
         let (mut words, mut energy) = (Vec::new(), Energy::default());
         let mut x = self.embed(tokens);
         for group in xkv.groups(&geometry) {
-            let mut exact = Cache::new(group.len(), geometry.kv_width(), count, row_type, None);
+            let mut exact = Cache::new(group.clone(), geometry.kv_width(), count, row_type, None);
             for start in (0..count).step_by(CpuSequence::CHUNK) {
                 prompt.cancel.check()?;
                 let chunk = CpuSequence::CHUNK.min(count - start);
                 let mut part = x.columns(start, chunk).into_owned();
                 let call = Call::exact(start..start + chunk);
                 for (within, layer) in self.layers[group.clone()].iter().enumerate() {
-                    layer.apply(&mut part, within, &mut exact, ForwardPass { call: &call, rope: &sequence.rope }, None);
+                    layer.apply(&mut part, within, &mut exact, ForwardPass { call: &call, ropes: &sequence.ropes }, None);
                 }
                 x.columns_mut(start, chunk).copy_from(&part);
             }
             let fitted = exact_tokens.sinks.min(count - 1)..count;
-            let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.rope));
+            let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| moments(&exact, side, fitted.clone(), &sequence.ropes));
             for ((spec, coder), side) in
                 prompt.bases.rows(&geometry, &group, [&keys, &values], count)?.into_iter().zip([KvSide::Keys, KvSide::Values])
             {
                 let mut packed = Vec::new();
                 for tokens in blocks(0..coded) {
-                    let (some, held) = coder.encode_measured(&exact.vectors(side, tokens, &sequence.rope));
+                    let (some, held) = coder.encode_measured(&exact.vectors(side, tokens, &sequence.ropes));
                     packed.extend(some);
                     energy += held;
                 }
@@ -89,11 +89,11 @@ fn blocks(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Mean and second moment of one side over `tokens`.
-fn moments(exact: &Cache, side: KvSide, tokens: Range<usize>, rope: &Rope) -> Moments {
+fn moments(exact: &Cache, side: KvSide, tokens: Range<usize>, ropes: &Ropes) -> Moments {
     let count = tokens.len() as f64;
     let mut sums: Option<(DVector<f64>, DMatrix<f64>)> = None;
     for block in blocks(tokens) {
-        let y = exact.vectors(side, block, rope);
+        let y = exact.vectors(side, block, ropes);
         let (mean, second) = sums.get_or_insert_with(|| (DVector::zeros(y.nrows()), DMatrix::zeros(y.nrows(), y.nrows())));
         y.column_iter().for_each(|column| mean.zip_apply(&column, |sum, x| *sum += f64::from(x)));
         second.zip_apply(&gram(&y), |sum, x| *sum += f64::from(x));

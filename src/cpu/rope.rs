@@ -1,5 +1,7 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout: dimension `i`
 //! of a head rotates with dimension `i + d/2`.
+//!
+//! A model may have several tables of frequencies; a layer has one of them.
 
 use crate::checkpoint::Config;
 use nalgebra::DMatrixViewMut;
@@ -12,14 +14,38 @@ pub(super) struct Rope {
     table: Vec<(f32, f32)>,
 }
 
-impl Rope {
-    pub(super) fn new(config: &Config) -> Rope {
-        Rope { frequencies: config.rope_frequencies(), table: Vec::new() }
+/// A model's tables.
+pub(super) struct Ropes {
+    tables: Vec<Rope>,
+    /// By layer.
+    of: Vec<usize>,
+}
+
+impl Ropes {
+    /// Those of sequences with room for `context` tokens.
+    pub(super) fn new(config: &Config, context: usize) -> Ropes {
+        let table = |frequencies| Rope { frequencies, table: Vec::new() };
+        Ropes {
+            tables: config.ropes.iter().map(|rope| table(rope.frequencies(config.head_dim, context))).collect(),
+            of: config.layers.iter().map(|layer| layer.rope).collect(),
+        }
     }
 
+    /// Makes ready for positions below `end`.
+    pub(super) fn reach(&mut self, end: usize) {
+        self.tables.iter_mut().for_each(|table| table.reach(end));
+    }
+
+    /// That of a layer.
+    pub(super) fn of(&self, layer: usize) -> &Rope {
+        &self.tables[self.of[layer]]
+    }
+}
+
+impl Rope {
     /// Makes ready for positions below `end`. The angles are taken in f64: in f32 they would be off
     /// by 1e-3 at position 10,000.
-    pub(super) fn reach(&mut self, end: usize) {
+    fn reach(&mut self, end: usize) {
         let known = self.table.len() / self.frequencies.len();
         for position in known..end {
             self.table.extend(self.frequencies.iter().map(|frequency| {

@@ -2,7 +2,7 @@
 
 use super::cache::{Cache, CodedOptions};
 use super::layer::ForwardPass;
-use super::rope::Rope;
+use super::rope::Ropes;
 use super::{Model, Observer, RowType};
 use crate::kv::{CacheMethod, Coding, Cursor, Energy, LatentSet, LatentSpec, Slots, Stores};
 use crate::logits::argmax;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct CpuSequence {
     model: Arc<Model>,
     pub(super) cache: Cache,
-    pub(super) rope: Rope,
+    pub(super) ropes: Ropes,
     pub(super) cursor: Cursor,
     /// Bytes of bases that belong to this sequence alone, and what they hold of the prompt that
     /// they were made of.
@@ -32,7 +32,7 @@ impl CpuSequence {
         let (config, capacity) = (&model.config, options.capacity);
         let rows = rows.filter(|_| options.method != CacheMethod::Full);
         let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
-        options.method.check(&config.geometry(), config.sliding_window, specs, capacity)?;
+        options.method.check(&config.geometry(), config.window(), specs, capacity)?;
         if capacity == 0 {
             return Err(Error::Argument { name: "context".into(), message: "no room for any token; ask for at least one".into() });
         }
@@ -49,9 +49,9 @@ impl CpuSequence {
         });
         let select = options.method.read().selection();
         let coded = set.zip(coding).map(|(set, coding)| CodedOptions { set, coding, select, stores, head_dim: config.head_dim });
-        let cache = Cache::new(config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, coded);
-        let (rope, cursor) = (Rope::new(config), Cursor::new(capacity, coding));
-        Ok(CpuSequence { cache, rope, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
+        let cache = Cache::new(0..config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, coded);
+        let (ropes, cursor) = (Ropes::new(config, capacity), Cursor::new(capacity, coding));
+        Ok(CpuSequence { cache, ropes, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
     }
 
     /// An empty sequence with exact rows beside those of the prompt's own bases that are to come:
@@ -64,9 +64,9 @@ impl CpuSequence {
         let coding = Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
         let set = Arc::new(LatentSet { specs: Vec::new(), coders: Vec::new(), exact });
         let coded = CodedOptions { set, coding, select: options.method.read().selection(), stores: None, head_dim: config.head_dim };
-        let cache = Cache::new(config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, Some(coded));
-        let (rope, cursor) = (Rope::new(config), Cursor::new(capacity, Some(coding)));
-        Ok(CpuSequence { cache, rope, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
+        let cache = Cache::new(0..config.num_hidden_layers, config.geometry().kv_width(), capacity, row_type, Some(coded));
+        let (ropes, cursor) = (Ropes::new(config, capacity), Cursor::new(capacity, Some(coding)));
+        Ok(CpuSequence { cache, ropes, cursor, bases: 0, prompt: Energy::default(), chunk: policy.max, model })
     }
 
     /// Goes on where `position` tokens have gone through the model and `words` are the packed rows
@@ -94,7 +94,7 @@ impl CpuSequence {
         }
         self.model.files.check()?;
         let begin = self.cursor.position();
-        self.rope.reach(begin + tokens.len());
+        self.ropes.reach(begin + tokens.len());
         let mut wanted = Vec::new();
         let chunks = tokens.len().div_ceil(self.chunk);
         for (index, chunk) in tokens.chunks(self.chunk).enumerate() {
@@ -105,7 +105,7 @@ impl CpuSequence {
             // `map` with a plain reborrow does not shorten the lifetime of the trait object.
             let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn Observer);
             let call = self.cursor.call(chunk.len());
-            let found = self.model.forward(chunk, ForwardPass { call: &call, rope: &self.rope }, &mut self.cache, here, observer);
+            let found = self.model.forward(chunk, ForwardPass { call: &call, ropes: &self.ropes }, &mut self.cache, here, observer);
             self.cursor.advance(&call);
             if let Some(at) = found.iter().position(|logit| !logit.is_finite()) {
                 let what = format!("the logits after position {}", call.tokens.end - found.ncols() + at / vocab);

@@ -24,8 +24,8 @@ pub(super) struct AttentionPlan {
     layers: Vec<Attention>,
     /// Tokens attended to together.
     block: u32,
-    /// How far back a token sees, where that is limited.
-    window: Option<usize>,
+    /// How far back a token sees, by layer, where that is limited.
+    windows: Vec<Option<usize>>,
 }
 
 impl AttentionPlan {
@@ -35,7 +35,7 @@ impl AttentionPlan {
         Ok(AttentionPlan {
             layers: (0..model.layers.len()).map(layer).collect::<Result<_>>()?,
             block: if many { b.block as u32 } else { 1 },
-            window: model.config.sliding_window,
+            windows: model.config.layers.iter().map(|layer| layer.window).collect(),
         })
     }
 
@@ -44,7 +44,7 @@ impl AttentionPlan {
         let attention = &self.layers[layer];
         attention.prepare.record(pass, call.tokens.start as u32, call.tokens.len() as u32);
         coding.record(pass, layer, call, true);
-        attention.attend(pass, self.block, self.window, call);
+        attention.attend(pass, self.block, self.windows[layer], call);
         coding.record(pass, layer, call, false);
     }
 }
@@ -70,8 +70,8 @@ impl Attention {
     ///
     /// Where tokens go through alone they may choose among them.
     fn plan(model: &Model, index: usize, coded: Option<&LatentLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
-        let (device, attention) = (&*model.device, &super::attention_shape(&model.config));
-        let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.attention);
+        let (device, attention) = (&*model.device, &super::layer_attention(&model.config, index));
+        let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.of_layer(&model.config, index));
         let select = cache.select.filter(|_| !many && coded.is_some());
         let evicted = exact.eviction.as_ref().and_then(|eviction| eviction.listed.as_ref());
         let list = match select {

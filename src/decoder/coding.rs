@@ -100,8 +100,8 @@ pub(super) struct CodingBuffers<'a> {
     /// The exact rows of all layers, in their slots.
     pub exact: &'a [ExactRows],
     pub slots: Slots,
-    /// RoPE's tables.
-    pub rope_table: &'a Tensor,
+    /// RoPE's tables: a layer has one of them.
+    pub ropes: &'a [Tensor],
     pub vectors: &'a Tensor,
     pub coordinates: &'a Tensor,
     pub scales: &'a Tensor,
@@ -117,7 +117,7 @@ impl Row {
         let vectors = &b.vectors.view(Shape::padded(CHUNK, spec.width(config.head_dim)));
         let coordinates = &b.coordinates.view(Shape::dense(CHUNK, format.rank()));
         let gather = |layer: usize| {
-            let from = Source { attention, rows: &b.exact[layer], slots: b.slots, rope_table: b.rope_table };
+            let from = Source { attention, rows: &b.exact[layer], slots: b.slots, rope_table: &b.ropes[config.layers[layer].rope] };
             Gather::plan(device, from, spec, layer, &basis.mean, vectors)
         };
         let project = |layer: usize| {
@@ -181,7 +181,7 @@ impl Coding {
         let buffers = CodingBuffers {
             exact: &cache.layers,
             slots: cache.slots,
-            rope_table: &b.attention.rope,
+            ropes: &b.ropes,
             vectors: &b.vectors,
             coordinates: &b.coordinates,
             scales: &b.scales,

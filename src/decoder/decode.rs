@@ -4,27 +4,34 @@
 use super::Model;
 use super::attention::AttentionPlan;
 use super::coding::Coding;
+use super::norms::Norms;
 use super::scratch::Scratch;
+use super::weights::NormTensors;
 use crate::Result;
 use crate::gpu::{Pass, Tensor};
 use crate::kernels::Fusion;
 use crate::kernels::argmax::Argmax;
 use crate::kernels::embed::Embed;
 use crate::kernels::matvec::Matvec;
-use crate::kernels::norm::RmsNorm;
+use crate::kernels::norm::Norm;
 use crate::kv::Call;
 
 struct LayerPlan {
+    attention_norm: Option<Norm>,
     projection: Matvec,
     output: Matvec,
+    after_attention: Option<Norm>,
+    mlp_norm: Option<Norm>,
     gate_up: Matvec,
     down: Matvec,
+    after_mlp: Option<Norm>,
 }
 
 /// A token, or a few, through the model, by matrix-vector products.
 pub(super) struct DecodePlan {
     embed: Embed,
     layers: Vec<LayerPlan>,
+    final_norm: Option<Norm>,
     head: Matvec,
     argmax: Argmax,
 }
@@ -36,22 +43,37 @@ impl DecodePlan {
     /// # Errors
     /// [`Gpu`](crate::Error::Gpu) where the driver refuses a kernel.
     pub fn plan(model: &Model, s: &Scratch, [logits, found]: [&Tensor; 2], columns: u32) -> Result<DecodePlan> {
-        let (device, c) = (&*model.device, &model.config);
-        let norm = |gain| Fusion { norm: Some(RmsNorm { gain, epsilon: c.rms_norm_eps }), ..Default::default() };
-        let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
+        let (device, norms) = (&*model.device, Norms { model, s });
+        // A product takes RMSNorm along; another norm, or one beside a bias, is done before it.
+        let normed = |norm: Option<&NormTensors>, matrix, out, fusion: Fusion| {
+            let apart = norm.filter(|_| fusion.bias.is_some() || !norms.fuses());
+            let fused = norm.filter(|_| apart.is_none()).map(|norm| norms.rms(norm));
+            let from = if apart.is_some() { &s.normed } else { &s.x };
+            let product = Matvec::plan(device, matrix, from, out, Fusion { norm: fused, ..fusion }, columns)?;
+            Ok::<_, crate::Error>((apart.map(|norm| norms.before(norm)).transpose()?, product))
+        };
         let layers = model.layers.iter().map(|layer| {
+            let (attention_norm, projection) = normed(layer.attention_norm.as_ref(), &layer.projection, &s.attention.projected, Fusion::default())?;
+            let (mlp_norm, gate_up) = normed(layer.mlp_norm.as_ref(), &layer.gate_up, &s.gated, norms.inner(layer))?;
+            let (onto_attention, attention_out) = norms.onto(layer.after_attention.as_ref(), layer.output_bias.as_ref());
+            let (onto_mlp, mlp_out) = norms.onto(layer.after_mlp.as_ref(), layer.down_bias.as_ref());
             Ok(LayerPlan {
-                projection: Matvec::plan(device, &layer.projection, &s.x, &s.attention.projected, norm(&layer.attention_gain), columns)?,
-                output: Matvec::plan(device, &layer.output, &s.attention.attended, &s.x, onto(layer.output_bias.as_ref()), columns)?,
-                gate_up: Matvec::plan(device, &layer.gate_up, &s.x, &s.gated, Fusion { gated: true, ..norm(&layer.mlp_gain) }, columns)?,
-                down: Matvec::plan(device, &layer.down, &s.gated, &s.x, onto(None), columns)?,
+                attention_norm,
+                projection,
+                output: Matvec::plan(device, &layer.output, &s.attention.attended, attention_out, onto_attention, columns)?,
+                after_attention: norms.after(layer.after_attention.as_ref())?,
+                mlp_norm,
+                gate_up,
+                down: Matvec::plan(device, &layer.down, &s.gated, mlp_out, onto_mlp, columns)?,
+                after_mlp: norms.after(layer.after_mlp.as_ref())?,
             })
         });
-        let head = model.ends.head();
+        let (final_norm, head) = normed(Some(&model.ends.final_norm), model.ends.head(), logits, norms.logits())?;
         Ok(DecodePlan {
-            embed: Embed::plan(device, &model.ends.embedding, &s.tokens, &s.x)?,
+            embed: norms.embed()?,
             layers: layers.collect::<Result<_>>()?,
-            head: Matvec::plan(device, head, &s.x, logits, norm(&model.ends.final_gain), columns)?,
+            final_norm,
+            head,
             argmax: Argmax::plan(device, logits, found, Some((&s.attention.queries, s.attention.record)))?,
         })
     }
@@ -61,17 +83,23 @@ impl DecodePlan {
         let tokens = call.tokens.len() as u32;
         self.embed.record(pass, tokens);
         for (index, layer) in self.layers.iter().enumerate() {
+            let norm = |pass: &mut Pass, norm: &Option<Norm>| norm.iter().for_each(|norm| norm.record(pass, tokens));
+            norm(pass, &layer.attention_norm);
             layer.projection.record(pass, tokens);
             attention.record(pass, index, coding, call);
             layer.output.record(pass, tokens);
+            norm(pass, &layer.after_attention);
+            norm(pass, &layer.mlp_norm);
             layer.gate_up.record(pass, tokens);
             layer.down.record(pass, tokens);
+            norm(pass, &layer.after_mlp);
         }
         self.end(pass, tokens);
     }
 
     /// What follows the last layer: logits, and the largest.
     pub fn end(&self, pass: &mut Pass, tokens: u32) {
+        self.final_norm.iter().for_each(|norm| norm.record(pass, tokens));
         self.head.record(pass, tokens);
         self.argmax.record(pass, tokens);
     }

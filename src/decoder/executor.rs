@@ -4,10 +4,11 @@
 use super::Model;
 use super::decode::DecodePlan;
 use super::prefill::{AllLogits, PrefillPlan};
-use super::scratch::{Buffers, CHUNK, Needs, Scratch, View};
+use super::scratch::{Buffers, CHUNK, Needs, Scratch, View, ropes};
 use super::verify::VerifyPlan;
 use crate::Result;
 use crate::cache::Cache;
+use crate::checkpoint::Rope;
 use crate::decoder::latents::Latents;
 use crate::kernels::AttentionBuffers;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,6 +72,8 @@ impl Shared {
     /// [`OutOfMemory`](crate::Error::OutOfMemory).
     pub fn buffers(&mut self, model: &Model, coded: Option<&Latents>, cache: &Cache) -> Result<Buffers> {
         let View { needs, columns, block } = View::new(model, coded, cache);
+        // Where frequencies depend on the context they are a sequence's own.
+        let own = model.config.ropes.iter().any(Rope::depends_on_context).then_some(needs.positions);
         let needs = needs.or(self.needs);
         let scratch = match &self.scratch {
             Some(scratch) if needs == self.needs => scratch.clone(),
@@ -85,7 +88,11 @@ impl Shared {
             }
         };
         let attention = AttentionBuffers { columns, ..scratch.attention.clone() };
-        Ok(Buffers { scratch: Scratch { attention, ..scratch }, block })
+        let ropes = match own {
+            Some(context) => ropes(&model.device, &model.config, context)?,
+            None => scratch.ropes.clone(),
+        };
+        Ok(Buffers { scratch: Scratch { attention, ropes, ..scratch }, block })
     }
 
     /// What is bound to this scratch and to no sequence.

@@ -58,7 +58,7 @@ pub fn plan_memory(checkpoint: &Checkpoint, storage: WeightStorage, options: &Se
         + CHUNK * (most(&|spec| pad(spec.width(c.head_dim))) + most(&|spec| spec.format.rank()))
         + most(&scales)
         + 2 * c.vocab_size
-        + (2 * near + context.div_ceil(near)) * c.head_dim
+        + c.ropes.len() * (2 * near + context.div_ceil(near)) * c.head_dim
         + rebuilt
         + select.map_or(0, |selection| heads * context.div_ceil(Selection::CHUNK) + c.num_key_value_heads * selection.listed(usize::MAX));
 

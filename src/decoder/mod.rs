@@ -13,6 +13,7 @@ mod decode;
 mod executor;
 mod latents;
 mod memory;
+mod norms;
 mod prefill;
 mod prompt;
 mod random;
@@ -29,9 +30,9 @@ pub use sequence::GpuSequence;
 
 use crate::Result;
 use crate::cache::CacheShape;
-use crate::checkpoint::{Checkpoint, Config, WeightStorage};
+use crate::checkpoint::{Checkpoint, Config, QkNormOver, WeightStorage};
 use crate::gpu::{Device, Matrix, Part};
-use crate::kernels::AttentionShape;
+use crate::kernels::{AttentionShape, HeadNorm, QueryScaling};
 use crate::kv::LatentSet;
 use crate::sequence::SequenceOptions;
 use crate::task::{OnProgress, each_layer, quietly};
@@ -146,14 +147,29 @@ impl Model {
     }
 }
 
-/// The attention of every layer.
+/// The attention of every layer, without what differs between them.
 fn attention_shape(config: &Config) -> AttentionShape {
     AttentionShape {
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
-        window: config.sliding_window,
-        qk_norm: config.qk_norm,
-        epsilon: config.rms_norm_eps,
+        window: None,
+        qk_norm: config.design.qk_norm.map(|norm| match norm.over {
+            QkNormOver::Heads => HeadNorm::Heads,
+            QkNormOver::RotatedHeads => HeadNorm::RotatedHeads,
+            QkNormOver::Projection => HeadNorm::Projection,
+        }),
+        epsilon: config.norm_eps,
+        cap: config.design.attention_cap,
+        scaling: None,
     }
+}
+
+/// The attention of one layer.
+fn layer_attention(config: &Config, layer: usize) -> AttentionShape {
+    let (scales, rope) = (config.query_scales(layer), &config.ropes[config.layers[layer].rope]);
+    let temperature = rope.temperature.map_or([0.0, 1.0], |temperature| [temperature.beta as f32, temperature.period as f32]);
+    let scaling = QueryScaling { scales, pairs: (rope.dims / 2) as u32, temperature };
+    let any = scales != [1.0; 2] || rope.temperature.is_some();
+    AttentionShape { window: config.layers[layer].window, scaling: any.then_some(scaling), ..attention_shape(config) }
 }

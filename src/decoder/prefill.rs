@@ -4,23 +4,27 @@
 use super::Model;
 use super::attention::AttentionPlan;
 use super::coding::Coding;
+use super::norms::Norms;
 use super::scratch::Scratch;
+use super::weights::NormTensors;
 use crate::Result;
 use crate::gpu::{ElementType, Pass, Shape, Tensor};
 use crate::kernels::Fusion;
 use crate::kernels::embed::Embed;
 use crate::kernels::matmul::Matmul;
-use crate::kernels::norm::{Norm, RmsNorm};
+use crate::kernels::norm::Norm;
 use crate::kv::Call;
 use std::ops::Range;
 
 struct LayerPlan {
-    attention_norm: Norm,
+    attention_norm: Option<Norm>,
     projection: Matmul,
     output: Matmul,
-    mlp_norm: Norm,
+    after_attention: Option<Norm>,
+    mlp_norm: Option<Norm>,
     gate_up: Matmul,
     down: Matmul,
+    after_mlp: Option<Norm>,
 }
 
 /// Many tokens through the model.
@@ -31,21 +35,25 @@ pub(super) struct PrefillPlan {
 
 impl PrefillPlan {
     pub fn plan(model: &Model, s: &Scratch) -> Result<PrefillPlan> {
-        let (device, c) = (&*model.device, &model.config);
-        let norm = |gain| Norm::plan(device, &s.x, RmsNorm { gain, epsilon: c.rms_norm_eps }, &s.normed);
+        let (device, norms) = (&*model.device, Norms { model, s });
         let layers = model.layers.iter().map(|layer| {
-            let onto = |bias| Fusion { residual: true, bias, ..Default::default() };
-            let gated = Fusion { gated: true, ..Default::default() };
+            // What a norm has made, or the residual stream itself.
+            let input = |norm: &Option<NormTensors>| if norm.is_some() { &s.normed } else { &s.x };
+            let before = |norm: &Option<NormTensors>| norm.as_ref().map(|norm| norms.before(norm)).transpose();
+            let (onto_attention, attention_out) = norms.onto(layer.after_attention.as_ref(), layer.output_bias.as_ref());
+            let (onto_mlp, mlp_out) = norms.onto(layer.after_mlp.as_ref(), layer.down_bias.as_ref());
             Ok(LayerPlan {
-                attention_norm: norm(&layer.attention_gain)?,
-                projection: Matmul::plan(device, &layer.projection, &s.normed, &s.attention.projected, Fusion::default())?,
-                output: Matmul::plan(device, &layer.output, &s.attention.attended, &s.x, onto(layer.output_bias.as_ref()))?,
-                mlp_norm: norm(&layer.mlp_gain)?,
-                gate_up: Matmul::plan(device, &layer.gate_up, &s.normed, &s.gated, gated)?,
-                down: Matmul::plan(device, &layer.down, &s.gated, &s.x, onto(None))?,
+                attention_norm: before(&layer.attention_norm)?,
+                projection: Matmul::plan(device, &layer.projection, input(&layer.attention_norm), &s.attention.projected, Fusion::default())?,
+                output: Matmul::plan(device, &layer.output, &s.attention.attended, attention_out, onto_attention)?,
+                after_attention: norms.after(layer.after_attention.as_ref())?,
+                mlp_norm: before(&layer.mlp_norm)?,
+                gate_up: Matmul::plan(device, &layer.gate_up, input(&layer.mlp_norm), &s.gated, norms.inner(layer))?,
+                down: Matmul::plan(device, &layer.down, &s.gated, mlp_out, onto_mlp)?,
+                after_mlp: norms.after(layer.after_mlp.as_ref())?,
             })
         });
-        Ok(PrefillPlan { embed: Embed::plan(device, &model.ends.embedding, &s.tokens, &s.x)?, layers: layers.collect::<Result<_>>()? })
+        Ok(PrefillPlan { embed: norms.embed()?, layers: layers.collect::<Result<_>>()? })
     }
 
     /// The tokens in `tokens`, those of `call`, through some of the layers.
@@ -58,13 +66,16 @@ impl PrefillPlan {
         }
         for index in layers {
             let layer = &self.layers[index];
-            layer.attention_norm.record(pass, tokens);
+            let norm = |pass: &mut Pass, norm: &Option<Norm>| norm.iter().for_each(|norm| norm.record(pass, tokens));
+            norm(pass, &layer.attention_norm);
             layer.projection.record(pass, tokens);
             attention.record(pass, index, coding, call);
             layer.output.record(pass, tokens);
-            layer.mlp_norm.record(pass, tokens);
+            norm(pass, &layer.after_attention);
+            norm(pass, &layer.mlp_norm);
             layer.gate_up.record(pass, tokens);
             layer.down.record(pass, tokens);
+            norm(pass, &layer.after_mlp);
         }
     }
 }
@@ -83,14 +94,14 @@ pub(super) struct AllLogits {
 
 impl AllLogits {
     pub fn plan(model: &Model, s: &Scratch, tokens: usize) -> Result<AllLogits> {
-        let (device, c) = (&*model.device, &model.config);
+        let (device, c, norms) = (&*model.device, &model.config, Norms { model, s });
         let row = c.vocab_size as u64 * 4;
         let tokens = tokens.min((device.max_binding() / row) as usize).max(1);
         let logits = Tensor::zeroed(device, "logits of a chunk", ElementType::F32, Shape::dense(tokens, c.vocab_size))?;
         let head = model.ends.head();
         Ok(AllLogits {
-            norm: Norm::plan(device, &s.x, RmsNorm { gain: &model.ends.final_gain, epsilon: c.rms_norm_eps }, &s.normed)?,
-            head: Matmul::plan(device, head, &s.normed, &logits, Fusion::default())?,
+            norm: norms.before(&model.ends.final_norm)?,
+            head: Matmul::plan(device, head, &s.normed, &logits, norms.logits())?,
             readback: device.readback("logits of a chunk", tokens as u64 * row)?,
             logits,
             tokens,

@@ -162,7 +162,8 @@ impl<'a> Reading<'a> {
         let sums = Tensor::zeroed(device, "second moments", ElementType::F32, Shape::dense(width + 1, width))?;
         let vectors = self.vectors.view(Shape::padded(CHUNK, width));
         let gather = |layer: usize| {
-            let from = Source { attention, rows: &self.exact.layers[layer], slots: Slots::ALL, rope_table: &self.buffers.attention.rope };
+            let from =
+                Source { attention, rows: &self.exact.layers[layer], slots: Slots::ALL, rope_table: &self.buffers.ropes[config.layers[layer].rope] };
             Gather::plan(device, from, &spec, layer, &zero, &vectors)
         };
         let gathers = group.clone().map(gather).collect::<Result<Vec<_>>>()?;
@@ -196,7 +197,7 @@ impl<'a> Reading<'a> {
         let buffers = CodingBuffers {
             exact: &self.exact.layers,
             slots: Slots::ALL,
-            rope_table: &self.buffers.attention.rope,
+            ropes: &self.buffers.ropes,
             vectors: &self.vectors,
             coordinates: &self.coordinates,
             scales: &self.buffers.scales,

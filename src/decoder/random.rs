@@ -9,10 +9,11 @@ use super::Model;
 use super::executor::Executor;
 use super::latents::Latents;
 use super::sequence::GpuSequence;
-use super::weights::{Ends, Layer};
+use super::weights::{Ends, Layer, NormTensors};
 use crate::Result;
 use crate::checkpoint::Config;
 use crate::gpu::{Device, GROUP, Matrix, Tensor, WeightType, pad};
+use crate::kernels::HeadNorm;
 use crate::kernels::repeat::Repeat;
 use crate::kernels::values;
 use crate::kv::{Energy, LatentSet, Selection};
@@ -89,8 +90,9 @@ impl Weights<'_> {
         Ok(matrix)
     }
 
-    fn ones(&self, label: &str, width: usize) -> Result<Tensor> {
-        Tensor::vector(self.device, label, &vec![1f32; width])
+    /// A norm whose gains are ones.
+    fn norm(&self, label: &str, width: usize) -> Result<NormTensors> {
+        Ok(NormTensors { gain: Tensor::vector(self.device, label, &vec![1f32; width])?, bias: None })
     }
 
     /// Layer `l`; its norms are ones and its biases zeros.
@@ -98,19 +100,37 @@ impl Weights<'_> {
         let attention = &super::attention_shape(c);
         let (hidden, ffn, heads) = (c.hidden_size, c.intermediate_size, c.num_attention_heads * pad(c.head_dim));
         let label = |what: &str| format!("layer {l}'s {what}");
-        let mut added = vec![1f32; if c.qk_norm { 2 * c.head_dim } else { 0 }];
-        added.resize(added.len() + if c.attention_bias { attention.projection_row() } else { 0 }, 0.0);
+        let gains = match attention.qk_norm {
+            None => 0,
+            Some(HeadNorm::Projection) => attention.query_row() + attention.kv_row(),
+            Some(_) => 2 * c.head_dim,
+        };
+        let (design, mut added) = (&c.design, vec![1f32; gains]);
+        added.resize(gains + if design.attention_bias { attention.projection_row() } else { 0 }, 0.0);
+        let inner = ffn * if design.mlp.gate.is_some() { 2 } else { 1 };
+        let zeros = |what: &str, width: usize| {
+            let any = design.mlp.bias.then(|| Tensor::vector(self.device, &label(what), &vec![0f32; width]));
+            any.transpose()
+        };
+        let (gate_up_bias, down_bias) = (zeros("gate and up bias", inner)?, zeros("down bias", hidden)?);
+        let norm = |name: Option<&'static str>| name.map(|name| self.norm(&label(name), hidden)).transpose();
+        let [attention_norm, after_attention, mlp_norm, after_mlp] =
+            [design.norms.attention, design.norms.after_attention, design.norms.mlp, design.norms.after_mlp].map(norm);
         Ok(Layer {
-            attention_gain: self.ones(&label("norm"), hidden)?,
+            attention_norm: attention_norm?,
+            after_attention: after_attention?,
             projection: self.matrix(&label("projection"), attention.projection_row(), hidden, hidden)?,
             added: if added.is_empty() { None } else { Some(self.device.upload(&label("norms and biases"), &added)?) },
-            bias: c.attention_bias,
+            bias: design.attention_bias,
             value_groups: self.device.upload(&label("value groups"), &values::groups(attention, None, false).0)?,
             output: self.matrix(&label("output projection"), hidden, heads, heads)?,
             output_bias: None,
-            mlp_gain: self.ones(&label("MLP's norm"), hidden)?,
-            gate_up: self.matrix(&label("gate and up projection"), 2 * ffn, hidden, hidden)?,
+            mlp_norm: mlp_norm?,
+            after_mlp: after_mlp?,
+            gate_up: self.matrix(&label("gate and up projection"), inner, hidden, hidden)?,
+            gate_up_bias,
             down: self.matrix(&label("down projection"), hidden, ffn, ffn)?,
+            down_bias,
         })
     }
 }
@@ -130,7 +150,7 @@ impl Model {
         let ends = Ends {
             embedding: table("embedding", 1)?,
             head: if config.tie_word_embeddings { None } else { Some(table("head", config.hidden_size)?) },
-            final_gain: weights.ones("final norm", config.hidden_size)?,
+            final_norm: weights.norm("final norm", config.hidden_size)?,
         };
         device.wait()?;
         Ok(Model { config: config.clone(), layers, ends, coded: None, device, executor: Executor::new() })
@@ -197,6 +217,7 @@ impl GpuSequence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::{Design, QkNorm, Rope};
     use crate::compress::rotated;
     use crate::gpu::{Options, Quantised};
     use crate::kv::{CacheMethod, Exact, Read};
@@ -209,7 +230,9 @@ mod tests {
         for (weights, qk_norm, bias, tied) in [(WeightType::F16, false, false, true), (q4, true, true, false)] {
             let heads =
                 Config { hidden_size: 192, num_attention_heads: 6, num_key_value_heads: 3, head_dim: 32, vocab_size: 1000, ..Config::example() };
-            let c = Config { attention_bias: bias, qk_norm, tie_word_embeddings: tied, ..heads };
+            let rope = vec![Rope::new(1e4, heads.head_dim)];
+            let design = Design { attention_bias: bias, qk_norm: qk_norm.then_some(QkNorm::HEADS), ..Design::llama(heads.head_dim) };
+            let c = Config { design, ropes: rope, tie_word_embeddings: tied, ..heads };
             let model = Arc::new(Model::random(&c, weights, device.clone(), 1).unwrap());
             let rows = rotated(&c, 4, Exact::default());
             for (rows, select) in [(None, None), (Some(&rows), None), (Some(&rows), Some(16))] {

@@ -5,7 +5,8 @@ use super::Model;
 use super::latents::Latents;
 use crate::Result;
 use crate::cache::Cache;
-use crate::gpu::{ElementType, Shape, Tensor, pad};
+use crate::checkpoint::{Config, Rope};
+use crate::gpu::{Device, ElementType, Shape, Tensor, pad};
 use crate::kernels::blocks::Blocks;
 use crate::kernels::prepare::record_len;
 use crate::kernels::{AttentionBuffers, rope_table, values};
@@ -33,7 +34,7 @@ pub(super) struct Needs {
     /// Rows that stand for several tokens each.
     counted: usize,
     /// Positions of RoPE's tables.
-    positions: usize,
+    pub positions: usize,
 }
 
 /// How a sequence uses the scratch.
@@ -60,6 +61,8 @@ pub(super) struct Scratch {
     /// Of `CHUNK` tokens, and of a block of them; its columns are those of one sequence.
     pub attention: AttentionBuffers,
     pub gated: Tensor,
+    /// RoPE's tables of the model.
+    pub ropes: Vec<Tensor>,
     /// After one token: `[1][vocab]`, and the largest's index, u32.
     pub logits: Tensor,
     pub token: Tensor,
@@ -90,6 +93,26 @@ impl std::ops::Deref for Buffers {
     fn deref(&self) -> &Scratch {
         &self.scratch
     }
+}
+
+impl Buffers {
+    /// What attention of a layer has of them.
+    pub(super) fn of_layer(&self, config: &Config, layer: usize) -> AttentionBuffers {
+        AttentionBuffers { rope: self.ropes[config.layers[layer].rope].clone(), ..self.attention.clone() }
+    }
+}
+
+/// RoPE's tables of sequences with room for `context` tokens.
+///
+/// # Errors
+/// [`OutOfMemory`](crate::Error::OutOfMemory).
+pub(super) fn ropes(device: &Device, config: &Config, context: usize) -> Result<Vec<Tensor>> {
+    let table = |rope: &Rope| {
+        let table = rope_table(&rope.frequencies(config.head_dim, context), context);
+        let shape = Shape::dense(2 * table.len() / config.head_dim, config.head_dim);
+        Tensor::upload(device, "RoPE tables", table.as_flattened(), shape)
+    };
+    config.ropes.iter().map(table).collect()
 }
 
 /// At least so many columns that lines of them do not all begin in the same few sets of a cache, as
@@ -185,16 +208,14 @@ impl Scratch {
         let each = |what: &str, width: usize| floats(what, Shape::padded(CHUNK, width));
         let room = |what: &str, count: usize| floats(what, Shape::dense(1, count));
         let counted = |what: &str| numbers(&format!("{what} of a sketch"), needs.counted * attention.kv_row() / 2);
-        let frequencies = c.rope_frequencies();
-        let rope_table = rope_table(&frequencies, needs.positions);
-        let rope = Shape::dense(rope_table.len() / frequencies.len(), 2 * frequencies.len());
+        let ropes = ropes(device, c, needs.positions)?;
         Ok(Scratch {
             tokens: words("tokens", CHUNK)?,
             x: each("residual stream", c.hidden_size)?,
             normed: each("normalised input", c.hidden_size)?,
             attention: AttentionBuffers {
                 projected: each("projected input", attention.projection_row())?,
-                rope: Tensor::upload(device, "RoPE tables", rope_table.as_flattened(), rope)?,
+                rope: ropes[0].clone(),
                 queries: numbers("queries", needs.queries + record_len(c.num_hidden_layers))?,
                 record: needs.queries as u32,
                 scores: numbers("attention scores", needs.scores)?,
@@ -209,6 +230,7 @@ impl Scratch {
                 counts: numbers("tokens of a sketch", needs.counted)?,
             },
             gated: each("MLP activations", c.intermediate_size)?,
+            ropes,
             logits: room("logits", c.vocab_size)?,
             token: words("token", 1)?,
             logits_back: device.readback("logits", 4 * c.vocab_size as u64 + 4)?,
@@ -223,6 +245,7 @@ impl Scratch {
     pub(super) fn bytes(&self) -> u64 {
         let Scratch { tokens, x, normed, gated, logits, token, logits_back, vectors, coordinates, scales, .. } = self;
         let all: [&wgpu::Buffer; 10] = [tokens, x, normed, gated, logits, token, logits_back, vectors, coordinates, scales];
-        self.attention.bytes() + all.iter().map(|buffer| buffer.size()).sum::<u64>()
+        let ropes = self.ropes.iter().skip(1).map(|table| table.size()).sum::<u64>();
+        self.attention.bytes() + ropes + all.iter().map(|buffer| buffer.size()).sum::<u64>()
     }
 }

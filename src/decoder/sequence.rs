@@ -67,7 +67,7 @@ impl GpuSequence {
         let rows = rows.filter(|_| options.method != CacheMethod::Full);
         let specs = rows.as_ref().map_or(&[][..], |rows| &rows.specs);
         let (capacity, config, device, eviction) = (options.capacity, &model.config, &model.device, options.method.eviction());
-        options.method.check(&config.geometry(), config.sliding_window, specs, capacity)?;
+        options.method.check(&config.geometry(), config.window(), specs, capacity)?;
         let block = rows.as_ref().map(|_| LatentSet::block(specs));
         check_capacity(capacity, config.head_dim, block, eviction.is_some())?;
         let exact = options.exact.or(rows.as_ref().map(|rows| rows.exact)).unwrap_or_default().within(capacity);

@@ -74,7 +74,7 @@ pub(super) fn weight_bytes(checkpoint: &Checkpoint, storage: WeightStorage) -> (
     let bytes = |name: &str| {
         let Some(shape) = checkpoint.shape(name) else { return 0 };
         let partner = if name.contains("gate_proj") { name.replace("gate_proj", "up_proj") } else { name.replace("up_proj", "gate_proj") };
-        let widened = form(name) != form(&partner) || name.contains("o_proj") && heads_are_padded;
+        let widened = checkpoint.has(&partner) && form(name) != form(&partner) || name.contains("o_proj") && heads_are_padded;
         match (shape, form(name)) {
             ([rows, cols], Some(form)) if !widened => (rows * WeightType::Quantised(quantised(form)).row_bytes(*cols)) as u64,
             _ => 2 * shape.iter().map(|n| *n as u64).product::<u64>(),

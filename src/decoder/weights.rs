@@ -1,14 +1,15 @@
 //! A checkpoint's weights on the device, laid out as the kernels read them.
 
 use super::stored::{Source, Stored, interleave, stack};
-use crate::checkpoint::{Checkpoint, Config};
+use crate::checkpoint::{Checkpoint, Config, NormKind, QkNormOver};
 use crate::gpu::{Device, Matrix, Tensor, pad};
 use crate::kernels::values;
 use crate::{Error, Result};
 
 /// One layer.
 pub(super) struct Layer {
-    pub attention_gain: Tensor,
+    pub attention_norm: Option<NormTensors>,
+    pub after_attention: Option<NormTensors>,
     /// Query heads, key heads and value heads, each padded to four rows, from `D`.
     pub projection: Matrix,
     /// QK-norm's gains and the projection's biases, where the family has either.
@@ -19,10 +20,28 @@ pub(super) struct Layer {
     /// `[D][H·pad(head_dim)]`.
     pub output: Matrix,
     pub output_bias: Option<Tensor>,
-    pub mlp_gain: Tensor,
-    /// Rows in pairs: gate, up.
+    pub mlp_norm: Option<NormTensors>,
+    pub after_mlp: Option<NormTensors>,
+    /// Rows in pairs: gate, up; or without a gate those of up.
     pub gate_up: Matrix,
+    pub gate_up_bias: Option<Tensor>,
     pub down: Matrix,
+    pub down_bias: Option<Tensor>,
+}
+
+/// What a norm multiplies by and adds, `[D]` each.
+pub(super) struct NormTensors {
+    pub gain: Tensor,
+    pub bias: Option<Tensor>,
+}
+
+impl NormTensors {
+    fn load(device: &Device, checkpoint: &Checkpoint, name: &str) -> Result<NormTensors> {
+        let (weight, bias, width) = (format!("{name}.weight"), format!("{name}.bias"), checkpoint.config().hidden_size);
+        let there = checkpoint.config().design.norm == NormKind::Layer && checkpoint.has(&bias);
+        let bias = there.then(|| Tensor::vector(device, &bias, &checkpoint.f32(&bias, &[width])?)).transpose()?;
+        Ok(NormTensors { gain: Tensor::vector(device, &weight, &checkpoint.gain(&weight, width)?)?, bias })
+    }
 }
 
 /// `numbers` in runs of `width`, each padded to four.
@@ -70,15 +89,17 @@ impl Attention<'_> {
         Matrix::of(device, label, &stack([side(q)?, side(k)?, side(v)?], hidden), hidden)
     }
 
-    /// QK-norm's gains `[2][head_dim]`, then the biases of the projection's rows; and whether there
+    /// QK-norm's gains, then the biases of the projection's rows; and whether there
     /// are any of these.
     fn added(&self) -> Result<(Vec<f32>, bool)> {
         let dim = self.config.head_dim;
         let (mut added, mut biases, mut any) = (Vec::new(), Vec::new(), false);
-        if self.config.qk_norm {
-            for name in ["q_norm.weight", "k_norm.weight"] {
-                added.extend(self.source.checkpoint.f32(&self.name(name), &[dim])?);
-            }
+        for (name, heads) in
+            self.config.design.qk_norm.iter().flat_map(|norm| norm.names).zip([self.config.num_attention_heads, self.config.num_key_value_heads])
+        {
+            let whole = self.config.design.qk_norm.is_some_and(|norm| norm.over == QkNormOver::Projection);
+            let gain = self.source.checkpoint.gain(&self.name(&format!("{name}.weight")), if whole { heads * dim } else { dim })?;
+            added.extend(if whole { widen(&gain, dim) } else { gain });
         }
         for (side, heads) in self.sides() {
             let bias = self.bias(&format!("{side}.bias"), heads * dim)?;
@@ -110,28 +131,44 @@ impl Layer {
         let prefix = format!("model.layers.{l}");
         let at = |rest: &str| format!("{prefix}.{rest}");
         let label = |what: &str| format!("layer {l}'s {what}");
-        let gain = |rest: &str, width: usize| Tensor::vector(device, &at(rest), &checkpoint.f32(&at(rest), &[width])?);
+        let norm = |name: Option<&str>| name.map(|name| NormTensors::load(device, checkpoint, &at(name))).transpose();
         let shape = &super::attention_shape(c);
         let attention = Attention { source, config: c, prefix: at("self_attn") };
 
         let projection = attention.projection(device, &label("projection"))?;
         let (added, bias) = attention.added()?;
         let output = attention.output(device, &label("output projection"))?;
-        let gate = source.matrix(&at("mlp.gate_proj.weight"), [ffn, hidden])?;
-        let up = source.matrix(&at("mlp.up_proj.weight"), [ffn, hidden])?;
-        let down = source.matrix(&at("mlp.down_proj.weight"), [hidden, ffn])?;
+        let (mlp, norms) = (&c.design.mlp, &c.design.norms);
+        let inner = |name: &str| source.matrix(&at(&format!("mlp.{name}.weight")), [ffn, hidden]);
+        let gate_up = match mlp.gate {
+            Some(gate) => interleave(inner(gate)?, inner(mlp.up)?, hidden),
+            None => inner(mlp.up)?,
+        };
+        let mlp_bias = |name: &str, width: usize| checkpoint.f32(&at(&format!("mlp.{name}.bias")), &[width]);
+        let gate_up_bias = match mlp.gate {
+            _ if !mlp.bias => None,
+            Some(gate) => Some(mlp_bias(gate, ffn)?.into_iter().zip(mlp_bias(mlp.up, ffn)?).flat_map(|(gate, up)| [gate, up]).collect()),
+            None => Some(mlp_bias(mlp.up, ffn)?),
+        };
+        let down_bias = mlp.bias.then(|| mlp_bias(mlp.down, hidden)).transpose()?;
+        let vector = |what: &str, numbers: Option<Vec<f32>>| numbers.map(|numbers| Tensor::vector(device, &label(what), &numbers)).transpose();
+        let down = source.matrix(&at(&format!("mlp.{}.weight", mlp.down)), [hidden, ffn])?;
         let output_bias = attention.bias("o_proj.bias", hidden)?.map(|b| Tensor::vector(device, &label("output bias"), &b)).transpose()?;
         Ok(Layer {
-            attention_gain: gain("input_layernorm.weight", hidden)?,
+            attention_norm: norm(norms.attention)?,
+            after_attention: norm(norms.after_attention)?,
             projection,
             added: if added.is_empty() { None } else { Some(device.upload(&label("norms and biases"), &added)?) },
             bias,
             value_groups: device.upload(&label("value groups"), &values::groups(shape, None, false).0)?,
             output,
             output_bias,
-            mlp_gain: gain("post_attention_layernorm.weight", hidden)?,
-            gate_up: Matrix::of(device, &label("gate and up projection"), &[interleave(gate, up, hidden).rows(hidden)], hidden)?,
+            mlp_norm: norm(norms.mlp)?,
+            after_mlp: norm(norms.after_mlp)?,
+            gate_up: Matrix::of(device, &label("gate and up projection"), &[gate_up.rows(hidden)], hidden)?,
+            gate_up_bias: vector("gate and up bias", gate_up_bias)?,
             down: Matrix::of(device, &label("down projection"), &[down.rows(ffn)], ffn)?,
+            down_bias: vector("down bias", down_bias)?,
         })
     }
 
@@ -144,7 +181,7 @@ impl Layer {
 /// The embedding table, final norm and head.
 pub(super) struct Ends {
     pub embedding: Matrix,
-    pub final_gain: Tensor,
+    pub final_norm: NormTensors,
     /// `None` where the head is the embedding table.
     pub head: Option<Matrix>,
 }
@@ -152,11 +189,11 @@ pub(super) struct Ends {
 impl Ends {
     pub fn load(device: &Device, source: Source) -> Result<Ends> {
         let c = source.checkpoint.config();
-        let (shape, norm) = ([c.vocab_size, c.hidden_size], "model.norm.weight");
+        let shape = [c.vocab_size, c.hidden_size];
         let table = |name: &str| Matrix::of(device, name, &[source.matrix(name, shape)?.rows(c.hidden_size)], c.hidden_size);
         Ok(Ends {
             embedding: table("model.embed_tokens.weight")?,
-            final_gain: Tensor::vector(device, norm, &source.checkpoint.f32(norm, &[c.hidden_size])?)?,
+            final_norm: NormTensors::load(device, source.checkpoint, "model.norm")?,
             head: if c.tie_word_embeddings { None } else { Some(table("lm_head.weight")?) },
         })
     }

@@ -13,16 +13,42 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Keys further back than this are not attended to; `None` for all.
     pub window: Option<usize>,
-    /// Whether query and key heads are normalised before RoPE.
-    pub qk_norm: bool,
+    /// What is normalised of queries and keys.
+    pub qk_norm: Option<HeadNorm>,
     /// That norm's epsilon.
     pub epsilon: f32,
+    /// A score `s`, divided by `√d`, becomes `c·tanh(s / c)`.
+    pub cap: Option<f32>,
+    /// What queries are multiplied by, where they are.
+    pub scaling: Option<QueryScaling>,
+}
+
+/// RMSNorm of queries and of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadNorm {
+    /// Every head, before RoPE.
+    Heads,
+    /// Every head, after RoPE.
+    RotatedHeads,
+    /// All heads of a side together, before RoPE.
+    Projection,
+}
+
+/// What queries are multiplied by after all else, for scores to be divided by `√d`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryScaling {
+    /// The first pairs of a head, and the others.
+    pub scales: [f32; 2],
+    /// How many the first are.
+    pub pairs: u32,
+    /// `[β, n]`: position `p` also by `1 + β·ln(1 + ⌊p / n⌋)`; `β` is 0 where it does not.
+    pub temperature: [f32; 2],
 }
 
 impl AttentionShape {
     /// Attention of so many heads.
     pub(crate) fn of(qk_norm: bool, window: Option<usize>, heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
-        AttentionShape { heads, kv_heads, head_dim, window, qk_norm, epsilon: 1e-5 }
+        AttentionShape { heads, kv_heads, head_dim, window, qk_norm: qk_norm.then_some(HeadNorm::Heads), epsilon: 1e-5, cap: None, scaling: None }
     }
 
     /// Query heads that share a key/value head, `g`.

@@ -11,6 +11,7 @@ struct Params {
     first: u32,
     rows: u32,
     width: u32,
+    scale: f32,
 }
 
 /// Looks tokens up in every part of the table.
@@ -19,25 +20,27 @@ pub struct Embed {
     parts: Vec<(Kernel, Params, u64)>,
 }
 
-pub(super) fn variant(table: WeightType) -> Spec {
+pub(super) fn variant(table: WeightType, scaled: bool) -> Spec {
     let constants = [&table.constants()[..], &[("WORKGROUP", WORKGROUP)]].concat();
-    spec("embed.wgsl", table.flags(), &constants, &bindings(table, &[]))
+    let flags = [table.flags(), if scaled { &["SCALED"] } else { &[] }].concat();
+    spec("embed.wgsl", &flags, &constants, &bindings(table, &[]))
 }
 
 impl Embed {
-    /// `tokens`: `[n][1]` u32, each below the table's rows; `out`: `[n][cols]` f32.
+    /// `tokens`: `[n][1]` u32, each below the table's rows; `out`: `[n][cols]` f32, `scale` times
+    /// what the table has.
     ///
     /// # Errors
     /// As [`Device::kernel`].
-    pub(crate) fn plan(device: &Device, table: &Matrix, tokens: &Tensor, out: &Tensor) -> Result<Embed> {
+    pub(crate) fn plan(device: &Device, table: &Matrix, tokens: &Tensor, out: &Tensor, scale: f32) -> Result<Embed> {
         tokens.expect("embed", ElementType::U32, 1);
         out.expect_padded("embed", ElementType::F32, table.cols);
         let part = |part: &Part| {
             assert!(part.kind != WeightType::F32, "embed: {} where the table is F16 or quantised", part.weights);
             let mut buffers: Vec<&wgpu::Buffer> = vec![&part.weights, tokens, out];
             buffers.extend(part.beside.iter().map(|plane| &**plane));
-            let params = Params { first: part.first as u32, rows: part.rows() as u32, width: (pad(table.cols) / 4) as u32 };
-            Ok((device.kernel(variant(part.kind), &buffers)?, params, part.kind.row_bytes(table.cols) as u64))
+            let params = Params { first: part.first as u32, rows: part.rows() as u32, width: (pad(table.cols) / 4) as u32, scale };
+            Ok((device.kernel(variant(part.kind, scale != 1.0), &buffers)?, params, part.kind.row_bytes(table.cols) as u64))
         };
         Ok(Embed { parts: table.parts.iter().map(part).collect::<Result<_>>()? })
     }
@@ -68,13 +71,16 @@ mod tests {
                 // In f16 padded, and of quantised rows only half a set.
                 let cols = if kind == WeightType::F16 { 10 } else { 32 };
                 let (table, numbers) = random_rows(kind, 1, [rows, cols]);
-                let row = |t: &u32| numbers[*t as usize * cols..][..cols].iter().copied().chain(vec![0.0; pad(cols) - cols]).collect::<Vec<_>>();
+                // A power of two: products are not rounded.
+                let scale = if kind == WeightType::F16 { 4.0 } else { 1.0 };
+                let scaled: Vec<f64> = numbers.iter().map(|x| x * f64::from(scale)).collect();
+                let row = |t: &u32| scaled[*t as usize * cols..][..cols].iter().copied().chain(vec![0.0; pad(cols) - cols]).collect::<Vec<_>>();
                 let expected = tokens.iter().flat_map(row).collect::<Vec<f64>>();
                 let matrix = Matrix::of(&device, "table", &[table], cols).unwrap();
                 assert_eq!(matrix.parts.len(), if kind == WeightType::F16 { 2 } else { 3 });
                 let out = Tensor::zeroed(&device, "out", ElementType::F32, Shape::padded(tokens.len(), cols)).unwrap();
                 let ids = Tensor::upload(&device, "tokens", &tokens, Shape::dense(tokens.len(), 1)).unwrap();
-                let embed = Embed::plan(&device, &matrix, &ids, &out).unwrap();
+                let embed = Embed::plan(&device, &matrix, &ids, &out, scale).unwrap();
                 let got = run::<f32>(&device, &out, expected.len(), |pass| embed.record(pass, tokens.len() as u32));
                 // Products of a code and a scale, and sums of them, are not rounded by much.
                 assert_close(got.into_iter().map(f64::from), &expected, 1e-14, &format!("{kind:?}, {:?}", device.tier()));

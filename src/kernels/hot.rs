@@ -30,14 +30,14 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
     let mut all = vec![
         hot("argmax LEAVE", argmax::variant(&["LEAVE"])),
         hot("argmax CHOOSE", argmax::variant(&["CHOOSE", "RECORD"])),
-        hot("norm", norm::variant()),
+        hot("norm", norm::variant(&[])),
         hot("matmul FULL", matmul(WeightType::F32, &[])),
         hot("pack", pack::variant(&trellis())),
     ];
     for weights in [WeightType::F16].into_iter().chain(Quantised::ALL.map(WeightType::Quantised)) {
         let name = |kernel: &str| [&[kernel], weights.flags()].concat().join(" ");
         all.extend([
-            hot(&name("embed"), embed::variant(weights)),
+            hot(&name("embed"), embed::variant(weights, false)),
             hot(&name("matvec NORM"), matvec(weights, &["NORM"])),
             hot(&name("matvec NORM GATED"), matvec(weights, &["NORM", "GATED"])),
             hot(&name("matvec RESIDUAL"), matvec(weights, &["RESIDUAL"])),

@@ -13,6 +13,8 @@ struct Params {
     width: u32,
     tokens: u32,
     stride: u32,
+    scale: f32,
+    cap: f32,
 }
 
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is fused with it.
@@ -47,7 +49,8 @@ impl Matmul {
             let spec = variant(part.kind, &fusion.flags(), &tile);
             let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
             let [first, rows, width, stride] = [part.first, part.rows(), cols / 4, out.shape.stride].map(|n| n as u32);
-            Ok((kernel, Params { first, rows, width, tokens: 0, stride }, part.bytes()))
+            let [scale, cap] = fusion.numbers();
+            Ok((kernel, Params { first, rows, width, tokens: 0, stride, scale, cap }, part.bytes()))
         });
         Ok(Matmul { parts: parts.collect::<Result<_>>()?, tile })
     }
@@ -88,8 +91,10 @@ mod tests {
     #[test]
     fn many_tokens_by_every_variant() {
         for (device, tuning) in tuned_devices(None) {
-            let without_norm =
-                cases().into_iter().filter(|(case, _)| !case.norm || case.gated).map(|(case, types)| (Case { norm: false, ..case }, types));
+            let without_norm = cases()
+                .into_iter()
+                .filter(|(case, _)| !case.norm || case.gated || case.activation.is_some())
+                .map(|(case, types)| (Case { norm: false, ..case }, types));
             for (case, types) in without_norm {
                 for tokens in [1, 3, 65] {
                     let n = case.numbers(tokens, types);
@@ -97,7 +102,13 @@ mod tests {
                     let x = Tensor::vector(&device, "x", &n.x).unwrap().view(Shape::padded(tokens, case.cols));
                     let bias = Tensor::vector(&device, "bias", &n.bias).unwrap();
                     let out = Tensor::upload(&device, "out", &n.before, Shape::dense(tokens, case.stride())).unwrap();
-                    let fusion = Fusion { gated: case.gated, residual: case.residual, bias: case.bias.then_some(&bias), ..Default::default() };
+                    let fusion = Fusion {
+                        gated: case.gated,
+                        residual: case.residual,
+                        bias: case.bias.then_some(&bias),
+                        activation: case.activation,
+                        ..case.more()
+                    };
                     let matmul = Matmul::plan(&device, &weights, &x, &out, fusion).unwrap();
                     let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matmul.record(pass, tokens as u32));
                     let what = format!("{} for {tokens}, {types:?}, {:?}, {tuning:?}", case.name, device.tier());

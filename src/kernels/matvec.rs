@@ -15,6 +15,8 @@ struct Params {
     epsilon: f32,
     tokens: u32,
     stride: u32,
+    scale: f32,
+    cap: f32,
 }
 
 /// Lanes of a team where there are no subgroups.
@@ -85,7 +87,8 @@ impl Matvec {
             let rows = part.rows() as u32;
             let epsilon = fusion.norm.map_or(0.0, |norm| norm.epsilon);
             let [first, width, count, stride] = [part.first, cols / 4, weights.cols, out.shape.stride].map(|n| n as u32);
-            let params = Params { first, rows, width, count, epsilon, tokens: 1, stride };
+            let [scale, cap] = fusion.numbers();
+            let params = Params { first, rows, width, count, epsilon, tokens: 1, stride, scale, cap };
             let blocks = rows.div_ceil(block);
             let across = blocks.min(32768);
             let work = Work { bytes: part.bytes() + 4 * (part.rows() + cols) as u64, flops: 2 * (part.rows() * cols) as u64 };
@@ -105,6 +108,7 @@ impl Matvec {
 pub(super) mod tests {
     use super::*;
     use crate::gpu::{Packed, Quantised, Rows, Shape};
+    use crate::kernels::fusion::Activation;
     use crate::kernels::norm::RmsNorm;
     use crate::kernels::oracle::{assert_close, halves, numbers, run, tuned_devices};
     use half::f16;
@@ -119,6 +123,8 @@ pub(super) mod tests {
         pub gated: bool,
         pub residual: bool,
         pub bias: bool,
+        /// And a scale of a half, and a cap of three, where it is not gated.
+        pub activation: Option<Activation>,
     }
 
     /// What a case multiplies: `x` is `[tokens][pad(cols)]` with zero padding, `before` what `out`
@@ -147,6 +153,12 @@ pub(super) mod tests {
     }
 
     impl Case {
+        /// Scale and cap.
+        pub fn more<'a>(&self) -> Fusion<'a> {
+            let any = self.activation.is_some() && !self.gated;
+            Fusion { scale: any.then_some(0.5), cap: any.then_some(3.0), ..Default::default() }
+        }
+
         /// Numbers to one token's output.
         pub fn stride(&self) -> usize {
             if self.gated { self.rows / 2 } else { self.rows }
@@ -174,9 +186,11 @@ pub(super) mod tests {
                 let scale = if self.norm { 1.0 / (square / self.cols as f64 + 1e-3f32 as f64).sqrt() } else { 1.0 };
                 let input = |k: usize| x[k] as f64 * scale * if self.norm { n.gain[k] as f64 } else { 1.0 };
                 let product = |r: usize| (0..self.cols).map(|k| n.weights[r * self.cols + k] * input(k)).sum::<f64>();
-                let out = |i: usize| match self.gated {
-                    true => product(2 * i) / (1.0 + (-product(2 * i)).exp()) * product(2 * i + 1),
-                    false => product(i) + if self.bias { n.bias[i] as f64 } else { 0.0 },
+                let product = |r: usize| product(r) + if self.bias { n.bias[r] as f64 } else { 0.0 };
+                let out = |i: usize| match (self.gated, self.activation) {
+                    (true, activation) => activated(activation.unwrap_or(Activation::Silu), product(2 * i)) * product(2 * i + 1),
+                    (false, None) => product(i),
+                    (false, Some(activation)) => 3.0 * (activated(activation, product(i)) * 0.5 / 3.0).tanh(),
                 };
                 let before = |i: usize| if self.residual { n.before[t * self.stride() + i] as f64 } else { 0.0 };
                 (0..self.stride()).map(|i| out(i) + before(i)).collect::<Vec<_>>()
@@ -185,14 +199,50 @@ pub(super) mod tests {
         }
     }
 
+    /// By the definitions; `Φ` by Simpson's rule.
+    fn activated(activation: Activation, x: f64) -> f64 {
+        match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Gelu => {
+                let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                let step = x / 400.0;
+                let weight = |i: usize| if i == 0 || i == 400 { 1.0 } else { [2.0, 4.0][i % 2] };
+                x * (0.5 + (0..=400).map(|i| weight(i) * density(i as f64 * step)).sum::<f64>() * step / 3.0)
+            }
+            Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
+            Activation::Relu2 => x.max(0.0).powi(2),
+        }
+    }
+
     /// Two parts and an odd number of rows, and smaller than anything.
-    const CASES: [Case; 6] = [
-        Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false },
-        Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false },
-        Case { name: "norm, gated", rows: 142, cols: 301, norm: true, gated: true, residual: false, bias: false },
-        Case { name: "residual", rows: 139, cols: 297, norm: false, gated: false, residual: true, bias: false },
-        Case { name: "residual, bias", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: true },
-        Case { name: "small", rows: 5, cols: 3, norm: false, gated: false, residual: false, bias: false },
+    const CASES: [Case; 9] = [
+        Case { name: "plain", rows: 139, cols: 301, norm: false, gated: false, residual: false, bias: false, activation: None },
+        Case { name: "norm", rows: 139, cols: 301, norm: true, gated: false, residual: false, bias: false, activation: None },
+        Case { name: "norm, gated", rows: 142, cols: 301, norm: true, gated: true, residual: false, bias: false, activation: None },
+        Case { name: "residual", rows: 139, cols: 297, norm: false, gated: false, residual: true, bias: false, activation: None },
+        Case { name: "residual, bias", rows: 139, cols: 301, norm: false, gated: false, residual: true, bias: true, activation: None },
+        Case { name: "GELU, bias", rows: 142, cols: 301, norm: false, gated: true, residual: false, bias: true, activation: Some(Activation::Gelu) },
+        Case {
+            name: "GELU, capped",
+            rows: 139,
+            cols: 301,
+            norm: false,
+            gated: false,
+            residual: true,
+            bias: true,
+            activation: Some(Activation::GeluTanh),
+        },
+        Case {
+            name: "squared ReLU",
+            rows: 139,
+            cols: 301,
+            norm: true,
+            gated: false,
+            residual: false,
+            bias: false,
+            activation: Some(Activation::Relu2),
+        },
+        Case { name: "small", rows: 5, cols: 3, norm: false, gated: false, residual: false, bias: false, activation: None },
     ];
 
     /// Every case in f16; some in every quantised type, each of which takes its time to compile.
@@ -203,7 +253,7 @@ pub(super) mod tests {
             // Rows of whole sets and not, and less than a set.
             match index % 2 {
                 0 => all.push((Case { cols: 288, ..CASES[2] }, types)),
-                _ => all.extend([Case { cols: 256, ..CASES[4] }, Case { cols: 32, ..CASES[5] }].map(|case| (case, types))),
+                _ => all.extend([Case { cols: 256, ..CASES[4] }, Case { cols: 32, ..CASES[8] }].map(|case| (case, types))),
             }
         }
         all
@@ -217,7 +267,7 @@ pub(super) mod tests {
         for (device, tuning) in tuned_devices(Some(BINDING)) {
             for (index, (case, types)) in cases().into_iter().enumerate() {
                 // Several by some alone: each variant takes its time to compile.
-                for (tokens, columns) in [(1, 1), (1, 4), (3, 4)].into_iter().take(if [2, 4, 6].contains(&index) { 3 } else { 1 }) {
+                for (tokens, columns) in [(1, 1), (1, 4), (3, 4)].into_iter().take(if [2, 4, 5, 9].contains(&index) { 3 } else { 1 }) {
                     let n = case.numbers(tokens, types);
                     let weights = Matrix::of(&device, "weights", &n.rows, case.cols).unwrap();
                     assert_eq!(weights.parts.len(), if case.rows > 128 { 2 } else { 1 });
@@ -230,6 +280,8 @@ pub(super) mod tests {
                         gated: case.gated,
                         residual: case.residual,
                         bias: case.bias.then_some(&bias),
+                        activation: case.activation,
+                        ..case.more()
                     };
                     let matvec = Matvec::plan(&device, &weights, &x, &out, fusion, columns).unwrap();
                     let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matvec.record(pass, tokens as u32));

@@ -49,8 +49,8 @@ pub mod sketch;
 pub mod stripe;
 pub mod values;
 
-pub use attention::{AttentionBuffers, AttentionShape};
-pub(crate) use fusion::Fusion;
+pub use attention::{AttentionBuffers, AttentionShape, HeadNorm, QueryScaling};
+pub(crate) use fusion::{Activation, Fusion};
 pub use hot::{Hot, hot_variants};
 
 use crate::gpu::{Access, Spec};

@@ -3,7 +3,7 @@
 
 use super::attention::AttentionBuffers;
 use super::coded::{BOOKS, Coded};
-use super::{AttentionShape, NEAR, WORKGROUP, spec};
+use super::{AttentionShape, HeadNorm, NEAR, QueryScaling, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::Tuning;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Work, pad};
@@ -20,6 +20,11 @@ struct Params {
     epsilon: f32,
     record: u32,
     layer: u32,
+    rotating: f32,
+    still: f32,
+    pairs: u32,
+    beta: f32,
+    period: f32,
 }
 
 /// Numbers that say what 16 bits did not hold, for so many layers: the largest of all, and by layer
@@ -31,7 +36,8 @@ pub(crate) fn record_len(layers: usize) -> usize {
 /// What a family adds to queries and keys, or multiplies them by.
 #[derive(Clone, Copy)]
 pub(crate) struct Added<'a> {
-    /// QK-norm's gains `[2][head_dim]`, then biases of a token, as far as there are any.
+    /// QK-norm's gains, `[2][head_dim]` or where it is over all heads as in a projection,
+    /// `[(H + H_kv)·pad(head_dim)]`; then biases of a token; as far as there are any.
     pub numbers: &'a wgpu::Buffer,
     /// Whether there are biases.
     pub bias: bool,
@@ -72,11 +78,17 @@ pub(super) fn shares(rank: u32, tuning: &Tuning) -> [u32; 2] {
 pub(super) fn variant(attention: &AttentionShape, bias: bool, shares: Option<[u32; 2]>) -> Spec {
     let mut flags = Vec::new();
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Write), (4, Access::Write)];
-    flags.extend([(bias, "BIAS"), (attention.qk_norm, "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
+    flags.extend([(bias, "BIAS"), (attention.qk_norm.is_some(), "QK_NORM")].into_iter().filter_map(|(on, flag)| on.then_some(flag)));
     if !flags.is_empty() {
         flags.push("ADDED");
         bindings.push((5, Access::Read));
     }
+    match attention.qk_norm {
+        None | Some(HeadNorm::Heads) => {}
+        Some(HeadNorm::RotatedHeads) => flags.push("ROTATED"),
+        Some(HeadNorm::Projection) => flags.push("WHOLE"),
+    }
+    flags.extend(attention.scaling.map(|_| "SCALED"));
     if shares.is_some() {
         flags.push("ABSORBED");
         bindings.extend([(6, Access::Read), (7, Access::Read)]);
@@ -110,6 +122,8 @@ impl Prepare {
         buffers.extend(added.map(|added| added.numbers));
         buffers.extend(absorbed.iter().flat_map(|absorbed| [absorbed.table, absorbed.up]));
         let whole = attention.heads * pad(attention.head_dim);
+        let nothing = QueryScaling { scales: [1.0; 2], pairs: 0, temperature: [0.0, 1.0] };
+        let QueryScaling { scales: [rotating, still], pairs, temperature: [beta, period] } = attention.scaling.unwrap_or(nothing);
         let params = Params {
             first: 0,
             stride: attention.projection_row() as u32,
@@ -119,6 +133,11 @@ impl Prepare {
             epsilon: attention.epsilon,
             record: b.record,
             layer: index as u32,
+            rotating,
+            still,
+            pairs,
+            beta,
+            period,
         };
         let kv_heads = attention.kv_heads;
         let shares_of = absorbed.map(|absorbed| {

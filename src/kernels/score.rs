@@ -128,6 +128,13 @@ pub(super) enum Reading {
     Rebuilt,
 }
 
+/// A soft cap as whole numbers, which constants are: `CAP / 2^CAP_SHIFT`, to 24 bits.
+fn fraction(cap: f32) -> [(&'static str, u32); 2] {
+    let scaled = |shift: u32| cap * (1u32 << shift) as f32;
+    let shift = (0..24).find(|shift| scaled(*shift).fract() == 0.0 || scaled(*shift) >= (1 << 23) as f32).unwrap_or(24);
+    [("CAP", scaled(shift).round() as u32), ("CAP_SHIFT", shift)]
+}
+
 /// `align`: tokens that are coded together.
 pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds, align: usize, many: bool) -> Spec {
     let rows = rows(attention, many);
@@ -145,6 +152,10 @@ pub(super) fn variant(attention: &AttentionShape, reading: Reading, kinds: Kinds
         ("ALIGN", align as u32),
     ];
     constants.extend(kinds.constants());
+    if let Some(cap) = attention.cap {
+        flags.push("CAPPED");
+        constants.extend(fraction(cap));
+    }
     match reading {
         Reading::None => {}
         Reading::Absorbed(codes, coded_rows, keys) => {

@@ -119,6 +119,7 @@ impl SyntheticModel {
             Architecture::Llama | Architecture::Mistral => "llama",
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
+            other => panic!("{other:?} is among tests/data/families"),
         };
         file.set("general.architecture", Meta::Text(architecture.into()));
         for (key, value) in [

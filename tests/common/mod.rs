@@ -168,6 +168,7 @@ impl SyntheticModel {
             Architecture::Mistral => ("mistral", "MistralForCausalLM"),
             Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
             Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+            other => panic!("{other:?} is among tests/data/families"),
         };
         json!({
             "architectures": [class],

@@ -1,0 +1,58 @@
+//! Brings a model's tensors under the names and into the order that decoders know: projections that
+//! are stored in one come apart, and heads' rows are read pair by pair of RoPE.
+
+use super::Config;
+use super::design::HeadRows;
+use super::matrix::HeadOrder;
+use super::weights::{Stored, Weights};
+use crate::Result;
+
+/// Takes apart what is stored in one.
+///
+/// # Errors
+/// [`Error::Tensor`](crate::Error::Tensor) where a tensor has other rows than its parts.
+pub(super) fn take_apart(weights: &mut Weights, config: &Config) -> Result<()> {
+    let (head, ffn) = (config.head_dim, config.intermediate_size);
+    let (queries, keys) = (config.num_attention_heads * head, config.num_key_value_heads * head);
+    let mut replaced: Vec<(String, Vec<(String, Stored)>)> = Vec::new();
+    for (name, stored) in weights.iter() {
+        let Some((layer, part)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else { continue };
+        let (fused, kind) = part.rsplit_once('.').unwrap_or((part, ""));
+        let parts: &[(&str, usize)] = match fused {
+            "self_attn.qkv_proj" => &[("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)],
+            "mlp.gate_up_proj" => &[("mlp.gate_proj", ffn), ("mlp.up_proj", ffn)],
+            _ => continue,
+        };
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        if stored.shape.first() != Some(&rows) {
+            return Err(weights.error(stored, name, format!("has shape {:?} where the model needs {rows} rows", stored.shape)));
+        }
+        // Every row takes as many bytes.
+        let bytes = stored.range.len() / rows.max(1);
+        let mut start = stored.range.start;
+        let apart = parts.iter().map(|(part, rows)| {
+            let range = start..start + rows * bytes;
+            start = range.end;
+            let shape = [&[*rows], &stored.shape[1..]].concat();
+            (format!("model.layers.{layer}.{part}.{kind}"), Stored { range, shape, dtype: stored.dtype.clone(), ..*stored })
+        });
+        replaced.push((name.into(), apart.collect()));
+    }
+    replaced.into_iter().for_each(|(name, parts)| weights.take_apart(&name, parts));
+    Ok(())
+}
+
+/// Says in which order heads' rows are, by the family's own files.
+pub(super) fn order(weights: &mut Weights, config: &Config) {
+    for (layer, spec) in config.layers.iter().enumerate() {
+        let dims = config.ropes[spec.rope].dims;
+        // Where nothing rotates any order is as good, if it is the same for queries and keys.
+        let (head, interleaved) = (config.head_dim, config.design.head_rows == HeadRows::Interleaved);
+        let order = HeadOrder { width: head, dims: if dims == 0 { head } else { dims }, interleaved };
+        if config.design.head_rows == HeadRows::Paired || order.is_paired() {
+            continue;
+        }
+        let norms = config.design.qk_norm.iter().flat_map(|norm| norm.names);
+        ["q_proj", "k_proj"].into_iter().chain(norms).for_each(|part| weights.order(&format!("model.layers.{layer}.self_attn.{part}"), order));
+    }
+}
