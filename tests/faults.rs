@@ -353,7 +353,9 @@ fn gguf_that_asks_for_something_else_is_refused_by_name() {
     let text = |text: &str| Meta::Text(text.into());
     refused(&|f| f.set("general.architecture", text("mamba")), "unsupported", &["mamba", "qwen2"]);
     refused(&|f| f.set("llama.expert_count", Meta::U32(8)), "unsupported", &["expert_count", "8"]);
-    refused(&|f| f.set("llama.rope.scaling.type", text("yarn")), "unsupported", &["rope.scaling.type", "yarn"]);
+    refused(&|f| f.set("llama.rope.scaling.type", text("mrope")), "unsupported", &["rope.scaling.type", "mrope"]);
+    refused(&|f| f.set("llama.rope.scaling.type", text("yarn")), "checkpoint", &["rope.scaling.factor", "missing"]);
+    refused(&|f| f.set("llama.use_parallel_residual", Meta::Bool(true)), "unsupported", &["use_parallel_residual"]);
     refused(&|f| f.set("llama.rope.dimension_count", Meta::U32(6)), "unsupported", &["rope.dimension_count", "6", "12"]);
     refused(&|f| f.set("split.count", Meta::U32(3)), "unsupported", &["split"]);
     refused(&|f| f.set("llama.attention.head_count", text("six")), "checkpoint", &["llama.attention.head_count"]);

@@ -42,14 +42,14 @@ pub(super) fn take_apart(weights: &mut Weights, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Says in which order heads' rows are, by the family's own files.
-pub(super) fn order(weights: &mut Weights, config: &Config) {
+/// Says in which order heads' rows are, which are stored as `rows` say.
+pub(super) fn order(weights: &mut Weights, config: &Config, rows: HeadRows) {
     for (layer, spec) in config.layers.iter().enumerate() {
         let dims = config.ropes[spec.rope].dims;
         // Where nothing rotates any order is as good, if it is the same for queries and keys.
-        let (head, interleaved) = (config.head_dim, config.design.head_rows == HeadRows::Interleaved);
+        let (head, interleaved) = (config.head_dim, rows == HeadRows::Interleaved);
         let order = HeadOrder { width: head, dims: if dims == 0 { head } else { dims }, interleaved };
-        if config.design.head_rows == HeadRows::Paired || order.is_paired() {
+        if rows == HeadRows::Paired || order.is_paired() {
             continue;
         }
         let norms = config.design.qk_norm.iter().flat_map(|norm| norm.names);

@@ -7,9 +7,8 @@
 use super::config::STORED;
 use super::dialect::{DIALECTS, Dialect};
 use super::gguf::{Header, Metadata, Value};
-use super::matrix::HeadOrder;
 use super::weights::Stored;
-use super::{Config, Rope, RopeScaling};
+use super::{HeadRows, Rope, RopeScaling};
 use crate::{Error, Result};
 use serde_json::{Value as Json, json};
 use std::path::Path;
@@ -17,9 +16,12 @@ use std::path::Path;
 /// Stretched frequencies, which GGUF holds as one divisor per frequency.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
+/// LongRoPE's divisors, of short contexts and of long ones.
+const LONG_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+
 /// Metadata under the architecture's prefix that changes what a layer computes, with the values
 /// that change nothing.
-const MATHEMATICS: [(&str, f64); 13] = [
+const MATHEMATICS: [(&str, f64); 14] = [
     ("expert_count", 0.0),
     ("expert_used_count", 0.0),
     ("attention.clamp_kqv", 0.0),
@@ -32,7 +34,8 @@ const MATHEMATICS: [(&str, f64); 13] = [
     ("logit_scale", 1.0),
     ("embedding_scale", 1.0),
     ("residual_scale", 1.0),
-    ("rope.scaling.attn_factor", 1.0),
+    ("rope.scaling.yarn_attn_factor", 1.0),
+    ("rope.scaling.yarn_ext_factor", 1.0),
 ];
 
 /// The model's configuration, as its `config.json` would be; `bytes` is the whole file.
@@ -96,7 +99,7 @@ pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json>
     let epsilon = key(dialect.epsilon.0);
     let epsilon = fields.number(&epsilon)?.ok_or_else(|| fields.error(&epsilon, "is missing"))? as f32;
     let rope =
-        Rope { scaling: linear_scaling(&fields, name)?, ..Rope::new(fields.number(&key("rope.freq_base"))?.unwrap_or(10_000.0), dims as usize) };
+        Rope { scaling: metadata_scaling(&fields, name)?, ..Rope::new(fields.number(&key("rope.freq_base"))?.unwrap_or(10_000.0), dims as usize) };
     let mut json = json!({
         "model_type": model_type,
         "hidden_size": hidden_size,
@@ -123,6 +126,13 @@ pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json>
     if has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias") {
         json[dialect.bias] = true.into();
     }
+    if has("blk.0.ffn_up.bias") && dialect.bias != "use_bias" {
+        json["mlp_bias"] = true.into();
+    }
+    let attention = fields.number(&key("rope.scaling.attn_factor"))?.filter(|factor| *factor != 1.0);
+    if let Some(factor) = attention.filter(|_| !has(LONG_FACTORS[0])) {
+        return Err(unsupported(format!("metadata {} = {factor} is not supported", key("rope.scaling.attn_factor"))));
+    }
     for (suffix, setting) in dialect.settings {
         if let Some(number) = fields.number(&key(suffix))? {
             json[*setting] = number.into();
@@ -132,9 +142,17 @@ pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json>
         json[STORED] = json!({ "rows": "plain", "gains": "plain" });
     }
     (dialect.more)(&mut json);
-    let scaling = match header.tensors.iter().find(|(name, _)| name == ROPE_DIVISORS) {
-        Some((_, stored)) => divisors_scaling(&fields, name, (rope, head_dim), stored, bytes)?,
-        None => rope.scaling,
+    let floats = |name: &str| floats(&fields, header, name, bytes);
+    let factors = [floats(LONG_FACTORS[0])?, floats(LONG_FACTORS[1])?];
+    let scaling = match (floats(ROPE_DIVISORS)?, factors) {
+        (Some(divisors), _) => divisors_scaling(&fields, name, (rope, head_dim), &divisors)?,
+        (None, [Some(short), Some(long)]) => RopeScaling::Longrope {
+            short,
+            long,
+            original_max_position_embeddings: fields.number(&key("rope.scaling.original_context_length"))?.unwrap_or(context as f64),
+            attention_factor: fields.number(&key("rope.scaling.attn_factor"))?.unwrap_or(1.0),
+        },
+        _ => rope.scaling,
     };
     json["rope_scaling"] = match scaling {
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
@@ -145,6 +163,20 @@ pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json>
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_position_embeddings as u64,
         }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, .. } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+        RopeScaling::Longrope { short, long, original_max_position_embeddings, attention_factor } => json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "attention_factor": attention_factor,
+        }),
         _ => Json::Null,
     };
     Ok(json)
@@ -154,8 +186,9 @@ fn dialect(name: &str) -> Option<&'static Dialect> {
     DIALECTS.iter().find(|dialect| dialect.name == name)
 }
 
-fn linear_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
+fn metadata_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
     let kind = format!("{architecture}.rope.scaling.type");
+    let scaling = |suffix: &str| fields.number(&format!("{architecture}.rope.scaling.{suffix}"));
     let factor = match fields.number(&format!("{architecture}.rope.scaling.factor"))? {
         Some(factor) => Some(factor),
         // The key before scaling had types.
@@ -166,66 +199,77 @@ fn linear_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
         (None, _) => Ok(RopeScaling::None),
         (Some(Value::String(kind)), _) if kind == "none" => Ok(RopeScaling::None),
         (Some(Value::String(kind)), Some(factor)) if kind == "linear" => Ok(RopeScaling::Linear { factor }),
-        (Some(Value::String(kind)), None) if kind == "linear" => Err(fields.error(&format!("{architecture}.rope.scaling.factor"), "is missing")),
+        // Its divisors are tensors.
+        (Some(Value::String(kind)), _) if kind == "longrope" => Ok(RopeScaling::None),
+        (Some(Value::String(kind)), Some(factor)) if kind == "yarn" => {
+            let original = format!("{architecture}.rope.scaling.original_context_length");
+            Ok(RopeScaling::Yarn {
+                factor,
+                beta_fast: scaling("yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: scaling("yarn_beta_slow")?.unwrap_or(1.0),
+                truncate: true,
+                original_max_position_embeddings: fields.number(&original)?.ok_or_else(|| fields.error(&original, "is missing"))?,
+                attention_factor: 1.0,
+            })
+        }
+        (Some(Value::String(kind)), None) if kind == "linear" || kind == "yarn" => {
+            Err(fields.error(&format!("{architecture}.rope.scaling.factor"), "is missing"))
+        }
         (Some(other), _) => {
-            let message = format!("metadata {kind} = {other} is not supported (supported: none, linear, and Llama 3's {ROPE_DIVISORS})");
+            let message =
+                format!("metadata {kind} = {other} is not supported (supported: none, linear, yarn, longrope, and Llama 3's {ROPE_DIVISORS})");
             Err(Error::Unsupported { path: fields.path.into(), message })
         }
     }
 }
 
+/// A list of floats, where there is one of this name.
+fn floats(fields: &Fields, header: &Header, name: &str, bytes: &[u8]) -> Result<Option<Vec<f64>>> {
+    let Some((_, stored)) = header.tensors.iter().find(|(known, _)| known == name) else { return Ok(None) };
+    let (Some(encoding), [count]) = (stored.encoding.filter(|e| !e.is_quantised()), &stored.shape[..]) else {
+        return Err(Error::Tensor { path: fields.path.into(), name: name.into(), message: "is not one list of floats".into() });
+    };
+    let mut numbers = vec![0f32; *count];
+    encoding.decode(&bytes[stored.range.clone()], &mut numbers);
+    Ok(Some(numbers.into_iter().map(f64::from).collect()))
+}
+
 /// GGUF stores the divisors that Llama 3's rule yields, not its parameters. All published models
 /// have `low_freq_factor` 1 and `high_freq_factor` 4 (only their quotient and the original context
 /// matter), and the largest divisor is the factor; what these give is compared with what is stored.
-fn divisors_scaling(fields: &Fields, architecture: &str, (rope, head_dim): (Rope, usize), stored: &Stored, bytes: &[u8]) -> Result<RopeScaling> {
+fn divisors_scaling(fields: &Fields, architecture: &str, (rope, head_dim): (Rope, usize), divisors: &[f64]) -> Result<RopeScaling> {
     let error = |message: String| Error::Tensor { path: fields.path.into(), name: ROPE_DIVISORS.into(), message };
-    let (Some(encoding), [count]) = (stored.encoding.filter(|e| !e.is_quantised()), &stored.shape[..]) else {
-        return Err(error("is not one list of floats".into()));
-    };
-    if *count != head_dim / 2 {
-        return Err(error(format!("has {count} divisors for {} frequencies", head_dim / 2)));
+    if divisors.len() != head_dim / 2 {
+        return Err(error(format!("has {} divisors for {} frequencies", divisors.len(), head_dim / 2)));
     }
-    let mut divisors = vec![0f32; *count];
-    encoding.decode(&bytes[stored.range.clone()], &mut divisors);
     if divisors.iter().all(|divisor| *divisor == 1.0) {
         return Ok(rope.scaling);
     }
     if rope.scaling != RopeScaling::None {
         return Err(error("divides frequencies that metadata scales already".into()));
     }
-    let factor = divisors.iter().copied().fold(0f32, f32::max) as f64;
+    let factor = divisors.iter().copied().fold(0.0, f64::max);
     let original = fields.number(&format!("{architecture}.rope.scaling.original_context_length"))?.unwrap_or(8192.0);
     let scaling = RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: original };
     let scaled = Rope { scaling, ..rope.clone() };
     let [plain, frequencies] = [&rope, &scaled].map(|rope| rope.frequencies(head_dim, 1));
-    let fits = plain.iter().zip(frequencies).zip(&divisors).all(|((plain, scaled), divisor)| (plain / scaled / *divisor as f64 - 1.0).abs() < 1e-3);
+    let fits = plain.iter().zip(frequencies).zip(divisors).all(|((plain, scaled), divisor)| (plain / scaled / divisor - 1.0).abs() < 1e-3);
     match fits && scaled.fault(head_dim).is_none() {
         true => Ok(scaled.scaling),
         false => Err(error("holds divisors that Llama 3's rule does not give; other scalings are not supported".into())),
     }
 }
 
-/// The tensors under their Hugging Face names.
-pub(super) fn tensors(header: Header, path: &Path, config: &Config) -> Result<Vec<(String, Stored)>> {
-    let name = (Fields { path, metadata: &header.metadata }).string("general.architecture")?;
-    let dialect = dialect(name);
-    let dims = config.ropes.iter().map(|rope| rope.dims).max().unwrap_or(config.head_dim);
-    let order = HeadOrder { width: config.head_dim, dims, interleaved: dialect.is_some_and(|dialect| dialect.interleaved) };
-    header
-        .tensors
-        .into_iter()
-        .filter(|(name, _)| name != ROPE_DIVISORS)
-        .map(|(name, mut stored)| {
-            let Some(hugging_face) = dialect.and_then(|dialect| translate(&name, dialect)) else {
-                let message = "is no part of a supported architecture".into();
-                return Err(Error::Tensor { path: path.into(), name, message });
-            };
-            if !order.is_paired() && (hugging_face.contains(".q_proj.") || hugging_face.contains(".k_proj.")) {
-                stored.order = Some(order);
-            }
-            Ok((hugging_face, stored))
-        })
-        .collect()
+/// The tensors under their Hugging Face names, and how heads' rows are stored in them.
+pub(super) fn tensors(path: &Path, metadata: &Metadata, tensors: Vec<(String, Stored)>) -> Result<(Vec<(String, Stored)>, HeadRows)> {
+    let name = (Fields { path, metadata }).string("general.architecture")?;
+    let dialect = dialect(name).unwrap_or(&DIALECTS[0]);
+    let tensors = tensors.into_iter().filter(|(name, _)| name != ROPE_DIVISORS && !LONG_FACTORS.contains(&name.as_str()));
+    let tensors = tensors.map(|(name, stored)| match translate(&name, dialect) {
+        Some(hugging_face) => Ok((hugging_face, stored)),
+        None => Err(Error::Tensor { path: path.into(), name, message: "is no part of a supported architecture".into() }),
+    });
+    Ok((tensors.collect::<Result<_>>()?, if dialect.interleaved { HeadRows::Interleaved } else { HeadRows::Halves }))
 }
 
 fn translate(name: &str, dialect: &Dialect) -> Option<String> {

@@ -134,7 +134,7 @@ impl Checkpoint {
         };
         let mut weights = safetensors::open(path)?;
         arrange::take_apart(&mut weights, &config)?;
-        arrange::order(&mut weights, &config);
+        arrange::order(&mut weights, &config, config.design.head_rows);
         Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None, adapter: None })
     }
 
@@ -144,10 +144,11 @@ impl Checkpoint {
         let config_json = gguf_model::config(path, &header, &file.bytes)?;
         let config = Config::from_json(&config_json, path)?;
         let mut weights = Weights::default();
-        let metadata = header.metadata.clone();
-        weights.add(file, gguf_model::tensors(header, path, &config)?)?;
+        let (tensors, rows) = gguf_model::tensors(path, &header.metadata, header.tensors)?;
+        weights.add(file, tensors)?;
         arrange::take_apart(&mut weights, &config)?;
-        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf: Some(metadata), adapter: None })
+        arrange::order(&mut weights, &config, rows);
+        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf: Some(header.metadata), adapter: None })
     }
 
     fn check_tensors(&self) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Tables of RoPE: how fast the pairs of a head rotate, and how that is stretched beyond the context
-//! that a model was first trained for.
+//! Tables of RoPE: how fast the pairs of a head rotate, and how that is stretched beyond the
+//! context that a model was first trained for.
 //!
 //! A head's pairs are in half-split layout here whatever the files' own, those that rotate first:
 //! what a family leaves alone is a pair that does not rotate.

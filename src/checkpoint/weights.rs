@@ -33,7 +33,9 @@ pub(super) struct Stored {
     pub dtype: String,
     /// How to decode them; `None` where lowkey cannot.
     pub encoding: Option<Encoding>,
-    /// The order of heads' rows, where it is another than the decoders'. They are brought into that.
+    /// The order of heads' rows, where it is another than the decoders'.
+    ///
+    /// They are brought into that.
     pub order: Option<HeadOrder>,
 }
 

@@ -34,6 +34,7 @@ use super::method::{Grouping, ReCalKv};
 use super::tensors::MadeTensors;
 use super::unit::{Context, Unit};
 use crate::Result;
+use crate::checkpoint::QkNormOver;
 use crate::kv::{KvSide, LatentKind};
 use crate::linalg::Eigen;
 use crate::linalg::Moments;
@@ -97,6 +98,14 @@ fn reorder(context: &Context, layer: usize, order: &[usize]) -> Result<MadeTenso
         if checkpoint.has(&name("bias")) {
             let bias = DVector::from_vec(checkpoint.f32(&name("bias"), &[rows.len()])?).select_rows(rows);
             tensors.insert(name("bias"), (vec![rows.len()], bias.as_slice().to_vec()));
+        }
+    }
+    // A norm over all heads has gains for each.
+    for norm in config.design.qk_norm.iter().filter(|norm| norm.over == QkNormOver::Projection) {
+        for (name, rows) in norm.names.into_iter().zip([&query_rows, &kv_rows]) {
+            let name = format!("model.layers.{layer}.self_attn.{name}.weight");
+            let gains = DVector::from_vec(checkpoint.f32(&name, &[rows.len()])?).select_rows(rows);
+            tensors.insert(name, (vec![rows.len()], gains.as_slice().to_vec()));
         }
     }
     let name = format!("model.layers.{layer}.self_attn.o_proj.weight");

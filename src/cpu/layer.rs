@@ -13,8 +13,8 @@ use crate::kv::Call;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
-/// `x ← x + s·after(attention(before(x)))`, then the same with the MLP; norms that a family does not
-/// have leave what they are given.
+/// `x ← x + s·after(attention(before(x)))`, then the same with the MLP; norms that a family does
+/// not have leave what they are given.
 pub(super) struct Layer {
     pub(super) attention_norm: Option<Norm>,
     pub(super) attention: Attention,

@@ -185,8 +185,17 @@ mod tests {
     #[test]
     fn queries_are_turned_and_rows_appended() {
         let formats = formats();
-        for (qk_norm, bias, absorbed) in [(true, true, false), (false, false, true), (true, false, true), (false, true, false)] {
-            let c = AttentionShape::of(qk_norm, None, 6, 3, 14);
+        let [by_head, after, all] = [HeadNorm::Heads, HeadNorm::RotatedHeads, HeadNorm::Projection].map(Some);
+        let scaling = QueryScaling { scales: [1.5, 0.7], pairs: 4, temperature: [0.3, 20.0] };
+        for (qk_norm, bias, absorbed, scaling) in [
+            (by_head, true, false, None),
+            (None, false, true, None),
+            (by_head, false, true, None),
+            (None, true, false, None),
+            (after, false, true, Some(scaling)),
+            (all, true, false, Some(scaling)),
+        ] {
+            let c = AttentionShape { qk_norm, scaling, ..AttentionShape::of(false, None, 6, 3, 14) };
             let (first, tokens, heads, padded) = (63, 3, c.heads, pad(c.head_dim));
             let row = 3 * padded;
             let slots = if absorbed { Slots { sinks: 2, ring: 30 } } else { Slots::ALL };
@@ -194,19 +203,48 @@ mod tests {
             // The first head has a mean in every other pair of RoPE, which are four of seven.
             (0..14).filter(|i| i % 7 % 2 == 1).for_each(|i| means[i] = 0.0);
             let side = latent_side(&c, &[(1, &formats[0]), (2, &formats[3])], 1).about(&c, &means);
-            let (projected, biases, gains) = (numbers(1, tokens * stride), numbers(2, stride), numbers(3, 2 * c.head_dim));
+            let whole = qk_norm == all;
+            // Padding is zero where something is made of all of a row.
+            let padding = |mut numbers: Vec<f32>| {
+                numbers.iter_mut().enumerate().filter(|(i, _)| whole && i % padded >= c.head_dim).for_each(|(_, x)| *x = 0.0);
+                numbers
+            };
+            let (projected, biases) = (padding(numbers(1, tokens * stride)), padding(numbers(2, stride)));
+            let gains = numbers(3, if whole { (heads + 3) * padded } else { 2 * c.head_dim });
 
             let added = |i: usize| if bias { f64::from(biases[i]) } else { 0.0 };
             let input = |t: usize, at: usize, width: usize| (at..at + width).map(|i| projected[t * stride + i] as f64 + added(i)).collect::<Vec<_>>();
-            let head = |t: usize, at: usize, gain: &[f32]| {
-                let mut head = rotated(&c, &input(t, at, c.head_dim), qk_norm.then_some(gain), first + t);
+            // Of a head of queries, side 0, or keys: what is normalised, then rotated and scaled.
+            let head = |t: usize, at: usize, side: usize| {
+                let x = input(t, at, c.head_dim);
+                let of = if whole { input(t, side * heads * padded, [heads, 3][side] * padded) } else { x.clone() };
+                let count = of.len() / if whole { padded } else { c.head_dim } * c.head_dim;
+                let scale = 1.0 / (of.iter().map(|x| x * x).sum::<f64>() / count as f64 + f64::from(c.epsilon)).sqrt();
+                let gain = |i: usize| f64::from(if whole { gains[at + i] } else { gains[side * c.head_dim + i] });
+                let normed = |after: bool| {
+                    move |(i, x): (usize, f64)| match qk_norm {
+                        Some(HeadNorm::RotatedHeads) if !after => x * scale,
+                        Some(HeadNorm::RotatedHeads) => x * gain(i),
+                        Some(_) if !after => x * scale * gain(i),
+                        _ => x,
+                    }
+                };
+                let before: Vec<f64> = x.into_iter().enumerate().map(normed(false)).collect();
+                let turned = rotated(&c, &before, None, first + t).into_iter().enumerate().map(normed(true));
+                let query = |(i, x): (usize, f64)| match scaling.filter(|_| side == 0) {
+                    None => x,
+                    Some(QueryScaling { scales, pairs, temperature: [beta, period] }) => {
+                        let temperature = 1.0 + f64::from(beta) * (1.0 + ((first + t) as f64 / f64::from(period)).floor()).ln();
+                        x * f64::from(scales[usize::from(i % (c.head_dim / 2) >= pairs as usize)]) * temperature
+                    }
+                };
+                let mut head: Vec<f64> = turned.enumerate().map(query).collect();
                 head.resize(padded, 0.0);
                 head
             };
-            let (query_gain, key_gain) = gains.split_at(c.head_dim);
             let mut queries: Vec<f64> = Vec::new();
             for t in 0..tokens {
-                let whole: Vec<Vec<f64>> = (0..heads).map(|h| head(t, h * padded, query_gain)).collect();
+                let whole: Vec<Vec<f64>> = (0..heads).map(|h| head(t, h * padded, 0)).collect();
                 queries.extend(whole.iter().flatten());
                 for (h, q) in whole.iter().enumerate().filter(|_| absorbed) {
                     let (kv, rank) = (h / 2, side.coded.rank(h / 2));
@@ -219,10 +257,10 @@ mod tests {
                 }
             }
             let key_rows: Vec<f64> =
-                (0..tokens).flat_map(|t| (0..3).flat_map(move |h| [(t, h)])).flat_map(|(t, h)| head(t, (heads + h) * padded, key_gain)).collect();
+                (0..tokens).flat_map(|t| (0..3).flat_map(move |h| [(t, h)])).flat_map(|(t, h)| head(t, (heads + h) * padded, 1)).collect();
             let value_rows: Vec<f64> = (0..tokens).flat_map(|t| input(t, (heads + 3) * padded, row)).collect();
 
-            let mut added = if qk_norm { gains.clone() } else { Vec::new() };
+            let mut added = if qk_norm.is_some() { gains.clone() } else { Vec::new() };
             added.extend(biases.iter().filter(|_| bias));
             let up: Vec<_> = (0..3).flat_map(|kv| by_dimensions(|i, d| side.up(kv, i, d), side.coded.rank(kv), c.head_dim)).collect();
             for (device, tuning) in tuned_devices(None) {
@@ -239,7 +277,7 @@ mod tests {
                 let basis = absorbed.then_some(Absorbed { coded: &side.coded, table: &table, up: &up });
                 let numbers = buffer.as_ref().map(|numbers| Added { numbers, bias });
                 let prepare = Prepare::plan(&device, (&c, 1), &through, &cache, numbers, basis).unwrap();
-                let what = |side: &str| format!("{side}, norm: {qk_norm}, absorbed: {absorbed}, {:?}, {tuning:?}", device.tier());
+                let what = |side: &str| format!("{side}, norm: {qk_norm:?}, absorbed: {absorbed}, {:?}, {tuning:?}", device.tier());
                 let mut got = run::<f32>(&device, &out, queries.len() + record_len(2), |pass| prepare.record(pass, first as u32, tokens as u32));
                 assert_eq!(got.split_off(queries.len()), [0.0; 5], "{}", what("nothing was too large"));
                 assert_close(got.into_iter().map(f64::from), &queries, 1e-10, &what("queries"));

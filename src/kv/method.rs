@@ -107,7 +107,8 @@ impl CacheMethod {
 
     /// Checks whether a model can be read so, in `capacity` tokens.
     ///
-    /// `window`: how far back it sees; `rows`: those it comes with, none where it is dense.
+    /// `window`: how far back the layers see that see least; `rows`: those it comes with, none
+    /// where it is dense.
     ///
     /// # Errors
     /// [`Error::Argument`] with what is possible.
@@ -121,7 +122,8 @@ impl CacheMethod {
             (CacheMethod::Xkv(xkv, _), Read::All) => xkv.check(geometry),
             (CacheMethod::Evict(_), _) if block > 1 => refuse("method", format!("{together}; take another --method")),
             (CacheMethod::Evict(_), _) if window.is_some_and(|window| window < capacity) => {
-                let message = "this model sees no further back than its window and forgets the rest by itself; kvreviver has nothing to keep there";
+                let message =
+                    "layers of this model see no further back than a window and forget the rest by themselves; kvreviver has nothing to keep there";
                 refuse("method", message.into())
             }
             (_, Read::All) => Ok(()),

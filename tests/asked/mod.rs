@@ -14,6 +14,7 @@ use lowkey::sequence::{Logits, Prompt, Sequence, SequenceOptions};
 use lowkey::task::Cancel;
 use nalgebra::{DMatrix, DVector};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Tokens that are read at once, and how many there is room for.
@@ -34,6 +35,10 @@ pub fn specs() -> Vec<Spec> {
     of_family(&device, &wide);
     for (_, synthetic) in families() {
         of_family(&device, &synthetic);
+    }
+    // Those between which there is all that other families do otherwise.
+    for name in ["arcee", "gemma2", "granite", "hunyuan", "llama-biases", "olmo2", "starcoder2"] {
+        of_checkpoint(&device, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(name));
     }
     for tuning in [Tuning::of(false), Tuning::of(true)] {
         device.set_tuning(tuning);
@@ -131,8 +136,11 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
 /// What a family adds: norms, biases, a window, heads of another width; dense and coded, with
 /// queries taken to coordinates and with keys rebuilt.
 fn of_family(device: &Arc<Device>, synthetic: &SyntheticModel) {
-    let directory = synthetic.write_temporary();
-    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    of_checkpoint(device, synthetic.write_temporary().path());
+}
+
+fn of_checkpoint(device: &Arc<Device>, path: &Path) {
+    let checkpoint = Checkpoint::open(path).unwrap();
     read(&loaded(&checkpoint, None, device), CacheMethod::Full);
     for (_, specs) in ways(checkpoint.config()).into_iter().take(4).step_by(3) {
         read(&loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device), CacheMethod::Calibrated(Read::All));

@@ -168,7 +168,7 @@ impl SyntheticModel {
 }
 
 /// Within each head, row `i` of the first half goes to `2i`, row `i` of the second to `2i + 1`.
-fn interleave(numbers: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
+pub fn interleave(numbers: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
     let mut out = vec![0.0; numbers.len()];
     for (index, row) in numbers.chunks_exact(width).enumerate() {
         let (head, i) = (index / head_dim, index % head_dim);

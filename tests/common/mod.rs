@@ -363,6 +363,12 @@ pub fn device(options: lowkey::gpu::Options) -> std::sync::Arc<lowkey::gpu::Devi
 /// `checkpoint` compressed with ReCalKV in groups of `heads`, calibrated on a few hundred random
 /// tokens, by an adapter file at `output`.
 pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Path) -> Checkpoint {
+    compressed_as(checkpoint, keep, heads, &compress::Output::adapter(output));
+    Checkpoint::open_with(checkpoint.path(), output).unwrap()
+}
+
+/// The same, in either form.
+pub fn compressed_as(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &compress::Output) {
     let model = Arc::new(cpu::Model::load(checkpoint).unwrap());
     let tokens = Random(7).tokens(320, model.config().vocab_size);
     let (source, text) = (calibrate::source_digest(checkpoint).unwrap(), calibrate::text_digest(&["random"]));
@@ -371,6 +377,5 @@ pub fn compressed(checkpoint: &Checkpoint, keep: f64, heads: usize, output: &Pat
     let low_rank = compress::LowRank { budget: compress::Budget::Keep(keep), ranks: Some(compress::Ranks::Uniform), bits: 16 };
     let recalkv = compress::ReCalKv { low_rank, group_heads: heads, ..Default::default() };
     let plan = compress::Plan::new(compress::Method::ReCalKv(recalkv));
-    compress::run(checkpoint, &plan, Some(&statistics), &compress::Output::adapter(output), &mut |_| ControlFlow::Continue(())).unwrap();
-    Checkpoint::open_with(checkpoint.path(), output).unwrap()
+    compress::run(checkpoint, &plan, Some(&statistics), output, &mut |_| ControlFlow::Continue(())).unwrap();
 }

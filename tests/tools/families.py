@@ -5,7 +5,7 @@ and the logits that transformers computes of it, which tests/families.rs holds b
     python3 -m venv /tmp/venv && /tmp/venv/bin/pip install torch transformers safetensors numpy
     /tmp/venv/bin/python tests/tools/families.py            # all of them, or those that are named
 
-The committed ones are of transformers TRANSFORMERS and torch TORCH.
+The committed ones are of transformers 5.24.0 and torch 2.15.0.
 
 Weights are large enough for every detail to matter: gains are far from one, biases far from zero,
 and the prompt is longer than any window and than the context of scaled RoPE. A fixture holds
@@ -34,7 +34,10 @@ ALTERNATING = ["sliding_attention", "full_attention"] * 2
 
 # By name of the fixture: the model's type, and what differs from SHAPE.
 FAMILIES = {
-    "llama-biases": ("llama", dict(head_dim=8, attention_bias=True, mlp_bias=True)),
+    "llama-biases": ("llama", dict(head_dim=8, attention_bias=True, mlp_bias=True, hidden_act="gelu")),
+    "llama-proportional": ("llama", dict(head_dim=16, rope_parameters=dict(rope_type="proportional", rope_theta=10000.0, partial_rotary_factor=0.5, factor=2.0))),
+    "qwen2-windows": ("qwen2", dict(use_sliding_window=True, sliding_window=24, max_window_layers=1, layer_types=["full_attention"] + ["sliding_attention"] * 2)),
+    "internlm3": ("internlm3", dict(head_dim=8, attention_bias=True, mlp_bias=True, rope_parameters=dict(rope_type="dynamic", rope_theta=50000.0, factor=6.0))),
     "llama-yarn": ("llama", dict(head_dim=16, rope_parameters=YARN | dict(beta_fast=16.0, beta_slow=2.0))),
     "llama-dynamic": ("llama", dict(head_dim=8, max_position_embeddings=64, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=4.0))),
     "smollm3": ("smollm3", dict(no_rope_layers=[1, 0, 1, 0], num_hidden_layers=4, sliding_window=24, use_sliding_window=True, layer_types=["full_attention", "sliding_attention"] * 2)),
@@ -53,6 +56,8 @@ FAMILIES = {
                rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0), sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
     "phi3": ("phi3", WINDOWED | dict(layer_types=None, max_position_embeddings=512, original_max_position_embeddings=64, sliding_window=96,
              rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.5, original_max_position_embeddings=64, short_factor=[1.0, 1.5], long_factor=[1.2, 4.0]))),
+    "phi3-short": ("phi3", dict(sliding_window=None, max_position_embeddings=1024, original_max_position_embeddings=256,
+                   rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=1.0, original_max_position_embeddings=256, short_factor=[1.0, 1.1, 1.5, 2.0], long_factor=[1.2, 2.0, 3.0, 4.0]))),
     "glm": ("glm", dict(head_dim=16, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "glm4": ("glm4", dict(head_dim=16, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "starcoder2": ("starcoder2", dict(sliding_window=24, tie_word_embeddings=True, use_bias=True)),

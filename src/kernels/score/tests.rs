@@ -114,7 +114,10 @@ fn coded_keys_are_scored_as_what_they_decode_to() {
     let capacity = 110;
     let formats = crate::kernels::pack::tests::formats();
     let cases: Vec<(AttentionShape, Vec<(usize, &Format)>)> = vec![
-        (AttentionShape::of(true, Some(60), 10, 5, 14), vec![(2, &formats[1]), (1, &formats[0]), (1, &formats[5]), (1, &formats[6])]),
+        (
+            AttentionShape { cap: Some(2.55), ..AttentionShape::of(true, Some(60), 10, 5, 14) },
+            vec![(2, &formats[1]), (1, &formats[0]), (1, &formats[5]), (1, &formats[6])],
+        ),
         (AttentionShape::of(false, None, 3, 1, 512), vec![(1, &formats[2])]),
     ];
     for (c, slices) in &cases {
@@ -225,7 +228,8 @@ fn coded_keys_are_scored_as_what_they_decode_to() {
                             };
                             let q = |d: usize| f64::from(queries[plain(at as usize + t, h, d)]);
                             seen.push(f64::from(*got));
-                            expected.push(k.iter().enumerate().map(|(d, k)| q(d) * k).sum::<f64>() / (head as f64).sqrt());
+                            let score = k.iter().enumerate().map(|(d, k)| q(d) * k).sum::<f64>() / (head as f64).sqrt();
+                            expected.push(c.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()));
                         }
                         let from = c.window.map_or(0, |w| (position + 1).saturating_sub(w));
                         assert!(read[from..].iter().all(|n| *n == 1), "{what}: token {t} reads {read:?}");
