@@ -58,7 +58,13 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
         Internlm3 => usual()?,
         Arcee => Design { mlp: mlp(plain, Activation::Relu2, fields.flag("mlp_bias", false)?)?, ..usual()? },
         Ernie45 => Design { head_rows: HeadRows::Interleaved, ..biases("use_bias", false, "use_bias")? },
-        HunyuanDense => Design { qk_norm: Some(QkNorm::ROTATED), ..usual()? },
+        HunyuanDense => {
+            // One expert is none.
+            if fields.size("num_experts", Some(1))? > 1 {
+                return Err(fields.unsupported("num_experts above 1 is not supported".into()));
+            }
+            Design { qk_norm: fields.flag("use_qk_norm", true)?.then_some(QkNorm::ROTATED), ..usual()? }
+        }
         Exaone4 => Design { norms: Norms::AFTER, qk_norm: Some(QkNorm::HEADS), ..usual()? },
         Granite => Design {
             embedding_scale: scale("embedding_multiplier")?,

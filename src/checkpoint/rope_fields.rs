@@ -38,7 +38,7 @@ impl<'a> Fields<'a> {
         let (by_kind, local) = (matches!(architecture, Gemma3 | Olmo3), kind == "sliding_attention");
         let partial = matches!(architecture, Glm | Glm4 | Phi3 | Stablelm);
         let top = self.number("rope_theta", Some(if architecture == Gemma3 { 1e6 } else { 1e4 }))?;
-        let local_theta = self.number("rope_local_base_freq", Some(if architecture == Gemma3 { 1e4 } else { top }))?;
+        let local_theta = if architecture == Gemma3 { self.number("rope_local_base_freq", Some(1e4))? } else { top };
         let whole = match architecture {
             Glm | Glm4 => 0.5,
             Stablelm => 0.25,
