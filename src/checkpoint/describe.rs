@@ -77,7 +77,7 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
         Gemma => gemma()?,
         Gemma2 => gemma2()?,
         Gemma3 => Design { qk_norm: Some(QkNorm::HEADS), ..gemma2()? },
-        Glm => Design { head_rows: HeadRows::Interleaved, ..usual()? },
+        Glm | Helium => Design { head_rows: HeadRows::Interleaved, ..usual()? },
         Glm4 => {
             let norms = Norms { after_attention: Some("post_self_attn_layernorm"), after_mlp: Some("post_mlp_layernorm"), ..Norms::BEFORE };
             Design { head_rows: HeadRows::Interleaved, norms, ..usual()? }

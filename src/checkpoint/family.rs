@@ -50,6 +50,8 @@ pub enum Architecture {
     Glm,
     /// GLM-4 of 2025: GLM with four norms.
     Glm4,
+    /// Helium: interleaved RoPE.
+    Helium,
     /// StarCoder 2: LayerNorm, biases, no gate.
     Starcoder2,
     /// StableLM: LayerNorm, a quarter of a head rotates.
@@ -59,7 +61,7 @@ pub enum Architecture {
 use Architecture::*;
 
 /// Each with its `model_type`, the class in `architectures`, and `general.architecture` in GGUF.
-const NAMES: [(Architecture, &str, &str); 23] = [
+const NAMES: [(Architecture, &str, &str); 24] = [
     (Llama, "llama", "LlamaForCausalLM"),
     (Mistral, "mistral", "MistralForCausalLM"),
     (Ministral3, "ministral3", "Ministral3ForCausalLM"),
@@ -81,6 +83,7 @@ const NAMES: [(Architecture, &str, &str); 23] = [
     (Phi3, "phi3", "Phi3ForCausalLM"),
     (Glm, "glm", "GlmForCausalLM"),
     (Glm4, "glm4", "Glm4ForCausalLM"),
+    (Helium, "helium", "HeliumForCausalLM"),
     (Starcoder2, "starcoder2", "Starcoder2ForCausalLM"),
     (Stablelm, "stablelm", "StableLmForCausalLM"),
 ];

@@ -61,6 +61,7 @@ FAMILIES = {
     "glm": ("glm", dict(head_dim=16, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "glm4": ("glm4", dict(head_dim=16, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
     "starcoder2": ("starcoder2", dict(sliding_window=24, tie_word_embeddings=True, use_bias=True)),
+    "helium": ("helium", dict(head_dim=8, mlp_bias=True)),
     "stablelm": ("stablelm", dict(use_qkv_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25), num_attention_heads=2)),
 }  # fmt: skip
 
