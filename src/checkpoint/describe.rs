@@ -76,6 +76,7 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
         Olmo2 | Olmo3 => Design { norms: Norms::AFTER, qk_norm: Some(QkNorm::PROJECTION), ..usual()? },
         Gemma => gemma()?,
         Gemma2 => gemma2()?,
+        Vaultgemma => Design { norms: Norms { mlp: Some("pre_feedforward_layernorm"), ..Norms::BEFORE }, ..gemma2()? },
         Gemma3 => Design { qk_norm: Some(QkNorm::HEADS), ..gemma2()? },
         Glm | Helium => Design { head_rows: HeadRows::Interleaved, ..usual()? },
         Glm4 => {
@@ -148,7 +149,7 @@ fn windowed(fields: &Fields, architecture: Architecture, layers: usize) -> Resul
             let rotating = fields.rotating(layers)?;
             Box::new(move |layer| !rotating[layer])
         }
-        Gemma2 => Box::new(|layer| layer % 2 == 0),
+        Gemma2 | Vaultgemma => Box::new(|layer| layer % 2 == 0),
         Gemma3 | Olmo3 | Exaone4 => {
             let every = if architecture == Gemma3 { 6 } else { 4 };
             match fields.get("sliding_window_pattern") {
@@ -188,5 +189,5 @@ fn windowed(fields: &Fields, architecture: Architecture, layers: usize) -> Resul
 /// Whether the head is the embedding table where a file says nothing of it.
 pub(super) fn tied(architecture: Architecture) -> bool {
     use Architecture::*;
-    matches!(architecture, Gemma | Gemma2 | Gemma3 | Smollm3 | Ernie45 | Starcoder2)
+    matches!(architecture, Gemma | Gemma2 | Gemma3 | Vaultgemma | Smollm3 | Ernie45 | Starcoder2)
 }

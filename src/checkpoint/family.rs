@@ -44,6 +44,8 @@ pub enum Architecture {
     Gemma2,
     /// Gemma 3, text: QK-norm, and two RoPE bases.
     Gemma3,
+    /// VaultGemma: Gemma 2 with norms before attention and MLP alone.
+    Vaultgemma,
     /// Phi-3 and Phi-4: one projection for query, key and value, one for gate and up.
     Phi3,
     /// GLM-4 of 2024: half of a head rotates, interleaved.
@@ -61,7 +63,7 @@ pub enum Architecture {
 use Architecture::*;
 
 /// Each with its `model_type`, the class in `architectures`, and `general.architecture` in GGUF.
-const NAMES: [(Architecture, &str, &str); 24] = [
+const NAMES: [(Architecture, &str, &str); 25] = [
     (Llama, "llama", "LlamaForCausalLM"),
     (Mistral, "mistral", "MistralForCausalLM"),
     (Ministral3, "ministral3", "Ministral3ForCausalLM"),
@@ -80,6 +82,7 @@ const NAMES: [(Architecture, &str, &str); 24] = [
     (Gemma, "gemma", "GemmaForCausalLM"),
     (Gemma2, "gemma2", "Gemma2ForCausalLM"),
     (Gemma3, "gemma3_text", "Gemma3ForCausalLM"),
+    (Vaultgemma, "vaultgemma", "VaultGemmaForCausalLM"),
     (Phi3, "phi3", "Phi3ForCausalLM"),
     (Glm, "glm", "GlmForCausalLM"),
     (Glm4, "glm4", "Glm4ForCausalLM"),
