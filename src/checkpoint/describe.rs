@@ -88,6 +88,10 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
             let mlp = mlp(MlpSpec { up: "c_fc", down: "c_proj", ..plain }, Activation::GeluTanh, bias)?;
             Design { norm: NormKind::Layer, attention_bias: bias, mlp, ..llama }
         }
+        Nemotron => {
+            let mlp = mlp(plain, Activation::Relu2, fields.flag("mlp_bias", false)?)?;
+            Design { norm: NormKind::Layer, gains_less_one: true, mlp, ..usual()? }
+        }
         Stablelm => Design { norm: NormKind::Layer, ..biases("use_qkv_bias", false, "mlp_bias")? },
     })
 }
@@ -96,6 +100,7 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
 pub(super) fn epsilon(fields: &Fields, architecture: Architecture) -> Result<f32> {
     let (name, default) = match architecture {
         Architecture::Starcoder2 => ("norm_epsilon", 1e-5),
+        Architecture::Nemotron => ("norm_eps", 1e-5),
         Architecture::Stablelm => ("layer_norm_eps", 1e-5),
         _ => ("rms_norm_eps", 1e-6),
     };

@@ -56,6 +56,8 @@ pub enum Architecture {
     Helium,
     /// StarCoder 2: LayerNorm, biases, no gate.
     Starcoder2,
+    /// Nemotron: LayerNorm whose gains are stored less one, squared ReLU, half of a head rotates.
+    Nemotron,
     /// StableLM: LayerNorm, a quarter of a head rotates.
     Stablelm,
 }
@@ -63,7 +65,7 @@ pub enum Architecture {
 use Architecture::*;
 
 /// Each with its `model_type`, the class in `architectures`, and `general.architecture` in GGUF.
-const NAMES: [(Architecture, &str, &str); 25] = [
+const NAMES: [(Architecture, &str, &str); 26] = [
     (Llama, "llama", "LlamaForCausalLM"),
     (Mistral, "mistral", "MistralForCausalLM"),
     (Ministral3, "ministral3", "Ministral3ForCausalLM"),
@@ -88,6 +90,7 @@ const NAMES: [(Architecture, &str, &str); 25] = [
     (Glm4, "glm4", "Glm4ForCausalLM"),
     (Helium, "helium", "HeliumForCausalLM"),
     (Starcoder2, "starcoder2", "Starcoder2ForCausalLM"),
+    (Nemotron, "nemotron", "NemotronForCausalLM"),
     (Stablelm, "stablelm", "StableLmForCausalLM"),
 ];
 

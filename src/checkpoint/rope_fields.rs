@@ -34,13 +34,13 @@ const KNOWN: [&str; 19] = [
 impl<'a> Fields<'a> {
     /// The table of layers of a kind, `sliding_attention` or `full_attention`.
     pub(super) fn rope(&self, architecture: Architecture, kind: &str, sizes: &Sizes) -> Result<Rope> {
-        use Architecture::{Gemma3, Glm, Glm4, Olmo3, Phi3, Stablelm};
+        use Architecture::{Gemma3, Glm, Glm4, Nemotron, Olmo3, Phi3, Stablelm};
         let (by_kind, local) = (matches!(architecture, Gemma3 | Olmo3), kind == "sliding_attention");
-        let partial = matches!(architecture, Glm | Glm4 | Phi3 | Stablelm);
+        let partial = matches!(architecture, Glm | Glm4 | Nemotron | Phi3 | Stablelm);
         let top = self.number("rope_theta", Some(if architecture == Gemma3 { 1e6 } else { 1e4 }))?;
         let local_theta = if architecture == Gemma3 { self.number("rope_local_base_freq", Some(1e4))? } else { top };
         let whole = match architecture {
-            Glm | Glm4 => 0.5,
+            Glm | Glm4 | Nemotron => 0.5,
             Stablelm => 0.25,
             _ => 1.0,
         };
