@@ -52,7 +52,7 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
         })
     };
     Ok(match architecture {
-        Llama | Mistral | Ministral3 | Qwen2 | Smollm3 | SeedOss | Phi3 => usual()?,
+        Llama | Mistral | Ministral | Ministral3 | Qwen2 | Smollm3 | SeedOss | Phi3 => usual()?,
         Qwen3 => Design { qk_norm: Some(QkNorm::HEADS), ..usual()? },
         Internlm3 if fields.get("qkv_bias").is_some() => biases("qkv_bias", false, "bias")?,
         Internlm3 => usual()?,
@@ -144,7 +144,7 @@ pub(super) fn layers(fields: &Fields, architecture: Architecture, sizes: &Sizes)
 fn windowed(fields: &Fields, architecture: Architecture, layers: usize) -> Result<Vec<bool>> {
     use Architecture::*;
     let rule: Box<dyn Fn(usize) -> bool> = match architecture {
-        Mistral | Ministral3 | Phi3 | Starcoder2 => Box::new(|_| true),
+        Mistral | Ministral | Ministral3 | Phi3 | Starcoder2 => Box::new(|_| true),
         Qwen2 | Qwen3 if fields.flag("use_sliding_window", false)? => {
             // The first `max_window_layers` layers attend to everything.
             let full = fields.size("max_window_layers", Some(layers))?;

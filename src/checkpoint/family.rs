@@ -12,6 +12,8 @@ pub enum Architecture {
     Llama,
     /// Mistral.
     Mistral,
+    /// Ministral of 2024: windows in some layers.
+    Ministral,
     /// Ministral 3.
     Ministral3,
     /// Qwen2 and 2.5: bias on query, key and value.
@@ -65,9 +67,10 @@ pub enum Architecture {
 use Architecture::*;
 
 /// Each with its `model_type`, the class in `architectures`, and `general.architecture` in GGUF.
-const NAMES: [(Architecture, &str, &str); 26] = [
+const NAMES: [(Architecture, &str, &str); 27] = [
     (Llama, "llama", "LlamaForCausalLM"),
     (Mistral, "mistral", "MistralForCausalLM"),
+    (Ministral, "ministral", "MinistralForCausalLM"),
     (Ministral3, "ministral3", "Ministral3ForCausalLM"),
     (Qwen2, "qwen2", "Qwen2ForCausalLM"),
     (Qwen3, "qwen3", "Qwen3ForCausalLM"),

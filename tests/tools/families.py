@@ -64,6 +64,7 @@ FAMILIES = {
     "helium": ("helium", dict(head_dim=8, mlp_bias=True)),
     "vaultgemma": ("vaultgemma", WINDOWED | dict(head_dim=16, layer_types=ALTERNATING, tie_word_embeddings=True, query_pre_attn_scalar=24, attn_logit_softcapping=5.0, final_logit_softcapping=8.0)),
     "nemotron": ("nemotron", dict(head_dim=16, num_attention_heads=2, mlp_bias=True, attention_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5))),
+    "ministral": ("ministral", WINDOWED | dict(head_dim=8, layer_types=["full_attention"] + ["sliding_attention"] * 3)),
     "stablelm": ("stablelm", dict(use_qkv_bias=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.25), num_attention_heads=2)),
 }  # fmt: skip
 
