@@ -35,13 +35,10 @@ pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expe
             }
         }
         add("self_attn.o_proj.weight", &[hidden, q_width]);
-        for (name, width) in design
-            .qk_norm
-            .iter()
-            .flat_map(|norm| norm.names.into_iter().zip([q_width, kv_width]).map(|pair| (norm.over, pair)))
-            .map(|(over, (name, all))| (name, if over == QkNormOver::Projection { all } else { head }))
-        {
-            add(&format!("self_attn.{name}.weight"), &[width]);
+        if let Some(norm) = design.qk_norm {
+            for (name, all) in norm.names.into_iter().zip([q_width, kv_width]) {
+                add(&format!("self_attn.{name}.weight"), &[if norm.over == QkNormOver::Projection { all } else { head }]);
+            }
         }
     }
     for [mean, _, up] in rows(config, factored) {

@@ -94,12 +94,12 @@ impl Attention<'_> {
     fn added(&self) -> Result<(Vec<f32>, bool)> {
         let dim = self.config.head_dim;
         let (mut added, mut biases, mut any) = (Vec::new(), Vec::new(), false);
-        for (name, heads) in
-            self.config.design.qk_norm.iter().flat_map(|norm| norm.names).zip([self.config.num_attention_heads, self.config.num_key_value_heads])
-        {
-            let whole = self.config.design.qk_norm.is_some_and(|norm| norm.over == QkNormOver::Projection);
-            let gain = self.source.checkpoint.gain(&self.name(&format!("{name}.weight")), if whole { heads * dim } else { dim })?;
-            added.extend(if whole { widen(&gain, dim) } else { gain });
+        if let Some(norm) = self.config.design.qk_norm {
+            let whole = norm.over == QkNormOver::Projection;
+            for (name, heads) in norm.names.into_iter().zip([self.config.num_attention_heads, self.config.num_key_value_heads]) {
+                let gain = self.source.checkpoint.gain(&self.name(&format!("{name}.weight")), if whole { heads * dim } else { dim })?;
+                added.extend(if whole { widen(&gain, dim) } else { gain });
+            }
         }
         for (side, heads) in self.sides() {
             let bias = self.bias(&format!("{side}.bias"), heads * dim)?;
