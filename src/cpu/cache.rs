@@ -8,15 +8,16 @@
 //! is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
-use super::columns::{Columns, Run};
+use super::columns::Columns;
 use super::eviction::{Eviction, Leaving};
 use super::landmarks::Landmarks;
-use super::rope::{Rope, Ropes};
+use super::latents::{Coded, means};
+use super::rope::Ropes;
 use super::rows::Rows;
-use crate::kv::{Call, Coder, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Schedule, Selection, Slots, Stores};
+use crate::kv::{Call, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Selection, Slots, Stores};
 use crate::linalg::stack;
-use crate::linalg::tr_product;
 use nalgebra::DMatrix;
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -27,25 +28,17 @@ pub(super) struct Cache {
     layers: Vec<LayerRows>,
     slots: Slots,
     coded: Option<Coded>,
+    /// Room that was read into before.
+    spare: Vec<Vec<f32>>,
 }
+
+/// Rows that a core reads at a time.
+const PART: usize = 128;
 
 /// One layer's exact rows by slot: keys after RoPE, and values.
 struct LayerRows {
     keys: Rows,
     values: Rows,
-}
-
-struct Coded {
-    set: Arc<LatentSet>,
-    schedule: Schedule,
-    head_dim: usize,
-    /// By row: `[capacity][words]`.
-    words: Vec<Vec<u32>>,
-    landmarks: Option<Landmarks>,
-    /// Candidates and what is left of evicted tokens, where the sequence evicts.
-    eviction: Option<Eviction>,
-    /// What bases hold of the rows that were coded here.
-    energy: Energy,
 }
 
 /// How a cache of latents is to be.
@@ -74,7 +67,7 @@ impl Cache {
             eviction: stores.map(|stores| Eviction::new(stores, layers, width, exact, row_type)),
         });
         let rows = || Rows::new(width, exact, row_type);
-        Cache { first, layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded }
+        Cache { first, layers: (0..layers).map(|_| LayerRows { keys: rows(), values: rows() }).collect(), slots, coded, spare: Vec::new() }
     }
 
     /// Whether a token that goes through alone chooses what it reads.
@@ -143,7 +136,7 @@ impl Cache {
     }
 
     /// What the queries of `call`, `[H·d, tokens]`, see in `layer`.
-    pub(super) fn read(&self, layer: usize, call: &Call, queries: &DMatrix<f32>, ropes: &Ropes) -> Columns {
+    pub(super) fn read(&mut self, layer: usize, call: &Call, queries: &DMatrix<f32>, ropes: &Ropes) -> Columns {
         let (Range { start: position, end }, reach) = (call.tokens.clone(), call.reach.unwrap_or(Reach::ALL_EXACT));
         let sinks = reach.sinks.min(end);
         let window = reach.of(position).clamp(sinks, end);
@@ -155,10 +148,15 @@ impl Cache {
         };
         let width = self.layers[layer].keys.width();
         let columns = exact + runs.iter().map(|run| run.tokens.len()).sum::<usize>();
-        let [mut keys, mut values] = [(); 2].map(|()| DMatrix::zeros(width, columns));
+        let [mut keys, mut values] = [(); 2].map(|()| {
+            let mut room = self.spare.pop().unwrap_or_default();
+            room.resize(width * columns, 0.0);
+            DMatrix::from_vec(width, columns, room)
+        });
         for (side, all) in [(KvSide::Keys, &mut keys), (KvSide::Values, &mut values)] {
-            all.columns_mut(0, sinks).copy_from(&self.exact(layer, side, 0..sinks));
-            all.columns_mut(sinks, end - window).copy_from(&self.exact(layer, side, window..end));
+            let (first, rest) = all.as_mut_slice().split_at_mut(width * sinks);
+            self.read_exact(layer, side, 0..sinks, first);
+            self.read_exact(layer, side, window..end, &mut rest[..width * (end - window)]);
         }
         if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
             rows.rebuild(layer, &runs, exact, [&mut keys, &mut values], ropes.of(layer));
@@ -171,10 +169,11 @@ impl Cache {
     }
 
     /// The queries of `call` have given each of `columns` so much `attention`.
-    pub(super) fn accumulate(&mut self, layer: usize, call: &Call, columns: &Columns, attention: &[f32]) {
+    pub(super) fn accumulate(&mut self, layer: usize, call: &Call, columns: Columns, attention: &[f32]) {
         let slots: Vec<usize> = (0..columns.sinks).chain(columns.window..call.tokens.end).map(|position| self.slots.of(position)).collect();
         let first = attention.len() - columns.evicted.as_ref().map_or(0, Vec::len);
         self.eviction_mut().into_iter().for_each(|eviction| eviction.accumulate(layer, call.tokens.len(), attention, slots.iter().copied(), first));
+        self.spare.extend([columns.keys, columns.values].map(|matrix| matrix.data.into()));
     }
 
     fn eviction_mut(&mut self) -> Option<&mut Eviction> {
@@ -270,120 +269,20 @@ impl Cache {
 
     /// One side's exact rows of `positions`, as columns.
     fn exact(&self, layer: usize, side: KvSide, positions: Range<usize>) -> DMatrix<f32> {
+        let mut all = DMatrix::zeros(self.layers[layer].keys.width(), positions.len());
+        self.read_exact(layer, side, positions, all.as_mut_slice());
+        all
+    }
+
+    /// The same, into `out`.
+    fn read_exact(&self, layer: usize, side: KvSide, positions: Range<usize>, out: &mut [f32]) {
         let LayerRows { keys, values } = &self.layers[layer];
         let rows = if side == KvSide::Keys { keys } else { values };
-        let mut all = DMatrix::zeros(rows.width(), positions.len());
+        let width = rows.width();
         for stretch in self.slots.stretches(positions.clone()) {
-            let first = (stretch.position - positions.start) * rows.width();
-            rows.read(stretch.slot, &mut all.as_mut_slice()[first..first + stretch.count * rows.width()]);
-        }
-        all
-    }
-}
-
-impl Coded {
-    /// The runs of `tokens` that `queries` read, columns from `column` on, and which key/value head
-    /// reads which.
-    fn runs(&self, layer: usize, queries: &DMatrix<f32>, tokens: Range<usize>, column: usize) -> (Vec<Run>, Option<Vec<Vec<usize>>>) {
-        let chosen = match &self.landmarks {
-            Some(landmarks) if queries.ncols() == 1 => landmarks.choose(layer, queries, Selection::range(tokens.start, tokens.end)),
-            _ => None,
-        };
-        let Some(chosen) = chosen else { return (self.between(layer, tokens, column), None) };
-        let mut chunks = chosen.concat();
-        chunks.sort_unstable();
-        chunks.dedup();
-        let mut next = column;
-        let run = |&chunk: &usize| {
-            let within = (chunk * Selection::CHUNK).max(tokens.start)..((chunk + 1) * Selection::CHUNK).min(tokens.end);
-            next += within.len();
-            Run { column: next - within.len(), tokens: within }
-        };
-        let runs = chunks.iter().map(run).collect();
-        let heads = chosen.iter().map(|head| head.iter().filter_map(|chunk| chunks.binary_search(chunk).ok()).collect()).collect();
-        (runs, Some(heads))
-    }
-
-    /// The runs of `tokens` that have nothing but a row: all in one, or those between the
-    /// candidates.
-    fn between(&self, layer: usize, tokens: Range<usize>, column: usize) -> Vec<Run> {
-        let candidates = match &self.eviction {
-            None => return vec![Run { tokens, column }],
-            Some(eviction) if eviction.beside_rows() => eviction.positions(layer),
-            // Without rows there is nothing between.
-            Some(_) => return Vec::new(),
-        };
-        let (mut runs, mut start, mut next) = (Vec::new(), tokens.start, column);
-        for end in candidates.into_iter().chain([tokens.end]) {
-            if start < end {
-                runs.push(Run { tokens: start..end, column: next });
-                next += end - start;
-            }
-            start = end + 1;
-        }
-        runs
-    }
-
-    /// The coordinates of the tokens of `runs`, `[r, tokens]`.
-    fn coordinates(&self, row: usize, runs: &[Run]) -> DMatrix<f32> {
-        let (coder, words) = (&self.set.coders[row], self.set.coders[row].format.words());
-        let packed = |tokens: Range<usize>| &self.words[row][tokens.start * words..tokens.end * words];
-        if coder.format.block() == 1 {
-            return coder.coordinates(&runs.iter().flat_map(|run| packed(run.tokens.clone())).copied().collect::<Vec<u32>>());
-        }
-        let parts: Vec<DMatrix<f32>> = runs
-            .iter()
-            .map(|run| {
-                // Whole blocks, of which a run may begin or end within one.
-                let block = coder.format.block();
-                let first = self.schedule.whole(run.tokens.start);
-                let end = self.schedule.whole(run.tokens.end + block - 1);
-                coder.coordinates(packed(first..end)).columns(run.tokens.start - first, run.tokens.len()).into_owned()
-            })
-            .collect();
-        let mut all = DMatrix::zeros(coder.format.rank(), parts.iter().map(DMatrix::ncols).sum());
-        let mut next = 0;
-        for part in parts {
-            all.columns_mut(next, part.ncols()).copy_from(&part);
-            next += part.ncols();
-        }
-        all
-    }
-
-    /// Fills the columns of `runs`, which begin at `first`, of both sides, keys and values, with
-    /// what their rows stand for.
-    fn rebuild(&self, layer: usize, runs: &[Run], first: usize, mut sides: [&mut DMatrix<f32>; 2], rope: &Rope) {
-        let count = sides[0].ncols() - first;
-        for (row, (spec, coder)) in self.set.specs.iter().zip(&self.set.coders).enumerate() {
-            let offsets = [KvSide::Keys, KvSide::Values].map(|side| spec.offset(layer, side, self.head_dim));
-            if offsets == [None, None] {
-                continue;
-            }
-            let z = self.coordinates(row, runs);
-            let (head, height) = (spec.first_head * self.head_dim, spec.kv_heads * self.head_dim);
-            for (side, (offset, all)) in offsets.into_iter().zip(&mut sides).enumerate() {
-                let Some(offset) = offset else { continue };
-                let mut y = tr_product(coder.up.columns(offset, height), z.as_view());
-                for run in runs {
-                    let mut y = y.columns_mut(run.column - first, run.tokens.len());
-                    y += means(coder, spec, offset..offset + height, run.tokens.clone(), rope);
-                    if side == 0 && spec.kind != LatentKind::PostRopeKeys {
-                        rope.rotate(y, run.tokens.start);
-                    }
-                }
-                all.view_mut((head, first), (height, count)).copy_from(&y);
-            }
+            let first = (stretch.position - positions.start) * width;
+            let parts = out[first..first + stretch.count * width].par_chunks_mut(PART * width).enumerate();
+            parts.for_each(|(part, out)| rows.read(stretch.slot + part * PART, out));
         }
     }
-}
-
-/// What a part of a row is about, for some tokens: the mean, which rotates as the keys do where
-/// they are coded after RoPE.
-fn means(coder: &Coder, spec: &LatentSpec, part: Range<usize>, tokens: Range<usize>, rope: &Rope) -> DMatrix<f32> {
-    let mean = coder.mean.rows_range(part);
-    let mut means = DMatrix::from_fn(mean.len(), tokens.len(), |i, _| mean[i]);
-    if spec.kind == LatentKind::PostRopeKeys {
-        rope.rotate(&mut means, tokens.start);
-    }
-    means
 }

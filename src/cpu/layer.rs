@@ -90,7 +90,7 @@ impl Layer {
         cache.code(index, call, true, ropes);
         let columns = cache.read(index, call, &queries, ropes);
         let (attended, received) = self.attention.attend(&queries, position, &columns);
-        cache.accumulate(index, call, &columns, &received);
+        cache.accumulate(index, call, columns, &received);
         cache.code(index, call, false, ropes);
         attended
     }

@@ -21,6 +21,7 @@ mod columns;
 mod disturb;
 mod eviction;
 mod landmarks;
+mod latents;
 mod layer;
 mod linear;
 mod memory;

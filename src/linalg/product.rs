@@ -10,6 +10,7 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// A number that matrices are made of: f32 or f64.
@@ -53,7 +54,8 @@ pub fn tr_product_into<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y:
 
 /// `AB`, `[m, n]`, of `a: [m, k]` and `b: [k, n]`.
 ///
-/// The columns of the result are shared out over the cores.
+/// The columns of the result are shared out over the cores. A few are made on one, as attention has
+/// it of one token, whose heads are shared out.
 ///
 /// # Panics
 /// Where the two differ in `k`.
@@ -69,8 +71,14 @@ fn share_out<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, y: &mut DMat
     let block = b.ncols().div_ceil(rayon::current_num_threads()).max(LEAST);
     y.as_mut_slice().par_chunks_mut((a.nrows() * block).max(1)).enumerate().for_each(|(index, columns)| {
         let count = columns.len() / a.nrows();
-        let y = DMatrixViewMut::from_slice(columns, a.nrows(), count);
-        multiply_blocked(view(&a), view(&b.columns(index * block, count)), y, accum);
+        let (b, mut y) = (b.columns(index * block, count), DMatrixViewMut::from_slice(columns, a.nrows(), count));
+        if count > FEW {
+            return multiply_blocked(view(&a), view(&b), y, accum);
+        }
+        if let Accum::Replace = accum {
+            y.fill(T::zero());
+        }
+        Arch::new().dispatch(Combine { a, b, y });
     });
 }
 
@@ -154,10 +162,49 @@ fn multiply<T: Real>(a: DMatrixView<'_, T>, b: DMatrixView<'_, T>, mut y: DMatri
     if y.nrows() > FEW && a.nrows() > FEW && b.ncols() > FEW {
         multiply_blocked(view(&a).transpose(), view(&b), y, Accum::Replace);
     } else {
+        Arch::new().dispatch(Dots { a, b, y: y.as_view_mut() });
+    }
+}
+
+/// `AᵀB` by dot products, compiled for every instruction set.
+struct Dots<'a, T> {
+    a: DMatrixView<'a, T>,
+    b: DMatrixView<'a, T>,
+    y: DMatrixViewMut<'a, T>,
+}
+
+impl<T: Real> WithSimd for Dots<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Dots { a, b, mut y } = self;
         for (j, column) in b.column_iter().enumerate() {
             let column = column.as_slice();
             for (i, row) in a.column_iter().enumerate() {
                 y[(i, j)] = dot(row.as_slice(), column);
+            }
+        }
+    }
+}
+
+/// `Y + AB` of few columns, as combinations of those of `A`, compiled for every instruction set.
+struct Combine<'a, T> {
+    a: DMatrixView<'a, T>,
+    b: DMatrixView<'a, T>,
+    y: DMatrixViewMut<'a, T>,
+}
+
+impl<T: Real> WithSimd for Combine<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Combine { a, b, mut y } = self;
+        for (mut y, weights) in y.column_iter_mut().zip(b.column_iter()) {
+            let y = y.as_mut_slice();
+            for (column, &weight) in a.column_iter().zip(weights.as_slice()) {
+                y.iter_mut().zip(column.as_slice()).for_each(|(y, &x)| *y += weight * x);
             }
         }
     }
@@ -179,6 +226,7 @@ fn view<'a, T: Real>(a: &'a DMatrixView<'_, T>) -> MatRef<'a, T> {
 }
 
 /// The sum of products, in sixteen partial sums so that the compiler can use vectors.
+#[inline(always)]
 fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut sums = [T::zero(); 16];
     let (a_blocks, b_blocks) = (a.chunks_exact(16), b.chunks_exact(16));
