@@ -10,13 +10,13 @@ use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{Float, Output};
 use lowkey::cpu::{self, Disturbance, LayerGradients, Residuals, RowType};
 use lowkey::decoder;
-use lowkey::gpu::{Options, Tier};
+use lowkey::gpu::{Device, Options, Tier};
 use lowkey::kv::{Exact, LatentSet};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use nalgebra::{DMatrix, DVectorView};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 const MOST_CPU: f64 = 1e-5;
 const MOST_GPU: f64 = 1e-4;
@@ -65,10 +65,16 @@ impl Fixture {
     }
 
     fn gpu(&self, rows: Option<&LatentSet>, tier: Tier) -> Vec<f32> {
-        let device = common::device(Options { tier: Some(tier), ..Default::default() });
+        let device = device(tier);
         let model = Arc::new(decoder::Model::with_latents(&self.checkpoint, rows.cloned(), device).unwrap());
         self.logits(&mut model.sequence(self.options()).unwrap())
     }
+}
+
+/// One for all that runs in a tier: what kernels have in common is compiled once.
+fn device(tier: Tier) -> Arc<Device> {
+    static DEVICES: [OnceLock<Arc<Device>>; 3] = [const { OnceLock::new() }; 3];
+    DEVICES[tier as usize].get_or_init(|| common::device(Options { tier: Some(tier), ..Default::default() })).clone()
 }
 
 /// All of them, or those whose names have a part that `LOWKEY_FAMILIES` names.

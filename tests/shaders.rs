@@ -7,6 +7,7 @@ mod common;
 use lowkey::gpu::{SOURCES, Spec, Tier};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use rayon::prelude::*;
 use std::collections::{BTreeSet, HashSet};
 
 fn capabilities(tier: Tier) -> Capabilities {
@@ -68,21 +69,21 @@ fn every_variant_that_is_asked_for_translates() {
     let asked = asked::specs();
     assert_all_is_asked_for(&asked);
     let variants: HashSet<Spec> = asked.into_iter().collect();
-    for tier in Tier::ALL {
-        for variant in &variants {
-            if tier == Tier::Baseline && variant.flags.contains(&"HALVES") {
-                continue; // the one shader that exists to measure f16
-            }
-            let name = format!("{} {:?} {:?} in {tier:?}", variant.shader, variant.flags, variant.constants);
-            let source = variant.source(tier).unwrap();
-            let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
-            let info = Validator::new(ValidationFlags::all(), capabilities(tier)).validate(&module).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-            for (target, translated) in [("SPIR-V", to_spirv(&module, &info)), ("HLSL", to_hlsl(&module, &info)), ("MSL", to_msl(&module, &info))] {
-                assert!(translated.unwrap_or_else(|e| panic!("{name} to {target}: {e}")) > 100, "{name} to {target}");
-            }
-            limits(&module, &name);
-        }
+    let all: Vec<(Tier, &Spec)> = Tier::ALL.into_iter().flat_map(|tier| variants.iter().map(move |variant| (tier, variant))).collect();
+    // All but the one shader that exists to measure f16.
+    let possible = |(tier, variant): &&(Tier, &Spec)| *tier != Tier::Baseline || !variant.flags.contains(&"HALVES");
+    all.par_iter().filter(possible).for_each(|(tier, variant)| assert_translates(variant, *tier));
+}
+
+fn assert_translates(variant: &Spec, tier: Tier) {
+    let name = format!("{} {:?} {:?} in {tier:?}", variant.shader, variant.flags, variant.constants);
+    let source = variant.source(tier).unwrap();
+    let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+    let info = Validator::new(ValidationFlags::all(), capabilities(tier)).validate(&module).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    for (target, translated) in [("SPIR-V", to_spirv(&module, &info)), ("HLSL", to_hlsl(&module, &info)), ("MSL", to_msl(&module, &info))] {
+        assert!(translated.unwrap_or_else(|e| panic!("{name} to {target}: {e}")) > 100, "{name} to {target}");
     }
+    limits(&module, &name);
 }
 
 /// What the least of devices offers: eight storage buffers, 16 KiB of workgroup memory, 256 lanes,

@@ -36,9 +36,9 @@ pub fn specs() -> Vec<Spec> {
     for (_, synthetic) in families() {
         of_family(&device, &synthetic);
     }
-    // Those between which there is all that other families do otherwise.
+    // Those between which there is all that other families do otherwise; tests/families.rs runs them.
     for name in ["arcee", "gemma2", "granite", "hunyuan", "llama-biases", "olmo2", "starcoder2"] {
-        of_checkpoint(&device, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(name));
+        plan_checkpoint(&device, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(name));
     }
     for tuning in [Tuning::of(false), Tuning::of(true)] {
         device.set_tuning(tuning);
@@ -136,17 +136,22 @@ fn every_way(device: &Arc<Device>, synthetic: &SyntheticModel) {
 /// What a family adds: norms, biases, a window, heads of another width; dense and coded, with
 /// queries taken to coordinates and with keys rebuilt.
 fn of_family(device: &Arc<Device>, synthetic: &SyntheticModel) {
-    of_checkpoint(device, synthetic.write_temporary().path());
-}
-
-fn of_checkpoint(device: &Arc<Device>, path: &Path) {
-    let checkpoint = Checkpoint::open(path).unwrap();
+    let directory = synthetic.write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
     read(&loaded(&checkpoint, None, device), CacheMethod::Full);
     for (_, specs) in ways(checkpoint.config()).into_iter().take(4).step_by(3) {
         read(&loaded(&checkpoint, Some(coded(&checkpoint, specs, EXACT)), device), CacheMethod::Calibrated(Read::All));
     }
     let random = Arc::new(Model::random(checkpoint.config(), WeightType::F16, device.clone(), 1).unwrap());
     random.random_sequence(None, options(CacheMethod::Full), 1).unwrap().step(1).unwrap();
+}
+
+/// The same, planned and not run.
+fn plan_checkpoint(device: &Arc<Device>, path: &Path) {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let plan = |rows: Option<LatentSet>| drop(loaded(&checkpoint, rows, device).sequence(options(CacheMethod::default())).unwrap());
+    plan(None);
+    ways(checkpoint.config()).into_iter().take(4).step_by(3).for_each(|(_, specs)| plan(Some(coded(&checkpoint, specs, EXACT))));
 }
 
 /// Every type of weights: in rows of whole sets, and not.
