@@ -96,9 +96,11 @@ mod oracle {
         Tier::ALL.map(|tier| Device::open(&Options { tier: Some(tier), max_binding, canaries: true, ..Default::default() }).unwrap())
     }
 
-    /// One device of every tier for every tuning.
+    /// Devices of every tier, and every tuning in the best: a software renderer's, a GPU's, and
+    /// small parts with more of everything than there are keys.
     ///
-    /// A software renderer's, a GPU's, and small parts with more of everything than there are keys.
+    /// How work is divided and how it is done have little to do with each other, and each variant
+    /// takes its time to compile: the lesser tiers have one tuning each.
     pub fn tuned_devices(max_binding: Option<u64>) -> impl Iterator<Item = (Arc<Device>, Tuning)> {
         let small = Tuning {
             tile: crate::gpu::Tile { tokens: 16, rows: 32, depth: 8, lane_tokens: 4, lane_rows: 2 },
@@ -120,7 +122,14 @@ mod oracle {
         let tunings = [Tuning::of(true), Tuning::of(false), small];
         devices(max_binding)
             .into_iter()
-            .flat_map(move |device| tunings.map(|tuning| (device.clone(), tuning)))
+            .flat_map(move |device| {
+                let few = match device.tier() {
+                    Tier::F16Subgroups => &tunings[..],
+                    Tier::F16 => &tunings[1..2],
+                    Tier::Baseline => &tunings[2..],
+                };
+                few.iter().map(|tuning| (device.clone(), *tuning)).collect::<Vec<_>>()
+            })
             .inspect(|(device, tuning)| device.set_tuning(*tuning))
     }
 
