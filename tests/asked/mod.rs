@@ -36,7 +36,7 @@ pub fn specs() -> Vec<Spec> {
     for (_, synthetic) in families() {
         of_family(&device, &synthetic);
     }
-    // Those between which there is all that other families do otherwise; tests/families.rs runs them.
+    // Those between which there is all that other families do otherwise. They are run elsewhere.
     for name in ["arcee", "gemma2", "granite", "hunyuan", "llama-biases", "olmo2", "starcoder2"] {
         plan_checkpoint(&device, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(name));
     }
