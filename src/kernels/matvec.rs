@@ -266,7 +266,7 @@ pub(super) mod tests {
     fn one_token_by_every_variant_and_a_few() {
         for (device, tuning) in tuned_devices(Some(BINDING)) {
             for (index, (case, types)) in cases().into_iter().enumerate() {
-                // Several by some alone, divided as for a GPU: each variant takes its time to compile.
+                // Several by some, divided as for a GPU: each variant takes its time to compile.
                 for (tokens, columns) in [(1, 1), (1, 4), (3, 4)].into_iter().take(if [2, 4, 5, 9].contains(&index) { 3 } else { 1 }) {
                     let n = case.numbers(tokens, types);
                     let weights = Matrix::of(&device, "weights", &n.rows, case.cols).unwrap();
