@@ -70,8 +70,8 @@ fn budgets_are_kept_and_bought_well() {
                 assert!(taken <= asked, "{family}, {}: {taken} of {asked}", plan.method.options());
                 let error = nmse(&logits(&checkpoint, Some(rows)), &dense);
                 // A row over two layers is coded 32 tokens at a time, and Mistral's window of 24
-                // sees none of those.
-                let unseen = family == "mistral" && layout == 1 && error == 0.0;
+                // sees none of those: what is left is rounding.
+                let unseen = family == "mistral" && layout == 1 && error < 1e-12;
                 assert!(error < before || unseen, "{family}, {} {times}: {error}, {before} with less", plan.method.options());
                 before = error;
             }
