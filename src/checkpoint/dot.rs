@@ -35,7 +35,12 @@ impl Vector<'_> {
     pub fn new(x: &[f32]) -> Vector<'_> {
         let short = |run: &[f32; GROUP]| {
             let largest = run.iter().fold(0f32, |most, x| most.max(x.abs()));
-            let (scale, inverse) = if largest > 0.0 { (largest / 32767.0, 32767.0 / largest) } else { (0.0, 0.0) };
+            let (scale, inverse) = match largest {
+                // 16 bits have none: it is the scale that says so.
+                _ if run.iter().any(|x| x.is_nan()) => (f32::NAN, 0.0),
+                0.0 => (0.0, 0.0),
+                largest => (largest / 32767.0, 32767.0 / largest),
+            };
             let numbers = run.map(|x| (x * inverse).round_ties_even() as i16);
             let sums = [&numbers[..GROUP / 2], &numbers[GROUP / 2..]].map(|half| scale * half.iter().map(|x| i32::from(*x)).sum::<i32>() as f32);
             Short { numbers, scale, sums }
@@ -161,6 +166,10 @@ mod tests {
             let size: f64 = weights.iter().zip(&x).map(|(a, b)| (f64::from(*a) * f64::from(*b)).powi(2)).sum::<f64>().sqrt();
             for found in [Vector::new(&x).dot(encoding, &bytes), encoding.dot(&bytes, &x)] {
                 assert!((f64::from(found) - expected).abs() < 1e-4 * size, "{}: {found}, {expected}", encoding.name());
+            }
+            for damaged in [f32::NAN, f32::INFINITY] {
+                x[GROUP + 3] = damaged;
+                assert!(!Vector::new(&x).dot(encoding, &bytes).is_finite(), "{}: {damaged} is lost", encoding.name());
             }
         }
     }
