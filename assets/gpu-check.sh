@@ -7,7 +7,7 @@
 # no network, no model. RESULTS is made anew. Everything is written as it comes and is whole at every moment, so that a stop loses nothing; summary.md says it all on one page.
 #
 # TIME=480       seconds in all: a quarter for the tests at the most, half of what is left for the kernels, three quarters of what is then left for whole models, and the rest for
-#                other constants. What is under way when the time is up is finished
+#                weights of few bits and other constants. What is under way when the time is up is finished
 # SHAPES=135m,8b DEPTHS=0,8192,32768   what is measured; ROWS=f16,q4,… of the cache, all where it is empty
 # CHUNK=128 STEPS=16 ROUNDS=2          tokens that are prefilled and decoded in a measurement, and measurements of each
 # TESTS=kernels:: SWEEP=splits,…       which tests are run, and which constants are varied (of `lowkey bench --help`): all where it is empty
@@ -37,7 +37,7 @@ summary() {
         echo "# GPU check of $(date -u +%Y-%m-%d)"
         echo
         echo "Commit $(cat "$binaries/commit" 2>/dev/null || echo unknown)."
-        for part in tests speed kernels sweep/kernels; do
+        for part in tests speed kernels weights/kernels sweep/kernels; do
             [ -s "$results/$part.md" ] || continue
             printf '\n## %s\n\n' "${part%/*}"
             cat "$results/$part.md"
@@ -80,10 +80,16 @@ sweep() {
     "$lowkey" bench --device gpu --kernels --sweep${SWEEP:+="$SWEEP"} --shape "${SHAPES##*,}" --depth "${depth:-$DEPTHS}" --rows f16,fast --prefill "$CHUNK" --report "$results/sweep" "$@"
 }
 
+# Of the last shape, weights of few bits: multiplied in f32 and in integers.
+weights() {
+    "$lowkey" bench --device gpu --kernels --sweep=int8 --weights q4,q8 --shape "${SHAPES##*,}" --depth 0 --rows f16 --prefill "$CHUNK" --report "$results/weights" "$@"
+}
+
 part doctor "$lowkey" doctor
 part tests tests
 part kernels bench --kernels --time $(($(left) / 2))
 part speed bench --steps "$STEPS" --rounds "$ROUNDS" --time $(($(left) * 3 / 4))
+part weights weights --time $(($(left) / 2))
 part sweep sweep --time "$(left)"
 say "done: $results/summary.md"
 exit "$failed"

@@ -15,12 +15,13 @@
 //           row does so for all of them
 // REBUILT   coded keys have been rebuilt (rebuild.wgsl), in f16
 // LISTED    coded columns are those of a list
-// CAPPED    a score s becomes c·tanh(s / c), with c = CAP / 2^CAP_SHIFT
+// CAPPED    a score is capped: lib/mask.wgsl
 // COUNTED   the last COUNTED_COLUMNS of the plain columns are rows of their own, each of which
 //           stands for several tokens
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 #include "lib/columns.wgsl"
+#include "lib/mask.wgsl"
 #if ABSORBED
 #include "lib/rows.wgsl"
 #include "lib/rope.wgsl"
@@ -77,21 +78,7 @@ const VECTORS = PADDED / 4u;
 const PITCH = VECTORS + 1u;
 const LOADS = (TILE * VECTORS + WORKGROUP - 1u) / WORKGROUP; // vectors of a tile that a lane brings in
 
-#if CAPPED
-fn soft_cap(s: f32) -> f32 {
-    let cap = f32(CAP) / f32(1u << CAP_SHIFT);
-    // tanh(10) is one in f32; of larger numbers some drivers make what is no number.
-    return cap * tanh(clamp(s / cap, -10.0, 10.0));
-}
-#endif
-
 var<workgroup> tile: array<half4, TILE * PITCH>; // [TILE][PITCH]
-
-// The first key that the query at a position reads exactly again.
-fn reach(position: u32) -> u32 {
-    let due = max(position + 1u, params.recent) - params.recent;
-    return clamp(params.sinks + (max(due, params.sinks) - params.sinks) / ALIGN * ALIGN, params.low, params.high);
-}
 
 // A vector of the key of a column of either kind, which is stored.
 fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
@@ -106,11 +93,6 @@ fn stored_key(plain: Plain, coded: bool, column: u32, vector: u32) -> half4 {
     }
 #endif
     return keys[plain_slot(plain, column) * (EXACT_ROW / 4u) + vector];
-}
-
-// Whether the query at a position reads a key that is no column beside, from its codes or not.
-fn reads(position: u32, key: u32, coded: bool) -> bool {
-    return key <= position && position - key < params.window && (key >= params.sinks && key < reach(position)) == coded;
 }
 
 #if ABSORBED

@@ -45,10 +45,11 @@ fn every_kind_of_row_is_written() {
         assert!(["prefill_tps", "decode_tps", "share_of_roofline"].iter().all(|key| row[*key].as_f64().unwrap() > 0.0), "{row}");
     }
     // Every kernel there is, but those that are no part of a model, those of blocks of tokens,
-    // which no random model is coded in, and those of other selectors and of sketches.
+    // which no random model is coded in, and those of other selectors and of sketches. Integers are
+    // tried out of quantised weights.
     for (shader, _) in lowkey::gpu::SOURCES {
         let kernel = shader.trim_end_matches(".wgsl");
-        if !shader.starts_with("lib/") && !["roofline", "repeat", "blocks", "stripe", "chunkkv", "sketch"].contains(&kernel) {
+        if !shader.starts_with("lib/") && !["roofline", "repeat", "blocks", "stripe", "chunkkv", "sketch", "matvec_int8"].contains(&kernel) {
             let is = |row: &&Value| row["kernel"].as_str().unwrap().split(' ').next() == Some(kernel);
             let row = rows(&kernels).iter().find(is).unwrap_or_else(|| panic!("no row of {kernel}"));
             assert!(row["us"].as_f64().unwrap() > 0.0 && row["dispatches"].as_f64().unwrap() > 0.0, "{row}");
@@ -60,6 +61,11 @@ fn every_kind_of_row_is_written() {
         }
     }
     assert!(kernels["launch_us"].as_f64().unwrap() > 0.0 && kernels["roofline"]["copy_gbps"].as_f64().unwrap() > 0.0);
+    let weights = json(&results.join("weights/kernels.json"));
+    let kernel = |row: &Value, kernel: &str| row["kernel"].as_str().unwrap().split(' ').next() == Some(kernel);
+    for (name, tuning) in [("matvec", ""), ("matvec_int8", "int8 true")] {
+        assert!(rows(&weights).iter().any(|row| row["tuning"] == tuning && kernel(row, name)), "{name}");
+    }
     let sweep = json(&results.join("sweep/kernels.json"));
     assert!(rows(&sweep).iter().any(|row| row["tuning"] == "merge lanes 128" && row["kernel"] == "merge"));
     let summary = std::fs::read_to_string(results.join("summary.md")).unwrap();

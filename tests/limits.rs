@@ -21,15 +21,15 @@ fn sequence(checkpoint: &Checkpoint, options: Options, capacity: usize) -> Resul
     Arc::new(Model::load(checkpoint, common::device(options))?).sequence(capacity)
 }
 
-/// Greedy steps: one submit, four bytes back, at most eight dispatches a layer and those of
-/// embedding, head and argmax.
+/// Greedy steps: one submit, four bytes back, so many dispatches in all layers at the most, and
+/// those of embedding, head and argmax.
 fn assert_lean(sequence: &mut GpuSequence, layers: u32, ends: u32) {
     let mut token = 1;
     for _ in 0..3 {
         token = sequence.step(token).unwrap();
         let counters = sequence.counters();
         assert_eq!((counters.submits, counters.readback_bytes), (1, 4));
-        assert!(counters.dispatches <= 8 * layers + ends, "{counters:?}");
+        assert!(counters.dispatches <= layers + ends, "{counters:?}");
     }
 }
 
@@ -43,14 +43,15 @@ fn a_step_is_one_submit_and_a_cache_is_what_it_says() {
     let capacity = 144;
 
     let mut whole = sequence(&dense, Options::default(), capacity).unwrap();
-    assert_lean(&mut whole, 3, 3);
+    // With subgroups scores and sums are one.
+    assert_lean(&mut whole, 7 * 3, 3);
     let memory = whole.memory();
     assert_eq!(memory.kv_bytes_per_token, 3 * 2 * 4 * 16 * 2, "layers, keys and values, heads, numbers, bytes");
     assert_eq!(memory.kv_bytes_per_token * capacity as u64, memory.allocated_bytes);
     assert_eq!(memory.kv_bytes_per_token, dense.config().dense_kv_bytes_per_token());
 
     let mut half = sequence(&factored, Options::default(), capacity).unwrap();
-    assert_lean(&mut half, 3, 3);
+    assert_lean(&mut half, 8 * 3, 3);
     let kept = half.memory();
     assert_eq!(kept.kv_bytes_per_token * capacity as u64, kept.allocated_bytes - kept.kv_fixed_bytes);
     // Sinks, and as many of the newest as a chunk may need: layers, keys and values, heads,
@@ -79,7 +80,7 @@ fn matrices_are_split_to_fit_a_binding_and_a_cache_that_cannot_be_is_refused_by_
     // The table of 1500 rows of 64 numbers is two parts, embedding and head alike, and so is no
     // other matrix.
     let mut split = sequence(&checkpoint, options.clone(), 32).unwrap();
-    assert_lean(&mut split, 3, 2 + 2 + 1);
+    assert_lean(&mut split, 7 * 3, 2 + 2 + 1);
     // A row of keys is 128 bytes.
     let refused = sequence(&checkpoint, options.clone(), 1025).err().unwrap();
     assert!(matches!(&refused, Error::OutOfMemory { what, .. } if what.contains("layer 0") && what.contains("1025")), "{refused}");

@@ -1,13 +1,14 @@
 // Four coordinates of a packed row, as src/kv/format.rs lays them out.
 //
-// Wants `rows: array<u32>`, and `table: array<vec4<u32>>` that begins with the levels of 2, 3 and
-// 4 bits, two to a word in f16, then the first level and the step of 8 bits. A run is (its word
-// within the row, its bits, where the upper bits of its codes stand if they are apart, what scales
-// it).
+// Wants `rows: array<u32>` and `params.words`, words of a token there, and `table:
+// array<vec4<u32>>` that begins with the levels of 2, 3 and 4 bits, two to a word in f16, then the
+// first level and the step of 8 bits. A run is (its word within the row, its bits, where the upper
+// bits of its codes stand if they are apart, what scales it).
 //
 // Wants CODES, a bit for each kind of run that there is. There is code for no other: some devices
 // go through all of a branch's sides.
 //
+// FLASH     rows are those of keys and of values, which flash.wgsl reads itself
 // BLOCKS    tokens are coded in blocks of TOKENS, as src/kv/blocks.rs has it, from `params.sinks`
 //           on; wants `params.words`, words of a token in rows. A run is (its word within the row,
 //           its bits, its first coordinate, its head). A header has OWN numbers of the token and
@@ -48,6 +49,7 @@ fn together(run: vec4<u32>) -> bool {
 #endif
 }
 
+#if !FLASH
 // Four. Compilers do not know where each quarter takes much code: some take minutes over four times
 // as much.
 fn quarters() -> u32 {
@@ -56,6 +58,7 @@ fn quarters() -> u32 {
     }
     return min(4u, params.words + 3u);
 }
+#endif
 
 // Where the levels of 2, 3 or 4 bits begin: 64 for each way to choose the upper bits.
 fn book_of(bits: u32) -> u32 {
@@ -126,6 +129,7 @@ fn decode(fetched: Fetched, row_scales: u32, run: vec4<u32>, quarter: u32) -> ve
 #else
 alias Fetched = vec3<u32>;
 
+#if !FLASH
 // The bytes that scale a row's runs, where there are any.
 fn scales(key: u32, at: u32) -> u32 {
     if SCALED {
@@ -148,6 +152,7 @@ fn fetch(key: u32, at: u32, run: vec4<u32>, quarter: u32) -> Fetched {
     }
     return vec3<u32>(rows[row + first], rows[row + second], steps);
 }
+#endif
 
 fn decode(words: Fetched, row_scales: u32, run: vec4<u32>, quarter: u32) -> vec4<f32> {
     let bits = run.y;

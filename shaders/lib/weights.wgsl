@@ -8,6 +8,7 @@
 // FULL      f32
 // PAIRED    a load of f16 is two vectors of a row, which has an even number of them
 // QUANTISED codes and scales; codes of 4 bits, or of 5 (FIVE), 6 (SIX), 8 (BYTES)
+// INT8      codes are multiplied by codes, in integers
 // SINGLE    a group has a scale; else a scale and a minimum, or (SIX) a scale for each half
 #include "lib/half.wgsl"
 
@@ -76,27 +77,10 @@ fn place(at: u32, p: u32, q: u32) -> u32 {
     return (at / 4u * PIECES + p) * 8u + q * 4u + at % 4u;
 }
 
-// The codes of a quad, of a word with their lowest bits and of one with their upper bits.
+// The codes of a quad, a byte each.
+fn quad_bytes(load: Load, p: u32, q: u32) -> u32 {
 #if BYTES
-fn codes(word: u32) -> vec4<f32> {
-    return vec4<f32>(unpack4xU8(word));
-}
-#else
-fn codes(word: u32, above: u32, q: u32) -> vec4<f32> {
-    var bytes = (word >> (4u * q)) & 0x0f0f0f0fu;
-#if FIVE
-    bytes |= (above & 0x01010101u) << 4u;
-#endif
-#if SIX
-    bytes |= (above & 0x03030303u) << 4u;
-#endif
-    return vec4<f32>(unpack4xU8(bytes));
-}
-#endif
-
-fn quad(load: Load, p: u32, q: u32) -> vec4<f32> {
-#if BYTES
-    return codes(load.codes[2u * p + q]);
+    return load.codes[2u * p + q];
 #else
     var above = 0u;
 #if FIVE
@@ -105,8 +89,26 @@ fn quad(load: Load, p: u32, q: u32) -> vec4<f32> {
 #if SIX
     above = load.upper[p / 2u] >> (4u * (p % 2u) + 2u * q);
 #endif
-    return codes(load.codes[p], above, q);
+    return bytes(load.codes[p], above, q);
 #endif
+}
+
+#if !BYTES
+// Of a word with the lowest bits of two quads and one with upper bits.
+fn bytes(word: u32, above: u32, q: u32) -> u32 {
+    var all = (word >> (4u * q)) & 0x0f0f0f0fu;
+#if FIVE
+    all |= (above & 0x01010101u) << 4u;
+#endif
+#if SIX
+    all |= (above & 0x03030303u) << 4u;
+#endif
+    return all;
+}
+#endif
+
+fn quad(load: Load, p: u32, q: u32) -> vec4<f32> {
+    return vec4<f32>(unpack4xU8(quad_bytes(load, p, q)));
 }
 
 // The numbers of a piece's group.
@@ -142,6 +144,47 @@ fn multiply_add(load: Load, p: u32, x: array<vec4<f32>, QUADS>, totals: array<f3
 #endif
 }
 
+#if INT8
+// Without a minimum codes are signed, in the upper bits of a byte each: so many times as large.
+#if BYTES
+const CODE_SCALE = 1u;
+#else
+#if SINGLE
+#if FIVE
+const CODE_SCALE = 8u;
+#else
+const CODE_SCALE = 16u;
+#endif
+#else
+#if SIX
+const CODE_SCALE = 4u;
+#else
+const CODE_SCALE = 1u;
+#endif
+#endif
+#endif
+
+fn signed_bytes(load: Load, p: u32, q: u32) -> u32 {
+    return (quad_bytes(load, p, q) * CODE_SCALE) ^ 0x80808080u;
+}
+
+// The product of a piece with its part of x in codes: CODE_SCALE times as much, in steps of x.
+fn multiply_codes(load: Load, p: u32, x: vec2<u32>) -> f32 {
+    let group = numbers(load.scales, p);
+#if SINGLE
+    return group.x * f32(dot4I8Packed(signed_bytes(load, p, 0u), x.x) + dot4I8Packed(signed_bytes(load, p, 1u), x.y));
+#else
+#if SIX
+    return fma(group.x, f32(dot4I8Packed(signed_bytes(load, p, 0u), x.x)), group.y * f32(dot4I8Packed(signed_bytes(load, p, 1u), x.y)));
+#else
+    let product = dot4I8Packed(quad_bytes(load, p, 0u), x.x) + dot4I8Packed(quad_bytes(load, p, 1u), x.y);
+    let total = dot4I8Packed(0x01010101u, x.x) + dot4I8Packed(0x01010101u, x.y);
+    return fma(group.x, f32(product), group.y * f32(total));
+#endif
+#endif
+}
+#endif
+
 // Vector k of a row of so many loads.
 fn weights_at(row: u32, loads: u32, k: u32) -> vec4<f32> {
     let p = k / 8u % PIECES;
@@ -149,7 +192,7 @@ fn weights_at(row: u32, loads: u32, k: u32) -> vec4<f32> {
     let i = row * loads + k / (8u * PIECES) * 4u + k % 4u;
     let group = numbers(scales[i / 4u], p);
 #if BYTES
-    let all = codes(weights[i][2u * p + q]);
+    let all = vec4<f32>(unpack4xU8(weights[i][2u * p + q]));
 #else
     var above = 0u;
 #if FIVE
@@ -158,7 +201,7 @@ fn weights_at(row: u32, loads: u32, k: u32) -> vec4<f32> {
 #if SIX
     above = upper[i][p / 2u] >> (4u * (p % 2u) + 2u * q);
 #endif
-    let all = codes(weights[i][p], above, q);
+    let all = vec4<f32>(unpack4xU8(bytes(weights[i][p], above, q)));
 #endif
 #if SINGLE
     return group.x * (all - f32(OFFSET));

@@ -28,7 +28,7 @@ impl Constant {
 
     /// Whether what it concerns takes the longer the more tokens are cached.
     pub fn is_of_attention(&self) -> bool {
-        self.kernels.iter().any(|kernel| ["values", "merge", "score", "prepare"].contains(kernel))
+        self.kernels.iter().any(|kernel| ["values", "merge", "score", "flash", "prepare"].contains(kernel))
     }
 
     /// `own` with each of the other values that it can have beside the rest: what is set, its
@@ -48,14 +48,20 @@ impl Constant {
     }
 }
 
+/// Exact rows of a model whose weights have few bits.
+pub(super) const FEW_BITS: &str = "f16, q4 weights";
+
 /// All of them; those on which most of a step depends come first.
 pub(super) fn constants() -> Vec<Constant> {
-    const ATTENTION: &[&str] = &["values", "merge"];
+    const ATTENTION: &[&str] = &["flash", "values", "merge"];
+    const MATVEC: &[&str] = &["matvec", "matvec_int8"];
     const BOTH: &[&str] = &["f16", "fast"];
     type Few = (&'static str, &'static [&'static str], &'static [&'static str], &'static [u32]);
-    let numbers: [Few; 13] = [
-        ("team rows", &["matvec"], &["f16"], &[2, 4, 8]),
-        ("ahead", &["matvec"], &["f16"], &[1, 2, 4]),
+    let numbers: [Few; 15] = [
+        ("team rows", MATVEC, &["f16"], &[2, 4, 8]),
+        ("ahead", MATVEC, &["f16"], &[1, 2, 4]),
+        ("passes", &["matvec_int8"], &[FEW_BITS], &[1, 2, 4]),
+        ("flash keys", &["flash"], BOTH, &[1, 2, 4, 8]),
         ("keys", ATTENTION, BOTH, &[64, 128, 256]),
         ("in flight", ATTENTION, BOTH, &[1, 2, 4]),
         ("splits", ATTENTION, &["f16"], &[16, 32, 64, 128, 256]),
@@ -72,6 +78,8 @@ pub(super) fn constants() -> Vec<Constant> {
     for (name, kernels, rows, values) in numbers {
         all.push(Constant { name, kernels, rows, values: values.iter().map(|value| json!(value)).collect() });
     }
+    all.insert(2, Constant { name: "int8", kernels: MATVEC, rows: &[FEW_BITS], values: vec![json!(false), json!(true)] });
+    all.insert(2, Constant { name: "flash", kernels: &["flash", "score", "values"], rows: BOTH, values: vec![json!(false), json!(true)] });
     all.insert(2, Constant { name: "paired", kernels: &["matvec"], rows: &["f16"], values: vec![json!(false), json!(true)] });
     let tile = |[tokens, rows, depth, lane_tokens, lane_rows]: [u32; 5]| json!({ "tokens": tokens, "rows": rows, "depth": depth, "lane_tokens": lane_tokens, "lane_rows": lane_rows });
     let tiles = [

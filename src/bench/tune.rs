@@ -9,11 +9,11 @@
 //! The model has the shape and the random weights of a real one, and four layers: kernels do
 //! the same in every layer, and what a layer reads is more than caches hold.
 
-use super::constants::{Constant, constants};
+use super::constants::{Constant, FEW_BITS, constants};
 use super::kernels::median;
 use super::{RandomRows, Shape, tokens};
 use crate::decoder::{GpuSequence, Model};
-use crate::gpu::{Choice, Device, Timed, Tuned, Tuning, WeightType};
+use crate::gpu::{Choice, Device, Quantised, Timed, Tuned, Tuning, WeightType};
 use crate::kv::CacheMethod;
 use crate::linalg::Random;
 use crate::sequence::{Logits, Sequence, SequenceOptions};
@@ -138,7 +138,10 @@ fn caches(shape: Option<Shape>, device: &Arc<Device>, depth: usize) -> Result<(S
             let model = Arc::new(Model::random(&config, WeightType::F16, device.clone(), 1)?);
             let options = SequenceOptions { capacity: depth + CHUNK, method: CacheMethod::default(), ..SequenceOptions::default() };
             let cache = |rows: RandomRows| Ok(Cache { rows: rows.name(), sequence: model.random_sequence(rows.rows(&config).as_ref(), options, 2)? });
-            [RandomRows::Dense, RandomRows::Fast].into_iter().map(cache).collect::<Result<Vec<_>>>()
+            let mut all = [RandomRows::Dense, RandomRows::Fast].into_iter().map(cache).collect::<Result<Vec<_>>>()?;
+            let few = Arc::new(Model::random(&config, WeightType::Quantised(Quantised::Q4), device.clone(), 1)?);
+            all.push(Cache { rows: FEW_BITS, sequence: few.random_sequence(RandomRows::Dense.rows(&config).as_ref(), options, 2)? });
+            Ok(all)
         };
         match make() {
             Ok(caches) => return Ok((shape, caches, config.vocab_size)),

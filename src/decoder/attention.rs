@@ -10,6 +10,7 @@ use crate::cache::Cache;
 use crate::gpu::Pass;
 use crate::kernels::accumulate::Accumulate;
 use crate::kernels::columns::{Block, List};
+use crate::kernels::flash::{self, Flash};
 use crate::kernels::merge::{self, Merge};
 use crate::kernels::prepare::{Absorbed, Added, Prepare};
 use crate::kernels::rebuild::Rebuild;
@@ -58,11 +59,18 @@ struct Attention {
     rebuild: Option<Rebuild>,
     /// Where something is left of evicted tokens in a sketch.
     sketch: Option<Sketch>,
-    score: Score,
-    values: Values,
+    weighing: Weighing,
     merge: Merge,
     /// Where tokens are evicted.
     accumulate: Option<(Accumulate, Stores)>,
+}
+
+/// How columns are weighed, and their values summed.
+enum Weighing {
+    /// In one pass.
+    Flash(Flash),
+    /// Scores first, then values.
+    Apart(Score, Values),
 }
 
 impl Attention {
@@ -99,13 +107,18 @@ impl Attention {
         let rebuild = keys.filter(|keys| !keys.absorbed).map(|keys| Rebuild::plan(device, attention, b, keys, cache.slots));
         let added = layer.added.as_ref().map(|numbers| Added { numbers, bias: layer.bias });
         let accumulate = Accumulate::plan(device, attention, b, exact)?;
+        let weighing = if !many && flash::fits(device, attention, exact, keys.zip(values)) {
+            Weighing::Flash(Flash::plan(device, attention, b, exact, keys.zip(values))?)
+        } else {
+            let score = Score::plan(device, attention, b, exact, keys, many)?;
+            Weighing::Apart(score, Values::plan(device, attention, b, exact, &layer.value_groups, values)?)
+        };
         Ok(Attention {
             prepare: Prepare::plan(device, (attention, index), b, exact, added, absorbed)?,
             select: select.transpose()?,
             rebuild: rebuild.transpose()?,
             sketch: Sketch::plan(device, attention, b, exact)?,
-            score: Score::plan(device, attention, b, exact, keys, many)?,
-            values: Values::plan(device, attention, b, exact, &layer.value_groups, values)?,
+            weighing,
             merge: Merge::plan(device, attention, b, up, many)?,
             accumulate: accumulate.zip(exact.eviction.as_ref().map(|eviction| eviction.stores)),
         })
@@ -144,8 +157,13 @@ impl Attention {
             if let Some(rebuild) = self.rebuild.as_ref().filter(|_| index == 0) {
                 rebuild.record(pass, of_all.start, of_all.coded);
             }
-            self.score.record(pass, &block, block.start - of_all.start);
-            self.values.record(pass, &block);
+            match &self.weighing {
+                Weighing::Flash(flash) => flash.record(pass, &block),
+                Weighing::Apart(score, values) => {
+                    score.record(pass, &block, block.start - of_all.start);
+                    values.record(pass, &block);
+                }
+            }
             self.merge.record(pass, &block);
             if let Some((accumulate, _)) = &self.accumulate {
                 accumulate.record(pass, &block);

@@ -2,7 +2,7 @@
 //! decoded with them ([`GpuSequence`]).
 //!
 //! What is computed is what [`crate::cpu`] computes, and in the order it stands there. A token's
-//! way through a layer is eight dispatches, listed in [`crate::kernels`]; everything that a step
+//! way through a layer is seven or eight dispatches, listed in [`crate::kernels`]; all that a step
 //! needs is planned when a sequence is made, so that a step only records, submits once and reads
 //! back eight bytes.
 

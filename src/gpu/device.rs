@@ -120,35 +120,6 @@ pub struct Options {
     pub canaries: bool,
 }
 
-/// What `doctor` says of one adapter.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct AdapterReport {
-    /// The adapter's name.
-    pub name: String,
-    /// Vulkan, Metal, Dx12 or Gl.
-    pub backend: String,
-    /// Discrete, integrated, virtual, a processor's software renderer, or other.
-    pub kind: String,
-    /// The driver's name and version.
-    pub driver: String,
-    /// The best tier; `None` where it cannot be used at all.
-    pub tier: Option<Tier>,
-    /// Bytes of its own memory, or the system's where it has none; `None` where that is not known.
-    pub memory: Option<u64>,
-    /// Why it cannot be used.
-    pub unusable: Option<String>,
-    /// Smallest and largest subgroup.
-    pub subgroup_sizes: [u32; 2],
-    /// Largest storage binding, bytes.
-    pub max_storage_binding: u64,
-    /// Largest buffer, bytes.
-    pub max_buffer: u64,
-    /// Workgroup memory, bytes.
-    pub max_workgroup_storage: u32,
-    /// Whether this is the one that is taken when none is named.
-    pub default: bool,
-}
-
 /// An open device: everything that kernels are made with.
 pub struct Device {
     pub(crate) device: wgpu::Device,
@@ -169,14 +140,14 @@ pub struct Device {
     pub(super) made: AtomicU64,
 }
 
-fn instance() -> wgpu::Instance {
+pub(super) fn instance() -> wgpu::Instance {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
     wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle_from_env() })
 }
 
 /// All adapters of Vulkan, Metal and DX12, each backend's in the system's order, real GPUs before
 /// software renderers.
-fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+pub(super) fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
     let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
     adapters.sort_by_key(|a| match a.get_info().device_type {
@@ -190,7 +161,7 @@ fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
 }
 
 /// Why an adapter cannot run the kernels, or the best tier that it can.
-fn judge(adapter: &wgpu::Adapter) -> std::result::Result<Tier, String> {
+pub(super) fn judge(adapter: &wgpu::Adapter) -> std::result::Result<Tier, String> {
     let (features, limits) = (adapter.features(), adapter.limits());
     if !features.contains(wgpu::Features::IMMEDIATES) || limits.max_immediate_size < IMMEDIATE_BYTES {
         return Err("it has no immediates (push constants)".into());
@@ -209,7 +180,7 @@ fn judge(adapter: &wgpu::Adapter) -> std::result::Result<Tier, String> {
 
 /// Bytes of an adapter's own memory; of the system's, where it has none. `None` where its interface
 /// does not say.
-fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+pub(super) fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     #[cfg(not(target_vendor = "apple"))]
     {
         // SAFETY: nothing is done to the adapter but to ask it.
@@ -226,32 +197,6 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
         let _ = adapter;
         None
     }
-}
-
-/// Every adapter that the system offers, for `doctor`.
-pub fn adapters() -> Vec<AdapterReport> {
-    let mut default = true;
-    enumerate(&instance())
-        .iter()
-        .map(|adapter| {
-            let (info, limits, verdict) = (adapter.get_info(), adapter.limits(), judge(adapter));
-            let usable = verdict.is_ok();
-            AdapterReport {
-                name: info.name,
-                backend: format!("{:?}", info.backend),
-                kind: format!("{:?}", info.device_type),
-                driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-                tier: verdict.as_ref().ok().copied(),
-                unusable: verdict.err(),
-                subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
-                max_storage_binding: limits.max_storage_buffer_binding_size,
-                max_buffer: limits.max_buffer_size,
-                max_workgroup_storage: limits.max_compute_workgroup_storage_size,
-                memory: memory(adapter),
-                default: usable && std::mem::take(&mut default),
-            }
-        })
-        .collect()
 }
 
 impl Device {
@@ -361,6 +306,16 @@ impl Device {
     /// Bytes of its own memory, or the system's where it has none; `None` where that is not known.
     pub fn memory(&self) -> Option<u64> {
         self.memory
+    }
+
+    /// Storage buffers that a kernel may be bound to.
+    pub(crate) fn storage_buffers(&self) -> u32 {
+        self.device.limits().max_storage_buffers_per_shader_stage
+    }
+
+    /// Bytes that a workgroup may have to itself.
+    pub(crate) fn workgroup_memory(&self) -> u32 {
+        self.device.limits().max_compute_workgroup_storage_size
     }
 
     /// The largest storage binding, bytes.

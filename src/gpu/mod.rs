@@ -4,6 +4,7 @@
 //! Everything above speaks of kernels; only this speaks wgpu's language of adapters, error scopes
 //! and mapped ranges.
 
+mod adapters;
 mod buffer;
 mod canary;
 mod device;
@@ -19,7 +20,8 @@ mod tuned;
 mod tuning;
 mod wait;
 
-pub use device::{AdapterReport, Device, Options, ShaderChecks, Tier, adapters};
+pub use adapters::{AdapterReport, adapters};
+pub use device::{Device, Options, ShaderChecks, Tier};
 pub use matrix::{Matrix, Part, Rows, Weight, WeightType};
 pub use pipeline::{Access, Kernel, Pass, Spec, Work};
 pub use profile::Timed;

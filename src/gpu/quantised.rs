@@ -105,7 +105,7 @@ impl Quantised {
     }
 
     /// The flags by which shaders read it.
-    pub(super) const fn flags(self) -> &'static [&'static str] {
+    pub(crate) const fn flags(self) -> &'static [&'static str] {
         match self {
             Quantised::Q4 => &["QUANTISED", "SINGLE"],
             Quantised::Q4Minimum => &["QUANTISED"],
@@ -124,6 +124,11 @@ impl Quantised {
     /// Weights of a set.
     pub const fn set(self) -> usize {
         self.groups() * GROUP
+    }
+
+    /// Loads of a row of so many weights.
+    pub(crate) const fn loads(self, cols: usize) -> usize {
+        LOADS * cols.div_ceil(self.set())
     }
 
     /// Words of a row of so many weights: codes, scales, upper bits.

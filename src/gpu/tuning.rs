@@ -55,6 +55,11 @@ pub struct Tuning {
     pub score_keys: u32,
     /// Workgroups from which there are enough: with fewer a lane scores one key.
     pub score_workgroups: u32,
+    /// Whether scores and values of one token are one kernel, where rows are one head's and there
+    /// are subgroups.
+    pub flash: bool,
+    /// Keys that a lane then has under way.
+    pub flash_keys: u32,
     /// Keys weighed at a time.
     ///
     /// A split is a multiple of them, and they are a multiple of 16 · `in_flight`.
@@ -75,6 +80,11 @@ pub struct Tuning {
     pub ahead: u32,
     /// Whether such a load is two vectors, where rows have an even number of them.
     pub paired: bool,
+    /// Whether quantised weights are multiplied by activations in eight bits, as integers, where
+    /// there are subgroups.
+    pub int8: bool,
+    /// How often a workgroup's teams then take rows: so often do rows use what it quantised first.
+    pub passes: u32,
     /// Logits that a workgroup looks at, of which another then chooses.
     pub logits: u32,
     /// Lanes of a workgroup that joins the splits of one token.
@@ -98,6 +108,8 @@ impl Tuning {
                 score_rows: 8,
                 score_keys: 1,
                 score_workgroups: 1024,
+                flash: true,
+                flash_keys: 1,
                 keys: 128,
                 in_flight: 1,
                 ends: 8,
@@ -105,6 +117,8 @@ impl Tuning {
                 team_rows: 8,
                 ahead: 1,
                 paired: false,
+                int8: false,
+                passes: 1,
                 logits: 1 << 16,
                 merge_lanes: 64,
             },
@@ -115,6 +129,8 @@ impl Tuning {
                 score_rows: 16,
                 score_keys: 4,
                 score_workgroups: 1024,
+                flash: true,
+                flash_keys: 4,
                 keys: 64,
                 in_flight: 4,
                 ends: 2,
@@ -122,6 +138,8 @@ impl Tuning {
                 team_rows: 2,
                 ahead: 2,
                 paired: true,
+                int8: false,
+                passes: 2,
                 logits: 1024,
                 merge_lanes: 256,
             },
@@ -152,12 +170,14 @@ impl Tuning {
             ("score_rows", self.score_rows, 32),
             ("score_keys", self.score_keys, 32),
             ("score_workgroups", self.score_workgroups, u32::MAX),
+            ("flash_keys", self.flash_keys, 16),
             ("keys", self.keys, 256),
             ("in_flight", self.in_flight, 16),
             ("ends", self.ends, 8),
             ("absorb", self.absorb, 1 << 16),
             ("team_rows", self.team_rows, 16),
             ("ahead", self.ahead, 16),
+            ("passes", self.passes, 64),
             ("logits", self.logits, 1 << 24),
             ("merge_lanes", self.merge_lanes, 256),
         ];

@@ -4,7 +4,7 @@
 use super::coded::{Coded, Slice};
 use super::columns::Kinds;
 use super::score::Reading;
-use super::{AttentionShape, argmax, embed, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
+use super::{AttentionShape, argmax, embed, flash, gather, landmark, matmul, matvec, merge, norm, pack, prepare, rebuild, score, select, values};
 use crate::gpu::{Quantised, Spec, Tuning, WeightType};
 use crate::kv::{Band, Format, RUN, Scale, Selection, Selector};
 
@@ -47,6 +47,10 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
             hot(&name("matmul RESIDUAL"), matmul(weights, &["RESIDUAL"])),
         ]);
     }
+    for kind in Quantised::ALL {
+        let name = |kernel: &str| [&[kernel], kind.flags()].concat().join(" ");
+        all.push(hot(&name("matvec_int8 NORM GATED"), matvec::int8_variant((kind, 4096), &["NORM", "GATED"], block, &tuning)));
+    }
     for (model, attention) in [("8B", AttentionShape::of(false, None, 32, 8, 128)), ("135M", AttentionShape::of(false, None, 9, 3, 64))] {
         all.extend(of_model(&attention, &tuning).into_iter().map(|Hot { name, spec }| Hot { name: format!("{name}, {model}"), spec }));
     }
@@ -62,6 +66,7 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256, by: Selector::ShadowKv };
     let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
     let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
+    let turning = Coded { mean_pairs: vec![(0..attention.head_dim as u32 / 2).collect(); attention.kv_heads], words: 100, ..rows_over(attention, 1) };
     let absorbed = |coded: &Coded| Reading::Absorbed(coded.codes(), 8, 1);
     let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, many);
     let values = |coded: Option<&Coded>, kinds: Kinds| {
@@ -86,6 +91,8 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("values CODED, one head", values(Some(&one), all_kinds)),
         hot("values CODED, all heads", values(Some(&all), all_kinds)),
         hot("values CODED LISTED", values(Some(&all), chosen)),
+        hot("flash", flash::variant(attention, None, 1, tuning)),
+        hot("flash CODED", flash::variant(attention, Some([&turning, &one]), 1, tuning)),
         hot("merge", merge::variant(attention, false, false, tuning)),
         hot("merge CODED", merge::variant(attention, true, false, tuning)),
         hot("merge CODED, many", merge::variant(attention, true, true, tuning)),

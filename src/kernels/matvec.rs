@@ -3,7 +3,7 @@
 use super::fusion::{Fusion, bindings};
 use super::{WORKGROUP, spec};
 use crate::Result;
-use crate::gpu::{Device, Kernel, Matrix, Pass, Spec, Tensor, Tier, Tuning, WeightType, Work, pad};
+use crate::gpu::{Device, Kernel, Matrix, Pass, Quantised, Spec, Tensor, Tier, Tuning, WeightType, Work, pad};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -24,7 +24,18 @@ const TEAM: u32 = 16;
 
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is fused with it.
 pub struct Matvec {
-    parts: Vec<(Kernel, Params, [u32; 3], Work)>,
+    parts: Vec<Product>,
+}
+
+/// Of one part of a matrix.
+struct Product {
+    kernel: Kernel,
+    params: Params,
+    /// Workgroups of a token, or of all.
+    blocks: u32,
+    /// Whether tokens have workgroups of their own.
+    by_token: bool,
+    work: Work,
 }
 
 /// As many rows as the teams of a workgroup take in one go, where a device says that its subgroups
@@ -61,6 +72,22 @@ pub(super) fn variant((weights, cols): (WeightType, usize), flags: &[&'static st
     spec("matvec.wgsl", &flags, &constants, &bindings(weights, &flags))
 }
 
+/// The same in integers: for quantised rows of so many weights, and `block` rows a workgroup.
+pub(super) fn int8_variant((kind, cols): (Quantised, usize), flags: &[&'static str], block: u32, tuning: &Tuning) -> Spec {
+    let weights = WeightType::Quantised(kind);
+    let mut constants = weights.constants();
+    let loads = kind.loads(cols) as u32;
+    constants.extend([("WORKGROUP", WORKGROUP), ("UNROLL", tuning.team_rows), ("ROWS", block), ("AHEAD", tuning.ahead), ("LOADS", loads)]);
+    let flags = [flags, weights.flags(), &["INT8"]].concat();
+    spec("matvec_int8.wgsl", &flags, &constants, &bindings(weights, &flags))
+}
+
+/// Bytes in which a workgroup has a token in 8 bits, with a step for 32 and a sum for each lane.
+fn int8_bytes(kind: Quantised, cols: usize) -> u32 {
+    let weights = cols.next_multiple_of(kind.set()) as u32;
+    weights + weights / 8 + 4 * WORKGROUP
+}
+
 /// Lanes of the subgroups that a device is likely to form for a kernel that does not ask for a
 /// size, of those that it says it may: Metal says 4 to 64 and forms 32, Intel 8 to 32 and forms 16
 /// or 32, AMD 32 to 64 and forms either. The shader reads what they really are; a workgroup has as
@@ -79,27 +106,40 @@ impl Matvec {
     pub(crate) fn plan(device: &Device, weights: &Matrix, x: &Tensor, out: &Tensor, fusion: Fusion, columns: u32) -> Result<Matvec> {
         fusion.check("matvec", weights, x, out);
         let (tuning, cols) = (device.tuning(), pad(weights.cols));
-        let block = block((device.tier() == Tier::F16Subgroups).then(|| device.subgroups()), &tuning);
+        let subgroups = (device.tier() == Tier::F16Subgroups).then(|| device.subgroups());
+        let block = block(subgroups, &tuning);
         let parts = weights.parts.iter().map(|part| {
             assert!(part.kind != WeightType::F32, "matvec: {} where weights are F16 or quantised", part.weights);
-            let spec = variant((part.kind, cols), &fusion.flags(), [block, columns], &tuning);
+            let int8 = match part.kind {
+                WeightType::Quantised(kind) if tuning.int8 && subgroups.is_some() && int8_bytes(kind, cols) <= device.workgroup_memory() => {
+                    Some(kind)
+                }
+                _ => None,
+            };
+            let (spec, block) = match int8 {
+                Some(kind) => (int8_variant((kind, cols), &fusion.flags(), block * tuning.passes, &tuning), block * tuning.passes),
+                None => (variant((part.kind, cols), &fusion.flags(), [block, columns], &tuning), block),
+            };
             let kernel = device.kernel(spec, &fusion.buffers(part, x, out))?.called(format_args!("{}×{cols}", part.rows()));
             let rows = part.rows() as u32;
             let epsilon = fusion.norm.map_or(0.0, |norm| norm.epsilon);
             let [first, width, count, stride] = [part.first, cols / 4, weights.cols, out.shape.stride].map(|n| n as u32);
             let [scale, cap] = fusion.numbers();
             let params = Params { first, rows, width, count, epsilon, tokens: 1, stride, scale, cap };
-            let blocks = rows.div_ceil(block);
-            let across = blocks.min(32768);
             let work = Work { bytes: part.bytes() + 4 * (part.rows() + cols) as u64, flops: 2 * (part.rows() * cols) as u64 };
-            Ok((kernel, params, [across, blocks.div_ceil(across), 1], work))
+            Ok(Product { kernel, params, blocks: rows.div_ceil(block), by_token: int8.is_some(), work })
         });
         Ok(Matvec { parts: parts.collect::<Result<_>>()? })
     }
 
     /// One dispatch per part of the matrix, of up to as many tokens as were planned.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        self.parts.iter().for_each(|(kernel, params, grid, work)| kernel.record(pass, &Params { tokens, ..*params }, *grid, *work));
+        for part in &self.parts {
+            let across = part.blocks.min(32768);
+            let down = part.blocks.div_ceil(across);
+            let grid = if part.by_token { [tokens, across, down] } else { [across, down, 1] };
+            part.kernel.record(pass, &Params { tokens, ..part.params }, grid, part.work);
+        }
     }
 }
 
@@ -107,7 +147,7 @@ impl Matvec {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::gpu::{Packed, Quantised, Rows, Shape};
+    use crate::gpu::{Packed, Rows, Shape};
     use crate::kernels::fusion::Activation;
     use crate::kernels::norm::RmsNorm;
     use crate::kernels::oracle::{assert_close, halves, numbers, run, tuned_devices};
@@ -180,11 +220,16 @@ pub(super) mod tests {
             Numbers { rows, weights, x, gain, bias: numbers(4, self.rows), before: numbers(5, tokens * self.stride()) }
         }
 
-        pub fn expected(&self, n: &Numbers) -> Vec<f64> {
+        /// By the definition; `int8`: with activations as they are in 8 bits.
+        pub fn expected(&self, n: &Numbers, int8: bool) -> Vec<f64> {
             let token = |(t, x): (usize, &[f32])| {
                 let square: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
                 let scale = if self.norm { 1.0 / (square / self.cols as f64 + 1e-3f32 as f64).sqrt() } else { 1.0 };
-                let input = |k: usize| x[k] as f64 * scale * if self.norm { n.gain[k] as f64 } else { 1.0 };
+                let mut input: Vec<f32> = (0..self.cols).map(|k| x[k] * if self.norm { n.gain[k] } else { 1.0 }).collect();
+                if int8 {
+                    input.chunks_mut(32).for_each(in_eight_bits);
+                }
+                let input = |k: usize| f64::from(input[k]) * scale;
                 let product = |r: usize| (0..self.cols).map(|k| n.weights[r * self.cols + k] * input(k)).sum::<f64>();
                 let product = |r: usize| product(r) + if self.bias { n.bias[r] as f64 } else { 0.0 };
                 let out = |i: usize| match (self.gated, self.activation) {
@@ -197,6 +242,11 @@ pub(super) mod tests {
             };
             n.x.chunks_exact(pad(self.cols)).enumerate().flat_map(token).collect()
         }
+    }
+
+    fn in_eight_bits(group: &mut [f32]) {
+        let step = group.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+        group.iter_mut().for_each(|x| *x = (*x / step).round_ties_even() * step);
     }
 
     /// By the definitions; `Φ` by Simpson's rule.
@@ -286,7 +336,8 @@ pub(super) mod tests {
                     let matvec = Matvec::plan(&device, &weights, &x, &out, fusion, columns).unwrap();
                     let got = run::<f32>(&device, &out, tokens * case.stride(), |pass| matvec.record(pass, tokens as u32));
                     let what = format!("{} for {tokens} of {columns}, {types:?}, {:?}, {tuning:?}", case.name, device.tier());
-                    assert_close(got.into_iter().map(f64::from), &case.expected(&n), 1e-10, &what);
+                    let int8 = tuning.int8 && device.tier() == Tier::F16Subgroups && matches!(types[0], WeightType::Quantised(_));
+                    assert_close(got.into_iter().map(f64::from), &case.expected(&n, int8), 1e-10, &what);
                 }
             }
         }

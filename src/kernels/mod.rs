@@ -2,11 +2,12 @@
 //! and its record (into a pass, allocating nothing).
 //!
 //! One decode step is, per layer: [`matvec`] (norm and query, key row, value row in one projection)
-//! → [`prepare`] (bias, QK-norm, RoPE, append) → [`score`] → [`values`] → [`merge`] (and the
-//! values' up-projection) → [`matvec`] (output projection onto the residual) → [`matvec`] (norm,
-//! gate, up, SiLU) → [`matvec`] (down, onto the residual): eight dispatches. Scoring and summing
-//! are two kernels, not one, because their groups differ: keys are scored by key/value head, while
-//! value rows may belong to all heads at once, and a fused kernel would read those once per head.
+//! → [`prepare`] (bias, QK-norm, RoPE, append) → [`flash`] (scores and the values' weighted sums,
+//! split by split) → [`merge`] (and the values' up-projection) → [`matvec`] (output projection onto
+//! the residual) → [`matvec`] (norm, gate, up, SiLU) → [`matvec`] (down, onto the residual): seven
+//! dispatches. Where rows belong to several heads, or there are no subgroups, [`score`] and
+//! [`values`] stand for the third: there the groups of keys and of values differ, and one kernel
+//! would read a row once for every head.
 //!
 //! Beside latents the newest tokens are kept exactly, and every so often a block of them is coded:
 //! [`gather`] (what a row is made from, less its mean) → [`matmul`] (to coordinates) → [`pack`].
@@ -28,6 +29,7 @@ pub mod energy;
 pub mod evict;
 pub mod eviction;
 pub mod exact;
+pub mod flash;
 mod fusion;
 pub mod gather;
 pub mod gram;
@@ -109,6 +111,8 @@ mod oracle {
             score_rows: 3,
             score_keys: 3,
             score_workgroups: 1,
+            flash: true,
+            flash_keys: 3,
             keys: 32,
             in_flight: 2,
             ends: 3,
@@ -116,6 +120,8 @@ mod oracle {
             team_rows: 2,
             ahead: 3,
             paired: true,
+            int8: true,
+            passes: 3,
             logits: 100,
             merge_lanes: 128,
         };

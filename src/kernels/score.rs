@@ -129,7 +129,7 @@ pub(super) enum Reading {
 }
 
 /// A soft cap as whole numbers, which constants are: `CAP / 2^CAP_SHIFT`, to 24 bits.
-fn fraction(cap: f32) -> [(&'static str, u32); 2] {
+pub(super) fn fraction(cap: f32) -> [(&'static str, u32); 2] {
     let scaled = |shift: u32| cap * (1u32 << shift) as f32;
     let shift = (0..24).find(|shift| scaled(*shift).fract() == 0.0 || scaled(*shift) >= (1 << 23) as f32).unwrap_or(24);
     [("CAP", scaled(shift).round() as u32), ("CAP_SHIFT", shift)]

@@ -1,0 +1,295 @@
+//! `flash.wgsl`: attention of one token in one pass, where rows are one head's.
+
+use super::attention::AttentionBuffers;
+use super::coded::{BOOKS, Coded};
+use super::columns::Block;
+use super::exact::ExactRows;
+use super::score::{CodedKeys, fraction};
+use super::values::{CodedValues, groups, splits, sums};
+use super::{AttentionShape, NEAR, spec};
+use crate::Result;
+use crate::gpu::{Access, Device, Kernel, Pass, Spec, Tier, Tuning, Work, pad};
+use crate::kv::Slots;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    position: u32,
+    plain: u32,
+    coded: u32,
+    start: u32,
+    length: u32,
+    along: u32,
+    sums: u32,
+    near: u32,
+    fixed: u32,
+    base: u32,
+    window: u32,
+    sinks: u32,
+    ring: u32,
+    recent: u32,
+    low: u32,
+    high: u32,
+}
+
+/// Lanes of a workgroup: few, since they meet in its memory at the end.
+const LANES: u32 = 128;
+
+/// Numbers of a row that a lane has.
+const PART: usize = 8;
+
+/// The most query heads whose queries and sums a lane has in registers.
+const MOST_ROWS: usize = 4;
+
+/// Storage buffers that the kernel is bound to.
+const BINDINGS: u32 = 11;
+
+/// Attention of one layer to its exact rows, and to coded ones.
+pub struct Flash {
+    kernel: Kernel,
+    kv_heads: u32,
+    /// Blocks of query heads that share a key/value head.
+    blocks: u32,
+    /// What a column takes that is plain, and one that is coded.
+    each: [Work; 2],
+    tuning: Tuning,
+    slots: Slots,
+    params: Params,
+}
+
+/// Lanes that share a row: a power of two.
+fn lanes(attention: &AttentionShape, coded: Option<[&Coded; 2]>) -> usize {
+    let ranks = coded.into_iter().flatten().flat_map(|side| side.slices.iter().map(|slice| slice.rank()));
+    ranks.chain([attention.head_dim]).max().unwrap_or(0).div_ceil(PART).next_power_of_two()
+}
+
+/// Query heads of a workgroup.
+fn rows(attention: &AttentionShape) -> usize {
+    let group = attention.group_size();
+    group.div_ceil(group.div_ceil(MOST_ROWS))
+}
+
+/// `coded`: keys and values, which [`fits`].
+pub(super) fn variant(attention: &AttentionShape, coded: Option<[&Coded; 2]>, align: usize, tuning: &Tuning) -> Spec {
+    let mut flags = vec!["FLASH"];
+    let mut bindings: Vec<_> =
+        [Access::Read, Access::Read, Access::Read, Access::Write, Access::Write].into_iter().zip(0..).map(|(a, b)| (b, a)).collect();
+    let lanes = lanes(attention, coded);
+    let mut constants = [
+        ("WORKGROUP", LANES as usize),
+        ("LANES", lanes),
+        ("EXACT_LANES", attention.head_dim / PART),
+        ("KV_HEADS", attention.kv_heads),
+        ("GROUP", attention.group_size()),
+        ("ROWS", rows(attention)),
+        ("KEYS", tuning.flash_keys as usize),
+        ("ALIGN", align),
+    ]
+    .map(|(name, number)| (name, number as u32))
+    .to_vec();
+    if let Some(cap) = attention.cap {
+        flags.push("CAPPED");
+        constants.extend(fraction(cap));
+    }
+    if let Some([keys, values]) = coded {
+        flags.push("CODED");
+        let codes = super::coded::Codes::of([keys, values].into_iter().flat_map(|side| side.slices.iter().map(|slice| &slice.format)));
+        flags.extend(codes.flags);
+        constants.extend(codes.constants);
+        let pairs = keys.mean_pairs.iter().map(Vec::len).max().unwrap_or(0);
+        constants.extend([
+            ("PAIRS", (attention.head_dim / 2) as u32),
+            ("NEAR", NEAR),
+            ("BOOKS", BOOKS),
+            ("TURNS", pairs.div_ceil(2).div_ceil(lanes).max(1) as u32),
+            ("KEY_WORDS", keys.words as u32),
+            ("VALUE_WORDS", values.words as u32),
+            ("EXACT_ENTRIES", groups(attention, None, false).1[0]),
+        ]);
+        bindings.extend((5..BINDINGS).map(|binding| (binding, Access::Read)));
+    }
+    spec("flash.wgsl", &flags, &constants, &bindings)
+}
+
+/// Whether the kernel reads such rows on a device: whole lanes of one subgroup, a head's own rows
+/// that are not coded in blocks of tokens, all of them.
+pub(crate) fn fits(device: &Device, attention: &AttentionShape, cache: &ExactRows, coded: Option<(CodedKeys, CodedValues)>) -> bool {
+    let own = |side: &Coded| side.block == 1 && side.slices.iter().all(|slice| slice.kv_heads == 1);
+    let sides = coded.map(|(keys, values)| [keys.coded, values.coded]);
+    let whole =
+        coded.is_none_or(|(keys, values)| keys.absorbed && keys.list.is_none() && values.list.is_none() && own(keys.coded) && own(values.coded));
+    let subgroups = device.tier() == Tier::F16Subgroups && lanes(attention, sides) as u32 <= device.subgroups()[0].min(LANES);
+    let enough = device.storage_buffers() >= BINDINGS;
+    device.tuning().flash && subgroups && enough && whole && cache.eviction.is_none() && attention.head_dim.is_multiple_of(PART)
+}
+
+impl Flash {
+    /// Reads `queries`, writes `sums` and `weights` of `b`, for one token, of rows that [`fits`].
+    pub(crate) fn plan(
+        device: &Device,
+        attention: &AttentionShape,
+        b: &AttentionBuffers,
+        cache: &ExactRows,
+        coded: Option<(CodedKeys, CodedValues)>,
+    ) -> Result<Flash> {
+        let mut buffers = vec![&b.queries, &cache.keys, &cache.values, &b.sums, &b.weights];
+        buffers.extend(coded.iter().flat_map(|(keys, values)| [keys.rows, keys.table, &b.rope, values.rows, values.table, values.groups]));
+        let sides = coded.map(|(keys, values)| [keys.coded, values.coded]);
+        let (tuning, heads, dim) = (device.tuning(), attention.heads, pad(attention.head_dim));
+        let work = |bytes: usize, flops: usize| Work { bytes: bytes as u64, flops: flops as u64 };
+        let of_coded = sides.map_or(work(0, 0), |sides| {
+            let numbers = |side: &&Coded| (0..attention.kv_heads).map(|kv| side.rank(kv)).sum::<usize>();
+            let words: usize = sides.iter().map(|side| side.row_words()).sum();
+            work(4 * words, 2 * attention.group_size() * sides.iter().map(numbers).sum::<usize>())
+        });
+        let align = sides.map_or(1, |[keys, _]| keys.block);
+        Ok(Flash {
+            kernel: device.kernel(variant(attention, sides, align, &tuning), &buffers)?,
+            kv_heads: attention.kv_heads as u32,
+            blocks: attention.group_size().div_ceil(rows(attention)) as u32,
+            each: [work(4 * attention.kv_row(), 4 * heads * dim), of_coded],
+            tuning,
+            slots: cache.slots,
+            params: Params {
+                sums: sums(attention, sides.map(|[_, values]| values)) as u32 / 4,
+                sinks: cache.slots.sinks,
+                ring: cache.slots.ring,
+                ..bytemuck::Zeroable::zeroed()
+            },
+        })
+    }
+
+    /// One workgroup per split, key/value head, and block of its query heads.
+    pub fn record(&self, pass: &mut Pass, block: &Block) {
+        let [(splits, length), (more, along)] = splits(block, &self.tuning);
+        let params = Params {
+            position: block.first,
+            plain: block.exact(),
+            coded: block.coded,
+            start: block.start,
+            length,
+            along,
+            near: block.near,
+            fixed: block.fixed,
+            base: block.base(self.slots),
+            window: block.window,
+            recent: block.reach.recent as u32,
+            low: block.reach.low as u32,
+            high: block.reach.high as u32,
+            ..self.params
+        };
+        let [plain, coded] = [block.exact(), block.coded].map(u64::from);
+        let sums = 16 * u64::from(splits + more) * u64::from(self.params.sums);
+        let [of_plain, of_coded] = self.each;
+        let work = Work { bytes: plain * of_plain.bytes + coded * of_coded.bytes + sums, flops: plain * of_plain.flops + coded * of_coded.flops };
+        self.kernel.record(pass, &params, [splits + more, self.kv_heads, self.blocks], work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Options;
+    use crate::kernels::oracle::{assert_close, buffers, exact, frequencies, halves, latent_side, numbers, run, tuned_devices, upload};
+    use crate::kernels::rope_table;
+    use crate::kernels::score::Score;
+    use crate::kernels::values::Values;
+    use crate::kv::{Band, Exact, Format, Scale};
+
+    fn format(bits: &[u8], scale: Scale) -> Format {
+        Format { bands: bits.iter().map(|&bits| Band { bits, runs: 1 }).collect(), scale }
+    }
+
+    /// Splits and weights are those of `score.wgsl` and `values.wgsl`, which are held against
+    /// definitions: rows of all kinds, heads that share a key/value head in one block and in two,
+    /// sinks, a ring, a window.
+    #[test]
+    fn one_pass_is_what_two_are() {
+        let mixed = [format(&[16, 8, 3, 2], Scale::Fixed), format(&[8, 4, 3, 2], Scale::Band), format(&[4, 4, 4], Scale::Affine)];
+        let together = [format(&[4, 3, 2, 2], Scale::Band), format(&[2], Scale::Band), format(&[3, 3], Scale::Band)];
+        let steps = [format(&[4, 4], Scale::Affine), format(&[4, 4], Scale::Affine), format(&[8, 8], Scale::Affine)];
+        let shape = |group: usize, head: usize, window| AttentionShape::of(false, window, 3 * group, 3, head);
+        let cases = [
+            (shape(3, 32, None), Some(&mixed)),
+            (AttentionShape { cap: Some(2.55), ..shape(1, 16, Some(700)) }, Some(&together)),
+            (shape(6, 16, None), Some(&steps)),
+            (shape(2, 64, Some(900)), None),
+        ];
+        let (capacity, last) = (1200, 1100);
+        let mut ran = 0;
+        for (c, formats) in cases {
+            let [keys, values] = [[0, 1, 2], [2, 0, 1]].map(|order| {
+                let slices = formats.map(|all| order.map(|i| (1, &all[i])));
+                slices.map(|slices| latent_side(&c, &slices, capacity))
+            });
+            let mut means = numbers(4, 3 * c.head_dim);
+            means[..4].fill(0.0);
+            let keys = keys.map(|side| side.about(&c, &means));
+            let rows = Exact { sinks: 3, recent: 40 };
+            let (slots, reach) = match formats {
+                Some(_) => (Slots::new(&rows.blocks(1), 200, capacity), Some(rows.reach(last, 1, true, 0))),
+                None => (Slots::ALL, None),
+            };
+            let count = if formats.is_some() { slots.count() } else { capacity };
+            let stored = [2, 3].map(|seed| halves(seed, count * c.kv_row()));
+            let block = Block::new(last as u32, 1, 0, c.window, reach);
+            for (device, tuning) in tuned_devices(None).filter(|(device, tuning)| tuning.flash && device.tier() == Tier::F16Subgroups) {
+                let cache = exact(&device, slots, [&stored[0], &stored[1]]);
+                let columns = (block.exact() + block.coded) as usize;
+                let stride = keys.as_ref().map_or(c.query_row(), |side| side.coded.query_stride(&c, true));
+                let queries = numbers(1, stride);
+                let table = |numbers: &[[u32; 4]]| device.upload("table", numbers.as_flattened()).unwrap();
+                let groups = device.upload("groups", &groups(&c, values.as_ref().map(|side| &side.coded), false).0).unwrap();
+                let own = |side: &crate::kernels::oracle::LatentSide| device.upload("rows", &side.rows).unwrap();
+                let buffers_of = keys.as_ref().zip(values.as_ref()).map(|(keys, values)| {
+                    (own(keys), table(&keys.coded.key_table(&c, true, &means)), own(values), table(&values.coded.value_table()))
+                });
+                let nothing = device.buffer("nothing", 4).unwrap();
+                let coded =
+                    keys.as_ref().zip(values.as_ref()).zip(buffers_of.as_ref()).map(|((keys, values), (rows, key_table, value_rows, table))| {
+                        let keys = CodedKeys { coded: &keys.coded, rows, table: key_table, up: &nothing, absorbed: true, list: None };
+                        (keys, CodedValues { coded: &values.coded, rows: value_rows, table, groups: &groups, list: None })
+                    });
+                let [(exact_splits, _), (coded_splits, _)] = splits(&block, &tuning);
+                let vectors = sums(&c, values.as_ref().map(|side| &side.coded));
+                let all = (exact_splits + coded_splits) as usize;
+                let through = AttentionBuffers {
+                    queries: wgpu::Buffer::clone(&upload(&device, &queries, stride)),
+                    rope: upload(&device, rope_table(&frequencies(c.head_dim), capacity).as_flattened(), 2),
+                    scores: device.buffer("scores", (c.heads * columns * 4) as u64).unwrap(),
+                    sums: device.buffer("sums", (all * vectors * 4) as u64).unwrap(),
+                    weights: device.buffer("weights", (all * c.heads * 8) as u64).unwrap(),
+                    ..buffers(&device, columns)
+                };
+                assert!(fits(&device, &c, &cache, coded), "{c:?}");
+                let own = AttentionBuffers {
+                    sums: device.buffer("sums", (all * vectors * 4) as u64).unwrap(),
+                    weights: device.buffer("weights", (all * c.heads * 8) as u64).unwrap(),
+                    ..through.clone()
+                };
+                let flash = Flash::plan(&device, &c, &own, &cache, coded).unwrap();
+                let (score, value) = (
+                    Score::plan(&device, &c, &through, &cache, coded.map(|(keys, _)| keys), false).unwrap(),
+                    Values::plan(&device, &c, &through, &cache, &groups, coded.map(|(_, values)| values)).unwrap(),
+                );
+                let apart = run::<f32>(&device, &through.sums, all * vectors, |pass| {
+                    score.record(pass, &block, 0);
+                    value.record(pass, &block);
+                });
+                let weights = run::<f32>(&device, &through.weights, all * c.heads * 2, |_| ());
+                let together = run::<f32>(&device, &own.sums, all * vectors, |pass| flash.record(pass, &block));
+                let what = format!("{c:?}, {tuning:?}");
+                assert!(apart.iter().any(|x| *x != 0.0));
+                assert_close(together.into_iter().map(f64::from), &apart.into_iter().map(f64::from).collect::<Vec<_>>(), 1e-10, &what);
+                let got = run::<f32>(&device, &own.weights, weights.len(), |_| ());
+                assert_close(got.into_iter().map(f64::from), &weights.into_iter().map(f64::from).collect::<Vec<_>>(), 1e-10, &what);
+                ran += 1;
+            }
+        }
+        assert_eq!(ran, 12);
+        // Other tiers have no subgroups, and rows over several heads are read apart.
+        let device = Device::open(&Options { tier: Some(Tier::F16), ..Default::default() }).unwrap();
+        let c = shape(2, 64, None);
+        assert!(!fits(&device, &c, &exact(&device, Slots::ALL, [&[], &[]]), None));
+    }
+}
