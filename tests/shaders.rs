@@ -70,8 +70,12 @@ fn every_variant_that_is_asked_for_translates() {
     assert_all_is_asked_for(&asked);
     let variants: HashSet<Spec> = asked.into_iter().collect();
     let all: Vec<(Tier, &Spec)> = Tier::ALL.into_iter().flat_map(|tier| variants.iter().map(move |variant| (tier, variant))).collect();
-    // All but the one shader that exists to measure f16.
-    let possible = |(tier, variant): &&(Tier, &Spec)| *tier != Tier::Baseline || !variant.flags.contains(&"HALVES");
+    // All but the one shader that exists to measure f16, and those that are chosen where there are
+    // subgroups.
+    let possible = |(tier, variant): &&(Tier, &Spec)| match variant.shader {
+        "flash.wgsl" | "matvec_int8.wgsl" => *tier == Tier::F16Subgroups,
+        _ => *tier != Tier::Baseline || !variant.flags.contains(&"HALVES"),
+    };
     all.par_iter().filter(possible).for_each(|(tier, variant)| assert_translates(variant, *tier));
 }
 

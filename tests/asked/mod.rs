@@ -45,6 +45,8 @@ pub fn specs() -> Vec<Spec> {
         of_weights(&device);
         wide_heads().iter().for_each(|synthetic| plan(&device, synthetic));
     }
+    device.set_tuning(Tuning { int8: true, ..Tuning::of(false) });
+    weighted(&device, 96, |_, _| ());
     roofline(&device).unwrap();
     assert_eq!(device.overrun().unwrap(), None, "a buffer behind which something was written");
     assert_eq!(device.unowned_error(), None);
@@ -157,15 +159,21 @@ fn plan_checkpoint(device: &Arc<Device>, path: &Path) {
 /// Every type of weights: in rows of whole sets, and not.
 fn of_weights(device: &Arc<Device>) {
     for hidden in [128, 96] {
-        let synthetic = SyntheticModel { hidden, head_dim: 16, ffn: 64, layers: 1, ..SyntheticModel::default() };
-        let directory = synthetic.write_temporary();
-        let config = Checkpoint::open(directory.path()).unwrap().config().clone();
-        for kind in Quantised::ALL {
-            let model = Arc::new(Model::random(&config, WeightType::Quantised(kind), device.clone(), 1).unwrap());
-            let mut sequence = model.random_sequence(None, options(CacheMethod::Full), 1).unwrap();
-            sequence.forward(&Random(1).tokens(20, config.vocab_size), Logits::Last).unwrap();
+        weighted(device, hidden, |sequence, vocab| {
+            sequence.forward(&Random(1).tokens(20, vocab), Logits::Last).unwrap();
             sequence.step(1).unwrap();
-        }
+        });
+    }
+}
+
+/// Sequences of models in every quantised type, and how many tokens these know.
+fn weighted(device: &Arc<Device>, hidden: usize, run: impl Fn(&mut dyn Sequence, usize)) {
+    let synthetic = SyntheticModel { hidden, head_dim: 16, ffn: 64, layers: 1, ..SyntheticModel::default() };
+    let directory = synthetic.write_temporary();
+    let config = Checkpoint::open(directory.path()).unwrap().config().clone();
+    for kind in Quantised::ALL {
+        let model = Arc::new(Model::random(&config, WeightType::Quantised(kind), device.clone(), 1).unwrap());
+        run(&mut model.random_sequence(None, options(CacheMethod::Full), 1).unwrap(), config.vocab_size);
     }
 }
 
