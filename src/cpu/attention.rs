@@ -3,6 +3,7 @@
 //!
 //! Where the family has a soft cap, what it leaves of a score is what the softmax sees.
 
+use super::absorb::Absorbed;
 use super::activation::soft_cap;
 use super::columns::Columns;
 use super::linear::{Linear, Source};
@@ -11,7 +12,9 @@ use super::turn::Turn;
 use crate::Result;
 use crate::kv::fade;
 use crate::linalg::{product, stack, tr_product};
-use nalgebra::{DMatrix, DVector};
+use crate::logits::exponential::exp;
+use nalgebra::{DMatrix, DMatrixView, DVector};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Grouped-query attention with its projections.
@@ -79,26 +82,41 @@ impl Attention {
     }
 
     /// `[hidden, tokens]` of queries from `position` on, and where the sequence evicts, what each
-    /// column received over all heads and queries.
-    pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns) -> (DMatrix<f32>, Vec<f32>) {
-        let d = self.head_dim;
+    /// column received over all heads and queries. Columns that are `absorbed` follow the others.
+    pub(super) fn attend(&self, queries: &DMatrix<f32>, position: usize, cached: &Columns, absorbed: Option<&Absorbed>) -> (DMatrix<f32>, Vec<f32>) {
+        let (d, tokens) = (self.head_dim, queries.ncols());
+        let heads = queries.nrows() / d;
         // What a query gives fades until the last of them.
-        let later = DVector::from_fn(queries.ncols(), |j, _| fade(queries.ncols() - 1 - j));
-        let (heads, received): (Vec<DMatrix<f32>>, Vec<Option<DVector<f32>>>) = (0..queries.nrows() / d)
-            .into_par_iter()
-            .map(|head| {
-                let kv_head = head / self.group_size;
-                let first = kv_head * d;
-                let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
-                self.cap(&mut weights);
-                cached.multiply(&mut weights, d);
-                self.softmax(&mut weights, position, cached, kv_head);
-                let received = cached.evicted.is_some().then(|| &weights * &later);
-                (product(cached.values.rows(first, d), weights.as_view()), received)
-            })
-            .unzip();
-        let received = received.into_iter().flatten().reduce(|sum, head| sum + head);
-        (self.output.apply(&stack(&heads)), received.map_or(Vec::new(), |received| received.data.into()))
+        let later = DVector::from_fn(tokens, |j, _| fade(tokens - 1 - j));
+        let by_line = DMatrixView::from_slice(queries.as_slice(), d, heads * tokens);
+        let more = absorbed.map(|absorbed| absorbed.scores(by_line, [heads, self.group_size]));
+        let rows = cached.keys.ncols();
+        let of_head = |head: usize| {
+            let kv_head = head / self.group_size;
+            let first = kv_head * d;
+            let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
+            if let Some(more) = &more {
+                weights = weights.resize_vertically(rows + more.ncols(), 0.0);
+                for (token, mut column) in weights.column_iter_mut().enumerate() {
+                    column.rows_mut(rows, more.ncols()).tr_copy_from(&more.row(token * heads + head));
+                }
+            }
+            self.cap(&mut weights);
+            cached.multiply(&mut weights, d);
+            self.softmax(&mut weights, position, cached, kv_head);
+            let received = cached.evicted.is_some().then(|| &weights * &later);
+            (product(cached.values.rows(first, d), weights.rows(0, rows)), (received, weights))
+        };
+        let (sums, (received, weights)): (Vec<_>, (Vec<_>, Vec<_>)) = (0..heads).into_par_iter().map(of_head).unzip();
+        let mut attended = stack(&sums);
+        if let Some(absorbed) = absorbed {
+            let by_line = DMatrix::from_fn(heads * tokens, absorbed.len(), |line, column| weights[line % heads][(rows + column, line / heads)]);
+            let mut sums = DMatrix::from_vec(d, heads * tokens, attended.data.into());
+            absorbed.add_values(&by_line, [heads, self.group_size], &mut sums);
+            attended = DMatrix::from_vec(heads * d, tokens, sums.data.into());
+        }
+        let received = received.into_iter().flatten().reduce(|sum: DVector<f32>, head| sum + head);
+        (self.output.apply(&attended), received.map_or(Vec::new(), |received| received.data.into()))
     }
 
     /// Caps scores that are still to be divided by `√head_dim`.
@@ -117,9 +135,9 @@ impl Attention {
             let (seen, scores) = (cached.seen(position + j, self.window, kv_head), column.as_mut_slice());
             let highest = seen.iter().flat_map(|range| &scores[range.clone()]).copied().fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
-            for score in seen.iter().flat_map(|range| range.clone()) {
-                scores[score] = ((scores[score] - highest) * scale).exp();
-                sum += scores[score];
+            for range in &seen {
+                Arch::new().dispatch(Exponentials { scores: &mut scores[range.clone()], highest, scale });
+                sum += scores[range.clone()].iter().sum::<f32>();
             }
             let mut next = 0;
             for range in seen {
@@ -128,6 +146,26 @@ impl Attention {
                 next = range.end;
             }
             scores[next..].fill(0.0);
+        }
+    }
+}
+
+/// `e^(scale·(s − highest))` for every score, compiled for every instruction set.
+struct Exponentials<'a> {
+    scores: &'a mut [f32],
+    highest: f32,
+    scale: f32,
+}
+
+impl WithSimd for Exponentials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Exponentials { scores, highest, scale } = self;
+        for score in scores {
+            let x = (*score - highest) * scale;
+            *score = if x.is_nan() { x } else { exp(x) };
         }
     }
 }
@@ -142,11 +180,8 @@ pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window:
         forgotten.fill(0.0);
         rest.fill(0.0);
         let highest = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0.0;
-        for score in seen.iter_mut() {
-            *score = ((*score - highest) * scale).exp();
-            sum += *score;
-        }
+        Arch::new().dispatch(Exponentials { scores: seen, highest, scale });
+        let sum: f32 = seen.iter().sum();
         for weight in seen {
             *weight /= sum;
         }

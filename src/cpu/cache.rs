@@ -8,6 +8,7 @@
 //! is done with them on a GPU: simple, and the same numbers.
 
 use super::RowType;
+use super::absorb::Absorbed;
 use super::columns::Columns;
 use super::eviction::{Eviction, Leaving};
 use super::landmarks::Landmarks;
@@ -147,7 +148,8 @@ impl Cache {
             _ => (Vec::new(), None),
         };
         let width = self.layers[layer].keys.width();
-        let columns = exact + runs.iter().map(|run| run.tokens.len()).sum::<usize>();
+        let absorbed = self.absorbed(layer, call, ropes).is_some();
+        let columns = exact + if absorbed { 0 } else { runs.iter().map(|run| run.tokens.len()).sum::<usize>() };
         let [mut keys, mut values] = [(); 2].map(|()| {
             let mut room = self.spare.pop().unwrap_or_default();
             room.resize(width * columns, 0.0);
@@ -158,7 +160,7 @@ impl Cache {
             self.read_exact(layer, side, 0..sinks, first);
             self.read_exact(layer, side, window..end, &mut rest[..width * (end - window)]);
         }
-        if let (Some(rows), false) = (&self.coded, runs.is_empty()) {
+        if let (Some(rows), false) = (&self.coded, absorbed || runs.is_empty()) {
             rows.rebuild(layer, &runs, exact, [&mut keys, &mut values], ropes.of(layer));
         }
         let columns = Columns { keys, values, reach, sinks, window, runs, chosen, evicted: None };
@@ -166,6 +168,15 @@ impl Cache {
             Some(eviction) => columns.beside(eviction.columns(layer)),
             None => columns,
         }
+    }
+
+    /// What the queries of `call` read as coordinates: the coded columns that [`read`](Self::read)
+    /// has then left out.
+    pub(super) fn absorbed<'a>(&'a self, layer: usize, call: &Call, ropes: &'a Ropes) -> Option<Absorbed<'a>> {
+        let (end, reach) = (call.tokens.end, call.reach?);
+        let sinks = reach.sinks.min(end);
+        let tokens = sinks..reach.of(end - 1).clamp(sinks, end);
+        self.coded.as_ref()?.absorbed(layer, tokens, call.tokens.len(), ropes.of(layer))
     }
 
     /// The queries of `call` have given each of `columns` so much `attention`.

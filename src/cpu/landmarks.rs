@@ -1,9 +1,13 @@
 //! Landmarks of coded tokens, by which a token chooses what it reads ([`Selection`]).
 
 use crate::kv::Selection;
-use nalgebra::DMatrix;
+use crate::linalg::tr_product;
+use nalgebra::{DMatrix, DMatrixView};
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Landmarks that are unpacked at a time.
+const TILE: usize = 64;
 
 /// The landmarks of all layers.
 pub(super) struct Landmarks {
@@ -43,13 +47,22 @@ impl Landmarks {
         if chunks.len() <= self.selection.chunks() {
             return None;
         }
-        let heads = &self.layers[layer];
-        let group = queries.nrows() / self.head_dim / heads.len(); // query heads that share a key/value head
-        let of_head = |(head, query): (usize, &[f32])| {
-            let landmarks = &heads[head / group][chunks.start * self.words..chunks.end * self.words];
-            landmarks.chunks_exact(self.words).map(|words| Selection::score(words, query)).collect()
+        let (heads, d) = (&self.layers[layer], self.head_dim);
+        let group = queries.nrows() / d / heads.len(); // query heads that share a key/value head
+        let format = Selection::format(d);
+        let scale = 1.0 / (d as f32).sqrt();
+        // Unpacked once for all query heads that share them, some at a time.
+        let of_head = |(head, landmarks): (usize, &Vec<u32>)| {
+            let queries = DMatrixView::from_slice(&queries.as_slice()[head * group * d..], d, group);
+            let tiles = landmarks[chunks.start * self.words..chunks.end * self.words].par_chunks(TILE * self.words).map(|words| {
+                let mut z = DMatrix::zeros(format.rank(), words.len() / self.words);
+                format.decode(words, z.as_mut_slice());
+                tr_product(z.rows(0, d), queries) * scale
+            });
+            let tiles: Vec<DMatrix<f32>> = tiles.collect();
+            (0..group).map(|query| tiles.iter().flat_map(|tile| tile.column(query).data.into_slice()).copied().collect()).collect::<Vec<Vec<f32>>>()
         };
-        let dots: Vec<Vec<f32>> = queries.as_slice().par_chunks_exact(self.head_dim).enumerate().map(of_head).collect();
+        let dots: Vec<Vec<f32>> = heads.par_iter().enumerate().flat_map_iter(of_head).collect();
         let mut chosen = self.selection.choose(&dots, heads.len());
         chosen.iter_mut().flatten().for_each(|chunk| *chunk += chunks.start);
         Some(chosen)

@@ -89,7 +89,8 @@ impl Layer {
         cache.append(index, position, &keys, &values);
         cache.code(index, call, true, ropes);
         let columns = cache.read(index, call, &queries, ropes);
-        let (attended, received) = self.attention.attend(&queries, position, &columns);
+        let absorbed = cache.absorbed(index, call, ropes);
+        let (attended, received) = self.attention.attend(&queries, position, &columns, absorbed.as_ref());
         cache.accumulate(index, call, columns, &received);
         cache.code(index, call, false, ropes);
         attended

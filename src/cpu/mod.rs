@@ -12,6 +12,7 @@
 //! Speed comes from matrix products over whole chunks of tokens and from sharing those out over the
 //! cores, nothing else.
 
+mod absorb;
 mod activation;
 mod attention;
 mod backward;

@@ -4,14 +4,15 @@
 //! A model may have several tables of frequencies; a layer has one of them.
 
 use crate::checkpoint::Config;
-use nalgebra::DMatrixViewMut;
+use nalgebra::{DMatrixView, DMatrixViewMut};
+use std::ops::Range;
 
 /// Cosines and sines of all positions reached so far.
 pub(super) struct Rope {
     /// `[d / 2]`, scaling applied.
     frequencies: Vec<f64>,
     /// `[positions][d / 2]`: cosine and sine.
-    table: Vec<(f32, f32)>,
+    table: Vec<[f32; 2]>,
 }
 
 /// A model's tables.
@@ -50,9 +51,15 @@ impl Rope {
         for position in known..end {
             self.table.extend(self.frequencies.iter().map(|frequency| {
                 let (sine, cosine) = (position as f64 * frequency).sin_cos();
-                (cosine as f32, sine as f32)
+                [cosine as f32, sine as f32]
             }));
         }
+    }
+
+    /// Cosine and sine of every pair at positions that have been reached, `[d, positions]`.
+    pub(super) fn angles(&self, positions: Range<usize>) -> DMatrixView<'_, f32> {
+        let (half, count) = (self.frequencies.len(), positions.len());
+        DMatrixView::from_slice(self.table[positions.start * half..positions.end * half].as_flattened(), 2 * half, count)
     }
 
     /// Rotates every head stacked in the columns of `x: [heads·d, tokens]`; column `j` stands at
@@ -73,7 +80,7 @@ impl Rope {
         for (mut column, table) in x.column_iter_mut().zip(self.table[first * half..].chunks_exact(half)) {
             for head in column.as_mut_slice().chunks_exact_mut(2 * half) {
                 let (low, high) = head.split_at_mut(half);
-                for ((a, b), (cosine, sine)) in low.iter_mut().zip(high).zip(table) {
+                for ((a, b), [cosine, sine]) in low.iter_mut().zip(high).zip(table) {
                     let sine = direction * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
                 }

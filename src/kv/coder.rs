@@ -81,8 +81,10 @@ impl Coder {
     pub fn coordinates(&self, words: &[u32]) -> DMatrix<f32> {
         let (rank, each, block) = (self.format.rank(), self.format.words(), self.format.block());
         let mut z = DMatrix::zeros(rank, words.len() / each);
-        let blocks = z.as_mut_slice().par_chunks_exact_mut(block * rank).zip(words.par_chunks_exact(block * each));
-        blocks.with_min_len(16).for_each(|(z, words)| self.format.decode(words, z));
+        // Some tokens at a time, whole blocks.
+        let some = (64 / block).max(1) * block;
+        let parts = z.as_mut_slice().par_chunks_mut((some * rank).max(1)).zip(words.par_chunks(some * each));
+        parts.for_each(|(z, words)| self.format.decode(words, z));
         z
     }
 }

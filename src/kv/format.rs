@@ -15,9 +15,10 @@
 
 use super::blocks::Blocks;
 use super::codebook::EIGHT_BITS;
-use super::run::{RUN, Run, ScaleSource, step_code};
+use super::run::{RUN, Run, ScaleSource, scale_value, step_code};
 use super::trellis;
 use half::f16;
+use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 /// The runs of a row that share a width.
@@ -214,23 +215,64 @@ impl Format {
         }
     }
 
-    /// Unpacks `words: [block][words]` into coordinates `z: [block][rank]`.
+    /// Unpacks rows `words: [tokens][words]` into coordinates `z: [tokens][rank]`.
+    ///
+    /// Whole [blocks](Self::block).
     pub fn decode(&self, words: &[u32], z: &mut [f32]) {
-        if let Scale::Blocks(blocks) = self.scale {
-            return blocks.decode(words, &self.runs(), z);
+        let (runs, block) = (self.runs(), self.block());
+        let tokens = words.chunks_exact(block * self.words()).zip(z.chunks_exact_mut(block * self.rank()));
+        match self.scale {
+            Scale::Blocks(blocks) => tokens.for_each(|(words, z)| blocks.decode(words, &runs, z)),
+            _ => Arch::new().dispatch(Decode { runs: &runs, tokens }),
         }
-        for (run, z) in self.runs().iter().zip(z.chunks_exact_mut(RUN)) {
-            let header = words[if let ScaleSource::Affine(word) = run.scale { word } else { 0 }];
-            let [step, least] = [header, header >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
-            let codes: [u32; RUN] = std::array::from_fn(|i| run.take(words, i));
-            let factor = if let ScaleSource::Byte(byte) = run.scale { scale_value(words[0] >> (8 * byte) & 0xff) } else { 1.0 };
-            let values: [f32; RUN] = match (run.bits, run.scale) {
-                (16, _) => codes.map(|code| f16::from_bits(code as u16).to_f32()),
-                (_, ScaleSource::Affine(_)) => codes.map(|code| least + step * code as f32),
-                (8, _) => codes.map(|code| factor * (EIGHT_BITS.0 + EIGHT_BITS.1 * code as f32)),
-                (bits, _) => trellis::decode(bits, &codes).map(|level| factor * level),
-            };
-            z.copy_from_slice(&values);
+    }
+}
+
+/// Unpacking of rows that are coded token by token, compiled for every instruction set.
+struct Decode<'a, I> {
+    runs: &'a [Run],
+    tokens: I,
+}
+
+impl<'a, I: Iterator<Item = (&'a [u32], &'a mut [f32])>> WithSimd for Decode<'a, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let [two, three, four] = [2, 3, 4].map(trellis::levels);
+        let (Ok(two), Ok(three), Ok(four)) = (<&[f32; 64]>::try_from(two), <&[f32; 128]>::try_from(three), <&[f32; 256]>::try_from(four)) else {
+            unreachable!("levels of other widths");
+        };
+        for (words, z) in self.tokens {
+            for (run, z) in self.runs.iter().zip(z.as_chunks_mut::<RUN>().0) {
+                if run.trellis() {
+                    let parts = run.parts(words);
+                    let factor = run.factor(words);
+                    match run.bits {
+                        2 => trellis::decode(two, parts, factor, z),
+                        3 => trellis::decode(three, parts, factor, z),
+                        _ => trellis::decode(four, parts, factor, z),
+                    }
+                    continue;
+                }
+                let codes: [u32; RUN] = match run.bits {
+                    4 => run.codes::<4>(words),
+                    8 => run.codes::<8>(words),
+                    16 => run.codes::<16>(words),
+                    _ => run.codes::<2>(words),
+                };
+                *z = match (run.bits, run.scale) {
+                    (_, ScaleSource::Affine(word)) => {
+                        let [step, least] = [words[word], words[word] >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
+                        codes.map(|code| least + step * code as f32)
+                    }
+                    (16, _) => codes.map(|code| f16::from_bits(code as u16).to_f32()),
+                    _ => {
+                        let factor = run.factor(words);
+                        codes.map(|code| factor * (EIGHT_BITS.0 + EIGHT_BITS.1 * code as f32))
+                    }
+                };
+            }
         }
     }
 }
@@ -239,10 +281,6 @@ impl Format {
 fn scale_code(z: &[f32]) -> u32 {
     let square = z.iter().map(|z| z * z).sum::<f32>() / z.len() as f32;
     (128.0 + (4.0 * square.max(1e-12).log2()).round()).clamp(1.0, 255.0) as u32
-}
-
-fn scale_value(code: u32) -> f32 {
-    ((code as f32 - 128.0) / 8.0).exp2()
 }
 
 /// The least coordinate and the step of codes, both as f16 will hold them. With `clip` below 100

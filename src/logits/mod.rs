@@ -1,6 +1,6 @@
 //! What is made of a model's logits: the next token, and how far two models' predictions are apart.
 
-mod exponential;
+pub(crate) mod exponential;
 mod predictions;
 mod sampler;
 
