@@ -2,11 +2,12 @@
 
 mod common;
 
+use common::rows::{coded, ways};
 use common::{Random, SyntheticModel, families, nmse};
 use lowkey::checkpoint::{Architecture, Checkpoint};
 use lowkey::cpu::{self, LayerGradients, Model, Residuals, RowType};
 use lowkey::kv::Exact;
-use lowkey::sequence::{Logits, Sequence};
+use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::{Error, Result};
 use nalgebra::DMatrix;
 use std::collections::BTreeMap;
@@ -304,6 +305,33 @@ fn chunks_steps_and_one_pass_give_the_same_logits() {
         assert!(expected.iter().all(|&logit| logit <= expected[best] + 1e-4), "{family}");
         last.truncate(300);
         assert!(nmse(&last.forward(&tokens[300..], Logits::Last).unwrap(), expected) < 1e-9, "{family}");
+    }
+}
+
+/// Few queries read coded rows as coordinates, many read what is rebuilt of them: the same.
+#[test]
+fn coded_rows_are_read_alike_by_few_and_by_many() {
+    for (family, synthetic) in families() {
+        let directory = synthetic.write_temporary();
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let tokens = Random(10).tokens(150, synthetic.vocab);
+        let exact = Exact { sinks: 4, recent: 8 };
+        // Rows over several layers are coded when the last of these has been read: who reads them
+        // depends on who comes along.
+        for (way, specs) in ways(checkpoint.config()).into_iter().filter(|(_, specs)| specs.iter().all(|spec| spec.layers == 1)) {
+            let model = Arc::new(Model::with_latents(&checkpoint, Some(coded(&checkpoint, specs, exact))).unwrap());
+            let options = SequenceOptions { capacity: 150, strict: true, exact: Some(exact), ..SequenceOptions::default() };
+            let mut many = model.sequence(options, RowType::F32).unwrap();
+            many.forward(&tokens[..120], Logits::None).unwrap();
+            let expected = many.forward(&tokens[120..], Logits::All).unwrap();
+            let mut few = model.sequence(options, RowType::F32).unwrap();
+            few.forward(&tokens[..120], Logits::None).unwrap();
+            let found: Vec<f32> = [120..128, 128..129, 129..132, 132..140, 140..147, 147..150]
+                .into_iter()
+                .flat_map(|part| few.forward(&tokens[part], Logits::All).unwrap())
+                .collect();
+            assert!(nmse(&found, &expected) < 1e-9, "{family}, {way}: {}", nmse(&found, &expected));
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! For a dense cache all rows are exact. With latents ([`LatentSet`]) the first tokens stay exact,
 //! and the newest in a ring; the rule of what reads which is [`kv::Exact`](crate::kv::Exact)'s. A
 //! sequence that evicts has no latents, or has them and keeps candidates exactly beside them
-//! ([`Eviction`]). To read latents here is to rebuild the keys and values they stand for, whatever
-//! is done with them on a GPU: simple, and the same numbers.
+//! ([`Eviction`]). Many queries read the keys and values that latents stand for, rebuilt once for
+//! all of them; a few read the coordinates themselves, where they can ([`Absorbed`]).
 
 use super::RowType;
 use super::absorb::Absorbed;

@@ -12,7 +12,6 @@ mod shadowkv;
 
 use super::{Band, Format, RUN, Scale};
 use crate::{Error, Result};
-use half::f16;
 
 /// How many coded tokens a token reads, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,8 +135,9 @@ impl Selection {
     }
 
     /// `q·landmark/√d`, of a packed landmark.
+    #[cfg(test)]
     pub fn score(words: &[u32], query: &[f32]) -> f32 {
-        let [step, least] = [words[0], words[0] >> 16].map(|bits| f16::from_bits(bits as u16).to_f32());
+        let [step, least] = [words[0], words[0] >> 16].map(|bits| half::f16::from_bits(bits as u16).to_f32());
         let mut codes = 0.0;
         for (word, query) in words[1..].iter().zip(query.chunks(8)) {
             codes += query.iter().enumerate().map(|(i, q)| q * (word >> (4 * i) & 15) as f32).sum::<f32>();
