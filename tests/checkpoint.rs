@@ -101,7 +101,10 @@ fn rope_is_read_in_both_spellings() {
         c["rope_theta"] = json!(5e5);
         c["rope_scaling"] = json!({ "type": "linear", "factor": 4 });
     });
-    let newer = read(&|c| c["rope_parameters"] = json!({ "rope_theta": 5e5, "rope_type": "linear", "factor": 4.0 }));
+    let newer = read(&|c| {
+        c["rope_theta"] = json!(null);
+        c["rope_parameters"] = json!({ "rope_theta": 5e5, "rope_type": "linear", "factor": 4.0 });
+    });
     assert_eq!(older.ropes[0].scaling, RopeScaling::Linear { factor: 4.0 });
     assert_eq!((older.ropes[0].theta, older.ropes), (5e5, newer.ropes));
 }

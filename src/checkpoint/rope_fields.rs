@@ -6,7 +6,7 @@ use super::family::Architecture;
 use super::fields::Fields;
 use super::rope::{Rope, RopeScaling, Temperature};
 use crate::{Error, Result};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What such an object may hold. What is not among them may change frequencies.
 const KNOWN: [&str; 19] = [
@@ -50,6 +50,10 @@ impl<'a> Fields<'a> {
         }
         let plain = |theta: f64, part: f64| Rope::new(theta, (sizes.head_dim as f64 * part) as usize);
         let (name, value) = match (self.get("rope_parameters"), self.get("rope_scaling")) {
+            (Some(new), Some(old)) if !old.as_object().is_some_and(Map::is_empty) => {
+                self.refuse_disagreeing(old, new)?;
+                ("rope_scaling", old)
+            }
             (Some(value), _) => ("rope_parameters", value),
             // In files of this age what is scaled is what sees everything.
             (None, Some(_)) if by_kind && local => return Ok(plain(local_theta, part)),
@@ -68,6 +72,10 @@ impl<'a> Fields<'a> {
             return Err(self.unsupported(format!("{name}: {key} {value} is not supported")));
         }
         let inner = self.inner(map);
+        if std::ptr::eq(map, object(value)?) {
+            self.refuse_outer(name, &inner)?;
+        }
+        refuse_untyped(name, &inner)?;
         // In proportional RoPE it is how many pairs rotate, in any family.
         let proportional = inner.get("rope_type").and_then(Value::as_str) == Some("proportional");
         let part_here = inner.number("partial_rotary_factor", Some(1.0))?;
@@ -81,6 +89,65 @@ impl<'a> Fields<'a> {
         };
         scaled(self, &inner, (architecture, sizes), plain(top, part)).map_err(within)
     }
+
+    /// Where a file has both spellings transformers takes the older one and nothing of the newer.
+    /// That is the model where the newer scales nothing, or says the same.
+    fn refuse_disagreeing(&self, old: &Value, new: &Value) -> Result<()> {
+        let usual = |key: &str| (key == "rope_theta").then(|| Value::from(1e4));
+        let said = |key: &str| old.get(key).filter(|value| !value.is_null()).or_else(|| self.get(key)).cloned().or_else(|| usual(key));
+        let same = |a: Option<Value>, b: &Value| a.is_some_and(|a| a == *b || a.as_f64().is_some() && a.as_f64() == b.as_f64());
+        let plain = matches!(kind(new).and_then(Value::as_str), None | Some("default"));
+        let newer = new.as_object().into_iter().flatten().filter(|(key, value)| !value.is_null() && !TYPE.contains(&key.as_str()));
+        let agree = newer.into_iter().all(|(key, value)| same(said(key), value)) && (plain || kind(old) == kind(new));
+        if agree {
+            return Ok(());
+        }
+        Err(self.unsupported(format!("rope_scaling {old} and rope_parameters {new} disagree; leave the one in that the model was trained with")))
+    }
+
+    /// Refuses settings beside `rope_parameters` that say otherwise than those in it.
+    fn refuse_outer(&self, name: &str, inner: &Fields) -> Result<()> {
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            if let (Some(outer), Some(own)) = (self.get(key), inner.get(key))
+                && outer.as_f64() != own.as_f64()
+            {
+                return Err(
+                    self.unsupported(format!("{key} is {outer}, and in {name} it is {own}; leave the one in that the model was trained with"))
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The two names that the type has.
+const TYPE: [&str; 2] = ["rope_type", "type"];
+
+/// The type of scaling that an object names.
+fn kind(object: &Value) -> Option<&Value> {
+    TYPE.into_iter().find_map(|name| object.get(name).filter(|value| !value.is_null()))
+}
+
+/// Refuses numbers that no type makes use of, and types that are two.
+fn refuse_untyped(name: &str, inner: &Fields) -> Result<()> {
+    let [newer, older] = TYPE.map(|key| inner.get(key));
+    if let (Some(newer), Some(older)) = (newer, older)
+        && newer != older
+        && (newer != "longrope" || older != "su")
+    {
+        return Err(inner.unsupported(format!("{name}: rope_type is {newer}, and type is {older}; leave the right one in")));
+    }
+    if newer.or(older).is_some_and(|kind| kind != "default") {
+        return Ok(());
+    }
+    for key in ["factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "attention_factor", "beta_fast", "beta_slow"] {
+        if let Some(value) = inner.get(key).filter(|value| value.as_f64() != Some(1.0)) {
+            return Err(
+                inner.unsupported(format!("{name}: {key} is {value}, and no rope_type says what for; name the type (linear, dynamic, yarn, …)"))
+            );
+        }
+    }
+    Ok(())
 }
 
 /// `plain` as `inner` scales it; `top` is what stands around that.
