@@ -173,14 +173,13 @@ impl Config {
         Ok(config)
     }
 
-    /// Adds the tokens that `generation_config.json` ends answers with: chat models often name
-    /// their end of turn only there.
-    pub(super) fn add_end_tokens(&mut self, generation: &Value, path: &Path) -> Result<()> {
+    /// Takes the tokens that `generation_config.json` ends answers with, in the place of the
+    /// config's: chat models often name their end of turn only there.
+    pub(super) fn take_end_tokens(&mut self, generation: &Value, path: &Path) -> Result<()> {
         let Value::Object(map) = generation else { return Ok(()) };
-        for id in Fields::new(map, path).tokens("eos_token_id")? {
-            if !self.eos_token_ids.contains(&id) {
-                self.eos_token_ids.push(id);
-            }
+        let ends = Fields::new(map, path).tokens("eos_token_id")?;
+        if !ends.is_empty() {
+            self.eos_token_ids = ends;
         }
         self.validate(path)
     }

@@ -3,6 +3,7 @@
 
 use super::design::Activation;
 use super::family::Architecture;
+use super::foreign;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
@@ -179,7 +180,11 @@ impl<'a> Fields<'a> {
         }
         if let Some(quantisation) = self.get("quantization_config") {
             let method = quantisation["quant_method"].as_str().unwrap_or("quantization_config");
-            return Err(self.unsupported(format!("weights quantised by {method} are not supported; take the float checkpoint, or a GGUF of it")));
+            return Err(self.unsupported(foreign::quantised(method)));
+        }
+        // Its bits and group size; the name has no other meaning in transformers.
+        if self.get("quantization").is_some() {
+            return Err(self.unsupported(foreign::quantised("MLX")));
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! A file of a model, of which numbers are read as they are needed, or where they are.
 
+use super::foreign;
 use crate::{Error, Result};
 use memmap2::Mmap;
 use std::fs::File;
@@ -27,6 +28,7 @@ impl ModelFile {
         // is read by `read`, and before the rest `check` is asked. lowkey itself never writes to an
         // existing checkpoint.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
+        foreign::refuse_pointer(path, &bytes)?;
         let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
         Ok(ModelFile { path: path.to_path_buf(), bytes, file, modified })
     }

@@ -6,6 +6,8 @@
 
 use super::config::STORED;
 use super::dialect::{DIALECTS, Dialect};
+use super::file::ModelFile;
+use super::foreign;
 use super::gguf::{Header, Metadata, Value};
 use super::weights::Stored;
 use super::{HeadRows, Rope, RopeScaling};
@@ -38,18 +40,21 @@ const MATHEMATICS: [(&str, f64); 14] = [
     ("rope.scaling.yarn_ext_factor", 1.0),
 ];
 
-/// The model's configuration, as its `config.json` would be; `bytes` is the whole file.
-pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json> {
+/// The model's configuration, as its `config.json` would be; `files` are those of its tensors.
+pub(super) fn config(path: &Path, header: &Header, files: &[ModelFile]) -> Result<Json> {
     let fields = Fields { path, metadata: &header.metadata };
     let unsupported = |message: String| Error::Unsupported { path: path.into(), message };
+    match header.metadata.get("general.type") {
+        None => {}
+        Some(Value::String(kind)) if kind == "model" => {}
+        Some(Value::String(kind)) if kind == "adapter" => return Err(unsupported(format!("is a LoRA adapter, and no model. {}", foreign::MERGE))),
+        Some(kind) => return Err(unsupported(format!("is no model: its general.type is {kind}"))),
+    }
     let name = fields.string("general.architecture")?;
     let dialect = dialect(name).ok_or_else(|| {
         let known: Vec<_> = DIALECTS.iter().map(|dialect| dialect.name).collect();
         unsupported(format!("the architecture {name} is not supported (supported in GGUF: {})", known.join(", ")))
     })?;
-    if fields.integer("split.count")?.is_some_and(|count| count > 1) {
-        return Err(unsupported("is one part of a split GGUF; merge the parts first (llama-gguf-split --merge)".into()));
-    }
     let key = |suffix: &str| format!("{name}.{suffix}");
     for (suffix, neutral) in MATHEMATICS.into_iter().filter(|(suffix, _)| !dialect.settings.iter().any(|(known, _)| known == suffix)) {
         let value = match header.metadata.get(&key(suffix)) {
@@ -142,7 +147,7 @@ pub(super) fn config(path: &Path, header: &Header, bytes: &[u8]) -> Result<Json>
         json[STORED] = json!({ "rows": "plain", "gains": "plain" });
     }
     (dialect.more)(&mut json);
-    let floats = |name: &str| floats(&fields, header, name, bytes);
+    let floats = |name: &str| floats(&fields, header, name, files);
     let factors = [floats(LONG_FACTORS[0])?, floats(LONG_FACTORS[1])?];
     let scaling = match (floats(ROPE_DIVISORS)?, factors) {
         (Some(divisors), _) => divisors_scaling(&fields, name, (rope, head_dim), &divisors)?,
@@ -224,13 +229,13 @@ fn metadata_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> 
 }
 
 /// A list of floats, where there is one of this name.
-fn floats(fields: &Fields, header: &Header, name: &str, bytes: &[u8]) -> Result<Option<Vec<f64>>> {
+fn floats(fields: &Fields, header: &Header, name: &str, files: &[ModelFile]) -> Result<Option<Vec<f64>>> {
     let Some((_, stored)) = header.tensors.iter().find(|(known, _)| known == name) else { return Ok(None) };
     let (Some(encoding), [count]) = (stored.encoding.filter(|e| !e.is_quantised()), &stored.shape[..]) else {
         return Err(Error::Tensor { path: fields.path.into(), name: name.into(), message: "is not one list of floats".into() });
     };
     let mut numbers = vec![0f32; *count];
-    encoding.decode(&bytes[stored.range.clone()], &mut numbers);
+    encoding.decode(&files[stored.file].bytes[stored.range.clone()], &mut numbers);
     Ok(Some(numbers.into_iter().map(f64::from).collect()))
 }
 

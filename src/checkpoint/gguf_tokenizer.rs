@@ -73,6 +73,14 @@ pub(super) fn tokenizer_json(path: &Path, metadata: &Metadata) -> Result<Value> 
     }
 }
 
+/// What to say of a vocabulary whose rule for cutting text is not named.
+pub(super) fn remark(metadata: &Metadata) -> Option<String> {
+    let is_bpe = metadata.get("tokenizer.ggml.model") == Some(&Meta::String("gpt2".into()));
+    let remark = "the file does not say how its model cuts text into words (metadata tokenizer.ggml.pre is missing, as in files of before May 2024); \
+                  a default rule is used, and answers may be worse for it. A newer file of the same model says it";
+    (is_bpe && !metadata.contains_key("tokenizer.ggml.pre")).then(|| remark.into())
+}
+
 /// What `tokenizer_config.json` would say.
 pub(super) fn tokenizer_config(path: &Path, metadata: &Metadata) -> Result<Value> {
     let fields = Fields { path, metadata };

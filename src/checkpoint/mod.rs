@@ -19,19 +19,25 @@ mod family;
 mod fields;
 mod file;
 mod find;
+mod foreign;
 mod ggml;
 mod gguf;
 mod gguf_model;
+mod gguf_split;
 mod gguf_tokenizer;
+mod jinja;
+mod llama_tokenizer;
 mod matrix;
 mod rope;
 mod rope_fields;
 mod safetensors;
 mod source;
+mod special;
 mod storage;
 mod template;
 mod tensors;
 mod tokenizer;
+mod unused;
 mod weights;
 
 pub use adapter::{ADAPTER, is_adapter};
@@ -55,7 +61,7 @@ pub use tokenizer::{TextStream, Tokenizer};
 
 use crate::{Error, Result};
 use adapter::Adapter;
-use file::ModelFile;
+use gguf_split::Parts;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -75,6 +81,8 @@ pub struct Checkpoint {
     gguf: Option<gguf::Metadata>,
     /// Where rows and some of the tensors are from an adapter file.
     adapter: Option<PathBuf>,
+    /// What the user should know of how it is read.
+    remarks: Vec<String>,
 }
 
 impl Checkpoint {
@@ -122,36 +130,49 @@ impl Checkpoint {
 
     fn open_directory(path: &Path) -> Result<Checkpoint> {
         let config_path = path.join("config.json");
+        if !config_path.exists()
+            && let Some(error) = foreign::directory(path)
+        {
+            return Err(error);
+        }
         let config_json = read_json(&config_path)?;
         let mut config = Config::from_json(&config_json, &config_path)?;
         let generation = path.join("generation_config.json");
         if generation.is_file() {
-            config.add_end_tokens(&read_json(&generation)?, &generation)?;
+            config.take_end_tokens(&read_json(&generation)?, &generation)?;
         }
         let factored = match config_json.get("lowkey") {
             Some(object) => Some(Factored::from_json(object, &config, &config_path)?),
             None => None,
         };
         let mut weights = safetensors::open(path)?;
+        // As in transformers: a head that is stored and is not the table is the head.
+        let other_head = config.tie_word_embeddings && !weights.is_same("lm_head.weight", "model.embed_tokens.weight");
+        config.tie_word_embeddings &= !other_head;
+        let remark = "its config says that the output head is the embedding table (tie_word_embeddings), and another head is stored, which is used";
+        let remarks = other_head.then(|| remark.into()).into_iter().collect();
         arrange::take_apart(&mut weights, &config)?;
         arrange::order(&mut weights, &config, config.design.head_rows);
-        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None, adapter: None })
+        Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None, adapter: None, remarks })
     }
 
     fn open_gguf(path: &Path) -> Result<Checkpoint> {
-        let file = ModelFile::open(path)?;
-        let header = gguf::read_header(path, &file.bytes)?;
-        let config_json = gguf_model::config(path, &header, &file.bytes)?;
+        let Parts { files, header } = gguf_split::open(path)?;
+        let config_json = gguf_model::config(path, &header, &files)?;
         let config = Config::from_json(&config_json, path)?;
         let mut weights = Weights::default();
-        let (tensors, rows) = gguf_model::tensors(path, &header.metadata, header.tensors)?;
-        weights.add(file, tensors)?;
+        let (mut tensors, rows) = gguf_model::tensors(path, &header.metadata, header.tensors)?;
+        for (index, file) in files.into_iter().enumerate() {
+            weights.add(file, tensors.extract_if(.., |(_, stored)| stored.file == index).collect())?;
+        }
         arrange::take_apart(&mut weights, &config)?;
         arrange::order(&mut weights, &config, rows);
-        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf: Some(header.metadata), adapter: None })
+        let remarks = gguf_tokenizer::remark(&header.metadata).into_iter().collect();
+        Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf: Some(header.metadata), adapter: None, remarks })
     }
 
     fn check_tensors(&self) -> Result<()> {
+        unused::refuse_other_packages(&self.weights)?;
         let required = tensors::required(&self.config, self.factored.as_ref());
         let present = tensors::optional(&self.config, self.factored.as_ref()).into_iter().filter(|(name, _)| self.has(name));
         let known: BTreeMap<String, Vec<usize>> = required.into_iter().chain(present).collect();
@@ -159,19 +180,17 @@ impl Checkpoint {
             let path = self.adapter.as_deref().filter(|_| name.starts_with("rows.")).unwrap_or(&self.path);
             self.weights.expect(path, name, shape)?;
         }
-        // A bias that nobody asks for would silently be missing from every result.
-        match self.tensor_names().find(|name| name.starts_with("model.") && name.ends_with(".bias") && !known.contains_key(*name)) {
-            None => Ok(()),
-            Some(name) => {
-                let message = format!("has a tensor {name}, which its config says nothing of and lowkey would not use");
-                Err(Error::Unsupported { path: self.path.clone(), message })
-            }
-        }
+        unused::refuse(&self.weights, &self.config, |name| known.contains_key(name))
     }
 
     /// The model that was opened: a directory or a `.gguf` file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the user should know of how its files are read.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// The adapter file that was opened with it.
@@ -310,5 +329,6 @@ impl Checkpoint {
 
 fn read_json(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    foreign::refuse_pointer(path, &bytes)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::Checkpoint { path: path.into(), message: format!("not valid JSON: {e}") })
 }

@@ -7,6 +7,7 @@
 
 use super::encoding::Encoding;
 use super::file::ModelFile;
+use super::foreign;
 use super::weights::{Stored, Weights};
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -31,7 +32,12 @@ pub(super) fn open(directory: &Path) -> Result<Weights> {
     }
     let index = directory.join(INDEX);
     if !index.is_file() {
-        let message = format!("there is neither {SINGLE} nor {INDEX}; weights in other formats have to be converted to safetensors or GGUF first");
+        if directory.join(foreign::ADAPTER_CONFIG).is_file() {
+            return Err(foreign::adapter(directory));
+        }
+        let found = foreign::weights(directory).map_or(String::new(), |kind| format!(", but {kind}"));
+        let message =
+            format!("there is neither {SINGLE} nor {INDEX}{found}; weights in other formats have to be converted to safetensors or GGUF first");
         return Err(Error::Checkpoint { path: directory.into(), message });
     }
     let damaged = |message: String| Error::Checkpoint { path: index.clone(), message };

@@ -1,7 +1,8 @@
 //! Text to tokens and back. `tokenizer.json` is the one form that is run; what a GGUF file holds
 //! instead is brought into it by [`super::gguf_tokenizer`].
 
-use super::{Checkpoint, gguf_tokenizer, read_json};
+use super::special::{self, special_token};
+use super::{Checkpoint, foreign, gguf_tokenizer, llama_tokenizer, read_json};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tokenizer`] where there is none, or none that lowkey can run.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let settings = self.tokenizer_config()?;
+        let mut own = Value::Null;
         let (path, inner) = match &self.gguf {
             Some(metadata) => {
                 let json = gguf_tokenizer::tokenizer_json(&self.path, metadata)?;
@@ -38,8 +41,16 @@ impl Checkpoint {
                     let message = "there is no tokenizer.json (a tokenizer.model alone is not read; save it as a fast tokenizer first)".into();
                     return Err(Error::Tokenizer { path: self.path.clone(), message });
                 }
-                let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-                (path, tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()))
+                let inner = if llama_tokenizer::is_class(&settings, &self.config_json) {
+                    let mut json = read_json(&path)?;
+                    own = llama_tokenizer::rebuild(&mut json, &settings).unwrap_or_default();
+                    serde_json::from_value(json).map_err(|e| e.to_string())
+                } else {
+                    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+                    foreign::refuse_pointer(&path, &bytes)?;
+                    tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
+                };
+                (path, inner)
             }
         };
         let mut inner = inner.map_err(|message| Error::Tokenizer { path: path.clone(), message: format!("cannot be used: {message}") })?;
@@ -47,7 +58,9 @@ impl Checkpoint {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::Tokenizer { path: path.clone(), message: e.to_string() })?;
 
-        let settings = self.tokenizer_config()?;
+        if self.gguf.is_none() {
+            special::complete(&mut inner, &self.path, &settings, &own)?;
+        }
         let named = |key: &str| special_token(&settings, key).and_then(|token| inner.token_to_id(&token));
         let bos = self.config.bos_token_id.or_else(|| named("bos_token"));
         let mut eos = self.config.eos_token_ids.clone();
@@ -61,13 +74,11 @@ impl Checkpoint {
         Ok(Tokenizer { inner, path, bos, eos })
     }
 
-    /// `tokenizer_config.json`, or what it would be for GGUF; null where there is none.
+    /// The tokenizer's settings, or what they would be for GGUF.
     pub(super) fn tokenizer_config(&self) -> Result<Value> {
-        let path = self.path.join("tokenizer_config.json");
         match &self.gguf {
             Some(metadata) => gguf_tokenizer::tokenizer_config(&self.path, metadata),
-            None if path.is_file() => read_json(&path),
-            None => Ok(Value::Null),
+            None => special::settings(&self.path),
         }
     }
 
@@ -98,12 +109,6 @@ impl Checkpoint {
         }
         Ok(())
     }
-}
-
-/// `bos_token` and its like in `tokenizer_config.json`: a string, or an object with one.
-pub(super) fn special_token(settings: &Value, key: &str) -> Option<String> {
-    let value = settings.get(key)?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(String::from)
 }
 
 impl Tokenizer {

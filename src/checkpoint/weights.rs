@@ -95,6 +95,19 @@ impl Weights {
         &self.files[stored.file].bytes[stored.range.clone()]
     }
 
+    /// Whether a tensor is the same as another, byte by byte, or is not there.
+    pub fn is_same(&self, name: &str, other: &str) -> bool {
+        match (self.get(name), self.get(other)) {
+            (Some(a), Some(b)) => a.dtype == b.dtype && a.shape == b.shape && self.stored_bytes(a) == self.stored_bytes(b),
+            _ => true,
+        }
+    }
+
+    /// The file that holds a tensor.
+    pub fn path(&self, stored: &Stored) -> &Path {
+        &self.files[stored.file].path
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
