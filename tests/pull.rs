@@ -301,6 +301,26 @@ fn a_sharded_repository_is_fetched_whole_and_once() {
 }
 
 #[test]
+fn all_parts_of_a_split_gguf_are_fetched_with_the_first() {
+    let parts = ["big/a-00001-of-00002.gguf", "big/a-00002-of-00002.gguf"];
+    let hub =
+        Hub::with(&[("README.md", b"# A model".to_vec()), (parts[0], noise(5000)), (parts[1], noise(6000)), ("c-00001-of-00002.gguf", noise(10))]);
+    let path = hub.fetch("some/model:big/a-00001-of-00002.gguf").unwrap();
+    hub.assert_same(&path, parts[0]);
+    hub.assert_same(&path.with_file_name("a-00002-of-00002.gguf"), parts[1]);
+    let message = hub.fetch("some/model:c-00001-of-00002.gguf").unwrap_err().to_string();
+    assert!(message.contains("first of 2 parts") && message.contains("has no c-00002-of-00002.gguf"), "{message}");
+}
+
+/// Every file that tells of tokens.
+#[test]
+fn added_tokens_come_along() {
+    let hub = Hub::with(&[("config.json", b"{}".to_vec()), ("added_tokens.json", b"{\"<x>\": 5}".to_vec()), ("model.safetensors", noise(2000))]);
+    let path = hub.fetch("some/model").unwrap();
+    hub.assert_same(&path.join("added_tokens.json"), "added_tokens.json");
+}
+
+#[test]
 fn one_gguf_file_is_fetched_by_its_name() {
     let hub = Hub::with(&[("README.md", b"# A model".to_vec()), ("a.Q4_0.gguf", noise(5000)), ("big/b.Q8_0.gguf", noise(6000))]);
     let path = hub.fetch("some/model:big/b.Q8_0.gguf").unwrap();

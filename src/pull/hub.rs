@@ -19,13 +19,14 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Small files of a model, each taken where it is there: geometry, tokenizer, chat template,
 /// licence.
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "LICENSE",
     "LICENSE.txt",
@@ -84,11 +85,23 @@ impl Hub<'_> {
             _ => format!("Its .gguf files, each to be named after a colon, are {}", ggufs.join(", ")),
         };
         match file {
-            Some(file) if there.contains(file) => Ok(vec![file.into()]),
+            Some(file) if there.contains(file) => self.parts(file, there),
             Some(file) => Err(self.failed(format!("the repository has no {file}. {}", choice()))),
             None if there.contains("model.safetensors") => Ok(vec!["model.safetensors".into()]),
             None if there.contains(INDEX) => self.shards(&self.file(repo, INDEX, model, progress)?),
             None => Err(self.failed(format!("the repository has no model.safetensors and no {INDEX}, which lowkey reads. {}", choice()))),
+        }
+    }
+
+    /// A GGUF file, and the parts that belong to it where it is the first of several.
+    fn parts(&self, file: &str, there: &BTreeSet<&str>) -> Result<Vec<String>> {
+        let stem = file.strip_suffix(".gguf").and_then(|stem| stem.split_at_checked(stem.len().checked_sub(15)?));
+        let Some((base, place)) = stem else { return Ok(vec![file.into()]) };
+        let Some(count) = place.strip_prefix("-00001-of-").and_then(|count| count.parse::<usize>().ok()) else { return Ok(vec![file.into()]) };
+        let parts: Vec<String> = (1..=count).map(|part| format!("{base}-{part:05}-of-{count:05}.gguf")).collect();
+        match parts.iter().find(|part| !there.contains(part.as_str())) {
+            Some(missing) => Err(self.failed(format!("{file} is the first of {count} parts, and the repository has no {missing}"))),
+            None => Ok(parts),
         }
     }
 
