@@ -101,7 +101,7 @@ fn a_full_context_refuses_prompts_and_ends_answers() {
     let (tokens, _, summary) = answer(&mut session, &prompt);
     // Four more have room; the token predicted by the last of them needs none.
     assert_eq!(tokens, Toy::new(VOCAB, 0).continuation(&prompt, 5));
-    assert_eq!((summary.finish, session.position()), (Some(Finish::Length), 10));
+    assert_eq!((summary.finish, session.position()), (Some(Finish::Context), 10));
     // A prompt that fills it to the brim has one token to say.
     assert_eq!(answer(&mut session, &[8; 10]).0.len(), 1);
     assert!(matches!(session.generate(Prompt::Tokens(&[])).err(), Some(Error::Argument { .. })));

@@ -8,13 +8,16 @@ use lowkey::gpu::ShaderChecks;
 use lowkey::session::Cancel;
 use lowkey::{Engine, Error, Result};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// What every command is given.
 pub struct Console {
     global: Global,
     cancel: Cancel,
+    /// What has been remarked on.
+    remarks: Mutex<Vec<String>>,
 }
 
 /// The name that errors about stdout bear.
@@ -25,7 +28,7 @@ pub fn stdout_path() -> &'static Path {
 impl Console {
     /// A console that heeds the options that all commands share.
     pub fn new(global: Global) -> Console {
-        Console { global, cancel: Cancel::default() }
+        Console { global, cancel: Cancel::default(), remarks: Mutex::default() }
     }
 
     /// Makes Ctrl-C set [`cancel`](Self::cancel); a second one ends the process at once.
@@ -66,12 +69,33 @@ impl Console {
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(stdout_error)
     }
 
-    /// A remark on stderr.
+    /// A remark on stderr, which results in JSON hold as well.
     pub fn remark(&self, text: &str) {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).push(text.into());
+        self.note(text);
+    }
+
+    /// All remarks until now.
+    pub fn remarks(&self) -> Vec<String> {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A line on stderr that is no part of the result.
+    pub fn note(&self, text: &str) {
         if !self.global.quiet {
             // A remark that cannot be made is no reason to fail.
             let _ = writeln!(std::io::stderr(), "{text}");
         }
+    }
+
+    /// What a model thinks, on stderr, as it comes: stdout has its answer alone.
+    pub fn think(&self, text: &str) {
+        if self.global.quiet || self.global.json || text.is_empty() {
+            return;
+        }
+        let mut stderr = std::io::stderr();
+        let dimmed = stderr.is_terminal();
+        let _ = if dimmed { write!(stderr, "\x1b[2m{text}\x1b[0m") } else { write!(stderr, "{text}") };
     }
 
     /// Whether there is somebody to ask: on a terminal, and not where the result is to be JSON.
@@ -140,13 +164,39 @@ impl Console {
     }
 }
 
-/// A text file's content; `-` is stdin.
+/// A text file's content, without the mark that may stand before it; `-` is stdin.
+///
+/// In UTF-8, or in the UTF-16 that its byte-order mark tells of.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read or is no UTF-8.
+/// [`Error::Io`] where it cannot be read, or is neither.
 pub fn read_text(path: &Path) -> Result<String> {
-    let read = if path == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
-    read.map_err(|source| Error::Io { action: "read", path: path.into(), source })
+    let failed = |source| Error::Io { action: "read", path: path.into(), source };
+    let bytes = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(path)
+    };
+    let bytes = bytes.map_err(failed)?;
+    let text = match &bytes[..] {
+        [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
+        _ => String::from_utf8(bytes).ok(),
+    };
+    let text = text.ok_or_else(|| failed(std::io::Error::new(ErrorKind::InvalidData, "the text is not UTF-8; save it as that")))?;
+    Ok(without_mark(&text).into())
+}
+
+/// `text` without the byte-order mark that editors put before it.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Option<String> {
+    let (units, rest) = bytes.as_chunks::<2>();
+    let units: Vec<u16> = units.iter().map(|pair| unit(*pair)).collect();
+    String::from_utf16(&units).ok().filter(|_| rest.is_empty())
 }
 
 fn stdout_error(source: std::io::Error) -> Error {

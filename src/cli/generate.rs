@@ -1,12 +1,13 @@
 //! `lowkey generate`: one answer, streamed.
 
-use super::answer::Answer;
+use super::answer::Teller;
 use super::cache::CacheArgs;
-use super::console::{Console, read_text};
+use super::console::{Console, read_text, without_mark};
 use super::device::{WeightArgs, untrained};
 use super::locate::ModelArgs;
 use super::sampling::SamplingArgs;
 use super::template::template;
+use super::thinking::Thinking;
 use lowkey::checkpoint::Message;
 use lowkey::{Error, Prompt, Result};
 use std::path::PathBuf;
@@ -19,13 +20,13 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// The prompt.
-    #[arg(long, short, required_unless_present = "prompt_file")]
+    #[arg(long, short, required_unless_present = "prompt_file", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Read the prompt from a file; `-` is stdin.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
     /// What the model is to be told before the prompt.
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// Continue the text as it is, without the chat template.
     #[arg(long)]
@@ -42,13 +43,15 @@ impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let checkpoint = self.model.open()?;
         let text = match (self.prompt, self.prompt_file) {
-            (Some(prompt), _) => prompt,
+            (Some(prompt), _) => without_mark(&prompt).into(),
             (None, Some(file)) => read_text(&file)?,
             (None, None) => return Err(Error::Argument { name: "prompt".into(), message: "there is none".into() }),
         };
         let mut bar = console.bar();
         bar.show("load", 0, None)?;
         let model = self.weights.of(console.engine()?)?.load_telling(checkpoint, &mut |progress| bar.report(progress))?;
+        model.checkpoint().remarks().iter().for_each(|remark| console.remark(remark));
+        let most = self.sampling.max_tokens();
         let options = self.sampling.resolve(&self.cache)?;
         if let Some(remark) = options.context.and_then(|context| untrained(&self.model.name(), model.checkpoint(), context)) {
             console.remark(&remark);
@@ -63,7 +66,10 @@ impl Args {
         let prompt = rendered.as_deref().map_or(Prompt::Text(&text), Prompt::Rendered);
 
         bar.show("read", 0, None)?;
-        let answer = Answer::stream(session.generate(prompt)?, console, &mut bar)?;
+        let thinking = rendered.as_deref().map_or_else(Thinking::none, Thinking::after);
+        let mut teller = Teller::new(console, bar, thinking);
+        let summary = teller.tell(session.generate(prompt)?, most)?;
+        let answer = teller.answer(summary, session.capacity())?;
         answer.result(console, model.load_seconds(), session.remark())
     }
 }

@@ -121,6 +121,7 @@ impl Memory {
 impl Args {
     pub fn run(self, console: &Console) -> Result<()> {
         let checkpoint = self.model.open()?;
+        checkpoint.remarks().iter().for_each(|remark| console.remark(remark));
         let config = checkpoint.config().clone();
         let dense = config.dense_kv_bytes_per_token();
         let kv_bytes_per_token = checkpoint.factored().map_or(dense, |factored| factored.kv_bytes_per_token);

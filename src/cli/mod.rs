@@ -26,6 +26,7 @@ mod several;
 mod size;
 mod table;
 mod template;
+mod thinking;
 mod tune;
 
 use clap::{Parser, Subcommand};

@@ -15,7 +15,7 @@ pub struct SamplingArgs {
     #[arg(long, short = 'n', value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
     /// Text that ends the answer; may be given several times.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Divides the logits; 0 always takes the likeliest token.
     #[arg(long, short, default_value_t = Sampling::default().temperature, value_name = "T")]
@@ -45,6 +45,11 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// The longest answer.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens.unwrap_or(usize::MAX)
+    }
+
     /// The library's options, with a cache as `cache` says.
     ///
     /// # Errors

@@ -33,8 +33,10 @@ impl std::fmt::Display for Token {
 pub enum Finish {
     /// The model's end token, or a stop string.
     Stop,
-    /// The longest answer that was allowed, or the end of the context.
+    /// The longest answer that was allowed.
     Length,
+    /// The context is full.
+    Context,
     /// The user.
     Cancelled,
 }
@@ -201,8 +203,10 @@ impl<'a> Generation<'a> {
                 self.drop_ready();
                 return Ok(Token { id, text });
             }
-            if self.summary.tokens >= self.max_tokens || self.ready.is_empty() && self.context.is_full() {
+            if self.summary.tokens >= self.max_tokens {
                 self.summary.finish = Some(Finish::Length);
+            } else if self.ready.is_empty() && self.context.is_full() {
+                self.summary.finish = Some(Finish::Context);
             } else if self.cancel.is_set() {
                 self.summary.finish = Some(Finish::Cancelled);
             }

@@ -12,6 +12,7 @@ mod depths;
 mod device;
 mod eval;
 mod generate;
+mod habits;
 mod methods;
 mod models;
 #[cfg(unix)]

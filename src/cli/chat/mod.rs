@@ -4,17 +4,19 @@ mod conversation;
 mod editor;
 mod line;
 mod talk;
+mod turns;
 
 use super::cache::CacheArgs;
-use super::console::{Console, read_text};
+use super::console::{Console, read_text, without_mark};
 use super::device::{WeightArgs, untrained};
 use super::locate::ModelArgs;
 use super::sampling::SamplingArgs;
-use conversation::Conversation;
+use conversation::{Conversation, Manner};
 use lowkey::{Error, Result};
 use std::io::IsTerminal;
 use std::path::Path;
 use talk::Talk;
+use turns::OnFull;
 
 /// Chat with a model.
 ///
@@ -25,10 +27,18 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Ask this, and end.
+    #[arg(allow_hyphen_values = true, value_parser = text)]
     prompt: Option<String>,
     /// What the model is told before everything else.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
+    /// Have the model continue what is said as one text, without its chat template.
+    #[arg(long)]
+    raw: bool,
+    /// When the context is full: `stop`, or `shift`, which leaves out the oldest turns and keeps
+    /// the system prompt.
+    #[arg(long, value_enum, default_value_t = OnFull::Stop, value_name = "WHAT")]
+    on_full: OnFull,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -55,7 +65,9 @@ impl Args {
         if let Some(remark) = options.context.and_then(|context| untrained(&name, model.checkpoint(), context)) {
             console.remark(&remark);
         }
-        let mut conversation = Conversation::new(&model, self.system, options, console)?;
+        model.checkpoint().remarks().iter().for_each(|remark| console.remark(remark));
+        let manner = Manner { system: self.system, raw: self.raw, on_full: self.on_full };
+        let mut conversation = Conversation::new(&model, manner, options, console)?;
         match question {
             Some(question) => {
                 let answer = conversation.ask(&question, console)?;
@@ -79,6 +91,15 @@ fn question(prompt: Option<String>, console: &Console) -> Result<Option<String>>
         }
         piped => piped.filter(|text| !text.trim().is_empty()),
     };
+    let prompt = prompt.map(|prompt| without_mark(&prompt).to_string());
     let parts: Vec<String> = prompt.into_iter().chain(piped).collect();
     Ok((!parts.is_empty()).then(|| parts.join("\n\n").trim().to_string()))
+}
+
+/// A prompt that may begin with a dash, if it is not what an option looks like.
+fn text(argument: &str) -> std::result::Result<String, String> {
+    let name = argument.trim_start_matches('-');
+    let dashes = argument.len() - name.len();
+    let option = (1..=2).contains(&dashes) && !name.is_empty() && !name.contains(char::is_whitespace);
+    if option { Err("there is no such option; a prompt that looks like one can be piped in".into()) } else { Ok(argument.into()) }
 }

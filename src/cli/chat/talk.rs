@@ -82,8 +82,8 @@ impl Talk<'_> {
         if let Some(remark) = session.remark() {
             self.console.remark(&format!("({remark})"));
         }
-        if summary.finish == Some(Finish::Length) && session.position() >= session.capacity() {
-            self.console.remark("(the context is full: /reset starts a new conversation)");
+        if summary.finish == Some(Finish::Context) {
+            self.console.remark("(the context is full: /reset starts a new conversation, and --on-full shift leaves out the oldest turns)");
         }
         Ok(())
     }

@@ -130,6 +130,7 @@ impl Args {
             return Err(Error::Argument { name: "calibration-tokens".into(), message: "none is too few; ask for at least one".into() });
         }
         let checkpoint = Checkpoint::open(&path)?;
+        checkpoint.remarks().iter().for_each(|remark| console.remark(remark));
         if checkpoint.factored().is_some() {
             let message = format!("{} has been compressed already; give the checkpoint that it was made from", path.display());
             return Err(Error::Argument { name: "MODEL".into(), message });

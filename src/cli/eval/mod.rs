@@ -146,8 +146,8 @@ impl Args {
         let writing = self.continuation(&names, &checkpoints, &texts, first_is_reference)?;
         let questions = match self.needle_task(trained) {
             Some(task) => {
-                // Without one, or without one that works, the text is continued as it is.
-                let template = checkpoints[0].chat_template().ok();
+                // Without one the text is continued as it is.
+                let template = checkpoints[0].has_chat_template()?.then(|| checkpoints[0].chat_template()).transpose()?;
                 task.questions(&contents.join("\n\n"), &tokenizers[0], template.as_ref())?
             }
             None => Vec::new(),
