@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-/// Families for which transformers runs `tokenizer.json` as it is, whatever class its settings name.
+/// Families for which transformers runs `tokenizer.json` as it is, whatever class settings name.
 const AS_IT_IS: [&str; 14] = [
     "mistral",
     "ministral",

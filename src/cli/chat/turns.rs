@@ -34,7 +34,7 @@ impl Turns {
         self.messages.pop();
     }
 
-    /// Leaves out the oldest question and its answer; false where there is only the newest question.
+    /// Leaves out the oldest question and its answer; false where there is none but the newest.
     pub fn forget_oldest(&mut self) -> bool {
         let next = self.messages.iter().enumerate().skip(self.forgotten + 1).find(|(_, message)| message.role == "user");
         let Some((next, _)) = next else { return false };
