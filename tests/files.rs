@@ -146,6 +146,19 @@ fn what_is_no_model_is_named_for_what_it_is() {
     let peft = empty();
     std::fs::write(peft.path().join("adapter_config.json"), json!({ "base_model_name_or_path": "owner/base" }).to_string()).unwrap();
     refused(open(&peft), &["is a LoRA adapter for owner/base", "merge_and_unload"]);
+    // The same, and its file, in the place of what `compress` makes.
+    let lora = peft.path().join("adapter_model.safetensors");
+    let tensor = Tensor { shape: vec![2, 2], numbers: vec![1.0; 4] };
+    write_tensors(&lora, &[("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".to_string(), tensor)].into(), Dtype::F16);
+    let whole = model(&json!({}), &[]);
+    refused(Checkpoint::open_with(whole.path(), peft.path()), &["is a LoRA adapter for owner/base"]);
+    refused(Checkpoint::open_with(whole.path(), &lora), &["lora_A", "LoRA adapter", "merge_and_unload"]);
+    refused(Checkpoint::open(&lora), &["is a file of weights alone", "directory"]);
+    for (name, words) in [("model.bin", "pickled"), ("weights.npz", "another package"), ("notes.txt", "neither a checkpoint directory")] {
+        let file = peft.path().join(name);
+        std::fs::write(&file, "something else").unwrap();
+        refused(Checkpoint::open(&file), &[name, words]);
+    }
     let makers = empty();
     for file in ["params.json", "consolidated.00.pth"] {
         std::fs::write(makers.path().join(file), "{}").unwrap();

@@ -312,6 +312,13 @@ fn all_parts_of_a_split_gguf_are_fetched_with_the_first() {
     assert!(message.contains("first of 2 parts") && message.contains("has no c-00002-of-00002.gguf"), "{message}");
 }
 
+#[test]
+fn an_adapters_repository_is_named_for_what_it_is() {
+    let hub = Hub::with(&[("adapter_config.json", b"{}".to_vec()), ("adapter_model.safetensors", noise(2000))]);
+    let message = hub.fetch("some/model").unwrap_err().to_string();
+    assert!(message.contains("LoRA adapter") && message.contains("merge_and_unload"), "{message}");
+}
+
 /// Every file that tells of tokens.
 #[test]
 fn added_tokens_come_along() {

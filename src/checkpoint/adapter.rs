@@ -8,6 +8,7 @@
 
 use super::factored::row_tensors;
 use super::file::ModelFile;
+use super::foreign;
 use super::safetensors;
 use super::weights::Stored;
 use super::{Checkpoint, Factored, Source};
@@ -35,8 +36,14 @@ impl Adapter {
     /// Reads the header.
     pub fn open(path: &Path) -> Result<Adapter> {
         let bad = |message: String| Error::Checkpoint { path: path.into(), message };
+        if path.join(foreign::ADAPTER_CONFIG).is_file() {
+            return Err(foreign::adapter(path));
+        }
         let file = ModelFile::open(path)?;
         let header = safetensors::read_header(path, &file.bytes)?;
+        if let Some((name, advice)) = header.tensors.iter().find_map(|(name, _)| Some((name, foreign::tensor(name)?))) {
+            return Err(Error::Unsupported { path: path.into(), message: format!("has a tensor {name}: {advice}") });
+        }
         let Some(text) = header.metadata[ADAPTER].as_str() else {
             return Err(bad(format!("is no adapter file that `compress` has written: its metadata has no {ADAPTER:?}")));
         };

@@ -84,6 +84,19 @@ pub(super) fn directory(path: &Path) -> Option<Error> {
     None
 }
 
+/// What a file is that is neither a GGUF nor an adapter file of `compress`, where its name tells.
+pub(super) fn file(path: &Path) -> Option<&'static str> {
+    let extension = path.extension()?.to_str()?.to_lowercase();
+    match extension.as_str() {
+        "safetensors" => Some("is a file of weights alone; name the directory that it is in, with config.json and tokenizer.json"),
+        "bin" | "pt" | "pth" | "ckpt" => {
+            Some("is a file of pickled weights, which lowkey does not open; take the model's safetensors, or a GGUF of it")
+        }
+        "npz" | "h5" | "msgpack" | "onnx" => Some("is a file of another package's weights; take the model's safetensors, or a GGUF of it"),
+        _ => None,
+    }
+}
+
 /// peft's file beside an adapter's tensors.
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 

@@ -7,6 +7,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.)
 
 use super::encoding::Encoding;
+use super::foreign;
 use super::weights::Stored;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,10 +59,8 @@ const MAX_ELEMENTS: usize = 1 << 24;
 pub(super) fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     let mut reader = Reader { path, bytes, at: 0, what: "the header".into() };
     if reader.take(4)? != MAGIC {
-        return Err(Error::Unsupported {
-            path: path.into(),
-            message: "is neither a checkpoint directory nor a GGUF file (it does not begin with \"GGUF\") nor an adapter file (its name does not end with .lowkey)".into(),
-        });
+        let unknown = "is neither a checkpoint directory nor a GGUF file (it does not begin with \"GGUF\") nor an adapter file (its name does not end with .lowkey)";
+        return Err(Error::Unsupported { path: path.into(), message: foreign::file(path).unwrap_or(unknown).into() });
     }
     match reader.u32()? {
         2 | 3 => {}

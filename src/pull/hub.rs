@@ -89,6 +89,11 @@ impl Hub<'_> {
             Some(file) => Err(self.failed(format!("the repository has no {file}. {}", choice()))),
             None if there.contains("model.safetensors") => Ok(vec!["model.safetensors".into()]),
             None if there.contains(INDEX) => self.shards(&self.file(repo, INDEX, model, progress)?),
+            None if there.contains("adapter_config.json") => {
+                let message =
+                    "the repository holds a LoRA adapter, and no model; merge it into its model first (peft: merge_and_unload, then save_pretrained)";
+                Err(self.failed(message.into()))
+            }
             None => Err(self.failed(format!("the repository has no model.safetensors and no {INDEX}, which lowkey reads. {}", choice()))),
         }
     }
