@@ -97,3 +97,18 @@ fn ends_are_those_of_generation() {
     write("generation_config.json", json!({ "temperature": 0.6 }));
     assert_eq!(ends(), [2, 0]);
 }
+
+/// A token that the model has no row for is an error that names it.
+#[test]
+fn tokens_that_the_model_has_not_are_named() {
+    let directory = SyntheticModel::default().write_temporary();
+    let rows = SyntheticModel::default().vocab;
+    let (held, _) = common::vocabulary();
+    // As many as fit, and one more.
+    let more: serde_json::Map<_, _> = (held.len()..=rows).map(|id| (format!("<extra_{id}>"), json!(id))).collect();
+    std::fs::write(directory.path().join("added_tokens.json"), Value::Object(more).to_string()).unwrap();
+    let tokenizer = of(&directory).unwrap();
+    assert_eq!(tokenizer.encode(&format!("<extra_{}>", rows - 1), false).unwrap(), [rows as u32 - 1]);
+    let error = tokenizer.encode(&format!("a <extra_{rows}> b"), false).unwrap_err().to_string();
+    assert!(error.contains("<extra_515>") && error.contains("token 515") && error.contains("515 rows"), "{error}");
+}

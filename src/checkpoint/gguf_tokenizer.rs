@@ -87,7 +87,8 @@ pub(super) fn tokenizer_config(path: &Path, metadata: &Metadata) -> Result<Value
     let mut settings = Map::new();
     if metadata.contains_key("tokenizer.ggml.tokens") {
         let tokens = fields.array("tokenizer.ggml.tokens")?;
-        for (key, id) in [("bos_token", "tokenizer.ggml.bos_token_id"), ("eos_token", "tokenizer.ggml.eos_token_id")] {
+        for (key, id) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
+            let id = &format!("tokenizer.ggml.{id}_token_id");
             if let Some(id) = fields.token(id)?
                 && let Some(Meta::String(token)) = tokens.get(id as usize)
             {

@@ -20,6 +20,8 @@ pub struct Tokenizer {
     path: PathBuf,
     bos: Option<u32>,
     eos: Vec<u32>,
+    /// Rows of the model's embedding table.
+    rows: usize,
 }
 
 impl Checkpoint {
@@ -71,7 +73,7 @@ impl Checkpoint {
                 eos.push(id);
             }
         }
-        Ok(Tokenizer { inner, path, bos, eos })
+        Ok(Tokenizer { inner, path, bos, eos, rows: self.config.vocab_size })
     }
 
     /// The tokenizer's settings, or what they would be for GGUF.
@@ -118,10 +120,21 @@ impl Tokenizer {
     /// if any); a rendered chat template has them already.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] for text that the vocabulary cannot express.
+    /// [`Error::Tokenizer`] for text that the vocabulary cannot express, or that has a token which
+    /// the model has not.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add_special).map_err(|e| self.error(format!("cannot encode the text: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        let tokens = encoding.get_ids();
+        match tokens.iter().find(|token| **token as usize >= self.rows) {
+            None => Ok(tokens.to_vec()),
+            Some(token) => {
+                let name = self.token(*token).unwrap_or_default();
+                Err(self.error(format!(
+                    "{name:?} is token {token}, and the model's embedding table has {} rows; its files do not belong together",
+                    self.rows
+                )))
+            }
+        }
     }
 
     /// The text of `tokens`, without special tokens. Bytes that are no UTF-8 become `U+FFFD`.
