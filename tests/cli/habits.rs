@@ -102,18 +102,26 @@ fn the_date_is_the_users() {
     assert!(dates[0] > dates[1], "{dates:?}");
 }
 
+/// No token that the model writes ends a text.
+fn never_ends(model: &str) {
+    for (file, from, to) in [
+        ("config.json", r#""eos_token_id": 2"#, r#""eos_token_id": 500"#),
+        ("tokenizer_config.json", "eos_token", "some_value"),
+        ("tokenizer_config.json", "im_end", "im_some"),
+        ("tokenizer.json", "im_end", "im_some"),
+    ] {
+        let path = Path::new(model).join(file);
+        let before = std::fs::read_to_string(&path).unwrap();
+        assert!(before.contains(from), "no {from} in {before}");
+        std::fs::write(&path, before.replace(from, to)).unwrap();
+    }
+}
+
 #[test]
 fn a_full_context_is_said() {
     let bench = Bench::new();
     let model = bench.path("model");
-    // No token that it writes ends a text.
-    let config = Path::new(&model).join("config.json");
-    let text = std::fs::read_to_string(&config).unwrap().replace(r#""eos_token_id": 2"#, r#""eos_token_id": 500"#);
-    std::fs::write(&config, text).unwrap();
-    std::fs::write(Path::new(&model).join("tokenizer_config.json"), "{}").unwrap();
-    let tokenizer = Path::new(&model).join("tokenizer.json");
-    let text = std::fs::read_to_string(&tokenizer).unwrap().replace(r#""special":true"#, r#""special":false"#);
-    std::fs::write(&tokenizer, text).unwrap();
+    never_ends(&model);
     let arguments = ["generate", &*model, "-p", "the ring", "--raw", "--context", "20", "-t", "0"];
     let said = done(&arguments);
     assert_eq!(said["finish"], "context", "{said}");
@@ -181,6 +189,40 @@ fn a_conversation_goes_on_without_its_oldest_turns() {
         terminal.press(question);
     }
     terminal.expect("the context has room for 120");
+    terminal.press("\x04");
+    assert_eq!(terminal.end(), Some(0));
+}
+
+/// An answer that fills the context goes on without the oldest turns.
+#[cfg(unix)]
+#[test]
+fn an_answer_goes_on_where_the_context_is_full() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    never_ends(&model);
+    let (question, answer) = ("a b c", 60);
+    let prompt = number(&done(&["generate", &model, "-p", question, "-n", "1"])["prompt_tokens"]) as usize;
+    // Both questions fit, and a part of the second answer. Of the first, which is read again as
+    // text, fewer tokens are left than it had.
+    let context = (2 * prompt + answer + 20).to_string();
+    let start = |on_full: &str| {
+        let length = answer.to_string();
+        let arguments = ["chat", &model, "--device", "cpu", "--context", &context, "-n", &length, "--on-full", on_full];
+        let mut terminal = Terminal::start(|command| command.args(arguments).env("HOME", bench.path("")).env("XDG_DATA_HOME", bench.path("data")));
+        terminal.expect(">>> ");
+        terminal.press(&format!("{question}\r"));
+        terminal.expect("[60 tokens at ");
+        terminal.expect(">>> ");
+        terminal.press(&format!("{question}\r"));
+        terminal
+    };
+    let mut terminal = start("shift");
+    terminal.expect("the oldest 2 messages are left out");
+    terminal.expect("[60 tokens at ");
+    terminal.press("\x04");
+    assert_eq!(terminal.end(), Some(0));
+    let mut terminal = start("stop");
+    terminal.expect("(the context is full: ");
     terminal.press("\x04");
     assert_eq!(terminal.end(), Some(0));
 }

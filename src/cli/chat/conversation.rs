@@ -25,6 +25,8 @@ pub struct Conversation {
     on_full: OnFull,
     /// The longest answer.
     most: usize,
+    /// How many messages the user knows to be left out.
+    known: usize,
 }
 
 /// How a conversation is held.
@@ -47,7 +49,7 @@ impl Conversation {
         let mut session = model.session(options)?;
         session.set_cancel(console.cancel().clone());
         let (tokenizer, turns) = (model.tokenizer()?, Turns::new(manner.system));
-        Ok(Conversation { session, tokenizer, template, turns, on_full: manner.on_full, most })
+        Ok(Conversation { session, tokenizer, template, turns, on_full: manner.on_full, most, known: 0 })
     }
 
     /// The model's state.
@@ -98,13 +100,16 @@ impl Conversation {
         let capacity = self.session.capacity();
         // Room for something of an answer.
         let room = (capacity / 4).min(self.most);
-        let before = self.turns.forgotten();
         loop {
             let prompt = self.prompt()? + begun;
             let tokens = self.tokenizer.encode(&prompt, self.template.is_none())?.len();
             if self.on_full == OnFull::Stop || tokens + room <= capacity || !self.turns.forget_oldest() {
                 let forgotten = self.turns.forgotten();
-                if forgotten > before {
+                if forgotten > std::mem::replace(&mut self.known, forgotten) {
+                    // Not in the midst of a line.
+                    if !begun.is_empty() {
+                        console.note("");
+                    }
                     console.remark(&format!("(the context of {capacity} tokens is full: the oldest {forgotten} messages are left out from now on)"));
                 }
                 return Ok(prompt);
@@ -124,6 +129,7 @@ impl Conversation {
     pub fn reset(&mut self) {
         self.session.reset();
         self.turns.reset();
+        self.known = 0;
     }
 
     /// Writes what was said to a file, which must not exist.
