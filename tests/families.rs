@@ -101,7 +101,10 @@ fn the_processor_computes_what_transformers_does() {
 }
 
 fn dense(tier: Tier) {
-    compare(MOST_GPU, fixtures().iter().map(|f| (f.name.clone(), nmse(&f.gpu(None, tier), &f.logits))));
+    compare(
+        MOST_GPU,
+        fixtures().iter().filter(|f| f.checkpoint.config().design.experts.is_none()).map(|f| (f.name.clone(), nmse(&f.gpu(None, tier), &f.logits))),
+    );
 }
 
 #[test]
@@ -122,7 +125,7 @@ fn a_gpu_computes_what_transformers_does_in_the_baseline_tier() {
 /// Keys before RoPE that are rebuilt and keys after it that are absorbed, over layers that differ.
 #[test]
 fn coded_rows_are_read_alike() {
-    for (index, fixture) in fixtures().iter().enumerate() {
+    for (index, fixture) in fixtures().iter().enumerate().filter(|(_, f)| f.checkpoint.config().design.experts.is_none()) {
         for (number, (way, specs)) in ways(fixture.checkpoint.config()).into_iter().enumerate().filter(|(number, _)| (number + index) % 5 == 0) {
             let rows = coded(&fixture.checkpoint, specs, Exact { sinks: 4, recent: 10 });
             let [expected, full] = [RowType::F16, RowType::F32].map(|row_type| fixture.cpu(Some(&rows), row_type));
@@ -147,6 +150,8 @@ fn loss(model: &cpu::Model, x: &DMatrix<f32>, labels: &[u32]) -> f64 {
 /// The first position whose loss counts, of how many: longer than the windows are.
 const FIRST: usize = 20;
 const LENGTH: usize = 60;
+/// Small enough that hardly a clamp begins or ends to matter.
+const NOISE: f32 = 2e-3;
 
 /// The loss's slope in a random direction of all keys, or all values, of a layer.
 #[test]
@@ -165,13 +170,13 @@ fn gradients_are_the_slopes_of_the_loss() {
         let mut random = Random(3);
         let mut visit = |layer: usize, gradients: LayerGradients| {
             for (is_key, gradient) in [(true, &gradients.keys), (false, &gradients.values)] {
-                let noise = DMatrix::from_vec(gradient.nrows(), LENGTH, random.normals(gradient.len(), 5e-3));
+                let noise = DMatrix::from_vec(gradient.nrows(), LENGTH, random.normals(gradient.len(), NOISE));
                 let at = |noise: &DMatrix<f32>| {
                     let disturbance = if is_key { Disturbance::Keys(noise) } else { Disturbance::Values(noise) };
                     loss(&model, &model.disturbed(&kept, layer, disturbance, exact).unwrap(), labels)
                 };
                 let (found, expected) = ((at(&noise) - at(&-&noise)) / 2.0, f64::from(gradient.dot(&noise)));
-                let typical = f64::from(gradient.norm()) * 5e-3;
+                let typical = f64::from(gradient.norm() * NOISE);
                 println!("{}, layer {layer}, keys: {is_key}: {found:.5} for {expected:.5}, of {typical:.5}", fixture.name);
                 assert!(typical > 1e-4, "{}: keys: {is_key} of layer {layer} hardly matter: {typical}", fixture.name);
                 assert!((found - expected).abs() < 2e-2 * typical, "{}, layer {layer}, keys: {is_key}: {found} for {expected}", fixture.name);

@@ -352,7 +352,15 @@ fn gguf_that_asks_for_something_else_is_refused_by_name() {
     read_everything(&path).unwrap();
     let text = |text: &str| Meta::Text(text.into());
     refused(&|f| f.set("general.architecture", text("mamba")), "unsupported", &["mamba", "qwen2"]);
-    refused(&|f| f.set("llama.expert_count", Meta::U32(8)), "unsupported", &["expert_count", "8"]);
+    refused(&|f| f.set("llama.expert_used_count", Meta::U32(2)), "unsupported", &["expert_used_count", "2"]);
+    refused(&|f| f.set("llama.expert_count", Meta::U32(8)), "checkpoint", &["num_experts_per_tok"]);
+    let experts = |f: &mut Gguf, count, chosen| {
+        f.set("llama.expert_count", Meta::U32(count));
+        f.set("llama.expert_used_count", Meta::U32(chosen));
+    };
+    refused(&|f| experts(f, 8, 9), "checkpoint", &["num_experts_per_tok is 9", "from 1 to 8"]);
+    refused(&|f| experts(f, 8, 0), "checkpoint", &["num_experts_per_tok is 0"]);
+    refused(&|f| experts(f, 8, 2), "tensor", &["mlp.experts.0.", "missing"]);
     refused(&|f| f.set("llama.rope.scaling.type", text("mrope")), "unsupported", &["rope.scaling.type", "mrope"]);
     refused(&|f| f.set("llama.rope.scaling.type", text("yarn")), "checkpoint", &["rope.scaling.factor", "missing"]);
     refused(&|f| f.set("llama.use_parallel_residual", Meta::Bool(true)), "unsupported", &["use_parallel_residual"]);

@@ -34,7 +34,7 @@ pub(super) fn take_apart(weights: &mut Weights, config: &Config) -> Result<()> {
             let range = start..start + rows * bytes;
             start = range.end;
             let shape = [&[*rows], &stored.shape[1..]].concat();
-            (format!("model.layers.{layer}.{part}.{kind}"), Stored { range, shape, dtype: stored.dtype.clone(), ..*stored })
+            (format!("model.layers.{layer}.{part}.{kind}"), Stored { range, shape, dtype: stored.dtype.clone(), strewn: None, ..*stored })
         });
         replaced.push((name.into(), apart.collect()));
     }

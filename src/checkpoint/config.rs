@@ -218,6 +218,15 @@ impl Config {
         if let Some(fault) = self.ropes.iter().find_map(|rope| rope.fault(self.head_dim)) {
             return bad(fault);
         }
+        if let Some(experts) = &self.design.experts {
+            bounded(path, "the number of experts", experts.count, MOST_EXPERTS)?;
+            bounded(path, "num_experts_per_tok", experts.chosen, experts.count)?;
+            bounded(path, "the width of an expert", experts.width, 1 << 22)?;
+            experts.shared.map_or(Ok(()), |width| bounded(path, "shared_expert_intermediate_size", width, 1 << 22))?;
+            if let Some(limit) = experts.swiglu.map(|swiglu| swiglu.limit).filter(|limit| !(limit.is_finite() && *limit > 0.0)) {
+                return bad(format!("swiglu_limit is {limit}; a number above 0 is expected"));
+            }
+        }
         let Design { attention_scale, attention_cap, embedding_scale, residual_scale, logit_scale, logit_cap, .. } = &self.design;
         let scales = [Some(*embedding_scale), Some(*residual_scale), Some(*logit_scale), *attention_cap, *logit_cap, Some(*attention_scale as f32)];
         if let Some(scale) = scales.into_iter().flatten().find(|scale| !(scale.is_finite() && *scale > 0.0)) {
@@ -242,6 +251,9 @@ impl Config {
 
 /// The most layers of a model.
 const MOST_LAYERS: usize = 1 << 12;
+
+/// The most experts of a layer.
+const MOST_EXPERTS: usize = 1 << 10;
 
 /// Whether a size is a number from 1 to `most`.
 fn bounded(path: &Path, name: &str, value: usize, most: usize) -> Result<()> {

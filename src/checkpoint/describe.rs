@@ -1,7 +1,7 @@
 //! The description of a model, from the settings of its `config.json`: one line or two for every
 //! family, of what it does otherwise than Llama.
 
-use super::design::{Activation, Design, HeadRows, LayerSpec, MlpSpec, NormKind, Norms, QkNorm};
+use super::design::{Activation, ClampedSwiglu, Design, Experts, HeadRows, LayerSpec, MlpSpec, NormKind, Norms, QkNorm};
 use super::family::Architecture;
 use super::fields::Fields;
 use super::rope::Rope;
@@ -66,7 +66,8 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
             Design { qk_norm: fields.flag("use_qk_norm", true)?.then_some(QkNorm::ROTATED), ..usual()? }
         }
         Exaone4 => Design { norms: Norms::AFTER, qk_norm: Some(QkNorm::HEADS), ..usual()? },
-        Granite => Design {
+        Granite | GraniteMoe => Design {
+            experts: (architecture == GraniteMoe).then(|| fields.experts("intermediate_size", true)).transpose()?,
             embedding_scale: scale("embedding_multiplier")?,
             residual_scale: scale("residual_multiplier")?,
             attention_scale: fields.number("attention_multiplier", Some(1.0))?,
@@ -91,6 +92,30 @@ pub(super) fn design(fields: &Fields, architecture: Architecture, sizes: &Sizes)
         Nemotron => {
             let mlp = mlp(plain, Activation::Relu2, fields.flag("mlp_bias", false)?)?;
             Design { norm: NormKind::Layer, gains_less_one: true, mlp, ..usual()? }
+        }
+        Mixtral => Design { experts: Some(fields.experts("intermediate_size", true)?), ..usual()? },
+        Qwen2Moe => {
+            let shared = Some(fields.size("shared_expert_intermediate_size", None)?);
+            let experts = Experts { shared, ..fields.experts("moe_intermediate_size", fields.flag("norm_topk_prob", false)?)? };
+            Design { experts: Some(experts), ..biases("qkv_bias", true, "mlp_bias")? }
+        }
+        Qwen3Moe => {
+            let experts = fields.experts("moe_intermediate_size", fields.flag("norm_topk_prob", false)?)?;
+            Design { qk_norm: Some(QkNorm::HEADS), experts: Some(experts), ..usual()? }
+        }
+        GptOss => {
+            if fields.get("quantization_config").is_some_and(|quantisation| quantisation["quant_method"] != "mxfp4") {
+                return Err(fields.unsupported("quantization_config of another quant_method than mxfp4 is not supported".into()));
+            }
+            let number = |name: &str, default: f64| fields.number(name, Some(default)).map(|x| x as f32);
+            let swiglu = ClampedSwiglu { alpha: number("swiglu_alpha", 1.702)?, limit: number("swiglu_limit", 7.0)? };
+            let experts = Experts { swiglu: Some(swiglu), ..fields.experts("intermediate_size", true)? };
+            let attention_bias = fields.flag("attention_bias", true)?;
+            Design { sinks: true, attention_bias, mlp: mlp(MlpSpec::GATED, Activation::Silu, true)?, experts: Some(experts), ..llama }
+        }
+        Olmoe => {
+            let experts = fields.experts("intermediate_size", fields.flag("norm_topk_prob", false)?)?;
+            Design { qk_norm: Some(QkNorm::PROJECTION), experts: Some(experts), ..usual()? }
         }
         Stablelm => Design { norm: NormKind::Layer, ..biases("use_qkv_bias", false, "mlp_bias")? },
     })
@@ -144,8 +169,8 @@ pub(super) fn layers(fields: &Fields, architecture: Architecture, sizes: &Sizes)
 fn windowed(fields: &Fields, architecture: Architecture, layers: usize) -> Result<Vec<bool>> {
     use Architecture::*;
     let rule: Box<dyn Fn(usize) -> bool> = match architecture {
-        Mistral | Ministral | Ministral3 | Phi3 | Starcoder2 => Box::new(|_| true),
-        Qwen2 | Qwen3 if fields.flag("use_sliding_window", false)? => {
+        Mistral | Ministral | Ministral3 | Phi3 | Starcoder2 | Mixtral => Box::new(|_| true),
+        Qwen2 | Qwen3 | Qwen2Moe | Qwen3Moe if fields.flag("use_sliding_window", false)? => {
             // The first `max_window_layers` layers attend to everything.
             let full = fields.size("max_window_layers", Some(layers))?;
             Box::new(move |layer| layer >= full)
@@ -154,7 +179,7 @@ fn windowed(fields: &Fields, architecture: Architecture, layers: usize) -> Resul
             let rotating = fields.rotating(layers)?;
             Box::new(move |layer| !rotating[layer])
         }
-        Gemma2 | Vaultgemma => Box::new(|layer| layer % 2 == 0),
+        Gemma2 | Vaultgemma | GptOss => Box::new(|layer| layer % 2 == 0),
         Gemma3 | Olmo3 | Exaone4 => {
             let every = if architecture == Gemma3 { 6 } else { 4 };
             match fields.get("sliding_window_pattern") {

@@ -29,8 +29,13 @@ pub struct Design {
     pub attention_scale: f64,
     /// Scores `s` become `c·tanh(s / c)` before the softmax (Gemma 2).
     pub attention_cap: Option<f32>,
-    /// The MLP.
+    /// Whether every query head has a number that joins its softmax's sum, as the score of a key
+    /// whose value is zero (attention sinks as gpt-oss has them).
+    pub sinks: bool,
+    /// The MLP, or what each expert is.
     pub mlp: MlpSpec,
+    /// Of which there are several, if so, in every layer.
+    pub experts: Option<Experts>,
     /// What embeddings are multiplied by.
     pub embedding_scale: f32,
     /// What attention and MLP are multiplied by as they are added to the residual stream.
@@ -137,6 +142,39 @@ impl MlpSpec {
         MlpSpec { activation: Activation::Silu, gate: Some("gate_proj"), up: "up_proj", down: "down_proj", bias: false };
 }
 
+/// A mixture of experts: several MLPs, of which each token goes through a few, and what they make
+/// is weighed and summed (Shazeer et al., arXiv 1701.06538).
+///
+/// Tensors below `mlp`, whatever a file calls them: `router` `[count, hidden]`, with a bias where
+/// MLPs have one; `experts.E` for each; `shared_expert` and `shared_expert_gate` `[1, hidden]`.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How many of them a token goes through: those with the router's largest logits.
+    pub chosen: usize,
+    /// Numbers between an expert's matrices.
+    pub width: usize,
+    /// Whether the weights of those that are chosen sum to one.
+    ///
+    /// They are a softmax of their logits then, and else of all experts'.
+    pub normalised: bool,
+    /// What gate and up become where that is not the activation of one times the other.
+    pub swiglu: Option<ClampedSwiglu>,
+    /// The width of an MLP that every token goes through besides, weighed by the sigmoid of a gate.
+    pub shared: Option<usize>,
+}
+
+/// With gate `g` at most `limit` and up `u` within `±limit`, `(u + 1) · g / (1 + exp(−α·g))`
+/// (gpt-oss).
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct ClampedSwiglu {
+    /// `α`.
+    pub alpha: f32,
+    /// Above zero.
+    pub limit: f32,
+}
+
 /// What an MLP makes of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -175,7 +213,9 @@ impl Design {
             attention_bias: false,
             attention_scale: (head_dim as f64).powf(-0.5),
             attention_cap: None,
+            sinks: false,
             mlp: MlpSpec::GATED,
+            experts: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,

@@ -22,16 +22,26 @@ pub(super) enum Encoding {
     Q4K,
     Q5K,
     Q6K,
+    Mxfp4,
 }
 
 impl Encoding {
     /// For error messages.
-    pub const NAMES: &str = "F32, F16, BF16; in GGUF also Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
+    pub const NAMES: &str = "F32, F16, BF16; in GGUF also Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4";
 
     /// Those of few bits.
     #[cfg(test)]
-    pub const QUANTISED: [Encoding; 8] =
-        [Encoding::Q4_0, Encoding::Q4_1, Encoding::Q5_0, Encoding::Q5_1, Encoding::Q8_0, Encoding::Q4K, Encoding::Q5K, Encoding::Q6K];
+    pub const QUANTISED: [Encoding; 9] = [
+        Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
+        Encoding::Q8_0,
+        Encoding::Q4K,
+        Encoding::Q5K,
+        Encoding::Q6K,
+        Encoding::Mxfp4,
+    ];
 
     /// Numbers and bytes of one block.
     pub const fn block(self) -> (usize, usize) {
@@ -46,6 +56,7 @@ impl Encoding {
             Encoding::Q4K => (256, 4 + 12 + 128),
             Encoding::Q5K => (256, 4 + 12 + 32 + 128),
             Encoding::Q6K => (256, 128 + 64 + 16 + 2),
+            Encoding::Mxfp4 => (32, 1 + 16),
         }
     }
 
@@ -63,6 +74,7 @@ impl Encoding {
             Encoding::Q4K => "Q4_K",
             Encoding::Q5K => "Q5_K",
             Encoding::Q6K => "Q6_K",
+            Encoding::Mxfp4 => "MXFP4",
         }
     }
 
@@ -77,7 +89,7 @@ impl Encoding {
             Encoding::F32 | Encoding::F16 | Encoding::BF16 => return None,
             Encoding::Q4_0 => (4, Has::Scale),
             Encoding::Q4_1 | Encoding::Q4K => (4, Has::Minimum),
-            Encoding::Q5_0 => (5, Has::Scale),
+            Encoding::Q5_0 | Encoding::Mxfp4 => (5, Has::Scale),
             Encoding::Q5_1 | Encoding::Q5K => (5, Has::Minimum),
             Encoding::Q6K => (6, Has::Scales),
             Encoding::Q8_0 => (8, Has::Scale),
@@ -147,6 +159,7 @@ impl Encoding {
             Encoding::Q4K => groups(bytes, Encoding::Q4K.form(), ggml::q4_k, each),
             Encoding::Q5K => groups(bytes, Encoding::Q5K.form(), ggml::q5_k, each),
             Encoding::Q6K => groups(bytes, Encoding::Q6K.form(), ggml::q6_k, each),
+            Encoding::Mxfp4 => groups(bytes, Encoding::Mxfp4.form(), ggml::mxfp4, each),
         }
     }
 
@@ -175,6 +188,7 @@ impl Encoding {
             Encoding::Q4K => blocks(bytes, codes, groups, ggml::q4_k),
             Encoding::Q5K => blocks(bytes, codes, groups, ggml::q5_k),
             Encoding::Q6K => blocks(bytes, codes, groups, ggml::q6_k),
+            Encoding::Mxfp4 => blocks(bytes, codes, groups, ggml::mxfp4),
         }
     }
 }
@@ -360,6 +374,20 @@ mod tests {
             let fifth = if l == 7 && [0, 2, 5, 7].contains(&j) { 16.0 } else { 0.0 };
             assert_eq!(*x, value(j, if j % 2 == 0 { 3.0 } else { 4.0 } + fifth), "{i}");
         }
+    }
+
+    #[test]
+    fn mxfp4_has_eight_magnitudes_and_a_power_of_two() {
+        let mut block = vec![126];
+        block.extend((0..16).map(|code| code | (15 - code) << 4));
+        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0].map(|x| 0.5 * x);
+        let number = |code: usize| if code < 8 { magnitudes[code] } else { -magnitudes[code - 8] };
+        let expected: Vec<f32> = (0..16).chain((0..16).rev()).map(number).collect();
+        assert_eq!(decode(Encoding::Mxfp4, &block), expected);
+        for (exponent, scale) in [(0, 2f32.powi(-127)), (1, 2f32.powi(-126)), (254, 2f32.powi(127))] {
+            assert_eq!(decode(Encoding::Mxfp4, &[&[exponent], &[0x22; 16][..]].concat()), [scale; 32], "{exponent}");
+        }
+        assert!(decode(Encoding::Mxfp4, &[&[255], &[0x22; 16][..]].concat()).iter().all(|x| x.is_nan()));
     }
 
     #[test]

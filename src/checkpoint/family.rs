@@ -62,12 +62,24 @@ pub enum Architecture {
     Nemotron,
     /// StableLM: LayerNorm, a quarter of a head rotates.
     Stablelm,
+    /// Mixtral: Mistral with experts.
+    Mixtral,
+    /// Qwen2 and 1.5 with experts, and one that all tokens share.
+    Qwen2Moe,
+    /// Qwen3 with experts.
+    Qwen3Moe,
+    /// gpt-oss: experts, windows in every other layer, attention sinks.
+    GptOss,
+    /// OLMoE: experts, and QK-norm over all heads.
+    Olmoe,
+    /// Granite 3 with experts.
+    GraniteMoe,
 }
 
 use Architecture::*;
 
 /// Each with its `model_type`, the class in `architectures`, and `general.architecture` in GGUF.
-const NAMES: [(Architecture, &str, &str); 27] = [
+const NAMES: [(Architecture, &str, &str); 33] = [
     (Llama, "llama", "LlamaForCausalLM"),
     (Mistral, "mistral", "MistralForCausalLM"),
     (Ministral, "ministral", "MinistralForCausalLM"),
@@ -95,6 +107,12 @@ const NAMES: [(Architecture, &str, &str); 27] = [
     (Starcoder2, "starcoder2", "Starcoder2ForCausalLM"),
     (Nemotron, "nemotron", "NemotronForCausalLM"),
     (Stablelm, "stablelm", "StableLmForCausalLM"),
+    (Mixtral, "mixtral", "MixtralForCausalLM"),
+    (Qwen2Moe, "qwen2_moe", "Qwen2MoeForCausalLM"),
+    (Qwen3Moe, "qwen3_moe", "Qwen3MoeForCausalLM"),
+    (GptOss, "gpt_oss", "GptOssForCausalLM"),
+    (Olmoe, "olmoe", "OlmoeForCausalLM"),
+    (GraniteMoe, "granitemoe", "GraniteMoeForCausalLM"),
 ];
 
 impl Architecture {

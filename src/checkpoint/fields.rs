@@ -1,7 +1,7 @@
 //! Settings of a `config.json`, one by one: what they are, what they are without being named, and
 //! what lowkey does not do.
 
-use super::design::Activation;
+use super::design::{Activation, Experts};
 use super::family::Architecture;
 use super::foreign;
 use crate::{Error, Result};
@@ -167,6 +167,24 @@ impl<'a> Fields<'a> {
         Ok((0..layers).map(|layer| (layer + 1) % every != 0).collect())
     }
 
+    /// The experts of a layer, where `width` names the setting of their inner width, and weights of
+    /// those that are chosen sum to one by default or not.
+    pub(super) fn experts(&self, width: &str, normalised: bool) -> Result<Experts> {
+        let counts = ["num_experts", "num_local_experts"].map(|name| self.get(name).map(|_| self.size(name, None)));
+        let count = match counts {
+            [Some(count), None] | [None, Some(count)] => count?,
+            [Some(one), Some(other)] if one.as_ref().ok() == other.as_ref().ok() => one?,
+            [Some(one), Some(other)] => return Err(self.bad(format!("num_experts is {} and num_local_experts {}", one?, other?))),
+            [None, None] => return Err(self.bad("lacks num_experts".into())),
+        };
+        if self.size("decoder_sparse_step", Some(1))? != 1 || self.get("mlp_only_layers").is_some_and(|layers| layers.as_array() != Some(&Vec::new()))
+        {
+            return Err(self.unsupported("decoder_sparse_step and mlp_only_layers, layers without experts among others, are not supported".into()));
+        }
+        let chosen = self.size("num_experts_per_tok", None)?;
+        Ok(Experts { count, chosen, width: self.size(width, None)?, normalised, swiglu: None, shared: None })
+    }
+
     /// Refuses settings that change what a layer computes and that nobody has asked for, and
     /// weights that are stored in other packages' ways.
     pub(super) fn refuse_unknown_mathematics(&self) -> Result<()> {
@@ -178,7 +196,7 @@ impl<'a> Fields<'a> {
                 return Err(self.unsupported(format!("{name} {value} is not supported in this family of models")));
             }
         }
-        if let Some(quantisation) = self.get("quantization_config") {
+        if let Some(quantisation) = self.get("quantization_config").filter(|_| !read.contains("quantization_config")) {
             let method = quantisation["quant_method"].as_str().unwrap_or("quantization_config");
             return Err(self.unsupported(foreign::quantised(method)));
         }

@@ -4,7 +4,8 @@
 //! Classic blocks hold 32 numbers, `x = d·q (+ m)` with a scale `d` and, in the `_1` kinds, a
 //! minimum `m`; K blocks hold 256 in sub-blocks of 16 or 32 that have small integer scales of their
 //! own, `x = (d·s)·q − d_min·s_min`. Low and high nibbles of a byte belong to different halves of a
-//! run, never to neighbours. (Layout: ggml's `ggml-common.h` and `ggml-quants.c`.)
+//! run, never to neighbours. MXFP4 has a power of two for `d`, and codes that are not evenly apart.
+//! (Layout: ggml's `ggml-common.h` and `ggml-quants.c`.)
 //!
 //! All of it is inlined into loops that are compiled once for every instruction set.
 
@@ -133,6 +134,23 @@ pub(super) fn q6_k(block: &[u8; 210], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
         }
     }
     std::array::from_fn(|j| [0, 1].map(|half| d * f32::from(scales[2 * j + half] as i8)))
+}
+
+/// The numbers of four bits, E2M1, are twice whole numbers: the code is that from 16 on. Their scale
+/// is a power of two in eight bits, E8M0, of which 255 is no number (OCP Microscaling Formats,
+/// version 1.0).
+#[inline(always)]
+pub(super) fn mxfp4(block: &[u8; 17], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
+    const CODES: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
+    nibbles(&block[1..], codes);
+    codes.iter_mut().for_each(|code| *code = CODES[usize::from(*code & 15)]);
+    let half_scale = match block[0] {
+        // Below the smallest normal number.
+        low @ 0..=1 => f32::from_bits(1 << (21 + low)),
+        255 => f32::NAN,
+        exponent => f32::from_bits(u32::from(exponent - 1) << 23),
+    };
+    [[half_scale, 0.0]]
 }
 
 /// A block of Q8_0, as ggml makes it: the largest number is met exactly, up to the scale's f16.

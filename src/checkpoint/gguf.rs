@@ -163,7 +163,7 @@ impl Description {
         let end = end.ok_or_else(|| {
             format!("its {bytes} bytes from byte {start} on reach past the end of the file's {file_length} bytes: the file is truncated")
         })?;
-        Ok(Stored { file: 0, range: start as usize..end as usize, shape, dtype, encoding, order: None })
+        Ok(Stored { file: 0, range: start as usize..end as usize, shape, dtype, encoding, order: None, strewn: None })
     }
 }
 
@@ -194,7 +194,7 @@ fn encoding(kind: u32) -> (String, Option<Encoding>) {
         30 => ("BF16", Some(Encoding::BF16)),
         34 => ("TQ1_0", None),
         35 => ("TQ2_0", None),
-        39 => ("MXFP4", None),
+        39 => ("MXFP4", Some(Encoding::Mxfp4)),
         other => return (format!("ggml type {other}"), None),
     };
     (name.into(), encoding)

@@ -23,9 +23,13 @@ const LONG_FACTORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long
 
 /// Metadata under the architecture's prefix that changes what a layer computes, with the values
 /// that change nothing.
-const MATHEMATICS: [(&str, f64); 14] = [
+const MATHEMATICS: [(&str, f64); 18] = [
     ("expert_count", 0.0),
     ("expert_used_count", 0.0),
+    ("expert_shared_count", 0.0),
+    ("expert_shared_feed_forward_length", 0.0),
+    ("expert_gating_func", 1.0),
+    ("expert_weights_scale", 1.0),
     ("attention.clamp_kqv", 0.0),
     ("attention.max_alibi_bias", 0.0),
     ("attention.scale", 0.0),
@@ -51,7 +55,7 @@ pub(super) fn config(path: &Path, header: &Header, files: &[ModelFile]) -> Resul
         Some(kind) => return Err(unsupported(format!("is no model: its general.type is {kind}"))),
     }
     let name = fields.string("general.architecture")?;
-    let dialect = dialect(name).ok_or_else(|| {
+    let dialect = Dialect::of(name, &header.metadata).ok_or_else(|| {
         let known: Vec<_> = DIALECTS.iter().map(|dialect| dialect.name).collect();
         unsupported(format!("the architecture {name} is not supported (supported in GGUF: {})", known.join(", ")))
     })?;
@@ -140,13 +144,19 @@ pub(super) fn config(path: &Path, header: &Header, files: &[ModelFile]) -> Resul
     }
     for (suffix, setting) in dialect.settings {
         if let Some(number) = fields.number(&key(suffix))? {
-            json[*setting] = number.into();
+            json[*setting] = if number.fract() == 0.0 { (number as i64).into() } else { number.into() };
         }
     }
     if dialect.stored_plain {
         json[STORED] = json!({ "rows": "plain", "gains": "plain" });
     }
     (dialect.more)(&mut json);
+    // Of those whose experts' weights always sum to one no file is to say that they do not.
+    match fields.flag(&key("expert_weights_norm"))? {
+        Some(normalised) if !json["norm_topk_prob"].is_null() => json["norm_topk_prob"] = normalised.into(),
+        Some(false) => return Err(unsupported(format!("metadata {} = false is not supported", key("expert_weights_norm")))),
+        _ => {}
+    }
     let floats = |name: &str| floats(&fields, header, name, files);
     let factors = [floats(LONG_FACTORS[0])?, floats(LONG_FACTORS[1])?];
     let scaling = match (floats(ROPE_DIVISORS)?, factors) {
@@ -168,8 +178,9 @@ pub(super) fn config(path: &Path, header: &Header, files: &[ModelFile]) -> Resul
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_position_embeddings as u64,
         }),
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, .. } => json!({
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, original_max_position_embeddings, .. } => json!({
             "rope_type": "yarn",
+            "truncate": truncate,
             "factor": factor,
             "beta_fast": beta_fast,
             "beta_slow": beta_slow,
@@ -185,10 +196,6 @@ pub(super) fn config(path: &Path, header: &Header, files: &[ModelFile]) -> Resul
         _ => Json::Null,
     };
     Ok(json)
-}
-
-fn dialect(name: &str) -> Option<&'static Dialect> {
-    DIALECTS.iter().find(|dialect| dialect.name == name)
 }
 
 fn metadata_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> {
@@ -212,7 +219,7 @@ fn metadata_scaling(fields: &Fields, architecture: &str) -> Result<RopeScaling> 
                 factor,
                 beta_fast: scaling("yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: scaling("yarn_beta_slow")?.unwrap_or(1.0),
-                truncate: true,
+                truncate: architecture != "gpt-oss",
                 original_max_position_embeddings: fields.number(&original)?.ok_or_else(|| fields.error(&original, "is missing"))?,
                 attention_factor: 1.0,
             })
@@ -268,52 +275,14 @@ fn divisors_scaling(fields: &Fields, architecture: &str, (rope, head_dim): (Rope
 /// The tensors under their Hugging Face names, and how heads' rows are stored in them.
 pub(super) fn tensors(path: &Path, metadata: &Metadata, tensors: Vec<(String, Stored)>) -> Result<(Vec<(String, Stored)>, HeadRows)> {
     let name = (Fields { path, metadata }).string("general.architecture")?;
-    let dialect = dialect(name).unwrap_or(&DIALECTS[0]);
+    let dialect = Dialect::of(name, metadata).unwrap_or(&DIALECTS[0]);
     let tensors = tensors.into_iter().filter(|(name, _)| name != ROPE_DIVISORS && !LONG_FACTORS.contains(&name.as_str()));
-    let tensors = tensors.map(|(name, stored)| match translate(&name, dialect) {
+    let tensors = tensors.map(|(name, stored)| match dialect.translate(&name) {
         Some(hugging_face) => Ok((hugging_face, stored)),
         None => Err(Error::Tensor { path: path.into(), name, message: "is no part of a supported architecture".into() }),
     });
     Ok((tensors.collect::<Result<_>>()?, if dialect.interleaved { HeadRows::Interleaved } else { HeadRows::Halves }))
 }
-
-fn translate(name: &str, dialect: &Dialect) -> Option<String> {
-    let (rest, kind) = name.rsplit_once('.')?;
-    if !matches!(kind, "weight" | "bias") {
-        return None;
-    }
-    let outside = match rest {
-        "token_embd" => "model.embed_tokens",
-        "output_norm" => "model.norm",
-        "output" => "lm_head",
-        _ => "",
-    };
-    if !outside.is_empty() {
-        return Some(format!("{outside}.{kind}"));
-    }
-    let (layer, part) = rest.strip_prefix("blk.")?.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let known = |names: &[(&str, &'static str)]| names.iter().find(|(name, _)| *name == part).map(|(_, hugging_face)| *hugging_face);
-    let part = known(dialect.tensors).or_else(|| known(&TENSORS))?;
-    Some(format!("model.layers.{layer}.{part}.{kind}"))
-}
-
-/// Tensors of a layer, where a dialect has no other word for them.
-const TENSORS: [(&str, &str); 13] = [
-    ("attn_norm", "input_layernorm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_qkv", "self_attn.qkv_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-    ("post_ffw_norm", "post_feedforward_layernorm"),
-];
 
 /// An f32 as the f64 of its shortest decimal form: `1e-5` and not `9.99999974…e-6`.
 fn shortest(x: f32) -> f64 {

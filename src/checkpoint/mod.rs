@@ -14,6 +14,7 @@ mod design;
 mod dialect;
 mod dot;
 mod encoding;
+mod experts;
 mod factored;
 mod family;
 mod fields;
@@ -34,6 +35,7 @@ mod safetensors;
 mod source;
 mod special;
 mod storage;
+mod strewn;
 mod template;
 mod tensors;
 mod tokenizer;
@@ -44,7 +46,7 @@ pub use adapter::{ADAPTER, is_adapter};
 pub use blocks::{Blocks, Form, Has};
 pub use config::Config;
 pub(crate) use config::STORED;
-pub use design::{Activation, Design, HeadRows, LayerSpec, MlpSpec, NormKind, Norms, QkNorm, QkNormOver};
+pub use design::{Activation, ClampedSwiglu, Design, Experts, HeadRows, LayerSpec, MlpSpec, NormKind, Norms, QkNorm, QkNormOver};
 pub use dot::Vector;
 pub use factored::Factored;
 pub(crate) use factored::row_tensors;
@@ -152,6 +154,7 @@ impl Checkpoint {
         let remark = "its config says that the output head is the embedding table (tie_word_embeddings), and another head is stored, which is used";
         let remarks = other_head.then(|| remark.into()).into_iter().collect();
         arrange::take_apart(&mut weights, &config)?;
+        experts::arrange(&mut weights, &config, false)?;
         arrange::order(&mut weights, &config, config.design.head_rows);
         Ok(Checkpoint { path: path.into(), config, config_json, factored, weights, gguf: None, adapter: None, remarks })
     }
@@ -166,6 +169,7 @@ impl Checkpoint {
             weights.add(file, tensors.extract_if(.., |(_, stored)| stored.file == index).collect())?;
         }
         arrange::take_apart(&mut weights, &config)?;
+        experts::arrange(&mut weights, &config, true)?;
         arrange::order(&mut weights, &config, rows);
         let remarks = gguf_tokenizer::remark(&header.metadata).into_iter().collect();
         Ok(Checkpoint { path: path.into(), config, config_json, factored: None, weights, gguf: Some(header.metadata), adapter: None, remarks })

@@ -139,7 +139,7 @@ fn read_entry(entry: &Value, data_start: usize, data_length: usize) -> Result<St
             return Err(format!("shape {shape:?} in {dtype} does not fill its {} bytes", end - start));
         }
     }
-    Ok(Stored { file: 0, range: data_start + start..data_start + end, shape, dtype: dtype.into(), encoding, order: None })
+    Ok(Stored { file: 0, range: data_start + start..data_start + end, shape, dtype: dtype.into(), encoding, order: None, strewn: None })
 }
 
 /// A JSON object whose keys occur once.

@@ -21,12 +21,31 @@ pub(super) fn required(config: &Config, factored: Option<&Factored>) -> Vec<Expe
     for layer in 0..config.num_hidden_layers {
         let mut add = |name: &str, shape: &[usize]| list.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
         design.norms.names().for_each(|norm| add(&format!("{norm}.weight"), &[hidden]));
-        let mlp = [(design.mlp.gate, ffn, hidden), (Some(design.mlp.up), ffn, hidden), (Some(design.mlp.down), hidden, ffn)];
-        for (name, rows, cols) in mlp.into_iter().filter_map(|(name, rows, cols)| Some((name?, rows, cols))) {
-            add(&format!("mlp.{name}.weight"), &[rows, cols]);
-            if design.mlp.bias {
-                add(&format!("mlp.{name}.bias"), &[rows]);
+        let mut mlp = |prefix: &str, ffn: usize| {
+            let parts = [(design.mlp.gate, ffn, hidden), (Some(design.mlp.up), ffn, hidden), (Some(design.mlp.down), hidden, ffn)];
+            for (name, rows, cols) in parts.into_iter().filter_map(|(name, rows, cols)| Some((name?, rows, cols))) {
+                add(&format!("{prefix}.{name}.weight"), &[rows, cols]);
+                if design.mlp.bias {
+                    add(&format!("{prefix}.{name}.bias"), &[rows]);
+                }
             }
+        };
+        match &design.experts {
+            None => mlp("mlp", ffn),
+            Some(experts) => {
+                (0..experts.count).for_each(|expert| mlp(&format!("mlp.experts.{expert}"), experts.width));
+                experts.shared.iter().for_each(|width| mlp("mlp.shared_expert", *width));
+                add("mlp.router.weight", &[experts.count, hidden]);
+                if design.mlp.bias {
+                    add("mlp.router.bias", &[experts.count]);
+                }
+                if experts.shared.is_some() {
+                    add("mlp.shared_expert_gate.weight", &[1, hidden]);
+                }
+            }
+        }
+        if design.sinks {
+            add("self_attn.sinks", &[config.num_attention_heads]);
         }
         for (name, width) in [("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)] {
             add(&format!("self_attn.{name}.weight"), &[width, hidden]);

@@ -9,6 +9,7 @@ use super::encoding::Encoding;
 use super::file::ModelFile;
 use super::matrix::{Bytes, HeadOrder, StoredMatrix, half_split};
 use super::storage::WeightStorage;
+use super::strewn::Strewn;
 use crate::{Error, Result};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -37,6 +38,23 @@ pub(super) struct Stored {
     ///
     /// They are brought into that.
     pub order: Option<HeadOrder>,
+    /// How a matrix' numbers stand in its range, where that is not one behind the other.
+    pub strewn: Option<Strewn>,
+}
+
+impl Stored {
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes that its numbers take.
+    fn bytes(&self) -> usize {
+        match (&self.strewn, self.encoding) {
+            (Some(_), Some(encoding)) => encoding.bytes(self.len()),
+            _ => self.range.len(),
+        }
+    }
 }
 
 /// All tensors of a checkpoint by their Hugging Face names.
@@ -74,11 +92,28 @@ impl Weights {
         self.tensors.extend(parts);
     }
 
+    /// Gives a tensor another name.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where that is another's.
+    pub fn rename(&mut self, name: &str, to: String) -> Result<()> {
+        let Some(stored) = self.tensors.remove(name) else { return Ok(()) };
+        if self.tensors.contains_key(&to) {
+            return Err(self.error(&stored, name, format!("is stored twice, also as {to}")));
+        }
+        self.tensors.insert(to, stored);
+        Ok(())
+    }
+
     /// Says in which order the heads' rows of weight and bias are.
     pub fn order(&mut self, name: &str, order: HeadOrder) {
         for kind in ["weight", "bias"] {
             self.tensors.get_mut(&format!("{name}.{kind}")).into_iter().for_each(|stored| stored.order = Some(order));
         }
+    }
+
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Stored> {
+        self.tensors.get_mut(name)
     }
 
     pub fn get(&self, name: &str) -> Option<&Stored> {
@@ -123,7 +158,7 @@ impl Weights {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.tensors.values().map(|stored| stored.range.len() as u64).sum()
+        self.tensors.values().map(|stored| stored.bytes() as u64).sum()
     }
 
     pub fn error(&self, stored: &Stored, name: &str, message: String) -> Error {
@@ -176,7 +211,10 @@ impl Weights {
         let (stored, encoding) = self.expect(checkpoint, name, &shape)?;
         let wanted = storage.encoding(encoding, shape[1]);
         if wanted == encoding {
-            let bytes = Bytes::File(self.files[stored.file].clone(), stored.range.clone());
+            let bytes = match self.gathered(stored)? {
+                Some(bytes) => Bytes::Memory(bytes),
+                None => Bytes::File(self.files[stored.file].clone(), stored.range.clone()),
+            };
             return Ok(StoredMatrix { bytes, encoding, shape, order: stored.order });
         }
         let numbers = match wanted {
@@ -194,9 +232,9 @@ impl Weights {
         encoding: Encoding,
         finish: impl Fn(&[f32], &mut [T]) + Sync,
     ) -> Result<Vec<T>> {
-        let mut numbers = vec![T::default(); encoding.numbers(stored.range.len())];
+        let (mut numbers, gathered) = (vec![T::default(); stored.len()], self.gathered(stored)?);
         let bad = numbers.par_chunks_mut(CHUNK).enumerate().map(|(index, out)| {
-            let chunk = self.chunk(stored, encoding, index)?;
+            let chunk = self.chunk(stored, gathered.as_deref(), encoding, index)?;
             let original = first_not_finite(&chunk).map(|at| (index * CHUNK + at, chunk[at]));
             Ok(original.or_else(|| {
                 finish(&chunk, out);
@@ -211,21 +249,42 @@ impl Weights {
     /// Checks that all numbers of a tensor are finite.
     pub fn check_finite(&self, checkpoint: &Path, name: &str, shape: [usize; 2]) -> Result<()> {
         let (stored, encoding) = self.expect(checkpoint, name, &shape)?;
-        let chunks = encoding.numbers(stored.range.len()).div_ceil(CHUNK);
+        let (chunks, gathered) = (stored.len().div_ceil(CHUNK), self.gathered(stored)?);
         let bad = (0..chunks).into_par_iter().map(|index| {
-            let chunk = self.chunk(stored, encoding, index)?;
+            let chunk = self.chunk(stored, gathered.as_deref(), encoding, index)?;
             Ok(first_not_finite(&chunk).map(|at| (index * CHUNK + at, chunk[at])))
         });
         self.refuse_first(name, stored, bad)
     }
 
-    /// The numbers of chunk `index` of a tensor, read from its file: one that has been cut short
-    /// meanwhile is an error here, and would end the process if its mapping were read.
-    fn chunk(&self, stored: &Stored, encoding: Encoding, index: usize) -> Result<Vec<f32>> {
+    /// The bytes of a matrix whose numbers do not stand one behind the other.
+    fn gathered(&self, stored: &Stored) -> Result<Option<Vec<u8>>> {
+        let Some(strewn) = &stored.strewn else { return Ok(None) };
+        let shape = match stored.shape[..] {
+            [rows, cols] => [rows, cols],
+            _ => [1, stored.len()],
+        };
+        let read = |file: usize, range: Range<usize>| {
+            let mut bytes = vec![0; range.len()];
+            self.files[file].read(range.start, &mut bytes).map(|()| bytes)
+        };
+        strewn.gather(shape, (stored.file, stored.range.clone()), &read).map(Some)
+    }
+
+    /// The numbers of chunk `index` of a tensor, read from its file, or from what has been gathered
+    /// of it: a file that has been cut short meanwhile is an error here, and would end the process
+    /// if its mapping were read.
+    fn chunk(&self, stored: &Stored, gathered: Option<&[u8]>, encoding: Encoding, index: usize) -> Result<Vec<f32>> {
         let step = encoding.bytes(CHUNK);
-        let start = stored.range.start + index * step;
-        let mut bytes = vec![0; step.min(stored.range.end - start)];
-        self.files[stored.file].read(start, &mut bytes)?;
+        let bytes = match gathered {
+            Some(all) => all[index * step..all.len().min((index + 1) * step)].to_vec(),
+            None => {
+                let start = stored.range.start + index * step;
+                let mut bytes = vec![0; step.min(stored.range.end - start)];
+                self.files[stored.file].read(start, &mut bytes)?;
+                bytes
+            }
+        };
         let mut numbers = vec![0f32; encoding.numbers(bytes.len())];
         encoding.decode(&bytes, &mut numbers);
         Ok(numbers)

@@ -1,6 +1,6 @@
 //! What an MLP makes of a number, and its derivative.
 
-use crate::checkpoint::Activation;
+use crate::checkpoint::{Activation, ClampedSwiglu};
 
 /// `√(2/π)` and the cubic's coefficient of GELU's approximation by a tanh.
 const TANH: [f32; 2] = [0.797_884_6, 0.044_715];
@@ -28,6 +28,16 @@ pub(super) fn activate(activation: Activation, x: f32) -> (f32, f32) {
             (x * x, 2.0 * x)
         }
     }
+}
+
+/// What gate and up become, and the slopes with respect to both.
+pub(super) fn clamped_swiglu(ClampedSwiglu { alpha, limit }: ClampedSwiglu, gate: f32, up: f32) -> (f32, [f32; 2]) {
+    // `min` would lose what is no number.
+    let (clamped, shifted) = (if gate > limit { limit } else { gate }, up.clamp(-limit, limit) + 1.0);
+    let sigmoid = 1.0 / (1.0 + (-alpha * clamped).exp());
+    let slope = sigmoid + alpha * clamped * sigmoid * (1.0 - sigmoid);
+    let within = |inside: bool, slope: f32| if inside { slope } else { 0.0 };
+    (shifted * clamped * sigmoid, [within(gate <= limit, shifted * slope), within(up.abs() <= limit, clamped * sigmoid)])
 }
 
 /// The complementary error function, to 1.2e-7 of its value (Press et al., Numerical Recipes in C,
@@ -63,6 +73,15 @@ mod tests {
                 assert!(((high - low) / 2e-2 - slope).abs() < 1e-3, "{activation:?} at {x}: {slope}");
             }
         }
+        let spec = ClampedSwiglu { alpha: 1.7, limit: 2.0 };
+        assert!((clamped_swiglu(spec, 9.0, -9.0).0 + 2.0 / (1.0 + (-3.4f32).exp())).abs() < 1e-6);
+        for (gate, up) in [(-1.5f32, 0.4f32), (1.2, -1.7), (2.5, 0.3), (0.7, 2.6), (3.0, -3.0)] {
+            let at = |gate, up| f64::from(clamped_swiglu(spec, gate, up).0);
+            let slopes = [at(gate + 1e-2, up) - at(gate - 1e-2, up), at(gate, up + 1e-2) - at(gate, up - 1e-2)];
+            let found = clamped_swiglu(spec, gate, up).1;
+            assert!(slopes.iter().zip(found).all(|(slope, found)| (slope / 2e-2 - f64::from(found)).abs() < 1e-3), "{gate} {up}: {found:?}");
+        }
+        assert!(clamped_swiglu(spec, f32::NAN, 1.0).0.is_nan() && clamped_swiglu(spec, 1.0, f32::NAN).0.is_nan());
         assert!((soft_cap(5.0, 50.0).0 - 5.0).abs() < 1e-6 && soft_cap(5.0, 0.0) == (0.0, 1.0));
     }
 }

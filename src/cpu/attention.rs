@@ -1,7 +1,8 @@
 //! Grouped-query attention over a sequence's cached keys and values, whatever they are kept as
 //! ([`super::cache`]). The softmax scale is `1/√head_dim` of the original head.
 //!
-//! Where the family has a soft cap, what it leaves of a score is what the softmax sees.
+//! Where the family has a soft cap, what it leaves of a score is what the softmax sees; where heads
+//! have attention sinks, a weight for nothing joins its sum.
 
 use super::absorb::Absorbed;
 use super::activation::soft_cap;
@@ -27,6 +28,8 @@ pub(super) struct Attention {
     pub(super) window: usize,
     /// What scores, as the softmax has them, are capped at.
     pub(super) cap: Option<f32>,
+    /// What the softmax has besides its scores, by head.
+    pub(super) sinks: Option<Vec<f32>>,
     pub(super) query: Linear,
     pub(super) query_turn: Turn,
     pub(super) key: Linear,
@@ -60,6 +63,7 @@ impl Attention {
             group_size: config.group_size(),
             window: config.layers[layer].window.unwrap_or(usize::MAX),
             cap: config.design.attention_cap,
+            sinks: config.design.sinks.then(|| checkpoint.f32(&name("sinks"), &[config.num_attention_heads])).transpose()?,
             query: linear("q_proj", hidden, query_width, bias)?,
             query_turn: Turn::load(checkpoint, layer, 0)?,
             key: linear("k_proj", hidden, kv_width, bias)?,
@@ -92,8 +96,7 @@ impl Attention {
         let more = absorbed.map(|absorbed| absorbed.scores(by_line, [heads, self.group_size]));
         let rows = cached.keys.ncols();
         let of_head = |head: usize| {
-            let kv_head = head / self.group_size;
-            let first = kv_head * d;
+            let first = head / self.group_size * d;
             let mut weights = tr_product(cached.keys.rows(first, d), queries.rows(head * d, d));
             if let Some(more) = &more {
                 weights = weights.resize_vertically(rows + more.ncols(), 0.0);
@@ -103,7 +106,7 @@ impl Attention {
             }
             self.cap(&mut weights);
             cached.multiply(&mut weights, d);
-            self.softmax(&mut weights, position, cached, kv_head);
+            self.softmax(&mut weights, position, cached, head);
             let received = cached.evicted.is_some().then(|| &weights * &later);
             (product(cached.values.rows(first, d), weights.rows(0, rows)), (received, weights))
         };
@@ -127,14 +130,20 @@ impl Attention {
         }
     }
 
-    /// Turns `scores: [columns, tokens]` into attention weights, column by column, over what each
-    /// query sees.
-    fn softmax(&self, scores: &mut DMatrix<f32>, position: usize, cached: &Columns, kv_head: usize) {
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
+    /// The sink of a head.
+    pub(super) fn sink(&self, head: usize) -> Option<f32> {
+        self.sinks.as_ref().map(|sinks| sinks[head])
+    }
+
+    /// Turns `scores: [columns, tokens]` of a head into attention weights, column by column, over
+    /// what each query sees.
+    fn softmax(&self, scores: &mut DMatrix<f32>, position: usize, cached: &Columns, head: usize) {
+        let (scale, kv_head) = (1.0 / (self.head_dim as f32).sqrt(), head / self.group_size);
+        let sink = self.sink(head).map_or(f32::NEG_INFINITY, |sink| sink / scale);
         for (j, mut column) in scores.column_iter_mut().enumerate() {
             let (seen, scores) = (cached.seen(position + j, self.window, kv_head), column.as_mut_slice());
-            let highest = seen.iter().flat_map(|range| &scores[range.clone()]).copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
+            let highest = seen.iter().flat_map(|range| &scores[range.clone()]).copied().fold(sink, f32::max);
+            let mut sum = ((sink - highest) * scale).exp();
             for range in &seen {
                 Arch::new().dispatch(Exponentials { scores: &mut scores[range.clone()], highest, scale });
                 sum += scores[range.clone()].iter().sum::<f32>();
@@ -171,17 +180,19 @@ impl WithSimd for Exponentials<'_> {
 }
 
 /// Turns `scores: [cached, tokens]` into attention weights, column by column. The query of column
-/// `j` stands at `position + j`; it sees itself and the `window − 1` tokens before it.
-pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, scale: f32) {
+/// `j` stands at `position + j`; it sees itself and the `window − 1` tokens before it, and a sink if
+/// the head has one.
+pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, scale: f32, sink: Option<f32>) {
+    let sink = sink.map_or(f32::NEG_INFINITY, |sink| sink / scale);
     for (j, mut column) in scores.column_iter_mut().enumerate() {
         let end = position + j + 1;
         let (past, rest) = column.as_mut_slice().split_at_mut(end);
         let (forgotten, seen) = past.split_at_mut(end.saturating_sub(window));
         forgotten.fill(0.0);
         rest.fill(0.0);
-        let highest = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let highest = seen.iter().copied().fold(sink, f32::max);
         Arch::new().dispatch(Exponentials { scores: seen, highest, scale });
-        let sum: f32 = seen.iter().sum();
+        let sum = ((sink - highest) * scale).exp() + seen.iter().sum::<f32>();
         for weight in seen {
             *weight /= sum;
         }

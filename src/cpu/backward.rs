@@ -127,7 +127,7 @@ impl Attention {
                 let kv_rows = head / self.group_size * d;
                 let [query, upstream] = [&queries, &upstream].map(|all| all.rows(head * d, d).into_owned());
                 let [key, value] = [&keys, &values].map(|all| all.rows(kv_rows, d).into_owned());
-                self.head_backward(&query, &key, &value, &upstream, exact)
+                self.head_backward([&query, &key, &value, &upstream], self.sink(head), exact)
             })
             .collect();
         // Query heads that share a key/value head both disturb it.
@@ -151,8 +151,8 @@ impl Attention {
     const QUERIES: usize = 256;
 
     /// Through `softmax(KᵀQ/√d)` and the weighted sum of values, from `upstream`, the gradient with
-    /// respect to that sum; `[d, tokens]` all.
-    fn head_backward(&self, query: &DMatrix<f32>, key: &DMatrix<f32>, value: &DMatrix<f32>, upstream: &DMatrix<f32>, exact: Exact) -> HeadGradients {
+    /// respect to that sum; `[d, tokens]` all. A `sink` is a key like others whose value is zero.
+    fn head_backward(&self, [query, key, value, upstream]: [&DMatrix<f32>; 4], sink: Option<f32>, exact: Exact) -> HeadGradients {
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let (d, tokens) = query.shape();
         let none = || DMatrix::zeros(d, tokens);
@@ -166,7 +166,7 @@ impl Attention {
             let mut weights = tr_product(keys, queries);
             let slopes = self.cap.map(|cap| weights.map(|score| soft_cap(cap, score * scale).1));
             self.cap(&mut weights);
-            causal_softmax(&mut weights, first - low, self.window, scale);
+            causal_softmax(&mut weights, first - low, self.window, scale, sink);
             // With respect to the weights, then the scores: ds = p∘(dp − ⟨dp, p⟩)/√d, query by
             // query.
             let mut scores = tr_product(values, upstream);

@@ -84,7 +84,7 @@ impl Attention {
                     weights += moved;
                 }
                 self.cap(&mut weights);
-                causal_softmax(&mut weights, 0, self.window, 1.0 / (d as f32).sqrt());
+                causal_softmax(&mut weights, 0, self.window, 1.0 / (d as f32).sqrt(), self.sink(head));
                 let mut sum = product(values.rows(kv_row, d), weights.as_view());
                 if let Some(noise) = value_noise {
                     clear_exact(exact, &mut weights);

@@ -1,17 +1,15 @@
 //! One layer of the residual stream: attention, then the MLP, with norms before or after each.
 
 use super::Observer;
-use super::activation::activate;
 use super::attention::{Attention, Heads};
 use super::cache::Cache;
-use super::linear::{Linear, Norm, Source};
+use super::feed_forward::FeedForward;
+use super::linear::{Norm, Source};
 use super::rope::Ropes;
 use super::weight::Weight;
 use crate::Result;
-use crate::checkpoint::Activation;
 use crate::kv::Call;
 use nalgebra::DMatrix;
-use rayon::prelude::*;
 
 /// `x ← x + s·after(attention(before(x)))`, then the same with the MLP; norms that a family does
 /// not have leave what they are given.
@@ -20,7 +18,7 @@ pub(super) struct Layer {
     pub(super) attention: Attention,
     pub(super) after_attention: Option<Norm>,
     pub(super) mlp_norm: Option<Norm>,
-    pub(super) mlp: Mlp,
+    pub(super) mlp: FeedForward,
     pub(super) after_mlp: Option<Norm>,
     /// `s`.
     pub(super) scale: f32,
@@ -43,7 +41,7 @@ impl Layer {
             attention: Attention::load(source, index)?,
             after_attention: norm(design.norms.after_attention)?,
             mlp_norm: norm(design.norms.mlp)?,
-            mlp: Mlp::load(source, &format!("model.layers.{index}.mlp"))?,
+            mlp: FeedForward::load(source, &format!("model.layers.{index}.mlp"))?,
             after_mlp: norm(design.norms.after_mlp)?,
             scale: design.residual_scale,
         })
@@ -51,9 +49,9 @@ impl Layer {
 
     /// Its matrices.
     pub(super) fn weights(&self) -> impl Iterator<Item = &Weight> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
-        let linears = [&attention.query, &attention.key, &attention.value, &attention.output, &mlp.up, &mlp.down];
-        linears.into_iter().chain(&mlp.gate).map(|linear| &linear.weight)
+        let attention = &self.attention;
+        let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
+        linears.into_iter().chain(self.mlp.linears()).map(|linear| &linear.weight)
     }
 
     /// Runs `x: [hidden, tokens]` through this layer, number `index` of the cache, in place. The
@@ -130,54 +128,5 @@ pub(super) fn before_backward(norm: &Option<Norm>, x: &DMatrix<f32>, gradient: D
     match norm {
         Some(norm) => norm.backward(x, gradient),
         None => gradient,
-    }
-}
-
-/// `down(σ(gate(x)) · up(x))` (Shazeer, arXiv 2002.05202), or without a gate `down(σ(up(x)))`.
-pub(super) struct Mlp {
-    activation: Activation,
-    gate: Option<Linear>,
-    up: Linear,
-    down: Linear,
-}
-
-impl Mlp {
-    fn load(source: Source, name: &str) -> Result<Mlp> {
-        let config = source.checkpoint.config();
-        let (hidden, inner, spec) = (config.hidden_size, config.intermediate_size, config.design.mlp);
-        let linear = |part: &str, shape| Linear::load(source, &format!("{name}.{part}"), shape, spec.bias);
-        Ok(Mlp {
-            activation: spec.activation,
-            gate: spec.gate.map(|gate| linear(gate, [inner, hidden])).transpose()?,
-            up: linear(spec.up, [inner, hidden])?,
-            down: linear(spec.down, [hidden, inner])?,
-        })
-    }
-
-    /// `x: [hidden, tokens]`.
-    pub(super) fn apply(&self, x: &DMatrix<f32>) -> DMatrix<f32> {
-        let (mut inner, activation) = (self.up.apply(x), self.activation);
-        match &self.gate {
-            Some(gate) => inner.zip_apply(&gate.apply(x), |up, gate| *up *= activate(activation, gate).0),
-            None => inner.apply(|x| *x = activate(activation, *x).0),
-        }
-        self.down.apply(&inner)
-    }
-
-    /// The gradient with respect to `x`, from that with respect to what [`apply`](Self::apply)
-    /// makes of it.
-    pub(super) fn backward(&self, x: &DMatrix<f32>, upstream: &DMatrix<f32>) -> DMatrix<f32> {
-        let (mut up, activation) = (self.up.apply(x), self.activation);
-        let inner = self.down.backward(upstream);
-        let Some(gate_map) = &self.gate else {
-            up.zip_apply(&inner, |up, inner| *up = inner * activate(activation, *up).1);
-            return self.up.backward(&up);
-        };
-        let mut gate = gate_map.apply(x);
-        gate.as_mut_slice().par_iter_mut().zip(up.as_mut_slice()).zip(inner.as_slice()).with_min_len(1 << 14).for_each(|((gate, up), inner)| {
-            let (activated, slope) = activate(activation, *gate);
-            (*gate, *up) = (inner * *up * slope, inner * activated);
-        });
-        gate_map.backward(&gate) + self.up.backward(&up)
     }
 }

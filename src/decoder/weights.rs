@@ -206,7 +206,11 @@ impl Ends {
 
 /// What the kernels cannot be made for, said before weights are read.
 pub(super) fn check(checkpoint: &Checkpoint) -> Result<()> {
-    let head_dim = checkpoint.config().head_dim;
+    let (head_dim, design) = (checkpoint.config().head_dim, &checkpoint.config().design);
+    if design.experts.is_some() || design.sinks {
+        let message = "its MLPs are experts, which the GPU kernels do not take yet; --device cpu runs it".into();
+        return Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });
+    }
     if head_dim <= 512 {
         return Ok(());
     }
