@@ -28,6 +28,10 @@ var<immediate> params: Params;
 @group(0) @binding(1) var<storage, read> weights: array<vec2<f32>>;  // [tokens][splits][HEADS]: m, Σ p
 @group(0) @binding(2) var<storage, read_write> marks: array<u32>;    // as src/kernels/eviction.rs has them
 
+#if HEAD_SINKS
+@group(0) @binding(3) var<storage, read> head_sinks: array<f32>;     // [HEADS]: a score that no receiver has
+#endif
+
 var<workgroup> norms: array<vec2<f32>, WORKGROUP>; // of a line: its largest score, and what a weight is to be multiplied by
 
 fn weight(line: u32, column: u32, norm: vec2<f32>) -> f32 {
@@ -60,6 +64,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 largest = max(largest, weights[at + s * HEADS].x);
             }
             var total = 0.0;
+#if HEAD_SINKS
+            largest = max(largest, head_sinks[line % HEADS]);
+            total = exp(head_sinks[line % HEADS] - largest);
+#endif
             for (var s = 0u; s < params.splits; s++) {
                 let w = weights[at + s * HEADS];
                 total += exp(w.x - largest) * w.y;

@@ -5,6 +5,7 @@
 //
 // CODED     the splits after the first `exact` have summed coordinates: with w the part of the
 //           weights that falls to them, out = Σ exact + B·(Σ coded) + w · μ
+// HEAD_SINKS  every head has a score whose value is zero
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
 
@@ -30,6 +31,9 @@ struct Head {
 @group(0) @binding(3) var<storage, read> heads: array<Head>;         // [HEADS]
 @group(0) @binding(4) var<storage, read> up: array<half4>;           // by key/value head: [width][HEAD]
 @group(0) @binding(5) var<storage, read> means: array<f32>;          // [key/value heads][HEAD]
+#endif
+#if HEAD_SINKS
+@group(0) @binding(6) var<storage, read> head_sinks: array<f32>;     // [HEADS]
 #endif
 
 const PADDED = (HEAD + 3u) / 4u * 4u;
@@ -102,6 +106,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     workgroupBarrier();
     largest = parts[0].x;
+#if HEAD_SINKS
+    largest = max(largest, head_sinks[id.x]);
+#endif
     workgroupBarrier();
     // All weights, and those of coded splits.
     var total = vec2<f32>();
@@ -123,6 +130,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) l
     }
     workgroupBarrier();
     total = parts[0];
+#if HEAD_SINKS
+    total.x += exp(head_sinks[id.x] - largest);
+#endif
 
     let base = (params.at + id.y) * params.stride + id.x * PADDED;
     let begin = splits * params.sums;

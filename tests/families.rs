@@ -101,10 +101,7 @@ fn the_processor_computes_what_transformers_does() {
 }
 
 fn dense(tier: Tier) {
-    compare(
-        MOST_GPU,
-        fixtures().iter().filter(|f| f.checkpoint.config().design.experts.is_none()).map(|f| (f.name.clone(), nmse(&f.gpu(None, tier), &f.logits))),
-    );
+    compare(MOST_GPU, fixtures().iter().map(|f| (f.name.clone(), nmse(&f.gpu(None, tier), &f.logits))));
 }
 
 #[test]
@@ -125,7 +122,7 @@ fn a_gpu_computes_what_transformers_does_in_the_baseline_tier() {
 /// Keys before RoPE that are rebuilt and keys after it that are absorbed, over layers that differ.
 #[test]
 fn coded_rows_are_read_alike() {
-    for (index, fixture) in fixtures().iter().enumerate().filter(|(_, f)| f.checkpoint.config().design.experts.is_none()) {
+    for (index, fixture) in fixtures().iter().enumerate() {
         for (number, (way, specs)) in ways(fixture.checkpoint.config()).into_iter().enumerate().filter(|(number, _)| (number + index) % 5 == 0) {
             let rows = coded(&fixture.checkpoint, specs, Exact { sinks: 4, recent: 10 });
             let [expected, full] = [RowType::F16, RowType::F32].map(|row_type| fixture.cpu(Some(&rows), row_type));

@@ -205,13 +205,16 @@ impl Case {
     }
 }
 
+/// A shape and what is in it.
+type Shaped<T> = (Vec<usize>, Vec<T>);
+
 /// The matrices of experts, which GGUF has one behind the other in one tensor.
 #[derive(Default)]
 struct Stacks {
     /// By layer, what the converter calls them, and expert: shape and numbers.
-    matrices: BTreeMap<(String, &'static str), BTreeMap<usize, (Vec<usize>, Vec<f32>)>>,
+    matrices: BTreeMap<(String, &'static str), BTreeMap<usize, Shaped<f32>>>,
     /// MXFP4's, as ggml has them: scales and codes of gpt-oss' files, until there are both.
-    bytes: BTreeMap<(String, String), (Vec<usize>, Vec<u8>)>,
+    bytes: BTreeMap<(String, String), Shaped<u8>>,
 }
 
 impl Stacks {

@@ -96,14 +96,24 @@ impl WeightBytes {
     }
 }
 
-/// Weights of the matrices of all layers and the head.
+/// Weights of the matrices of all layers and the head that a step reads.
 fn matrix_weights(config: &Config) -> u64 {
-    let [d, i, heads, layers, vocab] =
-        [config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
+    let [d, heads, layers, vocab] = [config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.vocab_size].map(|n| n as u64);
     let q_width = heads * config.head_dim as u64;
     let kv_width = (config.num_key_value_heads * config.head_dim) as u64;
-    let mlp = if config.design.mlp.gate.is_some() { 3 } else { 2 };
-    layers * (2 * d * q_width + 2 * d * kv_width + mlp * d * i) + vocab * d
+    let [read, _] = mlp_weights(config);
+    layers * (2 * d * q_width + 2 * d * kv_width + read) + vocab * d
+}
+
+/// Weights of the MLP of a layer, or of its experts and their router: those that a step reads, and
+/// all others.
+fn mlp_weights(config: &Config) -> [u64; 2] {
+    let matrices = if config.design.mlp.gate.is_some() { 3 } else { 2 };
+    let d = config.hidden_size as u64;
+    let of_width = |width: usize| matrices * d * width as u64;
+    let Some(experts) = &config.design.experts else { return [of_width(config.intermediate_size), 0] };
+    let (each, shared) = (of_width(experts.width), experts.shared.map_or(0, |width| of_width(width) + d));
+    [experts.chosen as u64 * each + shared + experts.count as u64 * d, (experts.count - experts.chosen) as u64 * each]
 }
 
 /// Weights of the embedding where it is another matrix than the head.
@@ -116,8 +126,10 @@ pub fn parameters(config: &Config) -> u64 {
     let [d, layers, heads, kv_heads, head] =
         [config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, config.head_dim].map(|n| n as u64);
     let design = &config.design;
-    let mlp = config.intermediate_size as u64 * if design.mlp.gate.is_some() { 2 } else { 1 } + d;
-    let biases = [(design.attention_bias, (heads + 2 * kv_heads) * head), (design.mlp.bias, mlp)];
+    let gates = if design.mlp.gate.is_some() { 2 } else { 1 };
+    let (count, width) = design.experts.map_or((1, config.intermediate_size), |experts| (experts.count as u64, experts.width));
+    let mlp = count * (width as u64 * gates + d) + if design.experts.is_some() { count } else { 0 };
+    let biases = [(design.attention_bias, (heads + 2 * kv_heads) * head), (design.mlp.bias, mlp), (design.sinks, heads)];
     let biases: u64 = biases.into_iter().filter_map(|(any, count)| any.then_some(count)).sum();
     // LayerNorm has a bias beside each gain.
     let norm = d * if design.norm == NormKind::Layer { 2 } else { 1 };
@@ -127,7 +139,8 @@ pub fn parameters(config: &Config) -> u64 {
         Some(_) => 2 * head,
     };
     let norms = norm * design.norms.names().count() as u64 + qk_norm;
-    matrix_weights(config) + embedding_weights(config) + layers * (norms + biases) + norm
+    let [_, unread] = mlp_weights(config);
+    matrix_weights(config) + embedding_weights(config) + layers * (norms + biases + unread) + norm
 }
 
 /// Counts what a decode step costs at the least, after the prompt.

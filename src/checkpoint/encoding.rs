@@ -377,20 +377,6 @@ mod tests {
     }
 
     #[test]
-    fn mxfp4_has_eight_magnitudes_and_a_power_of_two() {
-        let mut block = vec![126];
-        block.extend((0..16).map(|code| code | (15 - code) << 4));
-        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0].map(|x| 0.5 * x);
-        let number = |code: usize| if code < 8 { magnitudes[code] } else { -magnitudes[code - 8] };
-        let expected: Vec<f32> = (0..16).chain((0..16).rev()).map(number).collect();
-        assert_eq!(decode(Encoding::Mxfp4, &block), expected);
-        for (exponent, scale) in [(0, 2f32.powi(-127)), (1, 2f32.powi(-126)), (254, 2f32.powi(127))] {
-            assert_eq!(decode(Encoding::Mxfp4, &[&[exponent], &[0x22; 16][..]].concat()), [scale; 32], "{exponent}");
-        }
-        assert!(decode(Encoding::Mxfp4, &[&[255], &[0x22; 16][..]].concat()).iter().all(|x| x.is_nan()));
-    }
-
-    #[test]
     fn q6_k_puts_four_runs_into_one_pair_byte() {
         let mut block = vec![0u8; 210];
         block[..128].fill(0x52);

@@ -136,9 +136,9 @@ pub(super) fn q6_k(block: &[u8; 210], codes: &mut [u8; 256]) -> [[f32; 2]; 8] {
     std::array::from_fn(|j| [0, 1].map(|half| d * f32::from(scales[2 * j + half] as i8)))
 }
 
-/// The numbers of four bits, E2M1, are twice whole numbers: the code is that from 16 on. Their scale
-/// is a power of two in eight bits, E8M0, of which 255 is no number (OCP Microscaling Formats,
-/// version 1.0).
+/// Twice the numbers of four bits, E2M1, are whole: the code counts them from 16 on. Their scale is
+/// a power of two in eight bits, E8M0, of which 255 is no number (OCP Microscaling Formats, version
+/// 1.0).
 #[inline(always)]
 pub(super) fn mxfp4(block: &[u8; 17], codes: &mut [u8; 32]) -> [[f32; 2]; 1] {
     const CODES: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
@@ -188,5 +188,23 @@ mod tests {
             let (found, expected) = (f16_of(&bits.to_le_bytes()), f16::from_bits(bits).to_f32());
             assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:x}: {found} {expected}");
         }
+    }
+
+    #[test]
+    fn mxfp4_has_eight_magnitudes_and_a_power_of_two() {
+        let decode = |block: &[u8; 17]| {
+            let mut codes = [0; 32];
+            let [[half_scale, _]] = mxfp4(block, &mut codes);
+            codes.map(|code| half_scale * (f32::from(code) - 16.0))
+        };
+        let of = |scale: u8, byte: &dyn Fn(u8) -> u8| std::array::from_fn(|i| if i == 0 { scale } else { byte(i as u8 - 1) });
+        let magnitudes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0].map(|x| 0.5 * x);
+        let number = |code: usize| if code < 8 { magnitudes[code] } else { -magnitudes[code - 8] };
+        let expected: Vec<f32> = (0..16).chain((0..16).rev()).map(number).collect();
+        assert_eq!(decode(&of(126, &|code| code | (15 - code) << 4)).to_vec(), expected);
+        for (exponent, scale) in [(0, 2f32.powi(-127)), (1, 2f32.powi(-126)), (254, 2f32.powi(127))] {
+            assert_eq!(decode(&of(exponent, &|_| 0x22)), [scale; 32], "{exponent}");
+        }
+        assert!(decode(&of(255, &|_| 0x22)).iter().all(|x| x.is_nan()));
     }
 }

@@ -180,8 +180,8 @@ impl WithSimd for Exponentials<'_> {
 }
 
 /// Turns `scores: [cached, tokens]` into attention weights, column by column. The query of column
-/// `j` stands at `position + j`; it sees itself and the `window − 1` tokens before it, and a sink if
-/// the head has one.
+/// `j` stands at `position + j`; it sees itself and the `window − 1` tokens before it, and a sink
+/// if the head has one.
 pub(super) fn causal_softmax(scores: &mut DMatrix<f32>, position: usize, window: usize, scale: f32, sink: Option<f32>) {
     let sink = sink.map_or(f32::NEG_INFINITY, |sink| sink / scale);
     for (j, mut column) in scores.column_iter_mut().enumerate() {

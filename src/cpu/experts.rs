@@ -48,6 +48,12 @@ impl Experts {
         self.all.iter().flat_map(Mlp::linears).chain([&self.router]).chain(shared)
     }
 
+    /// Bytes of those experts that a token does not go through.
+    pub(super) fn unread_bytes(&self) -> usize {
+        let all: usize = self.all.iter().flat_map(Mlp::linears).map(|linear| linear.weight.bytes()).sum();
+        all / self.all.len().max(1) * (self.all.len() - self.chosen)
+    }
+
     /// Of every token of `x`.
     fn routes(&self, x: &DMatrix<f32>) -> Vec<Route> {
         let logits = self.router.apply(x);

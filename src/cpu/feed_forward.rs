@@ -8,16 +8,16 @@ use nalgebra::DMatrix;
 
 /// One MLP, or experts.
 pub(super) enum FeedForward {
-    Mlp(Mlp),
-    Experts(Experts),
+    Mlp(Box<Mlp>),
+    Experts(Box<Experts>),
 }
 
 impl FeedForward {
     pub(super) fn load(source: Source, name: &str) -> Result<FeedForward> {
         let config = source.checkpoint.config();
         Ok(match &config.design.experts {
-            None => FeedForward::Mlp(Mlp::load(source, name, config.intermediate_size)?),
-            Some(spec) => FeedForward::Experts(Experts::load(source, name, spec)?),
+            None => FeedForward::Mlp(Box::new(Mlp::load(source, name, config.intermediate_size)?)),
+            Some(spec) => FeedForward::Experts(Box::new(Experts::load(source, name, spec)?)),
         })
     }
 
@@ -35,6 +35,14 @@ impl FeedForward {
         match self {
             FeedForward::Mlp(mlp) => mlp.backward(x, upstream),
             FeedForward::Experts(experts) => experts.backward(x, upstream),
+        }
+    }
+
+    /// Bytes of those experts that a token does not go through.
+    pub(super) fn unread_bytes(&self) -> usize {
+        match self {
+            FeedForward::Mlp(_) => 0,
+            FeedForward::Experts(experts) => experts.unread_bytes(),
         }
     }
 

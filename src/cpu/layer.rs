@@ -54,6 +54,12 @@ impl Layer {
         linears.into_iter().chain(self.mlp.linears()).map(|linear| &linear.weight)
     }
 
+    /// Bytes of them that one token reads.
+    pub(super) fn read_bytes(&self) -> u64 {
+        let all: usize = self.weights().map(|weight| weight.bytes()).sum();
+        (all - self.mlp.unread_bytes()) as u64
+    }
+
     /// Runs `x: [hidden, tokens]` through this layer, number `index` of the cache, in place. The
     /// observer is told.
     pub(super) fn apply(&self, x: &mut DMatrix<f32>, index: usize, cache: &mut Cache, pass: ForwardPass, observer: Option<&mut dyn Observer>) {

@@ -161,9 +161,9 @@ impl Model {
         (held + most.min(mapped)) as u64
     }
 
-    /// Bytes of the matrices that a step reads.
+    /// Bytes of the matrices that a step reads; of experts, those that one token goes through.
     pub fn matrix_bytes(&self) -> u64 {
-        self.weights().map(|weight| weight.bytes() as u64).sum()
+        self.layers.iter().map(Layer::read_bytes).chain([self.head_weight().bytes() as u64]).sum()
     }
 
     /// Bytes of the embedding; 0 where it is the head.

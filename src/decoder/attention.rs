@@ -8,6 +8,7 @@ use super::scratch::Buffers;
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::Pass;
+use crate::kernels::AttentionBuffers;
 use crate::kernels::accumulate::Accumulate;
 use crate::kernels::columns::{Block, List};
 use crate::kernels::flash::{self, Flash};
@@ -79,7 +80,8 @@ impl Attention {
     /// Where tokens go through alone they may choose among them.
     fn plan(model: &Model, index: usize, coded: Option<&LatentLayer>, cache: &Cache, b: &Buffers, many: bool) -> Result<Attention> {
         let (device, attention) = (&*model.device, &super::layer_attention(&model.config, index));
-        let (layer, exact, b) = (&model.layers[index], &cache.layers[index], &b.of_layer(&model.config, index));
+        let (layer, exact) = (&model.layers[index], &cache.layers[index]);
+        let b = &AttentionBuffers { head_sinks: layer.head_sinks.clone(), ..b.of_layer(&model.config, index) };
         let select = cache.select.filter(|_| !many && coded.is_some());
         let evicted = exact.eviction.as_ref().and_then(|eviction| eviction.listed.as_ref());
         let list = match select {

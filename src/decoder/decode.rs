@@ -4,6 +4,8 @@
 use super::Model;
 use super::attention::AttentionPlan;
 use super::coding::Coding;
+use super::expert_plan::ExpertsPlan;
+use super::feed_forward::FeedForward;
 use super::norms::Norms;
 use super::scratch::Scratch;
 use super::weights::NormTensors;
@@ -21,10 +23,14 @@ struct LayerPlan {
     projection: Matvec,
     output: Matvec,
     after_attention: Option<Norm>,
-    mlp_norm: Option<Norm>,
-    gate_up: Matvec,
-    down: Matvec,
+    feed_forward: FeedForwardPlan,
     after_mlp: Option<Norm>,
+}
+
+/// From the residual stream, and onto it but for a norm behind it.
+enum FeedForwardPlan {
+    Mlp { norm: Option<Norm>, gate_up: Matvec, down: Matvec },
+    Experts(Box<ExpertsPlan>),
 }
 
 /// A token, or a few, through the model, by matrix-vector products.
@@ -54,17 +60,21 @@ impl DecodePlan {
         };
         let layers = model.layers.iter().map(|layer| {
             let (attention_norm, projection) = normed(layer.attention_norm.as_ref(), &layer.projection, &s.attention.projected, Fusion::default())?;
-            let (mlp_norm, gate_up) = normed(layer.mlp_norm.as_ref(), &layer.gate_up, &s.gated, norms.inner(layer))?;
             let (onto_attention, attention_out) = norms.onto(layer.after_attention.as_ref(), layer.output_bias.as_ref());
-            let (onto_mlp, mlp_out) = norms.onto(layer.after_mlp.as_ref(), layer.down_bias.as_ref());
+            let feed_forward = match &layer.feed_forward {
+                FeedForward::Experts(experts) => FeedForwardPlan::Experts(Box::new(ExpertsPlan::plan(norms, layer.mlp_norm.as_ref(), experts)?)),
+                FeedForward::Mlp(mlp) => {
+                    let (norm, gate_up) = normed(layer.mlp_norm.as_ref(), &mlp.gate_up, &s.gated, norms.inner(mlp))?;
+                    let (onto, out) = norms.onto(layer.after_mlp.as_ref(), mlp.down_bias.as_ref());
+                    FeedForwardPlan::Mlp { norm, gate_up, down: Matvec::plan(device, &mlp.down, &s.gated, out, onto, columns)? }
+                }
+            };
             Ok(LayerPlan {
                 attention_norm,
                 projection,
                 output: Matvec::plan(device, &layer.output, &s.attention.attended, attention_out, onto_attention, columns)?,
                 after_attention: norms.after(layer.after_attention.as_ref())?,
-                mlp_norm,
-                gate_up,
-                down: Matvec::plan(device, &layer.down, &s.gated, mlp_out, onto_mlp, columns)?,
+                feed_forward,
                 after_mlp: norms.after(layer.after_mlp.as_ref())?,
             })
         });
@@ -89,9 +99,14 @@ impl DecodePlan {
             attention.record(pass, index, coding, call);
             layer.output.record(pass, tokens);
             norm(pass, &layer.after_attention);
-            norm(pass, &layer.mlp_norm);
-            layer.gate_up.record(pass, tokens);
-            layer.down.record(pass, tokens);
+            match &layer.feed_forward {
+                FeedForwardPlan::Experts(experts) => experts.record(pass, tokens),
+                FeedForwardPlan::Mlp { norm: before, gate_up, down } => {
+                    norm(pass, before);
+                    gate_up.record(pass, tokens);
+                    down.record(pass, tokens);
+                }
+            }
             norm(pass, &layer.after_mlp);
         }
         self.end(pass, tokens);

@@ -2,7 +2,7 @@
 //! in places takes less.
 
 use super::attention_shape;
-use super::scratch::{CHUNK, apart, block_of};
+use super::scratch::{CHUNK, apart, block_of, inner};
 use super::stored::weight_bytes;
 use crate::checkpoint::{Checkpoint, WeightStorage};
 use crate::gpu::pad;
@@ -52,7 +52,8 @@ pub fn plan_memory(checkpoint: &Checkpoint, storage: WeightStorage, options: &Se
     let most = |of: &dyn Fn(&LatentSpec) -> usize| specs.iter().map(of).max().unwrap_or(0);
     let rebuilt =
         if specs.iter().any(|spec| matches!(spec.kind, LatentKind::PreRopeKeys | LatentKind::Both)) { context * attention.kv_row() / 2 } else { 0 };
-    let numbers = CHUNK * (2 * c.hidden_size + c.intermediate_size + attention.projection_row() + attention.query_row() + queries)
+    let (ways, width) = inner(c);
+    let numbers = CHUNK * (2 * c.hidden_size + ways.max(1) * pad(width) + 2 * ways + attention.projection_row() + attention.query_row() + queries)
         + block * heads * columns
         + parts * (sums + 2 * heads)
         + CHUNK * (most(&|spec| pad(spec.width(c.head_dim))) + most(&|spec| spec.format.rank()))

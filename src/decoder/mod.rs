@@ -11,6 +11,9 @@ mod attention;
 mod coding;
 mod decode;
 mod executor;
+mod expert_plan;
+mod experts;
+mod feed_forward;
 mod latents;
 mod memory;
 mod norms;
@@ -104,8 +107,10 @@ impl Model {
     }
 
     /// Bytes of the matrices that a step reads: those of all layers, and the head.
+    ///
+    /// Of experts, those that one token goes through.
     pub fn matrix_bytes(&self) -> u64 {
-        self.matrices().flat_map(|matrix| &matrix.parts).map(Part::bytes).sum()
+        self.layers.iter().map(Layer::read_bytes).chain(self.ends.head().parts.iter().map(Part::bytes)).sum()
     }
 
     /// Bytes of the embedding; 0 where it is the head.

@@ -1,8 +1,9 @@
 //! What stands around a layer's products, as the family has it: norms, activation, scales.
 
 use super::Model;
+use super::feed_forward::MlpTensors;
 use super::scratch::Scratch;
-use super::weights::{Layer, NormTensors};
+use super::weights::NormTensors;
 use crate::Result;
 use crate::checkpoint::{self, NormKind};
 use crate::gpu::Tensor;
@@ -54,16 +55,20 @@ impl<'a> Norms<'a> {
         }
     }
 
-    /// How the first product of an MLP ends.
-    pub fn inner(&self, layer: &'a Layer) -> Fusion<'a> {
-        let spec = &self.model.config.design.mlp;
-        let activation = match spec.activation {
+    /// The activation of the family's MLPs.
+    pub fn activation(&self) -> Activation {
+        match self.model.config.design.mlp.activation {
             checkpoint::Activation::Silu => Activation::Silu,
             checkpoint::Activation::Gelu => Activation::Gelu,
             checkpoint::Activation::GeluTanh => Activation::GeluTanh,
             checkpoint::Activation::Relu2 => Activation::Relu2,
-        };
-        Fusion { gated: spec.gate.is_some(), activation: Some(activation), bias: layer.gate_up_bias.as_ref(), ..Default::default() }
+        }
+    }
+
+    /// How the first product of an MLP ends.
+    pub fn inner(&self, mlp: &'a MlpTensors) -> Fusion<'a> {
+        let gated = self.model.config.design.mlp.gate.is_some();
+        Fusion { gated, activation: Some(self.activation()), bias: mlp.gate_up_bias.as_ref(), ..Default::default() }
     }
 
     /// How the head ends.

@@ -4,6 +4,8 @@
 use super::Model;
 use super::attention::AttentionPlan;
 use super::coding::Coding;
+use super::expert_plan::ExpertsPlan;
+use super::feed_forward::FeedForward;
 use super::norms::Norms;
 use super::scratch::Scratch;
 use super::weights::NormTensors;
@@ -21,10 +23,14 @@ struct LayerPlan {
     projection: Matmul,
     output: Matmul,
     after_attention: Option<Norm>,
-    mlp_norm: Option<Norm>,
-    gate_up: Matmul,
-    down: Matmul,
+    feed_forward: FeedForwardPlan,
     after_mlp: Option<Norm>,
+}
+
+/// As a step's, but that experts take tokens one by one.
+enum FeedForwardPlan {
+    Mlp { norm: Option<Norm>, gate_up: Matmul, down: Matmul },
+    Experts(Box<ExpertsPlan>),
 }
 
 /// Many tokens through the model.
@@ -41,15 +47,23 @@ impl PrefillPlan {
             let input = |norm: &Option<NormTensors>| if norm.is_some() { &s.normed } else { &s.x };
             let before = |norm: &Option<NormTensors>| norm.as_ref().map(|norm| norms.before(norm)).transpose();
             let (onto_attention, attention_out) = norms.onto(layer.after_attention.as_ref(), layer.output_bias.as_ref());
-            let (onto_mlp, mlp_out) = norms.onto(layer.after_mlp.as_ref(), layer.down_bias.as_ref());
+            let feed_forward = match &layer.feed_forward {
+                FeedForward::Experts(experts) => FeedForwardPlan::Experts(Box::new(ExpertsPlan::plan(norms, layer.mlp_norm.as_ref(), experts)?)),
+                FeedForward::Mlp(mlp) => {
+                    let (onto, out) = norms.onto(layer.after_mlp.as_ref(), mlp.down_bias.as_ref());
+                    FeedForwardPlan::Mlp {
+                        norm: before(&layer.mlp_norm)?,
+                        gate_up: Matmul::plan(device, &mlp.gate_up, input(&layer.mlp_norm), &s.gated, norms.inner(mlp))?,
+                        down: Matmul::plan(device, &mlp.down, &s.gated, out, onto)?,
+                    }
+                }
+            };
             Ok(LayerPlan {
                 attention_norm: before(&layer.attention_norm)?,
                 projection: Matmul::plan(device, &layer.projection, input(&layer.attention_norm), &s.attention.projected, Fusion::default())?,
                 output: Matmul::plan(device, &layer.output, &s.attention.attended, attention_out, onto_attention)?,
                 after_attention: norms.after(layer.after_attention.as_ref())?,
-                mlp_norm: before(&layer.mlp_norm)?,
-                gate_up: Matmul::plan(device, &layer.gate_up, input(&layer.mlp_norm), &s.gated, norms.inner(layer))?,
-                down: Matmul::plan(device, &layer.down, &s.gated, mlp_out, onto_mlp)?,
+                feed_forward,
                 after_mlp: norms.after(layer.after_mlp.as_ref())?,
             })
         });
@@ -72,9 +86,14 @@ impl PrefillPlan {
             attention.record(pass, index, coding, call);
             layer.output.record(pass, tokens);
             norm(pass, &layer.after_attention);
-            norm(pass, &layer.mlp_norm);
-            layer.gate_up.record(pass, tokens);
-            layer.down.record(pass, tokens);
+            match &layer.feed_forward {
+                FeedForwardPlan::Experts(experts) => experts.record(pass, tokens),
+                FeedForwardPlan::Mlp { norm: before, gate_up, down } => {
+                    norm(pass, before);
+                    gate_up.record(pass, tokens);
+                    down.record(pass, tokens);
+                }
+            }
             norm(pass, &layer.after_mlp);
         }
     }

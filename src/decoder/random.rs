@@ -7,6 +7,7 @@
 
 use super::Model;
 use super::executor::Executor;
+use super::feed_forward::{FeedForward, MlpTensors};
 use super::latents::Latents;
 use super::sequence::GpuSequence;
 use super::weights::{Ends, Layer, NormTensors};
@@ -127,10 +128,13 @@ impl Weights<'_> {
             output_bias: None,
             mlp_norm: mlp_norm?,
             after_mlp: after_mlp?,
-            gate_up: self.matrix(&label("gate and up projection"), inner, hidden, hidden)?,
-            gate_up_bias,
-            down: self.matrix(&label("down projection"), hidden, ffn, ffn)?,
-            down_bias,
+            head_sinks: None,
+            feed_forward: FeedForward::Mlp(Box::new(MlpTensors {
+                gate_up: self.matrix(&label("gate and up projection"), inner, hidden, hidden)?,
+                gate_up_bias,
+                down: self.matrix(&label("down projection"), hidden, ffn, ffn)?,
+                down_bias,
+            })),
         })
     }
 }

@@ -2,6 +2,7 @@
 //! sequences.
 
 use super::Model;
+use super::experts::routing;
 use super::latents::Latents;
 use crate::Result;
 use crate::cache::Cache;
@@ -60,7 +61,10 @@ pub(super) struct Scratch {
     pub normed: Tensor,
     /// Of `CHUNK` tokens, and of a block of them; its columns are those of one sequence.
     pub attention: AttentionBuffers,
+    /// Between the matrices of an MLP, or of each expert that a token goes through.
     pub gated: Tensor,
+    /// These experts, and what each counts for, u32.
+    pub routes: Tensor,
     /// RoPE's tables of the model.
     pub ropes: Vec<Tensor>,
     /// After one token: `[1][vocab]`, and the largest's index, u32.
@@ -113,6 +117,11 @@ pub(super) fn ropes(device: &Device, config: &Config, context: usize) -> Result<
         Tensor::upload(device, "RoPE tables", table.as_flattened(), shape)
     };
     config.ropes.iter().map(table).collect()
+}
+
+/// Experts that a token goes through, and how many numbers there are between an MLP's matrices.
+pub(super) fn inner(config: &Config) -> (usize, usize) {
+    config.design.experts.as_ref().map_or((0, config.intermediate_size), |spec| (routing(spec).slots(), spec.width))
 }
 
 /// At least so many columns that lines of them do not all begin in the same few sets of a cache, as
@@ -209,6 +218,7 @@ impl Scratch {
         let room = |what: &str, count: usize| floats(what, Shape::dense(1, count));
         let counted = |what: &str| numbers(&format!("{what} of a sketch"), needs.counted * attention.kv_row() / 2);
         let ropes = ropes(device, c, needs.positions)?;
+        let (slots, inner) = inner(c);
         Ok(Scratch {
             tokens: words("tokens", CHUNK)?,
             x: each("residual stream", c.hidden_size)?,
@@ -228,8 +238,10 @@ impl Scratch {
                 rebuilt: numbers("rebuilt keys", needs.rebuilt)?,
                 counted: [counted("keys")?, counted("values")?],
                 counts: numbers("tokens of a sketch", needs.counted)?,
+                head_sinks: None,
             },
-            gated: each("MLP activations", c.intermediate_size)?,
+            gated: floats("MLP activations", Shape::padded(CHUNK * slots.max(1), inner))?,
+            routes: Tensor::zeroed(device, "routes to experts", ElementType::U32, Shape::dense(CHUNK, 2 * slots))?,
             ropes,
             logits: room("logits", c.vocab_size)?,
             token: words("token", 1)?,
@@ -243,8 +255,8 @@ impl Scratch {
 
     /// Bytes in all, those of readback included.
     pub(super) fn bytes(&self) -> u64 {
-        let Scratch { tokens, x, normed, gated, logits, token, logits_back, vectors, coordinates, scales, .. } = self;
-        let all: [&wgpu::Buffer; 10] = [tokens, x, normed, gated, logits, token, logits_back, vectors, coordinates, scales];
+        let Scratch { tokens, x, normed, gated, routes, logits, token, logits_back, vectors, coordinates, scales, .. } = self;
+        let all: [&wgpu::Buffer; 11] = [tokens, x, normed, gated, routes, logits, token, logits_back, vectors, coordinates, scales];
         let ropes = self.ropes.iter().skip(1).map(|table| table.size()).sum::<u64>();
         self.attention.bytes() + ropes + all.iter().map(|buffer| buffer.size()).sum::<u64>()
     }

@@ -56,6 +56,64 @@ impl Stored {
         }
     }
 
+    /// The type on the device.
+    pub fn weight_type(&self) -> WeightType {
+        match self {
+            Stored::F16(_) => WeightType::F16,
+            Stored::Blocks(blocks) => WeightType::Quantised(quantised(blocks.form)),
+        }
+    }
+
+    /// How many rows there are.
+    pub fn count(&self, cols: usize) -> usize {
+        match self {
+            Stored::F16(numbers) => numbers.len() / cols,
+            Stored::Blocks(blocks) => blocks.codes.len() / cols,
+        }
+    }
+
+    /// More rows behind these; in f16 where the two differ in type.
+    pub fn append(&mut self, more: Stored) {
+        match (self, more) {
+            (Stored::F16(numbers), more) => numbers.extend(more.f16()),
+            (Stored::Blocks(blocks), Stored::Blocks(more)) if blocks.form == more.form => {
+                blocks.codes.extend(more.codes);
+                blocks.groups.extend(more.groups);
+            }
+            (this, more) => {
+                let mut numbers = this.clone().f16();
+                numbers.extend(more.f16());
+                *this = Stored::F16(numbers);
+            }
+        }
+    }
+
+    /// `count` rows from `first` on.
+    pub fn rows_from(&self, first: usize, count: usize, cols: usize) -> Stored {
+        match self {
+            Stored::F16(numbers) => Stored::F16(numbers[first * cols..][..count * cols].to_vec()),
+            Stored::Blocks(Blocks { form, codes, groups }) => Stored::Blocks(Blocks {
+                form: *form,
+                codes: codes[first * cols..][..count * cols].to_vec(),
+                groups: groups[first * cols / GROUP..][..count * cols / GROUP].to_vec(),
+            }),
+        }
+    }
+
+    /// `count` columns from `first` on of `cols`: in f16 where that takes groups apart.
+    pub fn columns(&self, first: usize, count: usize, cols: usize) -> Stored {
+        fn of<T: Copy>(rows: &[T], [first, count, cols]: [usize; 3]) -> Vec<T> {
+            rows.chunks_exact(cols).flat_map(|row| &row[first..first + count]).copied().collect()
+        }
+        match self {
+            Stored::Blocks(Blocks { form, codes, groups }) if first.is_multiple_of(GROUP) && count.is_multiple_of(GROUP) => {
+                let groups = of(groups, [first / GROUP, count / GROUP, cols / GROUP]);
+                Stored::Blocks(Blocks { form: *form, codes: of(codes, [first, count, cols]), groups })
+            }
+            all => Stored::F16(of(&all.clone().f16(), [first, count, cols])),
+        }
+    }
+
     fn f16(self) -> Vec<f16> {
         match self {
             Stored::F16(numbers) => numbers,
@@ -71,16 +129,25 @@ impl Stored {
 pub(super) fn weight_bytes(checkpoint: &Checkpoint, storage: WeightStorage) -> (u64, u64) {
     let heads_are_padded = !checkpoint.config().head_dim.is_multiple_of(4);
     let form = |name: &str| checkpoint.form(name, storage);
+    // Gates and ups of all experts are brought there together.
+    let stacked = checkpoint.config().design.experts.map_or(1, |experts| 2 * experts.count as u64);
     let bytes = |name: &str| {
         let Some(shape) = checkpoint.shape(name) else { return 0 };
         let partner = if name.contains("gate_proj") { name.replace("gate_proj", "up_proj") } else { name.replace("up_proj", "gate_proj") };
         let widened = checkpoint.has(&partner) && form(name) != form(&partner) || name.contains("o_proj") && heads_are_padded;
+        // A router stays in f32.
+        if name.contains("mlp.router") || name.contains("shared_expert_gate") {
+            return 4 * shape.iter().map(|n| *n as u64).product::<u64>();
+        }
         match (shape, form(name)) {
             ([rows, cols], Some(form)) if !widened => (rows * WeightType::Quantised(quantised(form)).row_bytes(*cols)) as u64,
             _ => 2 * shape.iter().map(|n| *n as u64).product::<u64>(),
         }
     };
-    checkpoint.tensor_names().filter(|name| !name.starts_with("rows.")).map(bytes).fold((0, 0), |(all, most), one| (all + one, most.max(one)))
+    checkpoint.tensor_names().filter(|name| !name.starts_with("rows.")).fold((0, 0), |(all, most), name| {
+        let one = bytes(name);
+        (all + one, most.max(one * if name.contains("mlp.experts.") { stacked } else { 1 }))
+    })
 }
 
 /// The form on the device.
@@ -109,13 +176,9 @@ fn padded<T: Copy + Default>(rows: &[T], height: usize, cols: usize) -> Vec<T> {
 pub(super) fn stack(all: [Stored; 3], cols: usize) -> Vec<Rows> {
     let mut pieces: Vec<Stored> = Vec::new();
     for next in all {
-        match (pieces.last_mut(), next) {
-            (Some(Stored::F16(numbers)), Stored::F16(more)) => numbers.extend(more),
-            (Some(Stored::Blocks(blocks)), Stored::Blocks(more)) if blocks.form == more.form => {
-                blocks.codes.extend(more.codes);
-                blocks.groups.extend(more.groups);
-            }
-            (_, next) => pieces.push(next),
+        match pieces.last_mut().filter(|last| last.weight_type() == next.weight_type()) {
+            Some(last) => last.append(next),
+            None => pieces.push(next),
         }
     }
     pieces.into_iter().map(|piece| piece.rows(cols)).collect()

@@ -1,6 +1,8 @@
 //! A checkpoint's weights on the device, laid out as the kernels read them.
 
-use super::stored::{Source, Stored, interleave, stack};
+use super::experts;
+use super::feed_forward::FeedForward;
+use super::stored::{Source, Stored, stack};
 use crate::checkpoint::{Checkpoint, Config, NormKind, QkNormOver};
 use crate::gpu::{Device, Matrix, Tensor, pad};
 use crate::kernels::values;
@@ -20,13 +22,11 @@ pub(super) struct Layer {
     /// `[D][H·pad(head_dim)]`.
     pub output: Matrix,
     pub output_bias: Option<Tensor>,
+    /// A score for every head that stands for no key, `[H]`.
+    pub head_sinks: Option<wgpu::Buffer>,
     pub mlp_norm: Option<NormTensors>,
     pub after_mlp: Option<NormTensors>,
-    /// Rows in pairs: gate, up; or without a gate those of up.
-    pub gate_up: Matrix,
-    pub gate_up_bias: Option<Tensor>,
-    pub down: Matrix,
-    pub down_bias: Option<Tensor>,
+    pub feed_forward: FeedForward,
 }
 
 /// What a norm multiplies by and adds, `[D]` each.
@@ -127,7 +127,7 @@ impl Layer {
     pub fn load(device: &Device, source: Source, l: usize) -> Result<Layer> {
         let checkpoint = source.checkpoint;
         let c = checkpoint.config();
-        let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
+        let hidden = c.hidden_size;
         let prefix = format!("model.layers.{l}");
         let at = |rest: &str| format!("{prefix}.{rest}");
         let label = |what: &str| format!("layer {l}'s {what}");
@@ -138,21 +138,8 @@ impl Layer {
         let projection = attention.projection(device, &label("projection"))?;
         let (added, bias) = attention.added()?;
         let output = attention.output(device, &label("output projection"))?;
-        let (mlp, norms) = (&c.design.mlp, &c.design.norms);
-        let inner = |name: &str| source.matrix(&at(&format!("mlp.{name}.weight")), [ffn, hidden]);
-        let gate_up = match mlp.gate {
-            Some(gate) => interleave(inner(gate)?, inner(mlp.up)?, hidden),
-            None => inner(mlp.up)?,
-        };
-        let mlp_bias = |name: &str, width: usize| checkpoint.f32(&at(&format!("mlp.{name}.bias")), &[width]);
-        let gate_up_bias = match mlp.gate {
-            _ if !mlp.bias => None,
-            Some(gate) => Some(mlp_bias(gate, ffn)?.into_iter().zip(mlp_bias(mlp.up, ffn)?).flat_map(|(gate, up)| [gate, up]).collect()),
-            None => Some(mlp_bias(mlp.up, ffn)?),
-        };
-        let down_bias = mlp.bias.then(|| mlp_bias(mlp.down, hidden)).transpose()?;
-        let vector = |what: &str, numbers: Option<Vec<f32>>| numbers.map(|numbers| Tensor::vector(device, &label(what), &numbers)).transpose();
-        let down = source.matrix(&at(&format!("mlp.{}.weight", mlp.down)), [hidden, ffn])?;
+        let norms = &c.design.norms;
+        let sinks = c.design.sinks.then(|| checkpoint.f32(&attention.name("sinks"), &[c.num_attention_heads])).transpose()?;
         let output_bias = attention.bias("o_proj.bias", hidden)?.map(|b| Tensor::vector(device, &label("output bias"), &b)).transpose()?;
         Ok(Layer {
             attention_norm: norm(norms.attention)?,
@@ -163,18 +150,23 @@ impl Layer {
             value_groups: device.upload(&label("value groups"), &values::groups(shape, None, false).0)?,
             output,
             output_bias,
+            head_sinks: sinks.map(|sinks| device.upload(&label("attention sinks"), &sinks)).transpose()?,
             mlp_norm: norm(norms.mlp)?,
             after_mlp: norm(norms.after_mlp)?,
-            gate_up: Matrix::of(device, &label("gate and up projection"), &[gate_up.rows(hidden)], hidden)?,
-            gate_up_bias: vector("gate and up bias", gate_up_bias)?,
-            down: Matrix::of(device, &label("down projection"), &[down.rows(ffn)], ffn)?,
-            down_bias: vector("down bias", down_bias)?,
+            feed_forward: FeedForward::load(device, source, l)?,
         })
     }
 
     /// Its matrices.
     pub fn matrices(&self) -> [&Matrix; 4] {
-        [&self.projection, &self.output, &self.gate_up, &self.down]
+        let [gate_up, down] = self.feed_forward.matrices();
+        [&self.projection, &self.output, gate_up, down]
+    }
+
+    /// Bytes of them that one token reads.
+    pub fn read_bytes(&self) -> u64 {
+        let parts = [&self.projection, &self.output].into_iter().flat_map(|matrix| &matrix.parts);
+        parts.map(|part| part.bytes()).sum::<u64>() + self.feed_forward.read_bytes()
     }
 }
 
@@ -206,14 +198,13 @@ impl Ends {
 
 /// What the kernels cannot be made for, said before weights are read.
 pub(super) fn check(checkpoint: &Checkpoint) -> Result<()> {
-    let (head_dim, design) = (checkpoint.config().head_dim, &checkpoint.config().design);
-    if design.experts.is_some() || design.sinks {
-        let message = "its MLPs are experts, which the GPU kernels do not take yet; --device cpu runs it".into();
-        return Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message });
+    let (path, head_dim) = (checkpoint.path().to_path_buf(), checkpoint.config().head_dim);
+    if let Some(what) = experts::unsupported(checkpoint.config()) {
+        return Err(Error::Unsupported { path, message: format!("{what} on a GPU; --device cpu runs it") });
     }
     if head_dim <= 512 {
         return Ok(());
     }
     let message = format!("heads are {head_dim} numbers wide; the GPU kernels take up to 512. --device cpu runs it");
-    Err(Error::Unsupported { path: checkpoint.path().to_path_buf(), message })
+    Err(Error::Unsupported { path, message })
 }

@@ -197,6 +197,18 @@ impl Matrix {
         Ok(Matrix { parts, rows, cols })
     }
 
+    /// Rows behind the others, in parts of their own.
+    pub(crate) fn append(&mut self, more: Matrix) {
+        self.parts.extend(more.parts.into_iter().map(|part| Part { first: self.rows + part.first, ..part }));
+        self.rows += more.rows;
+    }
+
+    /// The most rows that stay in one part.
+    pub(crate) fn most_rows(device: &Device, kind: WeightType, cols: usize) -> usize {
+        let bytes = kind.planes(cols).iter().map(|(element, numbers)| (element.bytes() * numbers) as u64).max().unwrap_or(0);
+        (device.max_binding() / bytes.max(1)) as usize / Matrix::ALIGN * Matrix::ALIGN
+    }
+
     /// Bytes on the device.
     pub(crate) fn bytes(&self) -> u64 {
         self.parts.iter().flat_map(Part::planes).map(|plane| plane.size()).sum()
@@ -213,9 +225,9 @@ fn by_parts(
     mut make: impl FnMut(Range<usize>, usize, usize) -> Result<Tensor>,
 ) -> Result<Vec<Part>> {
     let planes = kind.planes(cols);
-    let bytes = planes.iter().map(|(element, numbers)| (element.bytes() * numbers) as u64).max().unwrap_or(0);
-    let most = (device.max_binding() / bytes) as usize / Matrix::ALIGN * Matrix::ALIGN;
+    let most = Matrix::most_rows(device, kind, cols);
     if most == 0 {
+        let bytes = planes.iter().map(|(element, numbers)| (element.bytes() * numbers) as u64).max().unwrap_or(0);
         return Err(Error::OutOfMemory { what: format!("{label}: {} rows", Matrix::ALIGN), bytes: bytes * Matrix::ALIGN as u64 });
     }
     let part = |first: usize| {

@@ -15,6 +15,8 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("blocks.wgsl", include_str!("../../shaders/blocks.wgsl")),
     ("chunkkv.wgsl", include_str!("../../shaders/chunkkv.wgsl")),
     ("evict.wgsl", include_str!("../../shaders/evict.wgsl")),
+    ("experts.wgsl", include_str!("../../shaders/experts.wgsl")),
+    ("route.wgsl", include_str!("../../shaders/route.wgsl")),
     ("accumulate.wgsl", include_str!("../../shaders/accumulate.wgsl")),
     ("embed.wgsl", include_str!("../../shaders/embed.wgsl")),
     ("energy.wgsl", include_str!("../../shaders/energy.wgsl")),

@@ -38,9 +38,11 @@ pub struct Accumulate {
     params: Params,
 }
 
-fn variant(attention: &AttentionShape) -> Spec {
+fn variant(attention: &AttentionShape, head_sinks: bool) -> Spec {
     let constants = [("WORKGROUP", WORKGROUP), ("HEADS", attention.heads as u32), ("HALF_LIFE", HALF_LIFE as u32)];
-    spec("accumulate.wgsl", &[], &constants, &[(0, Access::Read), (1, Access::Read), (2, Access::Write)])
+    let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Write), (3, Access::Read)];
+    let (flags, bindings) = if head_sinks { (&["HEAD_SINKS"][..], &bindings[..]) } else { (&[][..], &bindings[..3]) };
+    spec("accumulate.wgsl", flags, &constants, bindings)
 }
 
 impl Accumulate {
@@ -48,8 +50,9 @@ impl Accumulate {
     /// others.
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, cache: &ExactRows) -> Result<Option<Accumulate>> {
         let (Some(eviction), slots) = (&cache.eviction, cache.slots) else { return Ok(None) };
+        let buffers: Vec<&wgpu::Buffer> = [&b.scores, &b.weights, &eviction.marks].into_iter().chain(&b.head_sinks).collect();
         Ok(Some(Accumulate {
-            kernel: device.kernel(variant(attention), &[&b.scores, &b.weights, &eviction.marks])?,
+            kernel: device.kernel(variant(attention, b.head_sinks.is_some()), &buffers)?,
             heads: attention.heads as u64,
             evicted_columns: eviction.stores.evicted_columns() as u32,
             tuning: device.tuning(),
@@ -103,6 +106,8 @@ mod tests {
         let devices = devices(None);
         for evicted_as in [Evicted::None, Evicted::Mean, Evicted::Shrunk] {
             let stores = stores(&c, evicted_as);
+            // Scores for nothing, in one of the cases: one above all others.
+            let head_sinks = (evicted_as == Evicted::Mean).then_some([-9f32, 4.0, 7.0, 12.0, 0.0, 8.0]);
             for (first, tokens) in [(290, 1), (150, 40)] {
                 let held = 7;
                 let reach = exact.reach(first, tokens, false, 0);
@@ -128,7 +133,7 @@ mod tests {
                     }
                     for h in 0..heads {
                         let line = &scores[(t * heads + h) * stride..][..plain];
-                        let all: f64 = line.iter().map(|x| f64::from(*x).exp()).sum();
+                        let all: f64 = line.iter().chain(head_sinks.iter().map(|sinks| &sinks[h])).map(|x| f64::from(*x).exp()).sum();
                         given.iter_mut().zip(line).for_each(|(given, x)| *given += f64::from(*x).exp() / all * f64::from(fade(tokens - 1 - t)));
                     }
                 }
@@ -139,7 +144,8 @@ mod tests {
                     let before: Vec<f32> = (0..words).map(|word| (word % 7) as f32).collect();
                     device.queue.write_buffer(&eviction.marks, 0, bytemuck::cast_slice(&before));
                     let [from, parts] = [&scores, &weights].map(|numbers| device.upload("numbers", numbers).unwrap());
-                    let through = AttentionBuffers { scores: from, weights: parts, ..buffers(device, stride) };
+                    let head_sinks = head_sinks.map(|sinks| device.upload("scores for nothing", &sinks).unwrap());
+                    let through = AttentionBuffers { scores: from, weights: parts, head_sinks, ..buffers(device, stride) };
                     let accumulate = Accumulate::plan(device, &c, &through, &cache).unwrap().unwrap();
                     let got = run::<f32>(device, &eviction.marks, words, |pass| accumulate.record(pass, &block));
                     let mut expected: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();

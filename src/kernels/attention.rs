@@ -107,6 +107,8 @@ pub struct AttentionBuffers {
     /// `[columns][H_kv][pad(head_dim)]`, and how many tokens, u32 `[columns]`.
     pub(crate) counted: [wgpu::Buffer; 2],
     pub(crate) counts: wgpu::Buffer,
+    /// Of one layer: a score for every query head that stands for no key, f32 `[H]`.
+    pub(crate) head_sinks: Option<wgpu::Buffer>,
 }
 
 impl AttentionBuffers {

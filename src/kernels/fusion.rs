@@ -36,7 +36,7 @@ pub(crate) enum Activation {
 }
 
 impl Activation {
-    fn flag(self) -> &'static str {
+    pub(super) fn flag(self) -> &'static str {
         match self {
             Activation::Silu => "SILU",
             Activation::Gelu => "GELU",

@@ -250,7 +250,7 @@ pub(super) mod tests {
     }
 
     /// By the definitions; `Φ` by Simpson's rule.
-    fn activated(activation: Activation, x: f64) -> f64 {
+    pub fn activated(activation: Activation, x: f64) -> f64 {
         match activation {
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::Gelu => {

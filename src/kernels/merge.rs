@@ -41,8 +41,9 @@ pub struct Merge {
     params: Params,
 }
 
-pub(super) fn variant(attention: &AttentionShape, coded: bool, many: bool, tuning: &Tuning) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, coded: bool, head_sinks: bool, many: bool, tuning: &Tuning) -> Spec {
     let mut bindings = vec![(0, Access::Read), (1, Access::Read), (2, Access::Write)];
+    let flags: Vec<_> = [(coded, "CODED"), (head_sinks, "HEAD_SINKS")].into_iter().filter_map(|(on, flag)| on.then_some(flag)).collect();
     let constants = [
         ("WORKGROUP", if many { WORKGROUP } else { tuning.merge_lanes }),
         ("HEADS", attention.heads as u32),
@@ -50,11 +51,8 @@ pub(super) fn variant(attention: &AttentionShape, coded: bool, many: bool, tunin
         ("IN_FLIGHT", tuning.in_flight),
         ("SPLITS", tuning.splits + if coded { tuning.coded_splits } else { 0 }),
     ];
-    if !coded {
-        return spec("merge.wgsl", &[], &constants, &bindings);
-    }
-    bindings.extend([(3, Access::Read), (4, Access::Read), (5, Access::Read)]);
-    spec("merge.wgsl", &["CODED"], &constants, &bindings)
+    bindings.extend([3, 4, 5].into_iter().filter(|_| coded).chain(head_sinks.then_some(6)).map(|binding| (binding, Access::Read)));
+    spec("merge.wgsl", &flags, &constants, &bindings)
 }
 
 /// The shader's table of query heads, four numbers each: vector at which the head's sum begins, its
@@ -75,6 +73,7 @@ impl Merge {
     pub(crate) fn plan(device: &Device, attention: &AttentionShape, b: &AttentionBuffers, up: Option<Up>, many: bool) -> Result<Merge> {
         let mut buffers: Vec<&wgpu::Buffer> = vec![&b.sums, &b.weights, &b.attended];
         buffers.extend(up.iter().flat_map(|up| [up.heads, up.up, up.means]));
+        buffers.extend(&b.head_sinks);
         let heads = attention.heads;
         let params = Params {
             stride: (heads * pad(attention.head_dim)) as u32,
@@ -85,7 +84,7 @@ impl Merge {
         let numbers = (ranks * attention.head_dim) as u64;
         let work = Work { bytes: 2 * numbers, flops: 2 * attention.group_size() as u64 * numbers };
         let tuning = device.tuning();
-        let kernel = device.kernel(variant(attention, up.is_some(), many, &tuning), &buffers)?;
+        let kernel = device.kernel(variant(attention, up.is_some(), b.head_sinks.is_some(), many, &tuning), &buffers)?;
         Ok(Merge { kernel, heads: heads as u32, up: work, tuning, params })
     }
 
@@ -113,7 +112,8 @@ mod tests {
     /// Softmax over 5,000 keys and the sum of their values, once in splits of several tiles (one
     /// token) and once in a single pass (the same token twice): both are the definition, and each
     /// other. Values are exact, or all but sinks and the newest are coded, in uneven slices: one
-    /// wider than a workgroup of the merge.
+    /// wider than a workgroup of the merge. The same where heads have scores for nothing, some of
+    /// them above all others.
     #[test]
     fn splits_equal_one_pass_and_the_definition() {
         let (start, keys, capacity) = (7, 5000, 5011);
@@ -156,11 +156,13 @@ mod tests {
                     ring[(slot * 3 + kv) * padded..][..14].iter().map(|v| v.to_f64()).collect()
                 }
             };
-            let mut expected = vec![0.0; heads * padded];
+            let head_sinks = [-50f32, 10.0, 17.0, 20.0, 16.0, 15.0];
+            let (mut expected, mut with_sinks) = (vec![0.0; heads * padded], Vec::new());
             for (h, out) in expected.chunks_exact_mut(padded).enumerate() {
                 let p = |key: usize| (12.0 * f64::from(by_key[h * capacity + key])).exp();
                 let total: f64 = (start..=last).map(p).sum();
                 (start..=last).for_each(|key| value(h / 2, key).iter().zip(&mut *out).for_each(|(v, out)| *out += p(key) / total * v));
+                with_sinks.extend(out.iter().map(|out| out * total / (total + f64::from(head_sinks[h]).exp())));
             }
             let up: Vec<_> = (0..3).flat_map(|kv| by_coordinates(|i, d| side.up(kv, i, d), side.coded.rank(kv), 14)).collect();
             for (device, tuning) in tuned_devices(None) {
@@ -174,11 +176,18 @@ mod tests {
                 let lines = device.upload("heads", &super::heads(&c, &side.coded)).unwrap();
                 let (up, means) = (device.upload("up", &up).unwrap(), device.upload("means", &means).unwrap());
                 let out = upload(&device, &vec![0f32; 3 * expected.len()], expected.len());
-                let attend = |block: &Block| {
+                let head_sinks = device.upload("scores for nothing", &head_sinks).unwrap();
+                let attend = |block: &Block, sinks: bool| {
                     let scores = device.upload("scores", &scores(block)).unwrap();
                     let coded = sides.map(|coded| CodedValues { coded, rows: &rows, table: &runs, groups: &table, list: None });
-                    let through =
-                        AttentionBuffers { scores, sums: from.clone(), weights: weights.clone(), attended: out.clone(), ..buffers(&device, columns) };
+                    let through = AttentionBuffers {
+                        scores,
+                        sums: from.clone(),
+                        weights: weights.clone(),
+                        attended: out.clone(),
+                        head_sinks: sinks.then(|| head_sinks.clone()),
+                        ..buffers(&device, columns)
+                    };
                     let values = Values::plan(&device, &c, &through, &cache, &table, coded).unwrap();
                     let up = sides.map(|coded| Up { coded, heads: &lines, up: &up, means: &means });
                     let merge = Merge::plan(&device, &c, &through, up, block.tokens > 1).unwrap();
@@ -191,10 +200,12 @@ mod tests {
                         .map(|x| f64::from(*x))
                         .collect::<Vec<_>>()
                 };
-                let what = |way: &str| format!("{way}, coded: {coded}, {:?}, {tuning:?}", device.tier());
-                let once = attend(&at(1, 2));
-                assert_close(once.iter().copied(), &expected, 1e-9, &what("splits"));
-                assert_close(attend(&at(2, 0)), &[&once[..], &once].concat(), 1e-9, &what("one pass"));
+                for (sinks, expected) in [(false, &expected), (true, &with_sinks)] {
+                    let what = |way: &str| format!("{way}, coded: {coded}, sinks: {sinks}, {:?}, {tuning:?}", device.tier());
+                    let once = attend(&at(1, 2), sinks);
+                    assert_close(once.iter().copied(), expected, 1e-9, &what("splits"));
+                    assert_close(attend(&at(2, 0), sinks), &[&once[..], &once].concat(), 1e-9, &what("one pass"));
+                }
             }
         }
     }

@@ -9,6 +9,10 @@
 //! [`values`] stand for the third: there the groups of keys and of values differ, and one kernel
 //! would read a row once for every head.
 //!
+//! Where MLPs are experts the last two are four: [`norm`] → [`route`] (which of them each token
+//! goes through) → [`experts`] (gate and up of those) → [`experts`] (down, weighed, onto the
+//! residual).
+//!
 //! Beside latents the newest tokens are kept exactly, and every so often a block of them is coded:
 //! [`gather`] (what a row is made from, less its mean) → [`matmul`] (to coordinates) → [`pack`].
 //! Where a token chooses among latents, their [`landmark`]s are made then, and a step has two
@@ -29,6 +33,7 @@ pub mod energy;
 pub mod evict;
 pub mod eviction;
 pub mod exact;
+pub mod experts;
 pub mod flash;
 mod fusion;
 pub mod gather;
@@ -45,6 +50,7 @@ pub mod prepare;
 pub mod project;
 pub mod rebuild;
 pub mod repeat;
+pub mod route;
 pub mod score;
 pub mod select;
 pub mod sketch;
@@ -218,6 +224,7 @@ mod oracle {
             rebuilt: none(),
             counted: [none(), none()],
             counts: none(),
+            head_sinks: None,
         }
     }
 

@@ -37,7 +37,7 @@ pub fn specs() -> Vec<Spec> {
         of_family(&device, &synthetic);
     }
     // Those between which there is all that other families do otherwise. They are run elsewhere.
-    for name in ["arcee", "gemma2", "granite", "hunyuan", "llama-biases", "olmo2", "starcoder2"] {
+    for name in ["arcee", "gemma2", "gpt_oss", "granite", "hunyuan", "llama-biases", "olmo2", "qwen2_moe", "qwen3_moe", "starcoder2"] {
         plan_checkpoint(&device, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(name));
     }
     for tuning in [Tuning::of(false), Tuning::of(true)] {
