@@ -1,8 +1,12 @@
 // Tokens through the matrices of those experts that they go through; of no others is anything read.
 //
-// Grid: x = blocks of ROWS rows of an expert, y = slots (not SUMMED), z = tokens. Each team of
-// lanes takes UNROLL rows at a time, its lanes striding along k. A team is a subgroup, of whatever
-// size the device forms; without subgroups it is TEAM lanes that meet in workgroup memory.
+// Grid: x = tokens, or where not SUMMED their slots; y = blocks of ROWS rows of an expert. So many
+// tokens that go through the same expert follow each other, and find its block where the first has
+// brought it.
+//
+// Each team of lanes takes UNROLL rows at a time, its lanes striding along k. A team is a subgroup,
+// of whatever size the device forms; without subgroups it is TEAM lanes that meet in workgroup
+// memory.
 //
 // lib/weights.wgsl says how weights are stored: all rows of an expert, then those of the next.
 //
@@ -103,12 +107,13 @@ fn main(
     let subgroup = local / TEAM;
     let teams = WORKGROUP / TEAM;
 #endif
-    let token = group.z;
 #if SUMMED
+    let token = group.x;
     let slot = 0u;
     let end = SLOTS;
 #else
-    let slot = group.y;
+    let token = group.x / SLOTS;
+    let slot = group.x % SLOTS;
     let end = slot + 1u;
 #endif
     let loads_of_row = row_loads(params.width);
@@ -116,7 +121,7 @@ fn main(
     // Every team passes through the loop equally often: without subgroups there are barriers in it.
     for (var pass_row = 0u; pass_row < ROWS; pass_row += teams * UNROLL) {
         let offset = pass_row + subgroup * UNROLL;
-        let row = group.x * ROWS + offset;
+        let row = group.y * ROWS + offset;
         let inside = offset < ROWS && row < params.rows;
         var sums: array<f32, UNROLL>;
         for (var s = slot; s < end; s++) {

@@ -6,14 +6,17 @@ mod common;
 use common::{Random, nmse};
 use half::f16;
 use lowkey::checkpoint::{Checkpoint, WeightStorage};
+use lowkey::compress::{Budget, Layout, LowKey, Method, Plan, factor};
 use lowkey::gpu::{Options, Tier};
+use lowkey::kv::Exact;
 use lowkey::sequence::{Logits, Sequence};
 use lowkey::task::quietly;
-use lowkey::{Error, cpu, decoder};
+use lowkey::{Error, calibrate, cpu, decoder};
 use safetensors::{Dtype, SafeTensors, serialize_to_file, tensor::TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Type, shape and bytes.
@@ -79,6 +82,7 @@ fn experts_may_be_in_blocks_and_in_parts() {
         let device = common::device(Options { tier: Some(tier), max_binding: Some(160 << 10), ..Default::default() });
         let model = Arc::new(decoder::Model::load_as(&checkpoint, storage, device, &mut quietly).unwrap());
         let mut sequence = model.sequence(64).unwrap();
+        let taken = sequence.memory().scratch_bytes;
         let error = nmse(&logits(&mut sequence), &expected);
         println!("{storage:?}, {tier:?}: {error:.1e}");
         assert!(error < 1e-4, "{storage:?}, {tier:?}: {error}");
@@ -99,7 +103,7 @@ fn experts_may_be_in_blocks_and_in_parts() {
         let plan = decoder::plan_memory(&checkpoint, storage, &64.into());
         let each = plan.weights as f64 / all as f64;
         assert!(bytes.contains(&each), "{storage:?}: {each} bytes of a weight in memory");
-        let scratch = plan.scratch as f64 / sequence.memory().scratch_bytes as f64;
+        let scratch = plan.scratch as f64 / taken as f64;
         assert!((1.0..4.0).contains(&scratch), "{storage:?}: {scratch} of the scratch is planned");
         assert!(on_processor.matrix_bytes() < cpu::plan_memory(&checkpoint, storage, &64.into()).weights / 2);
     }
@@ -117,9 +121,39 @@ fn a_shared_expert_that_does_not_come_apart_is_refused_on_a_gpu_alone() {
     assert!(logits(&mut model.sequence(64, cpu::RowType::F16).unwrap()).iter().all(|x| x.is_finite()));
 }
 
-/// A fixture with something else in it, and what reading all of it says.
-fn error(fixture: &str, edit: &dyn Fn(&mut Value, &mut Tensors)) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(fixture);
+/// What a loss says of keys and values goes through experts and past attention sinks: with it, more
+/// bits are less error, in either layout.
+#[test]
+fn families_with_experts_are_compressed() {
+    for name in ["gpt_oss", "mixtral", "qwen2_moe"] {
+        let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+        let model = Arc::new(cpu::Model::load(&checkpoint).unwrap());
+        let text = Random(8).tokens(600, checkpoint.config().vocab_size);
+        let options = calibrate::Options { window: 200, sensitivity: calibrate::SensitivityKind::Full, ..Default::default() };
+        let (source, digest) = (calibrate::source_digest(&checkpoint).unwrap(), calibrate::text_digest(&["random"]));
+        let (statistics, _) = calibrate::gather(&model, &[text], source, digest, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let dense = logits(&mut model.sequence(64, cpu::RowType::F32).unwrap());
+        for layout in [Layout::Small { span: 1 }, Layout::FAST] {
+            let [fine, coarse] = [1.5, 4.0].map(|times| {
+                let method = Method::LowKey(LowKey { budget: Budget::Times(times), layout, ..LowKey::default() });
+                let mut rows = factor(&checkpoint, &Plan::new(method), Some(&statistics), &mut |_| ControlFlow::Continue(())).unwrap().rows;
+                rows.exact = Exact { sinks: 2, recent: 4 };
+                let model = Arc::new(cpu::Model::with_latents(&checkpoint, Some(rows)).unwrap());
+                nmse(&logits(&mut model.sequence(64, cpu::RowType::F32).unwrap()), &dense)
+            });
+            println!("{name}, {layout:?}: {fine:.1e} at 1.5 times, {coarse:.1e} at 4");
+            assert!(fine < 0.2 * coarse && coarse > 0.0, "{name}, {layout:?}: {fine} at 1.5 times, {coarse} at 4");
+        }
+    }
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(name)
+}
+
+/// A fixture with something else in it.
+fn edited(name: &str, edit: &dyn Fn(&mut Value, &mut Tensors)) -> tempfile::TempDir {
+    let path = fixture(name);
     let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: Tensors =
@@ -128,6 +162,38 @@ fn error(fixture: &str, edit: &dyn Fn(&mut Value, &mut Tensors)) -> String {
     edit(&mut config, &mut tensors);
     let directory = tempfile::tempdir().unwrap();
     write(directory.path(), &config, &tensors);
+    directory
+}
+
+/// Experts in one tensor for gate and up, and one for down, are what they are one by one.
+#[test]
+fn experts_may_be_stacked() {
+    let stacked = edited("qwen3_moe", &|_, tensors| {
+        for layer in 0..3 {
+            let mut take =
+                |expert: usize, name: &str| tensors.remove(&format!("model.layers.{layer}.mlp.experts.{expert}.{name}_proj.weight")).unwrap();
+            let (mut both, mut down) = (Vec::new(), Vec::new());
+            for expert in 0..9 {
+                ["gate", "up"].into_iter().for_each(|name| both.extend(take(expert, name).2));
+                down.extend(take(expert, "down").2);
+            }
+            let mut put = |name: &str, shape: [usize; 3], bytes| {
+                tensors.insert(format!("model.layers.{layer}.mlp.experts.{name}"), (Dtype::F16, shape.to_vec(), bytes));
+            };
+            put("gate_up_proj", [9, 24, 32], both);
+            put("down_proj", [9, 32, 12], down);
+        }
+    });
+    let [found, expected] = [stacked.path(), &fixture("qwen3_moe")].map(|path| {
+        let model = Arc::new(cpu::Model::load(&Checkpoint::open(path).unwrap()).unwrap());
+        logits(&mut model.sequence(64, cpu::RowType::F32).unwrap())
+    });
+    assert_eq!(found, expected);
+}
+
+/// What reading all of a fixture says that has something else in it.
+fn error(name: &str, edit: &dyn Fn(&mut Value, &mut Tensors)) -> String {
+    let directory = edited(name, edit);
     let all = Checkpoint::open(directory.path()).and_then(|checkpoint| cpu::Model::load(&checkpoint).map(|_| ()));
     all.expect_err("was not refused").to_string()
 }

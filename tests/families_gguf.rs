@@ -57,10 +57,12 @@ struct Case {
     architecture: &'static str,
     config: Value,
     metadata: Vec<(&'static str, Meta)>,
+    /// Whether every expert has tensors of its own, as in files of 2024.
+    apart: bool,
 }
 
 fn cases() -> Vec<Case> {
-    let case = |fixture, architecture, config, metadata| Case { fixture, architecture, config, metadata };
+    let case = |fixture, architecture, config, metadata| Case { fixture, architecture, config, metadata, apart: false };
     let number = |name, x| (name, Meta::F32(x));
     let plain = |fixture, architecture| case(fixture, architecture, json!({}), vec![]);
     let caps = vec![number("attn_logit_softcapping", 5.0), number("final_logit_softcapping", 8.0), ("attention.sliding_window", Meta::U32(24))];
@@ -103,6 +105,7 @@ fn cases() -> Vec<Case> {
         case("stablelm", "stablelm", json!({}), vec![("rope.dimension_count", Meta::U32(4))]),
         case("starcoder2", "starcoder2", json!({}), vec![("attention.sliding_window", Meta::U32(24))]),
         case("mixtral", "llama", json!({}), experts(5, 2)),
+        Case { apart: true, ..case("mixtral", "llama", json!({}), experts(5, 2)) },
         case("qwen3_moe", "qwen3moe", json!({}), [experts(9, 4), width(12)].concat()),
         case("qwen2_moe", "qwen2moe", json!({}), [experts(6, 2), width(12), vec![("expert_shared_feed_forward_length", Meta::U32(36))]].concat()),
         case("olmoe", "olmoe", json!({}), experts(6, 3)),
@@ -171,7 +174,7 @@ impl Case {
                 self.add(&mut file, &name, tensor.shape(), numbers, head_dim as usize);
             }
         }
-        stacks.write(&mut file);
+        stacks.write(&mut file, self.apart);
         for (name, key) in [("rope_factors_short.weight", "short_factor"), ("rope_factors_long.weight", "long_factor")] {
             if let Some(list) = config["rope_parameters"][key].as_array() {
                 let bytes = list.iter().flat_map(|x| (x.as_f64().unwrap() as f32).to_le_bytes()).collect();
@@ -275,12 +278,18 @@ impl Stacks {
         self.bytes.insert((layer.into(), part.rsplit_once('.').unwrap().1.into()), (shape.to_vec(), bytes.to_vec()));
     }
 
-    fn write(self, file: &mut Gguf) {
+    fn write(self, file: &mut Gguf, apart: bool) {
         let mut put = |layer: &str, to: &str, shape: &[usize], kind: u32, bytes: Vec<u8>| {
             let dimensions = shape.iter().rev().map(|n| *n as u64).collect();
             file.tensors.push(Encoded { name: format!("blk.{layer}.{to}"), dimensions, kind, bytes });
         };
-        for ((layer, to), experts) in &self.matrices {
+        for ((layer, to), experts) in self.matrices.iter().filter(|_| apart) {
+            for (expert, (shape, numbers)) in experts {
+                let bytes = numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+                put(layer, &to.replace("_exps", &format!(".{expert}")), shape, 1, bytes);
+            }
+        }
+        for ((layer, to), experts) in self.matrices.iter().filter(|_| !apart) {
             let shape = [&[experts.len()], &experts[&0].0[..]].concat();
             let numbers = experts.values().flat_map(|(_, numbers)| numbers.iter());
             match to.ends_with("weight") {

@@ -182,6 +182,13 @@ fn choices(config: &Config) -> Result<Vec<Choice>> {
     Ok(choices)
 }
 
+/// Its width, or how many experts there are.
+fn mlp(config: &Config) -> String {
+    let Some(experts) = &config.design.experts else { return format!("MLP {}", config.intermediate_size) };
+    let shared = experts.shared.map_or(String::new(), |width| format!(", and one of {width}"));
+    format!("{} of {} experts of {}{shared}", experts.chosen, experts.count, experts.width)
+}
+
 fn text(report: &Report) -> String {
     let config = &report.config;
     let mut lines = vec![
@@ -190,7 +197,7 @@ fn text(report: &Report) -> String {
         ("method", report.method.clone()),
         ("parameters", format!("{:.1} million, {} on disk", report.parameters as f64 / 1e6, bytes(report.bytes))),
         ("tensors", report.tensors.iter().map(|kind| format!("{} {}", kind.tensors, kind.dtype)).collect::<Vec<_>>().join(", ")),
-        ("layers", format!("{} of width {}, MLP {}", config.num_hidden_layers, config.hidden_size, config.intermediate_size)),
+        ("layers", format!("{} of width {}, {}", config.num_hidden_layers, config.hidden_size, mlp(config))),
         ("heads", format!("{} on {}, of width {}", config.num_attention_heads, config.num_key_value_heads, config.head_dim)),
         ("vocabulary", format!("{}{}", config.vocab_size, if config.tie_word_embeddings { ", tied" } else { "" })),
         ("context", format!("{} tokens, RoPE base {}", config.max_position_embeddings, config.ropes[0].theta)),

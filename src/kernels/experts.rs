@@ -53,7 +53,8 @@ pub(crate) struct ExpertRows<'a> {
 
 /// Of every token its experts' products alone.
 pub struct Experts {
-    parts: Vec<(Kernel, Params, Work)>,
+    /// With the work of one token, and the bytes of all experts.
+    parts: Vec<(Kernel, Params, Work, u64)>,
     block: u32,
     slots: u32,
     summed: bool,
@@ -76,9 +77,10 @@ fn variant(weights: WeightType, cols: usize, slots: usize, (ends, biased): (Ends
 }
 
 impl Experts {
+    /// For what `ends` says.
+    ///
     /// `x`: `[n][cols]`, and where sums are made `[n·slots][cols]`; `out`: `[n·slots][rows / 2]`,
-    /// or `[n][rows]`; all f32. `routes`: u32 `[n][2·slots]`, as [`Route`](super::route::Route) makes
-    /// them.
+    /// or `[n][rows]`, all f32. `routes`: u32 `[n][2·slots]`, as [`super::route`] makes them.
     ///
     /// # Errors
     /// As [`Device::kernel`].
@@ -109,16 +111,18 @@ impl Experts {
             // Of one token, and as if all parts had as many of its experts as they have of all.
             let share = |all: u64| all * slots as u64 / weights.count as u64;
             let work = Work { bytes: share(part.bytes()), flops: share(2 * (part.rows() * cols) as u64) };
-            Ok((kernel, Params { first, count, rows, width, stride, scale, alpha, limit }, work))
+            Ok((kernel, Params { first, count, rows, width, stride, scale, alpha, limit }, work, part.bytes()))
         });
         Ok(Experts { parts: parts.collect::<Result<_>>()?, block, slots: slots as u32, summed })
     }
 
     /// One dispatch per part of the matrix.
     pub fn record(&self, pass: &mut Pass, tokens: u32) {
-        for (kernel, params, work) in &self.parts {
-            let work = Work { bytes: u64::from(tokens) * work.bytes, flops: u64::from(tokens) * work.flops };
-            kernel.record(pass, params, [params.rows.div_ceil(self.block), if self.summed { 1 } else { self.slots }, tokens], work);
+        for (kernel, params, work, all) in &self.parts {
+            let bytes = (u64::from(tokens) * work.bytes).min(*all);
+            let work = Work { bytes, flops: u64::from(tokens) * work.flops };
+            let lines = if self.summed { tokens } else { tokens * self.slots };
+            kernel.record(pass, params, [lines, params.rows.div_ceil(self.block), 1], work);
         }
     }
 }
