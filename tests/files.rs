@@ -96,6 +96,24 @@ fn a_tied_head_that_is_another_is_used() {
     assert!(other.remarks()[0].contains("another head is stored"), "{:?}", other.remarks());
 }
 
+/// As `AutoModel` saves it, which has no head.
+#[test]
+fn a_model_that_was_saved_without_its_head_is_read() {
+    let (tied, untied) = (SyntheticModel::default(), SyntheticModel { tied: false, ..SyntheticModel::default() });
+    let without = |model: &SyntheticModel| {
+        let directory = model.write_temporary();
+        let config = model.config().to_string().replace("LlamaForCausalLM", "LlamaModel");
+        std::fs::write(directory.path().join("config.json"), config).unwrap();
+        let inner = |(name, tensor): (String, Tensor)| Some((name.strip_prefix("model.")?.to_string(), tensor));
+        write_tensors(&directory.path().join("model.safetensors"), &model.tensors().into_iter().filter_map(inner).collect(), Dtype::F16);
+        directory
+    };
+    let (found, directory) = (without(&tied), tied.write_temporary());
+    let (found, whole) = (open(&found).unwrap(), open(&directory).unwrap());
+    assert!(found.tensor_names().eq(whole.tensor_names()) && found.fingerprint() == whole.fingerprint());
+    refused(open(&without(&untied)), &["lm_head.weight", "missing"]);
+}
+
 #[test]
 fn tensors_of_a_gguf_are_accounted_for() {
     let directory = tempfile::tempdir().unwrap();

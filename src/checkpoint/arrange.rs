@@ -7,6 +7,14 @@ use super::matrix::HeadOrder;
 use super::weights::{Stored, Weights};
 use crate::Result;
 
+/// Gives the parts of a model that was saved without its head the names that they have beside one,
+/// as transformers does.
+pub(super) fn beside_head(weights: &mut Weights) {
+    if weights.get("embed_tokens.weight").is_some() && weights.get("model.embed_tokens.weight").is_none() {
+        weights.rename(|name| if name.starts_with("lm_head.") { name } else { format!("model.{name}") });
+    }
+}
+
 /// Takes apart what is stored in one.
 ///
 /// # Errors

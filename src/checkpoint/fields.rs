@@ -132,8 +132,10 @@ impl<'a> Fields<'a> {
         };
         // transformers has InternLM 3 run, and saved, as a Llama.
         let as_llama = |class: &str| found == Some(Architecture::Internlm3) && class == "LlamaForCausalLM";
+        // The same model, saved without its head.
+        let with_head = |class: &str| class.strip_suffix("Model").map_or(class.into(), |family| format!("{family}ForCausalLM"));
         match found {
-            Some(architecture) if class.is_none_or(|class| Architecture::from_class(class) == Some(architecture) || as_llama(class)) => {
+            Some(architecture) if class.is_none_or(|class| Architecture::from_class(&with_head(class)) == Some(architecture) || as_llama(class)) => {
                 Ok(architecture)
             }
             _ => {

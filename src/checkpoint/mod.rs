@@ -148,6 +148,7 @@ impl Checkpoint {
             None => None,
         };
         let mut weights = safetensors::open(path)?;
+        arrange::beside_head(&mut weights);
         // As in transformers: a head that is stored and is not the table is the head.
         let other_head = config.tie_word_embeddings && !weights.is_same("lm_head.weight", "model.embed_tokens.weight");
         config.tie_word_embeddings &= !other_head;

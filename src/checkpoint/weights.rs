@@ -130,6 +130,11 @@ impl Weights {
         &self.files[stored.file].bytes[stored.range.clone()]
     }
 
+    /// Gives tensors other names.
+    pub fn rename(&mut self, name: impl Fn(String) -> String) {
+        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(old, stored)| (name(old), stored)).collect();
+    }
+
     /// Whether a tensor is the same as another, byte by byte, or is not there.
     pub fn is_same(&self, name: &str, other: &str) -> bool {
         match (self.get(name), self.get(other)) {
