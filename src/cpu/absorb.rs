@@ -143,8 +143,8 @@ impl Absorbed<'_> {
     }
 }
 
-/// What the mean adds to a score, by pair the factors of cosine and sine: `q·R_t μ = Σ cos(tθ)·(q₁μ₁
-/// + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂)`.
+/// What the mean adds to a score, by pair the factors of cosine and sine:
+/// `q·R_t μ = Σ cos(tθ)·(q₁μ₁ + q₂μ₂) + sin(tθ)·(q₂μ₁ − q₁μ₂)`.
 fn turn(query: &[f32], mean: &[f32], out: &mut [f32]) {
     let half = query.len() / 2;
     for (i, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
