@@ -98,7 +98,8 @@ fn experts_may_be_in_blocks_and_in_parts() {
         let bytes = match storage {
             WeightStorage::F16 => 2.0..2.2,
             WeightStorage::Q8 => 1.06..1.3,
-            _ => 0.56..0.8,
+            // Rows of 64 take a set of 128.
+            _ => 1.12..1.4,
         };
         assert!(bytes.contains(&step), "{storage:?}: {step} bytes of a weight in a step");
         let plan = decoder::plan_memory(&checkpoint, storage, &64.into());

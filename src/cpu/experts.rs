@@ -4,7 +4,7 @@
 use super::linear::{Linear, Source};
 use super::mlp::Mlp;
 use crate::Result;
-use crate::checkpoint;
+use crate::checkpoint::{self, WeightStorage};
 use nalgebra::{DMatrix, DVector};
 
 /// `Σ_e w_e · MLP_e(x)` over the experts that are chosen, and besides `σ(gate(x)) · MLP(x)` of one
@@ -29,12 +29,14 @@ impl Experts {
     pub(super) fn load(source: Source, name: &str, spec: &checkpoint::Experts) -> Result<Experts> {
         let config = source.checkpoint.config();
         let (hidden, bias) = (config.hidden_size, config.design.mlp.bias);
+        // A logit that is rounded may be another expert.
+        let exact = Source { storage: WeightStorage::F32, ..source };
         let shared = |width| {
-            let gate = Linear::load(source, &format!("{name}.shared_expert_gate"), [1, hidden], false)?;
+            let gate = Linear::load(exact, &format!("{name}.shared_expert_gate"), [1, hidden], false)?;
             Ok::<_, crate::Error>((Mlp::load(source, &format!("{name}.shared_expert"), width)?, gate))
         };
         Ok(Experts {
-            router: Linear::load(source, &format!("{name}.router"), [spec.count, hidden], bias)?,
+            router: Linear::load(exact, &format!("{name}.router"), [spec.count, hidden], bias)?,
             all: (0..spec.count).map(|expert| Mlp::load(source, &format!("{name}.experts.{expert}"), spec.width)).collect::<Result<_>>()?,
             chosen: spec.chosen,
             normalised: spec.normalised,
