@@ -11,7 +11,7 @@ use crate::Result;
 /// as transformers does.
 pub(super) fn beside_head(weights: &mut Weights) {
     if weights.get("embed_tokens.weight").is_some() && weights.get("model.embed_tokens.weight").is_none() {
-        weights.rename(|name| if name.starts_with("lm_head.") { name } else { format!("model.{name}") });
+        weights.rename_all(|name| if name.starts_with("lm_head.") { name } else { format!("model.{name}") });
     }
 }
 

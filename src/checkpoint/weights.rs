@@ -130,8 +130,8 @@ impl Weights {
         &self.files[stored.file].bytes[stored.range.clone()]
     }
 
-    /// Gives tensors other names.
-    pub fn rename(&mut self, name: impl Fn(String) -> String) {
+    /// Gives all tensors other names.
+    pub fn rename_all(&mut self, name: impl Fn(String) -> String) {
         self.tensors = std::mem::take(&mut self.tensors).into_iter().map(|(old, stored)| (name(old), stored)).collect();
     }
 
