@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Makes a Qwen2 with large key biases of a GGUF of Llama's architecture, to measure caches with.
 
-    python3 tests/tools/key_biases.py ~/.cache/lowkey/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf /tmp/biased.gguf --norm 600
+    python3 tests/tools/key_biases.py SmolLM2-135M-Instruct.Q4_1.gguf /tmp/biased.gguf --norm 600
 
 The weights stay as they are, in their blocks. In some layers no query has anything in the slowest
 pair of RoPE, and every key head has a bias of this norm there: what the model computes does not
-depend on the norm. With `--norm 0` it is the model to compare with.
+depend on the norm. With `--norm 0` it is the model to compare with; with `--layers 999`, which it
+has not, it is the model that it was made of.
 """
 
 import argparse
