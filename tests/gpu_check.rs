@@ -45,11 +45,13 @@ fn every_kind_of_row_is_written() {
         assert!(["prefill_tps", "decode_tps", "share_of_roofline"].iter().all(|key| row[*key].as_f64().unwrap() > 0.0), "{row}");
     }
     // Every kernel there is, but those that are no part of a model, those of blocks of tokens,
-    // which no random model is coded in, and those of other selectors and of sketches. Integers are
-    // tried out of quantised weights.
+    // which no random model is coded in, and those of other selectors, of sketches and of experts.
+    // Integers are tried out of quantised weights.
     for (shader, _) in lowkey::gpu::SOURCES {
         let kernel = shader.trim_end_matches(".wgsl");
-        if !shader.starts_with("lib/") && !["roofline", "repeat", "blocks", "stripe", "chunkkv", "sketch", "matvec_int8"].contains(&kernel) {
+        if !shader.starts_with("lib/")
+            && !["roofline", "repeat", "blocks", "stripe", "chunkkv", "sketch", "matvec_int8", "experts", "route"].contains(&kernel)
+        {
             let is = |row: &&Value| row["kernel"].as_str().unwrap().split(' ').next() == Some(kernel);
             let row = rows(&kernels).iter().find(is).unwrap_or_else(|| panic!("no row of {kernel}"));
             assert!(row["us"].as_f64().unwrap() > 0.0 && row["dispatches"].as_f64().unwrap() > 0.0, "{row}");
