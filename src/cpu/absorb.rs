@@ -5,9 +5,10 @@
 //! 2512.05916; the mean's part is src/kv/spec.rs's), and `Σ w·v = B·(Σ w·ẑ) + (Σ w)·μ`. A kernel
 //! does the same on a GPU: shaders/score.wgsl, values.wgsl, merge.wgsl.
 
+use super::landmarks::Landmarks;
 use super::latents::Coded;
 use super::rope::Rope;
-use crate::kv::{Coder, KvSide, LatentKind, LatentSpec};
+use crate::kv::{Coder, KvSide, LatentKind, LatentSpec, Selection};
 use crate::linalg::{product, tr_product, tr_product_into};
 use nalgebra::{DMatrix, DMatrixView, DMatrixViewMut};
 use rayon::prelude::*;
@@ -46,7 +47,8 @@ impl Coded {
             let [keys, values] = [KvSide::Keys, KvSide::Values].map(|side| spec.offset(layer, side, self.head_dim).is_some());
             !(keys || values) || format.block() == 1 && (!keys || spec.kind == LatentKind::PostRopeKeys)
         };
-        let few = queries <= FEW && self.landmarks.is_none() && self.eviction.is_none();
+        let chosen = |landmarks: &Landmarks| queries == 1 && landmarks.are_too_many(&Selection::range(tokens.start, tokens.end));
+        let few = queries <= FEW && !self.landmarks.as_ref().is_some_and(chosen) && self.eviction.is_none();
         (few && !tokens.is_empty() && (0..self.set.specs.len()).all(plain)).then_some(Absorbed { coded: self, layer, tokens, rope })
     }
 }

@@ -41,10 +41,15 @@ impl Landmarks {
         }
     }
 
+    /// Whether a token reads less than all of `chunks`.
+    pub(super) fn are_too_many(&self, chunks: &Range<usize>) -> bool {
+        chunks.len() > self.selection.chunks()
+    }
+
     /// For each key/value head, which of `chunks` the token with these `queries: [H·d, 1]` reads in
     /// `layer`; `None` where that is all of them.
     pub(super) fn choose(&self, layer: usize, queries: &DMatrix<f32>, chunks: Range<usize>) -> Option<Vec<Vec<usize>>> {
-        if chunks.len() <= self.selection.chunks() {
+        if !self.are_too_many(&chunks) {
             return None;
         }
         let (heads, d) = (&self.layers[layer], self.head_dim);
