@@ -1,13 +1,10 @@
 //! `experts.wgsl`: tokens through the matrices of the experts that they go through.
 
 use super::fusion::{Activation, bindings};
-use super::matvec::block;
+use super::matvec::{TEAM, block};
 use super::{WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, ElementType, Kernel, Matrix, Pass, Spec, Tensor, Tier, Tuning, WeightType, Work, pad};
-
-/// Lanes of a team where there are no subgroups.
-const TEAM: u32 = 16;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

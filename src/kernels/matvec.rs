@@ -20,7 +20,7 @@ struct Params {
 }
 
 /// Lanes of a team where there are no subgroups.
-const TEAM: u32 = 16;
+pub(super) const TEAM: u32 = 16;
 
 /// `out[t][row] = Σ_k weights[row][k] · x[t][k]`, and what is fused with it.
 pub struct Matvec {
