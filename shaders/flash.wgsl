@@ -3,13 +3,15 @@
 // merge.wgsl joins. Nothing is written between scores and values, and a row is unpacked once for
 // all query heads that read it.
 //
-// Grid: x = splits of plain columns, then of coded ones (lib/columns.wgsl); y = key/value heads, z
-// = blocks of ROWS of the query heads that share one. LANES lanes of a subgroup share a row, eight
-// numbers each, and have KEYS keys under way: a key's scores are added up over them, and each then
-// weighs its part of the value. Teams of lanes take keys in turn, each with a maximum of its own.
+// Grid: x = splits of plain columns (lib/columns.wgsl), KVS workgroups each, then of coded ones; y
+// = rows of SPAN key/value heads, z = blocks of ROWS of the query heads that read one: all of KVS
+// key/value heads, or one of BLOCKS parts of one's. LANES lanes of a subgroup share a row, CHUNKS
+// times eight numbers each, and have KEYS keys under way: a key's scores are added up over them,
+// and each then weighs its part of the value. Teams of lanes take keys in turn, each with a maximum
+// of its own.
 //
-// CODED   there are coded columns, after RoPE, and a row of keys or of values is one head's: q · k
-//         = q̃ · ẑ + q · R_t μ, as in score.wgsl. Values are summed as coordinates
+// CODED   there are coded columns, after RoPE: q · k = q̃ · ẑ + q · R_t μ, as in score.wgsl. A
+//         row of keys is of the same heads as one of values, which are summed as coordinates
 // CAPPED  scores are capped: lib/mask.wgsl
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
@@ -51,12 +53,22 @@ var<immediate> params: Params;
 @group(0) @binding(7) var<storage, read> rope_table: array<vec2<f32>>;
 @group(0) @binding(8) var<storage, read> value_rows: array<u32>;           // [capacity][VALUE_WORDS]
 @group(0) @binding(9) var<storage, read> value_table: array<vec4<u32>>;    // codebooks, runs
-@group(0) @binding(10) var<storage, read> groups: array<array<u32, 8>>;    // as in values.wgsl; from EXACT_ENTRIES on one for each key/value head
+@group(0) @binding(10) var<storage, read> groups: array<array<u32, 8>>;    // as in values.wgsl; from EXACT_ENTRIES on one for each coded row
 #endif
 
 const HEADS = KV_HEADS * GROUP;
 const TEAMS = WORKGROUP / LANES;
 const SCALE = 1.0 / sqrt(f32(8u * EXACT_LANES));
+const EXACT_CHUNKS = (EXACT_LANES + LANES - 1u) / LANES;
+
+// CHUNKS. Compilers do not know it where there are several: some take a minute over a loop whose
+// turns they write one after the other.
+fn chunks() -> u32 {
+    if CHUNKS == 1u {
+        return 1u;
+    }
+    return min(CHUNKS, params.sums);
+}
 
 // Eight numbers.
 struct Eight {
@@ -76,7 +88,18 @@ var<workgroup> team_total: array<array<f32, ROWS>, TEAMS>;
 struct State {
     largest: array<f32, ROWS>,
     total: array<f32, ROWS>,
-    sum: array<Eight, ROWS>,
+    sum: array<array<Eight, CHUNKS>, ROWS>,
+}
+
+// The query heads of a workgroup: the first, and how many there are.
+struct Heads {
+    first: u32,
+    count: u32,
+}
+
+// Whether a head is one too many, where a workgroup can have fewer than ROWS by far.
+fn beyond(r: u32, heads: Heads) -> bool {
+    return KVS > 1u && r >= heads.count;
 }
 
 // A number of every lane added up over those that share a row.
@@ -89,9 +112,12 @@ fn over_lanes(x: f32) -> f32 {
 }
 
 // From the lanes' products with KEYS keys, and whether each is seen, to the weights of these keys.
-fn weigh(state: ptr<function, State>, products: array<array<f32, ROWS>, KEYS>, seen: array<bool, KEYS>) -> array<array<f32, ROWS>, KEYS> {
+fn weigh(state: ptr<function, State>, heads: Heads, products: array<array<f32, ROWS>, KEYS>, seen: array<bool, KEYS>) -> array<array<f32, ROWS>, KEYS> {
     var p: array<array<f32, ROWS>, KEYS>;
     for (var r = 0u; r < ROWS; r++) {
+        if beyond(r, heads) {
+            break;
+        }
         var largest = (*state).largest[r];
         for (var j = 0u; j < KEYS; j++) {
             var s = over_lanes(products[j][r]) * SCALE;
@@ -109,65 +135,83 @@ fn weigh(state: ptr<function, State>, products: array<array<f32, ROWS>, KEYS>, s
         }
         (*state).largest[r] = largest;
         (*state).total[r] = total;
-        (*state).sum[r].a *= before;
-        (*state).sum[r].b *= before;
+        for (var c = 0u; c < chunks(); c++) {
+            (*state).sum[r][c].a *= before;
+            (*state).sum[r][c].b *= before;
+        }
     }
     return p;
 }
 
-fn add(state: ptr<function, State>, p: array<f32, ROWS>, v: Eight) {
+fn add(state: ptr<function, State>, heads: Heads, p: array<f32, ROWS>, v: Eight, c: u32) {
     for (var r = 0u; r < ROWS; r++) {
-        (*state).sum[r].a = fma(vec4<f32>(p[r]), v.a, (*state).sum[r].a);
-        (*state).sum[r].b = fma(vec4<f32>(p[r]), v.b, (*state).sum[r].b);
+        if beyond(r, heads) {
+            break;
+        }
+        (*state).sum[r][c].a = fma(vec4<f32>(p[r]), v.a, (*state).sum[r][c].a);
+        (*state).sum[r][c].b = fma(vec4<f32>(p[r]), v.b, (*state).sum[r][c].b);
     }
 }
 
-fn multiply(k: Eight, q: array<Eight, ROWS>, onto: array<f32, ROWS>) -> array<f32, ROWS> {
+alias Queries = array<array<Eight, CHUNKS>, ROWS>;
+
+fn multiply(k: Eight, q: Queries, c: u32, heads: Heads, onto: array<f32, ROWS>) -> array<f32, ROWS> {
     var sums = onto;
     for (var r = 0u; r < ROWS; r++) {
-        sums[r] = dot_add(k.b, q[r].b, dot_add(k.a, q[r].a, sums[r]));
+        if beyond(r, heads) {
+            break;
+        }
+        sums[r] = dot_add(k.b, q[r][c].b, dot_add(k.a, q[r][c].a, sums[r]));
     }
     return sums;
 }
 
-// The vector of queries at which the lane's part of each of the heads begins, whose parts take
-// `stride` vectors.
-fn load_queries(at: u32, stride: u32, count: u32, there: bool) -> array<Eight, ROWS> {
-    var q: array<Eight, ROWS>;
+// The lane's part of the queries of a workgroup's heads: `eights` of each, the first at a vector,
+// the next `stride` vectors after it.
+fn load_queries(at: u32, stride: u32, eights: u32, heads: Heads, part: u32) -> Queries {
+    var q: Queries;
     for (var r = 0u; r < ROWS; r++) {
-        if there && r < count {
-            q[r] = Eight(queries[at + r * stride], queries[at + r * stride + 1u]);
+        for (var c = 0u; c < chunks(); c++) {
+            let i = c * LANES + part;
+            if i < eights && r < heads.count {
+                q[r][c] = Eight(queries[at + r * stride + 2u * i], queries[at + r * stride + 2u * i + 1u]);
+            }
         }
     }
     return q;
 }
 
-// Plain columns `begin`, … `end` for the query heads of a key/value head from `first` on.
-fn walk_plain(state: ptr<function, State>, kv: u32, heads: vec2<u32>, range: vec2<u32>, team: u32, part: u32) {
+// Plain columns `begin`, … `end` for query heads of a key/value head.
+fn walk_plain(state: ptr<function, State>, kv: u32, heads: Heads, range: vec2<u32>, team: u32, part: u32) {
     let plain = Plain(params.fixed, params.plain, params.base);
-    let there = part < EXACT_LANES;
-    let own = min(part, EXACT_LANES - 1u);
-    let q = load_queries(2u * (heads.x * EXACT_LANES + own), 2u * EXACT_LANES, heads.y, there);
+    let q = load_queries(2u * heads.first * EXACT_LANES, 2u * EXACT_LANES, EXACT_LANES, heads, part);
     for (var begin = range.x; begin < range.y; begin += TEAMS * KEYS) {
-        var k: array<vec4<u32>, KEYS>;
-        var v: array<vec4<u32>, KEYS>;
+        var k: array<array<vec4<u32>, EXACT_CHUNKS>, KEYS>;
+        var v: array<array<vec4<u32>, EXACT_CHUNKS>, KEYS>;
         var seen: array<bool, KEYS>;
         for (var j = 0u; j < KEYS; j++) {
             // Past the last column it is read again, and not seen.
             let column = min(begin + j * TEAMS + team, range.y - 1u);
-            let at = (plain_slot(plain, column) * KV_HEADS + kv) * EXACT_LANES + own;
-            k[j] = keys[at];
-            v[j] = values[at];
+            let at = (plain_slot(plain, column) * KV_HEADS + kv) * EXACT_LANES;
+            for (var c = 0u; c < min(EXACT_CHUNKS, chunks()); c++) {
+                let own = min(c * LANES + part, EXACT_LANES - 1u);
+                k[j][c] = keys[at + own];
+                v[j][c] = values[at + own];
+            }
             let key = select(params.near + column - params.fixed, column, column < params.fixed);
             seen[j] = begin + j * TEAMS + team < range.y && reads(params.position, key, false);
         }
         var products: array<array<f32, ROWS>, KEYS>;
         for (var j = 0u; j < KEYS; j++) {
-            products[j] = multiply(eight(k[j]), q, products[j]);
+            for (var c = 0u; c < min(EXACT_CHUNKS, chunks()); c++) {
+                products[j] = multiply(eight(k[j][c]), q, c, heads, products[j]);
+            }
         }
-        let p = weigh(state, products, seen);
+        let p = weigh(state, heads, products, seen);
         for (var j = 0u; j < KEYS; j++) {
-            add(state, p[j], eight(v[j]));
+            for (var c = 0u; c < min(EXACT_CHUNKS, chunks()); c++) {
+                add(state, heads, p[j], eight(v[j][c]), c);
+            }
         }
     }
 }
@@ -227,18 +271,24 @@ fn decode_half(it: Half, scales: u32, run: vec4<u32>, half: u32) -> Eight {
     return Eight(decode(vec3<u32>(first, it.steps), scales, run, 2u * half), decode(vec3<u32>(second, it.steps), scales, run, 2u * half + 1u));
 }
 
-fn walk_coded(state: ptr<function, State>, kv: u32, heads: vec2<u32>, range: vec2<u32>, team: u32, part: u32) {
+// `row`: which of the rows that a token has.
+fn walk_coded(state: ptr<function, State>, row: u32, heads: Heads, range: vec2<u32>, team: u32, part: u32) {
+    let kv = row * SPAN;
     let info = table[BOOKS + 2u * kv];
     let more = table[BOOKS + 2u * kv + 1u];
     let pair_vectors = (more.z + 1u) / 2u;
     let stride = 4u * info.z + pair_vectors;
-    let absorbed = info.w + (heads.x - kv * GROUP) * stride;
-    let there = part / 2u < info.z;
-    let q = load_queries(absorbed + 2u * min(part, 2u * info.z - 1u), stride, heads.y, there);
-    let run = table[info.y + min(part / 2u, info.z - 1u)];
-    let group = groups[EXACT_ENTRIES + kv];
-    let value_run = value_table[group[7] + min(part / 2u, group[1] / 4u - 1u)];
+    let absorbed = info.w + (heads.first - kv * GROUP) * stride;
+    let q = load_queries(absorbed, stride, 2u * info.z, heads, part);
+    let group = groups[EXACT_ENTRIES + row];
     let half = part % 2u;
+    var runs: array<vec4<u32>, CHUNKS>;
+    var value_runs: array<vec4<u32>, CHUNKS>;
+    for (var c = 0u; c < chunks(); c++) {
+        let run = (c * LANES + part) / 2u;
+        runs[c] = table[info.y + min(run, info.z - 1u)];
+        value_runs[c] = value_table[group[7] + min(run, group[1] / 4u - 1u)];
+    }
     // The lane's pairs of RoPE in which the mean rotates: how they stand at the team's first key,
     // and what they rotate by from one of its keys to the next.
     var turns: array<vec4<f32>, TURNS>;
@@ -253,15 +303,15 @@ fn walk_coded(state: ptr<function, State>, kv: u32, heads: vec2<u32>, range: vec
             turns[i] = vec4<f32>(rope_by_pair(first, two.x), rope_by_pair(first, two.y));
             steps[i] = vec4<f32>(rope_by_pair(TEAMS, two.x), rope_by_pair(TEAMS, two.y));
             for (var r = 0u; r < ROWS; r++) {
-                if r < heads.y {
+                if r < heads.count {
                     turned[r][i] = queries[absorbed + r * stride + 4u * info.z + v];
                 }
             }
         }
     }
     for (var begin = range.x; begin < range.y; begin += TEAMS * KEYS) {
-        var k: array<Half, KEYS>;
-        var v: array<Half, KEYS>;
+        var k: array<array<Half, CHUNKS>, KEYS>;
+        var v: array<array<Half, CHUNKS>, KEYS>;
         var scales: array<vec2<u32>, KEYS>;
         var seen: array<bool, KEYS>;
         for (var j = 0u; j < KEYS; j++) {
@@ -269,8 +319,10 @@ fn walk_coded(state: ptr<function, State>, kv: u32, heads: vec2<u32>, range: vec
             let key = params.start + column;
             let key_row = key * KEY_WORDS + info.x;
             let value_row = key * VALUE_WORDS + group[0];
-            k[j] = fetch_key(key_row, run, half);
-            v[j] = fetch_value(value_row, value_run, half);
+            for (var c = 0u; c < chunks(); c++) {
+                k[j][c] = fetch_key(key_row, runs[c], half);
+                v[j][c] = fetch_value(value_row, value_runs[c], half);
+            }
             if SCALED {
                 scales[j] = vec2<u32>(key_rows[key_row], value_rows[value_row]);
             }
@@ -284,11 +336,15 @@ fn walk_coded(state: ptr<function, State>, kv: u32, heads: vec2<u32>, range: vec
                 }
                 turns[i] = vec4<f32>(add_angles(turns[i].xy, steps[i].xy), add_angles(turns[i].zw, steps[i].zw));
             }
-            products[j] = multiply(decode_half(k[j], scales[j].x, run, half), q, products[j]);
+            for (var c = 0u; c < chunks(); c++) {
+                products[j] = multiply(decode_half(k[j][c], scales[j].x, runs[c], half), q, c, heads, products[j]);
+            }
         }
-        let p = weigh(state, products, seen);
+        let p = weigh(state, heads, products, seen);
         for (var j = 0u; j < KEYS; j++) {
-            add(state, p[j], decode_half(v[j], scales[j].y, value_run, half));
+            for (var c = 0u; c < chunks(); c++) {
+                add(state, heads, p[j], decode_half(v[j][c], scales[j].y, value_runs[c], half), c);
+            }
         }
     }
 }
@@ -306,29 +362,46 @@ fn main(
     let me = subgroup * min(size, WORKGROUP) + lane;
     let team = me / LANES;
     let part = me % LANES;
-    let kv = id.y;
-    let first = kv * GROUP + id.z * ROWS;
-    let heads = vec2<u32>(first, min(ROWS, (kv + 1u) * GROUP - first));
+    let row = id.y;
+    // The key/value heads of the row, and of the workgroup.
+    let end = min((row + 1u) * SPAN, KV_HEADS);
+    var kv = row * SPAN + id.z / BLOCKS * KVS;
+    if kv >= end {
+        return;
+    }
+    let ahead = id.z % BLOCKS * ROWS;
+    let kvs = min(KVS, end - kv);
+    var heads = Heads(kv * GROUP + ahead, min(ROWS, kvs * GROUP - ahead));
+    let splits = (params.plain + max(params.length, 1u) - 1u) / max(params.length, 1u);
+    // Of plain columns a workgroup has one key/value head.
+    let coded = id.x >= splits * KVS;
+    let split = select(id.x / KVS, id.x - splits * (KVS - 1u), coded);
+    if KVS > 1u && !coded {
+        if id.x % KVS >= kvs {
+            return;
+        }
+        kv += id.x % KVS;
+        heads = Heads(kv * GROUP, GROUP);
+    }
     var state: State;
     for (var r = 0u; r < ROWS; r++) {
         state.largest[r] = LOWEST;
     }
-    let splits = (params.plain + max(params.length, 1u) - 1u) / max(params.length, 1u);
     // Where a split's sums of the first head begin, and vectors of one.
-    var place = vec2<u32>(first * 2u * EXACT_LANES, 2u * EXACT_LANES);
+    var place = vec2<u32>(heads.first * 2u * EXACT_LANES, 2u * EXACT_LANES);
 #if CODED
     if TOGETHER {
         load_book(local);
         workgroupBarrier();
     }
-    if id.x >= splits {
-        let begin = (id.x - splits) * params.along;
-        walk_coded(&state, kv, heads, vec2<u32>(begin, min(begin + params.along, params.coded)), team, part);
-        let group = groups[EXACT_ENTRIES + kv];
-        place = vec2<u32>(group[4] + (first - kv * GROUP) * group[1], group[1]);
+    if coded {
+        let begin = (split - splits) * params.along;
+        walk_coded(&state, row, heads, vec2<u32>(begin, min(begin + params.along, params.coded)), team, part);
+        let group = groups[EXACT_ENTRIES + row];
+        place = vec2<u32>(group[4] + (heads.first - row * SPAN * GROUP) * group[1], group[1]);
     } else {
 #endif
-        let begin = id.x * params.length;
+        let begin = split * params.length;
         walk_plain(&state, kv, heads, vec2<u32>(begin, min(begin + params.length, params.plain)), team, part);
 #if CODED
     }
@@ -347,32 +420,39 @@ fn main(
         let share = exp(state.largest[r] - largest);
         state.largest[r] = largest;
         state.total[r] *= share;
-        state.sum[r].a *= share;
-        state.sum[r].b *= share;
+        for (var c = 0u; c < chunks(); c++) {
+            state.sum[r][c].a *= share;
+            state.sum[r][c].b *= share;
+        }
     }
     if part == 0u {
         team_total[team] = state.total;
     }
     for (var r = 0u; r < ROWS; r++) {
-        workgroupBarrier();
-        ends[2u * me] = state.sum[r].a;
-        ends[2u * me + 1u] = state.sum[r].b;
-        workgroupBarrier();
-        if r < heads.y {
-            for (var i = local; i < place.y; i += WORKGROUP) {
+        if beyond(r, heads) {
+            break;
+        }
+        for (var c = 0u; c < chunks(); c++) {
+            workgroupBarrier();
+            ends[2u * me] = state.sum[r][c].a;
+            ends[2u * me + 1u] = state.sum[r][c].b;
+            workgroupBarrier();
+            let left = place.y - min(place.y, c * 2u * LANES);
+            let vectors = select(0u, min(2u * LANES, left), r < heads.count);
+            for (var i = local; i < vectors; i += WORKGROUP) {
                 var sum = vec4<f32>();
                 for (var t = 0u; t < TEAMS; t++) {
                     sum += ends[t * 2u * LANES + i];
                 }
-                sums[id.x * params.sums + place.x + r * place.y + i] = sum;
+                sums[split * params.sums + place.x + r * place.y + c * 2u * LANES + i] = sum;
             }
-            if local == 0u {
-                var total = 0.0;
-                for (var t = 0u; t < TEAMS; t++) {
-                    total += team_total[t][r];
-                }
-                weights[id.x * HEADS + first + r] = vec2<f32>(state.largest[r], total);
+        }
+        if r < heads.count && local == 0u {
+            var total = 0.0;
+            for (var t = 0u; t < TEAMS; t++) {
+                total += team_total[t][r];
             }
+            weights[split * HEADS + heads.first + r] = vec2<f32>(state.largest[r], total);
         }
     }
 }

@@ -1,13 +1,24 @@
 // Codes of a run that are chosen together, as src/kv/trellis.rs has it. Wants lib/rows.wgsl.
 //
-// Sixteen lanes to a run, each with a state that the register begins in, and ends in.
+// Sixteen lanes to a run, each with a state that the register begins in, and ends in. What paths
+// cost is four vectors by state, a register's older code in each: compilers know where everything
+// stands.
 
 const LANES = 16u;
-const EDGES = 64u;
+const TURN = 2u; // coordinates between two barriers
+const RUNS = WORKGROUP / LANES;
 
 var<workgroup> fell: array<array<u32, LANES>, WORKGROUP>; // by lane and coordinate: what fell out of the register, two bits for each state
 var<workgroup> ends: array<f32, WORKGROUP>;               // what the best path of each lane misses
-var<workgroup> misses: array<f32, EDGES * WORKGROUP / LANES>; // by run and edge, of one coordinate
+var<workgroup> misses: array<vec4<f32>, TURN * WORKGROUP>; // [runs][TURN][states], of one coordinate: by what falls out
+
+// The first place of a run in these.
+fn place_of(local: u32) -> u32 {
+    if RUNS == 1u {
+        return 0u;
+    }
+    return local / LANES * LANES;
+}
 
 // How much the nearest of an edge's levels misses x, less x², and the upper bits that choose it.
 struct Nearest {
@@ -29,44 +40,73 @@ fn nearest(x: f32, bits: u32, edge: u32) -> Nearest {
     return best;
 }
 
+// How much the nearest levels miss x of the edges into a state, less x².
+fn misses_into(state: u32, x: f32, bits: u32) -> vec4<f32> {
+    var least = vec4<f32>(3e38);
+    let begin = book_of(bits) + 4u * state;
+    for (var high = 0u; high < (1u << (bits - 2u)); high++) {
+        let at = begin + 64u * high;
+        let levels = vec4<f32>(book[at], book[at + 1u], book[at + 2u], book[at + 3u]);
+        least = min(least, levels * (levels - 2.0 * x));
+    }
+    return least;
+}
+
+// What the least path costs into each of four states, and what falls out of the register there, in
+// eight bits.
+struct Step {
+    cost: vec4<f32>,
+    fell: u32,
+}
+
+// Into the states whose misses begin at a place, from those whose paths cost so much.
+fn step_into(at: u32, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> Step {
+    let totals = transpose(mat4x4<f32>(a + misses[at], b + misses[at + 1u], c + misses[at + 2u], d + misses[at + 3u]));
+    var it = Step(totals[0], 0u);
+    var oldest = vec4<u32>();
+    oldest = select(oldest, vec4<u32>(1u), totals[1] < it.cost);
+    it.cost = min(it.cost, totals[1]);
+    oldest = select(oldest, vec4<u32>(2u), totals[2] < it.cost);
+    it.cost = min(it.cost, totals[2]);
+    oldest = select(oldest, vec4<u32>(3u), totals[3] < it.cost);
+    it.cost = min(it.cost, totals[3]);
+    it.fell = oldest.x | (oldest.y << 2u) | (oldest.z << 4u) | (oldest.w << 6u);
+    return it;
+}
+
 // Goes through the run of 16 coordinates at z, each divided by `scale`, from this lane's state:
 // fills fell and ends. Called by all lanes in uniform control flow.
 fn search(z: u32, bits: u32, scale: f32, local: u32) {
-    var cost: array<f32, LANES>;
-    for (var state = 0u; state < LANES; state++) {
-        cost[state] = select(3e38, 0.0, state == local % LANES);
-    }
-    for (var i = 0u; i < LANES; i++) {
+    let own = local % LANES;
+    let each = vec4<u32>(0u, 1u, 2u, 3u);
+    var a = select(vec4<f32>(3e38), vec4<f32>(0.0), each == vec4<u32>(own));
+    var b = select(vec4<f32>(3e38), vec4<f32>(0.0), each + 4u == vec4<u32>(own));
+    var c = select(vec4<f32>(3e38), vec4<f32>(0.0), each + 8u == vec4<u32>(own));
+    var d = select(vec4<f32>(3e38), vec4<f32>(0.0), each + 12u == vec4<u32>(own));
+    let place = TURN * place_of(local);
+    for (var first = 0u; first < LANES; first += TURN) {
         // What an edge misses is the same for all paths over it: a run's lanes find it together.
-        let x = coordinates[z + i] / scale;
-        let shared_by = local / LANES * EDGES;
         workgroupBarrier();
-        for (var edge = local % LANES; edge < EDGES; edge += LANES) {
-            misses[shared_by + edge] = nearest(x, bits, edge).miss;
+        for (var i = 0u; i < TURN; i++) {
+            misses[place + i * LANES + own] = misses_into(own, coordinates[z + first + i] / scale, bits);
         }
         workgroupBarrier();
-        var next: array<f32, LANES>;
-        var all = 0u;
-        for (var state = 0u; state < LANES; state++) {
-            var least = 3e38;
-            var oldest = 0u;
-            for (var old = 0u; old < 4u; old++) {
-                let edge = old + 4u * state;
-                let total = cost[edge % LANES] + misses[shared_by + edge];
-                oldest = select(oldest, old, total < least);
-                least = min(least, total);
-            }
-            next[state] = least;
-            all |= oldest << (2u * state);
+        for (var i = 0u; i < TURN; i++) {
+            let at = place + i * LANES;
+            let into_a = step_into(at, a, b, c, d);
+            let into_b = step_into(at + 4u, a, b, c, d);
+            let into_c = step_into(at + 8u, a, b, c, d);
+            let into_d = step_into(at + 12u, a, b, c, d);
+            a = into_a.cost;
+            b = into_b.cost;
+            c = into_c.cost;
+            d = into_d.cost;
+            fell[local][first + i] = into_a.fell | (into_b.fell << 8u) | (into_c.fell << 16u) | (into_d.fell << 24u);
         }
-        cost = next;
-        fell[local][i] = all;
     }
-    var end = 3e38;
-    for (var state = 0u; state < LANES; state++) {
-        end = select(end, cost[state], state == local % LANES);
-    }
-    ends[local] = end;
+    let row = select(select(a, b, own >= 4u), select(c, d, own >= 12u), own >= 8u);
+    let pair = select(row.xy, row.zw, own % 4u >= 2u);
+    ends[local] = select(pair.x, pair.y, own % 2u == 1u);
 }
 
 // Lower bits of the codes, and upper ones, of the best of the sixteen lanes from `first` on.

@@ -20,10 +20,10 @@ impl Constant {
         self.name.replace(' ', "_")
     }
 
-    /// Whether it is about products of many tokens, which are the chunk's alone; a step has all
-    /// others.
+    /// Whether it is about what many tokens take: their products are the chunk's alone, and few
+    /// steps pack any rows.
     pub fn is_of_chunks(&self) -> bool {
-        self.kernels == ["matmul"]
+        self.kernels == ["matmul"] || self.kernels == ["pack"]
     }
 
     /// Whether what it concerns takes the longer the more tokens are cached.
@@ -57,15 +57,17 @@ pub(super) fn constants() -> Vec<Constant> {
     const MATVEC: &[&str] = &["matvec", "matvec_int8"];
     const BOTH: &[&str] = &["f16", "fast"];
     type Few = (&'static str, &'static [&'static str], &'static [&'static str], &'static [u32]);
-    let numbers: [Few; 15] = [
+    let numbers: [Few; 17] = [
         ("team rows", MATVEC, &["f16"], &[2, 4, 8]),
         ("ahead", MATVEC, &["f16"], &[1, 2, 4]),
         ("passes", &["matvec_int8"], &[FEW_BITS], &[1, 2, 4]),
         ("flash keys", &["flash"], BOTH, &[1, 2, 4, 8]),
+        ("flash parts", &["flash"], BOTH, &[2, 4, 8, 16, 32]),
         ("keys", ATTENTION, BOTH, &[64, 128, 256]),
         ("in flight", ATTENTION, BOTH, &[1, 2, 4]),
         ("splits", ATTENTION, &["f16"], &[16, 32, 64, 128, 256]),
         ("coded splits", ATTENTION, &["fast"], &[16, 32, 64, 128, 256]),
+        ("pack lanes", &["pack"], &["fast"], &[16, 32, 64]),
         ("score rows", &["score"], &["fast"], &[4, 8, 16, 32]),
         ("score keys", &["score"], &["fast"], &[1, 2, 4, 8]),
         ("score workgroups", &["score"], &["fast"], &[64, 256, 1024, 4096]),

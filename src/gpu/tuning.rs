@@ -55,11 +55,17 @@ pub struct Tuning {
     pub score_keys: u32,
     /// Workgroups from which there are enough: with fewer a lane scores one key.
     pub score_workgroups: u32,
-    /// Whether scores and values of one token are one kernel, where rows are one head's and there
-    /// are subgroups.
+    /// Whether scores and values of one token are one kernel, where there are subgroups and rows
+    /// are not too long.
     pub flash: bool,
     /// Keys that a lane then has under way.
     pub flash_keys: u32,
+    /// Times eight numbers that a lane then has in registers of queries, and of sums: query heads
+    /// of a workgroup, times their share of a row.
+    pub flash_parts: u32,
+    /// Lanes of a workgroup that packs rows: sixteen for each run whose codes it searches for at a
+    /// time.
+    pub pack_lanes: u32,
     /// Keys weighed at a time.
     ///
     /// A split is a multiple of them, and they are a multiple of 16 · `in_flight`.
@@ -110,6 +116,8 @@ impl Tuning {
                 score_workgroups: 1024,
                 flash: true,
                 flash_keys: 1,
+                flash_parts: 32,
+                pack_lanes: 16,
                 keys: 128,
                 in_flight: 1,
                 ends: 8,
@@ -131,6 +139,8 @@ impl Tuning {
                 score_workgroups: 1024,
                 flash: true,
                 flash_keys: 4,
+                flash_parts: 4,
+                pack_lanes: 64,
                 keys: 64,
                 in_flight: 4,
                 ends: 2,
@@ -171,6 +181,8 @@ impl Tuning {
             ("score_keys", self.score_keys, 32),
             ("score_workgroups", self.score_workgroups, u32::MAX),
             ("flash_keys", self.flash_keys, 16),
+            ("flash_parts", self.flash_parts, 64),
+            ("pack_lanes", self.pack_lanes, 64),
             ("keys", self.keys, 256),
             ("in_flight", self.in_flight, 16),
             ("ends", self.ends, 8),
@@ -189,6 +201,9 @@ impl Tuning {
         }
         if !self.merge_lanes.is_power_of_two() {
             return Some("merge_lanes is no power of two".into());
+        }
+        if !self.pack_lanes.is_power_of_two() || self.pack_lanes < 16 {
+            return Some("pack_lanes is no power of two from 16 on".into());
         }
         if !self.team_rows.is_multiple_of(2) {
             return Some("team_rows is odd".into());
@@ -219,6 +234,7 @@ mod tests {
                 ("splits", json!(u32::MAX), "from 1 to 1024"),
                 ("merge_lanes", json!(96), "power of two"),
                 ("team_rows", json!(3), "odd"),
+                ("pack_lanes", json!(8), "power of two"),
                 ("tile", json!({ "tokens": 64, "rows": 64, "depth": 0, "lane_tokens": 0, "lane_rows": 4 }), "tile"),
             ] {
                 let problem = own.with(name, &value).unwrap_err();

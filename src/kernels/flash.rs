@@ -1,12 +1,12 @@
-//! `flash.wgsl`: attention of one token in one pass, where rows are one head's.
+//! `flash.wgsl`: attention of one token in one pass.
 
 use super::attention::AttentionBuffers;
-use super::coded::{BOOKS, Coded};
+use super::coded::{BOOKS, Coded, Slice};
 use super::columns::Block;
 use super::exact::ExactRows;
 use super::score::{CodedKeys, fraction};
 use super::values::{CodedValues, groups, splits, sums};
-use super::{AttentionShape, NEAR, spec};
+use super::{AttentionShape, NEAR, WORKGROUP, spec};
 use crate::Result;
 use crate::gpu::{Access, Device, Kernel, Pass, Spec, Tier, Tuning, Work, pad};
 use crate::kv::Slots;
@@ -38,8 +38,8 @@ const LANES: u32 = 128;
 /// Numbers of a row that a lane has.
 const PART: usize = 8;
 
-/// The most query heads whose queries and sums a lane has in registers.
-const MOST_ROWS: usize = 4;
+/// The most coordinates of a row: more have several entries in the table of values.
+const MOST_RANK: usize = 4 * WORKGROUP as usize;
 
 /// Storage buffers that the kernel is bound to.
 const BINDINGS: u32 = 11;
@@ -47,9 +47,10 @@ const BINDINGS: u32 = 11;
 /// Attention of one layer to its exact rows, and to coded ones.
 pub struct Flash {
     kernel: Kernel,
-    kv_heads: u32,
-    /// Blocks of query heads that share a key/value head.
-    blocks: u32,
+    /// Rows of a token, and blocks of the query heads that read one.
+    grid: [u32; 2],
+    /// Workgroups that a split of plain columns takes of each.
+    each_plain: u32,
     /// What a column takes that is plain, and one that is coded.
     each: [Work; 2],
     tuning: Tuning,
@@ -57,31 +58,55 @@ pub struct Flash {
     params: Params,
 }
 
-/// Lanes that share a row: a power of two.
-fn lanes(attention: &AttentionShape, coded: Option<[&Coded; 2]>) -> usize {
-    let ranks = coded.into_iter().flatten().flat_map(|side| side.slices.iter().map(|slice| slice.rank()));
-    ranks.chain([attention.head_dim]).max().unwrap_or(0).div_ceil(PART).next_power_of_two()
+/// How the work on a row is shared out.
+#[derive(Clone, Copy)]
+struct Shares {
+    /// Key/value heads that share a row, and lanes.
+    span: usize,
+    lanes: usize,
+    /// Times [`PART`] numbers of a lane.
+    chunks: usize,
+    /// Of a workgroup: query heads, and key/value heads.
+    rows: usize,
+    kvs: usize,
+    /// Workgroups for the query heads of one key/value head.
+    blocks: usize,
 }
 
-/// Query heads of a workgroup.
-fn rows(attention: &AttentionShape) -> usize {
-    let group = attention.group_size();
-    group.div_ceil(group.div_ceil(MOST_ROWS))
+impl Shares {
+    /// `most`: parts of queries, and as many of sums, that a lane has in registers; `subgroup`:
+    /// lanes of one.
+    fn new(attention: &AttentionShape, coded: Option<[&Coded; 2]>, subgroup: u32, most: u32) -> Shares {
+        let slices = || coded.into_iter().flatten().flat_map(|side| &side.slices);
+        let span = slices().map(|slice| slice.kv_heads).max().unwrap_or(1);
+        let parts = slices().map(Slice::rank).chain([attention.head_dim]).max().unwrap_or(0).div_ceil(PART);
+        let lanes = parts.next_power_of_two().min(subgroup.min(LANES) as usize);
+        let (chunks, group) = (parts.div_ceil(lanes), attention.group_size());
+        let most = (most as usize / chunks).max(1);
+        let even = |all: usize, most: usize| all.div_ceil(all.div_ceil(most));
+        let kvs = even(span, (most / group).max(1));
+        let blocks = group.div_ceil(most);
+        Shares { span, lanes, chunks, rows: if blocks > 1 { even(group, most) } else { kvs * group }, kvs, blocks }
+    }
 }
 
 /// `coded`: keys and values, which [`fits`].
-pub(super) fn variant(attention: &AttentionShape, coded: Option<[&Coded; 2]>, align: usize, tuning: &Tuning) -> Spec {
+pub(super) fn variant(attention: &AttentionShape, coded: Option<[&Coded; 2]>, align: usize, subgroup: u32, tuning: &Tuning) -> Spec {
     let mut flags = vec!["FLASH"];
     let mut bindings: Vec<_> =
         [Access::Read, Access::Read, Access::Read, Access::Write, Access::Write].into_iter().zip(0..).map(|(a, b)| (b, a)).collect();
-    let lanes = lanes(attention, coded);
+    let shares = Shares::new(attention, coded, subgroup, tuning.flash_parts);
     let mut constants = [
         ("WORKGROUP", LANES as usize),
-        ("LANES", lanes),
+        ("LANES", shares.lanes),
+        ("CHUNKS", shares.chunks),
+        ("SPAN", shares.span),
+        ("KVS", shares.kvs),
+        ("BLOCKS", shares.blocks),
         ("EXACT_LANES", attention.head_dim / PART),
         ("KV_HEADS", attention.kv_heads),
         ("GROUP", attention.group_size()),
-        ("ROWS", rows(attention)),
+        ("ROWS", shares.rows),
         ("KEYS", tuning.flash_keys as usize),
         ("ALIGN", align),
     ]
@@ -101,7 +126,7 @@ pub(super) fn variant(attention: &AttentionShape, coded: Option<[&Coded; 2]>, al
             ("PAIRS", (attention.head_dim / 2) as u32),
             ("NEAR", NEAR),
             ("BOOKS", BOOKS),
-            ("TURNS", pairs.div_ceil(2).div_ceil(lanes).max(1) as u32),
+            ("TURNS", pairs.div_ceil(2).div_ceil(shares.lanes).max(1) as u32),
             ("KEY_WORDS", keys.words as u32),
             ("VALUE_WORDS", values.words as u32),
             ("EXACT_ENTRIES", groups(attention, None, false).1[0]),
@@ -111,14 +136,17 @@ pub(super) fn variant(attention: &AttentionShape, coded: Option<[&Coded; 2]>, al
     spec("flash.wgsl", &flags, &constants, &bindings)
 }
 
-/// Whether the kernel reads such rows on a device: whole lanes of one subgroup, a head's own rows
-/// that are not coded in blocks of tokens, all of them.
+/// Whether the kernel reads such rows on a device, all of them: not coded in blocks of tokens, and
+/// those of keys the same heads' as those of values.
 pub(crate) fn fits(device: &Device, attention: &AttentionShape, cache: &ExactRows, coded: Option<(CodedKeys, CodedValues)>) -> bool {
-    let own = |side: &Coded| side.block == 1 && side.slices.iter().all(|slice| slice.kv_heads == 1);
-    let sides = coded.map(|(keys, values)| [keys.coded, values.coded]);
-    let whole =
-        coded.is_none_or(|(keys, values)| keys.absorbed && keys.list.is_none() && values.list.is_none() && own(keys.coded) && own(values.coded));
-    let subgroups = device.tier() == Tier::F16Subgroups && lanes(attention, sides) as u32 <= device.subgroups()[0].min(LANES);
+    let heads = |side: &Coded| side.slices.iter().map(|slice| slice.kv_heads).collect::<Vec<_>>();
+    // All rows but the last are of as many heads, and have one entry in the table of values.
+    let even = |side: &Coded| side.slices.iter().enumerate().all(|(i, slice)| slice.first_head == i * side.widest() && slice.rank() <= MOST_RANK);
+    let whole = coded.is_none_or(|(keys, values)| {
+        let all = keys.absorbed && keys.list.is_none() && values.list.is_none() && keys.coded.block == 1;
+        all && heads(keys.coded) == heads(values.coded) && even(keys.coded) && even(values.coded)
+    });
+    let subgroups = device.tier() == Tier::F16Subgroups && device.subgroups()[0] > 1;
     let enough = device.storage_buffers() >= BINDINGS;
     device.tuning().flash && subgroups && enough && whole && cache.eviction.is_none() && attention.head_dim.is_multiple_of(PART)
 }
@@ -143,10 +171,13 @@ impl Flash {
             work(4 * words, 2 * attention.group_size() * sides.iter().map(numbers).sum::<usize>())
         });
         let align = sides.map_or(1, |[keys, _]| keys.block);
+        let subgroup = device.subgroups()[0];
+        let shares = Shares::new(attention, sides, subgroup, tuning.flash_parts);
+        let blocks = shares.span.div_ceil(shares.kvs) * shares.blocks;
         Ok(Flash {
-            kernel: device.kernel(variant(attention, sides, align, &tuning), &buffers)?,
-            kv_heads: attention.kv_heads as u32,
-            blocks: attention.group_size().div_ceil(rows(attention)) as u32,
+            kernel: device.kernel(variant(attention, sides, align, subgroup, &tuning), &buffers)?,
+            grid: [attention.kv_heads.div_ceil(shares.span), blocks].map(|n| n as u32),
+            each_plain: shares.kvs as u32,
             each: [work(4 * attention.kv_row(), 4 * heads * dim), of_coded],
             tuning,
             slots: cache.slots,
@@ -159,7 +190,7 @@ impl Flash {
         })
     }
 
-    /// One workgroup per split, key/value head, and block of its query heads.
+    /// One workgroup per split, row, and block of the query heads that read it.
     pub fn record(&self, pass: &mut Pass, block: &Block) {
         let [(splits, length), (more, along)] = splits(block, &self.tuning);
         let params = Params {
@@ -182,7 +213,7 @@ impl Flash {
         let sums = 16 * u64::from(splits + more) * u64::from(self.params.sums);
         let [of_plain, of_coded] = self.each;
         let work = Work { bytes: plain * of_plain.bytes + coded * of_coded.bytes + sums, flops: plain * of_plain.flops + coded * of_coded.flops };
-        self.kernel.record(pass, &params, [splits + more, self.kv_heads, self.blocks], work);
+        self.kernel.record(pass, &params, [splits * self.each_plain + more, self.grid[0], self.grid[1]], work);
     }
 }
 
@@ -201,26 +232,32 @@ mod tests {
     }
 
     /// Splits and weights are those of `score.wgsl` and `values.wgsl`, which are held against
-    /// definitions: rows of all kinds, heads that share a key/value head in one block and in two,
-    /// sinks, a ring, a window.
+    /// definitions: rows of all kinds, over one head, over two and what is left, and over all of
+    /// them, heads that share a row in one block and in several, sinks, a ring, a window.
     #[test]
     fn one_pass_is_what_two_are() {
         let mixed = [format(&[16, 8, 3, 2], Scale::Fixed), format(&[8, 4, 3, 2], Scale::Band), format(&[4, 4, 4], Scale::Affine)];
         let together = [format(&[4, 3, 2, 2], Scale::Band), format(&[2], Scale::Band), format(&[3, 3], Scale::Band)];
         let steps = [format(&[4, 4], Scale::Affine), format(&[4, 4], Scale::Affine), format(&[8, 8], Scale::Affine)];
         let shape = |group: usize, head: usize, window| AttentionShape::of(false, window, 3 * group, 3, head);
+        let long = |bits: u8, runs| Format { bands: vec![Band { bits, runs }, Band { bits: 2, runs: 2 }], scale: Scale::Band };
+        let wide = [long(4, 12), long(3, 11), long(3, 4)];
         let cases = [
-            (shape(3, 32, None), Some(&mixed)),
-            (AttentionShape { cap: Some(2.55), ..shape(1, 16, Some(700)) }, Some(&together)),
-            (shape(6, 16, None), Some(&steps)),
+            (shape(3, 32, None), Some((&mixed, 1))),
+            (AttentionShape { cap: Some(2.55), ..shape(1, 16, Some(700)) }, Some((&together, 1))),
+            (shape(6, 16, None), Some((&steps, 1))),
             (shape(2, 64, Some(900)), None),
+            (shape(3, 16, Some(800)), Some((&together, 2))),
+            (shape(5, 128, None), Some((&wide, 3))),
         ];
         let (capacity, last) = (1200, 1100);
         let mut ran = 0;
         for (c, formats) in cases {
             let [keys, values] = [[0, 1, 2], [2, 0, 1]].map(|order| {
-                let slices = formats.map(|all| order.map(|i| (1, &all[i])));
-                slices.map(|slices| latent_side(&c, &slices, capacity))
+                formats.map(|(all, heads)| {
+                    let slices: Vec<_> = (0..3).step_by(heads).map(|first| (heads.min(3 - first), &all[order[first]])).collect();
+                    latent_side(&c, &slices, capacity)
+                })
             });
             let mut means = numbers(4, 3 * c.head_dim);
             means[..4].fill(0.0);
@@ -286,8 +323,8 @@ mod tests {
                 ran += 1;
             }
         }
-        assert_eq!(ran, 12);
-        // Other tiers have no subgroups, and rows over several heads are read apart.
+        assert_eq!(ran, 18);
+        // Other tiers have no subgroups.
         let device = Device::open(&Options { tier: Some(Tier::F16), ..Default::default() }).unwrap();
         let c = shape(2, 64, None);
         assert!(!fits(&device, &c, &exact(&device, Slots::ALL, [&[], &[]]), None));

@@ -32,7 +32,7 @@ pub fn hot_variants(subgroups: [u32; 2]) -> Vec<Hot> {
         hot("argmax CHOOSE", argmax::variant(&["CHOOSE", "RECORD"])),
         hot("norm", norm::variant(&[])),
         hot("matmul FULL", matmul(WeightType::F32, &[])),
-        hot("pack", pack::variant(&trellis())),
+        hot("pack", pack::variant(&trellis(), &tuning)),
     ];
     for weights in [WeightType::F16].into_iter().chain(Quantised::ALL.map(WeightType::Quantised)) {
         let name = |kernel: &str| [&[kernel], weights.flags()].concat().join(" ");
@@ -91,8 +91,8 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("values CODED, one head", values(Some(&one), all_kinds)),
         hot("values CODED, all heads", values(Some(&all), all_kinds)),
         hot("values CODED LISTED", values(Some(&all), chosen)),
-        hot("flash", flash::variant(attention, None, 1, tuning)),
-        hot("flash CODED", flash::variant(attention, Some([&turning, &one]), 1, tuning)),
+        hot("flash", flash::variant(attention, None, 1, 32, tuning)),
+        hot("flash CODED", flash::variant(attention, Some([&turning, &one]), 1, 32, tuning)),
         hot("merge", merge::variant(attention, false, false, false, tuning)),
         hot("merge CODED", merge::variant(attention, true, false, false, tuning)),
         hot("merge CODED, many", merge::variant(attention, true, false, true, tuning)),

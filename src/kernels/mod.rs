@@ -119,6 +119,8 @@ mod oracle {
             score_workgroups: 1,
             flash: true,
             flash_keys: 3,
+            flash_parts: 3,
+            pack_lanes: 32,
             keys: 32,
             in_flight: 2,
             ends: 3,

@@ -1,9 +1,9 @@
 //! `pack.wgsl`: coordinates into packed rows.
 
 use super::coded::{BOOKS, Codes, bands, books, runs};
-use super::{WORKGROUP, spec};
+use super::spec;
 use crate::Result;
-use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Work};
+use crate::gpu::{Access, Device, ElementType, Kernel, Pass, Spec, Tensor, Tuning, Work};
 use crate::kv::{Format, RUN, Scale};
 
 #[repr(C)]
@@ -19,9 +19,11 @@ struct Params {
     clip: u32,
 }
 
-/// Runs of a lot, where their codes are searched for: as many as the lanes of a workgroup look
+/// Runs of a lot, where their codes are searched for: as many as so many lanes of a workgroup look
 /// after at a time, and an even number, since neighbours may share a word.
-const LOT: usize = WORKGROUP as usize / RUN;
+fn searched(lanes: u32) -> usize {
+    (lanes as usize / RUN).next_multiple_of(2)
+}
 
 /// Packs one row's coordinates.
 pub struct Pack {
@@ -33,9 +35,9 @@ pub struct Pack {
     params: Params,
 }
 
-pub(super) fn variant(format: &Format) -> Spec {
+pub(super) fn variant(format: &Format, tuning: &Tuning) -> Spec {
     let bindings = [(0, Access::Read), (1, Access::Read), (2, Access::Write)];
-    let constants = [vec![("WORKGROUP", WORKGROUP), ("BOOKS", BOOKS)], Codes::of(std::iter::once(format)).constants].concat();
+    let constants = [vec![("WORKGROUP", tuning.pack_lanes), ("BOOKS", BOOKS)], Codes::of(std::iter::once(format)).constants].concat();
     spec("pack.wgsl", &[], &constants, &bindings)
 }
 
@@ -71,15 +73,16 @@ impl Pack {
         coordinates.expect("pack", ElementType::F32, format.rank());
         table.expect("pack", ElementType::U32, 4);
         to.check("pack", format);
+        let tuning = device.tuning();
         let clip = if let Scale::Groups { clip, .. } = format.scale { u32::from(clip) } else { 100 };
         let (bands, runs) = (bands(format), format.runs().len());
         // Where nothing is searched for a band, or a group, is quickly done.
-        let lot = if matches!(format.scale, Scale::Fixed | Scale::Band) { LOT } else { runs };
+        let lot = if matches!(format.scale, Scale::Fixed | Scale::Band) { searched(tuning.pack_lanes) } else { runs };
         let lots = bands.iter().map(|band| band[1].div_ceil(lot as u32)).sum();
         let [at, words, bands, runs, header, lot] = [to.at, to.store.shape.cols, bands.len(), runs, format.header(), lot].map(|n| n as u32);
         let bytes = 4 * (format.rank() + format.words()) as u64;
         Ok(Pack {
-            kernel: device.kernel(variant(format), &[coordinates, table, to.store])?,
+            kernel: device.kernel(variant(format, &tuning), &[coordinates, table, to.store])?,
             bytes,
             lots,
             params: Params { first: 0, at, words, bands, runs, header, lot, clip },
@@ -96,7 +99,7 @@ impl Pack {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::kernels::oracle::{devices, numbers, run, upload};
+    use crate::kernels::oracle::{numbers, run, tuned_devices, upload};
     use crate::kv::Band;
     use half::f16;
 
@@ -132,7 +135,7 @@ pub(super) mod tests {
             for (t, z) in z.chunks_exact(rank).enumerate() {
                 format.encode(z, &mut expected[(first + t) * words + at..][..own]);
             }
-            for device in devices(None) {
+            for (device, _) in tuned_devices(None) {
                 let (z, table) = (upload(&device, &z, rank), upload(&device, Pack::table(&format).as_flattened(), 4));
                 let rows = upload(&device, &vec![7u32; capacity * words], words);
                 let pack = Pack::plan(&device, &format, &z, &table, PackedRow { store: &rows, at }).unwrap();
