@@ -12,6 +12,7 @@
 //
 // CODED   there are coded columns, after RoPE: q · k = q̃ · ẑ + q · R_t μ, as in score.wgsl. A
 //         row of keys is of the same heads as one of values, which are summed as coordinates
+// REBUILT coded keys have been rebuilt (rebuild.wgsl), in f16; values are summed the same
 // CAPPED  scores are capped: lib/mask.wgsl
 #include "lib/half.wgsl"
 #include "lib/lowest.wgsl"
@@ -19,7 +20,9 @@
 #include "lib/mask.wgsl"
 #if CODED
 #include "lib/rows.wgsl"
+#if !REBUILT
 #include "lib/rope.wgsl"
+#endif
 #endif
 
 struct Params {
@@ -48,27 +51,24 @@ var<immediate> params: Params;
 @group(0) @binding(3) var<storage, read_write> sums: array<vec4<f32>>;     // [splits][sums]
 @group(0) @binding(4) var<storage, read_write> weights: array<vec2<f32>>;  // [splits][HEADS]: m, Σ p
 #if CODED
-@group(0) @binding(5) var<storage, read> key_rows: array<u32>;             // [capacity][KEY_WORDS]
-@group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;          // as in score.wgsl
+#if REBUILT
+@group(0) @binding(5) var<storage, read> rebuilt: array<vec4<u32>>;        // [columns][KV_HEADS][EXACT_LANES]
+#else
+@group(0) @binding(5) var<storage, read> key_rows: array<u32>;             // [capacity], so many words each as the table says
+#endif
+@group(0) @binding(6) var<storage, read> table: array<vec4<u32>>;          // as in score.wgsl; its last vector of codebooks ends with the words of a token
+#if !REBUILT
 @group(0) @binding(7) var<storage, read> rope_table: array<vec2<f32>>;
-@group(0) @binding(8) var<storage, read> value_rows: array<u32>;           // [capacity][VALUE_WORDS]
-@group(0) @binding(9) var<storage, read> value_table: array<vec4<u32>>;    // codebooks, runs
-@group(0) @binding(10) var<storage, read> groups: array<array<u32, 8>>;    // as in values.wgsl; from EXACT_ENTRIES on one for each coded row
+#endif
+@group(0) @binding(8) var<storage, read> value_rows: array<u32>;           // the same
+@group(0) @binding(9) var<storage, read> value_table: array<vec4<u32>>;    // the same; codebooks, runs
+@group(0) @binding(10) var<storage, read> groups: array<array<u32, 8>>;    // as in values.wgsl; from EXACT_ENTRIES on ENTRIES for each coded row
 #endif
 
 const HEADS = KV_HEADS * GROUP;
 const TEAMS = WORKGROUP / LANES;
 const SCALE = 1.0 / sqrt(f32(8u * EXACT_LANES));
 const EXACT_CHUNKS = (EXACT_LANES + LANES - 1u) / LANES;
-
-// CHUNKS. Compilers do not know it where there are several: some take a minute over a loop whose
-// turns they write one after the other.
-fn chunks() -> u32 {
-    if CHUNKS == 1u {
-        return 1u;
-    }
-    return min(CHUNKS, params.sums);
-}
 
 // Eight numbers.
 struct Eight {
@@ -135,7 +135,7 @@ fn weigh(state: ptr<function, State>, heads: Heads, products: array<array<f32, R
         }
         (*state).largest[r] = largest;
         (*state).total[r] = total;
-        for (var c = 0u; c < chunks(); c++) {
+        for (var c = 0u; c < CHUNKS; c++) {
             (*state).sum[r][c].a *= before;
             (*state).sum[r][c].b *= before;
         }
@@ -155,11 +155,15 @@ fn add(state: ptr<function, State>, heads: Heads, p: array<f32, ROWS>, v: Eight,
 
 alias Queries = array<array<Eight, CHUNKS>, ROWS>;
 
-fn multiply(k: Eight, q: Queries, c: u32, heads: Heads, onto: array<f32, ROWS>) -> array<f32, ROWS> {
+// `kv`: which of the workgroup's key/value heads the key is, or KVS where it is all of them's.
+fn multiply(k: Eight, q: Queries, c: u32, kv: u32, heads: Heads, onto: array<f32, ROWS>) -> array<f32, ROWS> {
     var sums = onto;
     for (var r = 0u; r < ROWS; r++) {
         if beyond(r, heads) {
             break;
+        }
+        if KVS > 1u && kv < KVS && r / GROUP != kv {
+            continue;
         }
         sums[r] = dot_add(k.b, q[r][c].b, dot_add(k.a, q[r][c].a, sums[r]));
     }
@@ -171,7 +175,7 @@ fn multiply(k: Eight, q: Queries, c: u32, heads: Heads, onto: array<f32, ROWS>) 
 fn load_queries(at: u32, stride: u32, eights: u32, heads: Heads, part: u32) -> Queries {
     var q: Queries;
     for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < chunks(); c++) {
+        for (var c = 0u; c < CHUNKS; c++) {
             let i = c * LANES + part;
             if i < eights && r < heads.count {
                 q[r][c] = Eight(queries[at + r * stride + 2u * i], queries[at + r * stride + 2u * i + 1u]);
@@ -193,7 +197,7 @@ fn walk_plain(state: ptr<function, State>, kv: u32, heads: Heads, range: vec2<u3
             // Past the last column it is read again, and not seen.
             let column = min(begin + j * TEAMS + team, range.y - 1u);
             let at = (plain_slot(plain, column) * KV_HEADS + kv) * EXACT_LANES;
-            for (var c = 0u; c < min(EXACT_CHUNKS, chunks()); c++) {
+            for (var c = 0u; c < EXACT_CHUNKS; c++) {
                 let own = min(c * LANES + part, EXACT_LANES - 1u);
                 k[j][c] = keys[at + own];
                 v[j][c] = values[at + own];
@@ -203,13 +207,13 @@ fn walk_plain(state: ptr<function, State>, kv: u32, heads: Heads, range: vec2<u3
         }
         var products: array<array<f32, ROWS>, KEYS>;
         for (var j = 0u; j < KEYS; j++) {
-            for (var c = 0u; c < min(EXACT_CHUNKS, chunks()); c++) {
-                products[j] = multiply(eight(k[j][c]), q, c, heads, products[j]);
+            for (var c = 0u; c < EXACT_CHUNKS; c++) {
+                products[j] = multiply(eight(k[j][c]), q, c, KVS, heads, products[j]);
             }
         }
         let p = weigh(state, heads, products, seen);
         for (var j = 0u; j < KEYS; j++) {
-            for (var c = 0u; c < min(EXACT_CHUNKS, chunks()); c++) {
+            for (var c = 0u; c < EXACT_CHUNKS; c++) {
                 add(state, heads, p[j], eight(v[j][c]), c);
             }
         }
@@ -231,6 +235,7 @@ fn places(run: vec4<u32>, half: u32) -> vec4<u32> {
     return vec4<u32>(pair, first + 2u, first + 3u);
 }
 
+#if !REBUILT
 fn fetch_key(row: u32, run: vec4<u32>, half: u32) -> Half {
     let at = places(run, half) + vec4<u32>(row);
     var it: Half;
@@ -244,6 +249,8 @@ fn fetch_key(row: u32, run: vec4<u32>, half: u32) -> Half {
     }
     return it;
 }
+
+#endif
 
 fn fetch_value(row: u32, run: vec4<u32>, half: u32) -> Half {
     let at = places(run, half) + vec4<u32>(row);
@@ -271,23 +278,42 @@ fn decode_half(it: Half, scales: u32, run: vec4<u32>, half: u32) -> Eight {
     return Eight(decode(vec3<u32>(first, it.steps), scales, run, 2u * half), decode(vec3<u32>(second, it.steps), scales, run, 2u * half + 1u));
 }
 
+alias Row = array<Eight, CHUNKS>;
+
+// The lane's part of a row. Compilers do not know how many turns the loop takes where it takes
+// several: some take minutes over turns that they write one after the other.
+fn decode_row(halves: array<Half, CHUNKS>, scales: u32, runs: array<vec4<u32>, CHUNKS>, half: u32) -> Row {
+    var row: Row;
+    for (var c = 0u; c < select(min(CHUNKS, params.sums), 1u, CHUNKS == 1u); c++) {
+        row[c] = decode_half(halves[c], scales, runs[c], half);
+    }
+    return row;
+}
+
 // `row`: which of the rows that a token has.
 fn walk_coded(state: ptr<function, State>, row: u32, heads: Heads, range: vec2<u32>, team: u32, part: u32) {
+    let group = groups[EXACT_ENTRIES + row * ENTRIES];
+    let value_words = value_table[BOOKS - 1u].z;
+    let half = part % 2u;
+    var value_runs: array<vec4<u32>, CHUNKS>;
+    for (var c = 0u; c < CHUNKS; c++) {
+        value_runs[c] = value_table[group[7] + min((c * LANES + part) / 2u, group[1] / 4u - 1u)];
+    }
+#if REBUILT
+    let q = load_queries(2u * heads.first * EXACT_LANES, 2u * EXACT_LANES, EXACT_LANES, heads, part);
+    let kv = heads.first / GROUP;
+#else
     let kv = row * SPAN;
+    let key_words = table[BOOKS - 1u].z;
     let info = table[BOOKS + 2u * kv];
     let more = table[BOOKS + 2u * kv + 1u];
     let pair_vectors = (more.z + 1u) / 2u;
     let stride = 4u * info.z + pair_vectors;
     let absorbed = info.w + (heads.first - kv * GROUP) * stride;
     let q = load_queries(absorbed, stride, 2u * info.z, heads, part);
-    let group = groups[EXACT_ENTRIES + row];
-    let half = part % 2u;
     var runs: array<vec4<u32>, CHUNKS>;
-    var value_runs: array<vec4<u32>, CHUNKS>;
-    for (var c = 0u; c < chunks(); c++) {
-        let run = (c * LANES + part) / 2u;
-        runs[c] = table[info.y + min(run, info.z - 1u)];
-        value_runs[c] = value_table[group[7] + min(run, group[1] / 4u - 1u)];
+    for (var c = 0u; c < CHUNKS; c++) {
+        runs[c] = table[info.y + min((c * LANES + part) / 2u, info.z - 1u)];
     }
     // The lane's pairs of RoPE in which the mean rotates: how they stand at the team's first key,
     // and what they rotate by from one of its keys to the next.
@@ -309,41 +335,70 @@ fn walk_coded(state: ptr<function, State>, row: u32, heads: Heads, range: vec2<u
             }
         }
     }
+#endif
     for (var begin = range.x; begin < range.y; begin += TEAMS * KEYS) {
+#if REBUILT
+        var k: array<array<array<vec4<u32>, EXACT_CHUNKS>, KVS>, KEYS>;
+#else
         var k: array<array<Half, CHUNKS>, KEYS>;
+#endif
         var v: array<array<Half, CHUNKS>, KEYS>;
         var scales: array<vec2<u32>, KEYS>;
         var seen: array<bool, KEYS>;
         for (var j = 0u; j < KEYS; j++) {
             let column = min(begin + j * TEAMS + team, range.y - 1u);
             let key = params.start + column;
-            let key_row = key * KEY_WORDS + info.x;
-            let value_row = key * VALUE_WORDS + group[0];
-            for (var c = 0u; c < chunks(); c++) {
-                k[j][c] = fetch_key(key_row, runs[c], half);
+            let value_row = key * value_words + group[0];
+            for (var c = 0u; c < CHUNKS; c++) {
                 v[j][c] = fetch_value(value_row, value_runs[c], half);
             }
             if SCALED {
-                scales[j] = vec2<u32>(key_rows[key_row], value_rows[value_row]);
+                scales[j].y = value_rows[value_row];
             }
+#if REBUILT
+            for (var h = 0u; h < KVS; h++) {
+                let at = (column * KV_HEADS + min(kv + h, KV_HEADS - 1u)) * EXACT_LANES;
+                for (var c = 0u; c < EXACT_CHUNKS; c++) {
+                    k[j][h][c] = rebuilt[at + min(c * LANES + part, EXACT_LANES - 1u)];
+                }
+            }
+#else
+            let key_row = key * key_words + info.x;
+            for (var c = 0u; c < CHUNKS; c++) {
+                k[j][c] = fetch_key(key_row, runs[c], half);
+            }
+            if SCALED {
+                scales[j].x = key_rows[key_row];
+            }
+#endif
             seen[j] = begin + j * TEAMS + team < range.y && reads(params.position, key, true);
         }
         var products: array<array<f32, ROWS>, KEYS>;
         for (var j = 0u; j < KEYS; j++) {
+#if REBUILT
+            for (var h = 0u; h < KVS; h++) {
+                for (var c = 0u; c < EXACT_CHUNKS; c++) {
+                    products[j] = multiply(eight(k[j][h][c]), q, c, h, heads, products[j]);
+                }
+            }
+#else
             for (var i = 0u; i < TURNS; i++) {
                 for (var r = 0u; r < ROWS; r++) {
                     products[j][r] = dot_add(turns[i], turned[r][i], products[j][r]);
                 }
                 turns[i] = vec4<f32>(add_angles(turns[i].xy, steps[i].xy), add_angles(turns[i].zw, steps[i].zw));
             }
-            for (var c = 0u; c < chunks(); c++) {
-                products[j] = multiply(decode_half(k[j][c], scales[j].x, runs[c], half), q, c, heads, products[j]);
+            let row = decode_row(k[j], scales[j].x, runs, half);
+            for (var c = 0u; c < CHUNKS; c++) {
+                products[j] = multiply(row[c], q, c, KVS, heads, products[j]);
             }
+#endif
         }
         let p = weigh(state, heads, products, seen);
         for (var j = 0u; j < KEYS; j++) {
-            for (var c = 0u; c < chunks(); c++) {
-                add(state, heads, p[j], decode_half(v[j][c], scales[j].y, value_runs[c], half), c);
+            let value = decode_row(v[j], scales[j].y, value_runs, half);
+            for (var c = 0u; c < CHUNKS; c++) {
+                add(state, heads, p[j], value[c], c);
             }
         }
     }
@@ -397,7 +452,7 @@ fn main(
     if coded {
         let begin = (split - splits) * params.along;
         walk_coded(&state, row, heads, vec2<u32>(begin, min(begin + params.along, params.coded)), team, part);
-        let group = groups[EXACT_ENTRIES + row];
+        let group = groups[EXACT_ENTRIES + row * ENTRIES];
         place = vec2<u32>(group[4] + (heads.first - row * SPAN * GROUP) * group[1], group[1]);
     } else {
 #endif
@@ -420,7 +475,7 @@ fn main(
         let share = exp(state.largest[r] - largest);
         state.largest[r] = largest;
         state.total[r] *= share;
-        for (var c = 0u; c < chunks(); c++) {
+        for (var c = 0u; c < CHUNKS; c++) {
             state.sum[r][c].a *= share;
             state.sum[r][c].b *= share;
         }
@@ -432,7 +487,7 @@ fn main(
         if beyond(r, heads) {
             break;
         }
-        for (var c = 0u; c < chunks(); c++) {
+        for (var c = 0u; c < CHUNKS; c++) {
             workgroupBarrier();
             ends[2u * me] = state.sum[r][c].a;
             ends[2u * me + 1u] = state.sum[r][c].b;

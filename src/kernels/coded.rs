@@ -176,6 +176,13 @@ impl Coded {
         4 * self.queries(attention, taken)[attention.kv_heads]
     }
 
+    /// [`books`], whose last vector says how many words of a token the store has.
+    fn books(&self) -> Vec<[u32; 4]> {
+        let mut books = books();
+        books[BOOKS as usize - 1][2] = self.words as u32;
+        books
+    }
+
     /// The table that keys are scored with, as `score.wgsl` says.
     ///
     /// `means` by key/value head, `[H_kv][head_dim]`.
@@ -183,7 +190,7 @@ impl Coded {
         let (heads, dim) = (attention.kv_heads, attention.head_dim);
         let up = self.begins(heads, |kv| self.rank(kv) / 4 * if taken { pad(dim) } else { dim });
         let queries = self.queries(attention, taken);
-        let mut table = books();
+        let mut table = self.books();
         let pairs_at = table.len() + 2 * heads + means.len().div_ceil(4);
         let pairs_of = self.begins(heads, |kv| self.mean_pairs(kv).len().div_ceil(4));
         let runs_at = pairs_at + pairs_of[heads];
@@ -205,7 +212,7 @@ impl Coded {
     /// The table that values are summed with: codebooks and runs.
     pub fn value_table(&self) -> Vec<[u32; 4]> {
         let runs = self.slices.iter().map(|slice| runs(&slice.format)[slice.runs.clone()].to_vec());
-        std::iter::once(books()).chain(runs).flatten().collect()
+        std::iter::once(self.books()).chain(runs).flatten().collect()
     }
 
     /// Where in [`value_table`](Self::value_table) each slice's runs begin.

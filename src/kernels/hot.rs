@@ -66,7 +66,10 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
     let selection = Selection { tokens: 256, by: Selector::ShadowKv };
     let (all_kinds, chosen) = (Kinds::default(), Kinds { listed: Some(selection.tokens), counted: 0 });
     let [one, all] = [1, attention.kv_heads].map(|heads| rows_over(attention, heads));
-    let turning = Coded { mean_pairs: vec![(0..attention.head_dim as u32 / 2).collect(); attention.kv_heads], words: 100, ..rows_over(attention, 1) };
+    let turning =
+        |rows: &Coded| Coded { mean_pairs: vec![(0..attention.head_dim as u32 / 2).collect(); attention.kv_heads], words: 100, ..rows.clone() };
+    let two = rows_over(attention, 2);
+    let (turning, turning_two) = (turning(&one), turning(&two));
     let absorbed = |coded: &Coded| Reading::Absorbed(coded.codes(), 8, 1);
     let score = |reading, kinds, many| score::variant(attention, reading, kinds, 1, many);
     let values = |coded: Option<&Coded>, kinds: Kinds| {
@@ -91,8 +94,9 @@ fn of_model(attention: &AttentionShape, tuning: &Tuning) -> Vec<Hot> {
         hot("values CODED, one head", values(Some(&one), all_kinds)),
         hot("values CODED, all heads", values(Some(&all), all_kinds)),
         hot("values CODED LISTED", values(Some(&all), chosen)),
-        hot("flash", flash::variant(attention, None, 1, 32, tuning)),
-        hot("flash CODED", flash::variant(attention, Some([&turning, &one]), 1, 32, tuning)),
+        hot("flash", flash::variant(attention, None, 32, tuning)),
+        hot("flash CODED", flash::variant(attention, Some(flash::Sides { keys: &turning, values: &one, rebuilt: false }), 32, tuning)),
+        hot("flash CODED, two heads", flash::variant(attention, Some(flash::Sides { keys: &turning_two, values: &two, rebuilt: false }), 32, tuning)),
         hot("merge", merge::variant(attention, false, false, false, tuning)),
         hot("merge CODED", merge::variant(attention, true, false, false, tuning)),
         hot("merge CODED, many", merge::variant(attention, true, false, true, tuning)),
