@@ -4,7 +4,7 @@ use crate::bench::{self, Roofline, WeightBytes};
 use crate::checkpoint::{Checkpoint, Tokenizer, WeightStorage};
 use crate::compress::Solver;
 use crate::gpu::Tier;
-use crate::kv::{CacheMethod, Exact};
+use crate::kv::{CacheMethod, Exact, Saved};
 use crate::machine::available_memory;
 use crate::sequence::{Context, MemoryPlan, Prompt, Prompted, Reader, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
@@ -377,6 +377,13 @@ impl Reader for Weights {
         match self {
             Weights::Cpu(model) => Ok(Box::new(model.sequence(options, cpu::RowType::F16)?)),
             Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
+        }
+    }
+
+    fn resume(&self, saved: &Saved, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
+        match self {
+            Weights::Cpu(model) => Ok(Box::new(model.resume(saved, options, cpu::RowType::F16)?)),
+            Weights::Gpu(model) => Ok(Box::new(model.resume(saved, options)?)),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The key/value cache on the device: exact rows of every layer, all of them or a few ([`Slots`]),
 //! and packed rows beside them ([`Layout`]).
 
+mod saved;
+
 use crate::Result;
 use crate::gpu::{Device, ElementType, Shape, Tensor};
 use crate::kernels::AttentionShape;

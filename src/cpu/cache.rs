@@ -15,7 +15,10 @@ use super::landmarks::Landmarks;
 use super::latents::{Coded, means};
 use super::rope::Ropes;
 use super::rows::Rows;
-use crate::kv::{Call, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Selection, Slots, Stores};
+use crate::Result;
+use crate::kv::{
+    Call, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Saved, SavedLayer, Selection, Slots, Standing, Stores,
+};
 use crate::linalg::stack;
 use nalgebra::DMatrix;
 use rayon::prelude::*;
@@ -248,6 +251,65 @@ impl Cache {
             })
             .collect();
         stack(&parts)
+    }
+
+    /// All that it holds of a sequence that stands there: by layer, and the latents.
+    pub(super) fn save(&self, standing: &Standing) -> Result<(Vec<SavedLayer>, Vec<Vec<u32>>)> {
+        let Cache { first: _, layers, slots, coded, spare: _ } = self;
+        let mut saved = Vec::new();
+        for LayerRows { keys, values } in layers {
+            let mut layer = SavedLayer::default();
+            for (_, stretch) in standing.stretches(slots) {
+                keys.save(stretch.slot, stretch.count, &mut layer.keys)?;
+                values.save(stretch.slot, stretch.count, &mut layer.values)?;
+            }
+            saved.push(layer);
+        }
+        let Some(coded) = coded else { return Ok((saved, Vec::new())) };
+        // What its bases hold of later tokens is read apart: `energy`.
+        let Coded { set, schedule: _, head_dim: _, words, landmarks, eviction, energy: _ } = coded;
+        for (index, layer) in saved.iter_mut().enumerate() {
+            layer.landmarks = landmarks.as_ref().map_or(Vec::new(), |landmarks| landmarks.save(index, standing.coded.div_ceil(Selection::CHUNK)));
+            layer.eviction = eviction.as_ref().map(|eviction| eviction.save(index, standing, slots)).transpose()?;
+        }
+        let rows = words.iter().zip(&set.specs).map(|(words, spec)| words[..standing.coded * spec.format.words()].to_vec());
+        Ok((saved, rows.collect()))
+    }
+
+    /// Takes over what was saved, which fits.
+    pub(super) fn restore(&mut self, saved: &Saved) {
+        let Saved { tokens: _, standing, layers, rows, prompt } = saved;
+        let slots = self.slots;
+        for (index, SavedLayer { keys, values, landmarks, eviction }) in layers.iter().enumerate() {
+            let layer = &mut self.layers[index];
+            let width = layer.keys.width();
+            for (first, stretch) in standing.stretches(&slots) {
+                let numbers = first * width..(first + stretch.count) * width;
+                layer.keys.restore(stretch.slot, &keys[numbers.clone()]);
+                layer.values.restore(stretch.slot, &values[numbers]);
+            }
+            let Some(coded) = &mut self.coded else { continue };
+            if let Some(own) = &mut coded.landmarks {
+                own.restore(index, landmarks);
+            }
+            if let (Some(own), Some(saved)) = (&mut coded.eviction, eviction) {
+                own.restore(index, saved, standing, &slots);
+            }
+        }
+        if let Some(coded) = &mut self.coded {
+            coded.words.iter_mut().zip(rows).for_each(|(words, saved)| words[..saved.len()].copy_from_slice(saved));
+            coded.energy = prompt.as_ref().and_then(|prompt| prompt.bases.as_ref()).map_or(Energy::default(), |bases| bases.since);
+        }
+    }
+
+    /// What there is room for beside exact rows, where tokens are evicted.
+    pub(super) fn stores(&self) -> Option<&Stores> {
+        self.coded.as_ref()?.eviction.as_ref().map(Eviction::stores)
+    }
+
+    /// The latents with their bases.
+    pub(super) fn set(&self) -> Option<&Arc<LatentSet>> {
+        self.coded.as_ref().map(|coded| &coded.set)
     }
 
     /// Drops all candidates and what is left of evicted tokens.

@@ -4,7 +4,8 @@
 use super::RowType;
 use super::columns::EvictionColumns;
 use super::rows::Rows;
-use crate::kv::{Evicted, Sketch, Stores, fade};
+use crate::Result;
+use crate::kv::{Evicted, SavedEviction, Sketch, Slots, Standing, Stores, fade};
 use nalgebra::{DMatrix, DVector};
 use std::sync::Arc;
 
@@ -171,6 +172,52 @@ impl Eviction {
         }
         if let Some(sketch) = sketch {
             demoted.iter().for_each(|(position, vector, mass)| sketch.insert(*position, vector, *mass));
+        }
+    }
+
+    /// What there is room for.
+    pub(super) fn stores(&self) -> &Stores {
+        &self.stores
+    }
+
+    /// What a layer holds, where exact rows stand in `slots` as `standing` says.
+    pub(super) fn save(&self, layer: usize, standing: &Standing, slots: &Slots) -> Result<SavedEviction> {
+        let Eviction { stores, sketched: _, layers } = self;
+        let Layer { keys, values, places, sketch, received } = &layers[layer];
+        let mut saved = SavedEviction { sketch: sketch.as_ref().map(Sketch::save), ..SavedEviction::default() };
+        for place in places {
+            let Place { position, received } = *place;
+            saved.positions.push(position);
+            saved.masses.push(received);
+        }
+        keys.save(0, places.len(), &mut saved.keys)?;
+        values.save(0, places.len(), &mut saved.values)?;
+        for (_, stretch) in standing.stretches(slots) {
+            saved.received.extend_from_slice(&received[stretch.slot..stretch.slot + stretch.count]);
+        }
+        if stores.evicted_as == Evicted::Rows {
+            let candidates = self.positions(layer);
+            let left = (standing.coded - standing.left())..standing.coded;
+            saved.listed = left.filter(|position| candidates.binary_search(position).is_err()).map(|position| position as u32).collect();
+        }
+        Ok(saved)
+    }
+
+    /// Takes it over.
+    pub(super) fn restore(&mut self, layer: usize, saved: &SavedEviction, standing: &Standing, slots: &Slots) {
+        // Which tokens are listed follows from the candidates.
+        let SavedEviction { received: masses_of_exact, positions, masses, keys: saved_keys, values: saved_values, listed: _, sketch: saved_sketch } =
+            saved;
+        let Layer { keys, values, places, sketch, received } = &mut self.layers[layer];
+        places.clear();
+        places.extend(positions.iter().zip(masses).map(|(&position, &received)| Place { position, received }));
+        keys.restore(0, saved_keys);
+        values.restore(0, saved_values);
+        for (index, stretch) in standing.stretches(slots) {
+            received[stretch.slot..stretch.slot + stretch.count].copy_from_slice(&masses_of_exact[index..index + stretch.count]);
+        }
+        if let (Some(sketch), Some(saved)) = (sketch, saved_sketch) {
+            sketch.restore(saved);
         }
     }
 

@@ -73,6 +73,22 @@ impl Landmarks {
         Some(chosen)
     }
 
+    /// A layer's first `chunks` landmarks, `[chunks][heads][words]`.
+    pub(super) fn save(&self, layer: usize, chunks: usize) -> Vec<u32> {
+        let Landmarks { selection: _, head_dim: _, words, layers } = self;
+        let landmark = |chunk: usize| layers[layer].iter().flat_map(move |head| &head[chunk * words..][..*words]);
+        (0..chunks).flat_map(landmark).copied().collect()
+    }
+
+    /// Takes them over.
+    pub(super) fn restore(&mut self, layer: usize, saved: &[u32]) {
+        let (words, heads) = (self.words, &mut self.layers[layer]);
+        for (chunk, landmarks) in saved.chunks_exact(words * heads.len()).enumerate() {
+            let each = heads.iter_mut().zip(landmarks.chunks_exact(words));
+            each.for_each(|(head, landmark)| head[chunk * words..][..words].copy_from_slice(landmark));
+        }
+    }
+
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> usize {
         self.layers.iter().flatten().map(|head| head.capacity() * size_of::<u32>()).sum()

@@ -9,7 +9,7 @@ use super::cache::Cache;
 use super::layer::ForwardPass;
 use super::rope::Ropes;
 use super::{CpuSequence, Model, RowType};
-use crate::kv::{Call, Energy, Exact, KvSide, LatentSet};
+use crate::kv::{Call, Energy, Exact, KvSide, LatentSet, Saved};
 use crate::linalg::{Moments, gram};
 use crate::sequence::{Logits, Prompt, SequenceOptions};
 use crate::{Error, Result};
@@ -79,6 +79,15 @@ impl Model {
                 Err(Error::Numeric { what, message: format!("is {}: the weights or the cached rows overflow", wanted[at]) })
             }
         }
+    }
+
+    /// A sequence that goes on from `saved`, which has bases of its own.
+    ///
+    /// # Errors
+    /// As [`Sequence::restore`](crate::sequence::Sequence::restore), and [`Error::Argument`] where
+    /// it has none.
+    pub fn resume(self: &Arc<Self>, saved: &Saved, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
+        CpuSequence::resumed(self.clone(), saved, saved.bases()?, options, row_type)
     }
 }
 

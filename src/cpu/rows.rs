@@ -1,5 +1,6 @@
 //! The rows of one side (keys or values) of one layer.
 
+use crate::{Error, Result};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -64,6 +65,30 @@ impl Rows {
         match &self.numbers {
             Numbers::F16(numbers) => numbers[range].convert_to_f32_slice(rows),
             Numbers::F32(numbers) => rows.copy_from_slice(&numbers[range]),
+        }
+    }
+
+    /// Appends `count` rows from `slot` on to `saved`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where they are in f32: those are not for sessions.
+    pub(super) fn save(&self, slot: usize, count: usize, saved: &mut Vec<f16>) -> Result<()> {
+        match &self.numbers {
+            Numbers::F16(numbers) => saved.extend_from_slice(&numbers[slot * self.width..(slot + count) * self.width]),
+            Numbers::F32(_) => {
+                let message = "its rows are in f32, and saved ones are in f16; save one whose rows are".into();
+                return Err(Error::Argument { name: "session".into(), message });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes rows from `slot` on.
+    pub(super) fn restore(&mut self, slot: usize, rows: &[f16]) {
+        let range = slot * self.width..slot * self.width + rows.len();
+        match &mut self.numbers {
+            Numbers::F16(numbers) => numbers[range].copy_from_slice(rows),
+            Numbers::F32(numbers) => rows.convert_to_f32_slice(&mut numbers[range]),
         }
     }
 

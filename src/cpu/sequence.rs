@@ -4,7 +4,7 @@ use super::cache::{Cache, CodedOptions};
 use super::layer::ForwardPass;
 use super::rope::Ropes;
 use super::{Model, Observer, RowType};
-use crate::kv::{CacheMethod, Coding, Cursor, Energy, LatentSet, LatentSpec, Slots, Stores};
+use crate::kv::{CacheMethod, Coding, Cursor, Energy, LatentSet, LatentSpec, Room, Saved, SavedBases, SavedPrompt, Slots, Stores};
 use crate::logits::argmax;
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::{Error, Result};
@@ -76,6 +76,41 @@ impl CpuSequence {
         self.bases = set.coders.iter().map(|coder| size_of::<f32>() * (coder.up.len() + coder.mean.len())).sum();
         self.cache.adopt(set, words, self.cursor.capacity());
         self.cursor.resume(position, done);
+    }
+
+    /// A sequence that goes on from one with bases of its own.
+    ///
+    /// # Errors
+    /// As [`Sequence::restore`].
+    pub(super) fn resumed(model: Arc<Model>, saved: &Saved, bases: &SavedBases, options: SequenceOptions, row_type: RowType) -> Result<CpuSequence> {
+        bases.check(&model.config.geometry())?;
+        fits(&model, &bases.set.specs, None, options.capacity, row_type)?;
+        let mut sequence = CpuSequence::for_prompt(model, options, bases.set.spans(), row_type)?;
+        sequence.adopt(bases.set.clone(), vec![Vec::new(); bases.set.specs.len()], bases.prompt, 0, 0);
+        saved.check(&sequence.room())?;
+        sequence.take_over(saved);
+        Ok(sequence)
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room {
+            geometry: self.model.config.geometry(),
+            capacity: self.cursor.capacity(),
+            coding: self.cursor.coding(),
+            rows: self.cache.rows(),
+            selects: self.cache.chooses(),
+            stores: self.cache.stores(),
+        }
+    }
+
+    /// Goes on from what was saved, which fits.
+    fn take_over(&mut self, saved: &Saved) {
+        self.truncate(0);
+        if saved.standing.position == 0 {
+            return;
+        }
+        self.cache.restore(saved);
+        self.cursor.stand(&saved.standing);
     }
 
     /// [`Sequence::forward`] under the eyes of `observer`.
@@ -187,6 +222,25 @@ impl Sequence for CpuSequence {
 
     fn counters(&self) -> StepCounters {
         StepCounters::default()
+    }
+
+    fn save(&mut self) -> Result<Saved> {
+        let CpuSequence { model: _, cache, ropes: _, cursor, bases, prompt, chunk: _ } = &*self;
+        let standing = cursor.standing();
+        if standing.position == 0 {
+            return Ok(Saved::default());
+        }
+        let (layers, rows) = cache.save(&standing)?;
+        let own = cache.set().filter(|_| *bases > 0);
+        let prompt = own.map(|set| SavedPrompt::of(SavedBases { set: set.clone(), prompt: *prompt, since: cache.energy() }));
+        Ok(Saved { tokens: Vec::new(), standing, layers, rows, prompt })
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<()> {
+        saved.check_shared()?;
+        saved.check(&self.room())?;
+        self.take_over(saved);
+        Ok(())
     }
 
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {

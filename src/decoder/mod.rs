@@ -21,6 +21,7 @@ mod prefill;
 mod prompt;
 mod random;
 mod reach;
+mod saved;
 mod scratch;
 mod sequence;
 mod step;

@@ -13,7 +13,7 @@ use super::executor::{ModelPlans, Shared};
 use super::latents::Latents;
 use super::prefill::AllLogits;
 use super::scratch::{Buffers, CHUNK};
-use super::sequence::{GpuSequence, check_capacity, finite};
+use super::sequence::{GpuSequence, Own, check_capacity, finite};
 use crate::Result;
 use crate::cache::Cache;
 use crate::gpu::{ElementType, Pass, Shape, Tensor, pad};
@@ -21,7 +21,7 @@ use crate::kernels::exact::ExactRows;
 use crate::kernels::gather::{Gather, Source};
 use crate::kernels::gram::Gram;
 use crate::kernels::landmark::Landmark;
-use crate::kv::{self, Call, Cursor, Format, LatentKind, LatentSet, LatentSpec, RUN, Slots, Xkv};
+use crate::kv::{self, Call, Cursor, Energy, Exact, Format, LatentKind, LatentSet, LatentSpec, RUN, Saved, SavedBases, Slots, Xkv};
 use crate::linalg::Moments;
 use crate::sequence::{ChunkPolicy, Logits, Prompt, SequenceOptions};
 use crate::task::Cancel;
@@ -39,14 +39,8 @@ impl Model {
         let (tokens, xkv, capacity) = (prompt.tokens, prompt.bases.options(), options.capacity);
         let (config, device, geometry) = (&self.config, &self.device, self.config.geometry());
         xkv.check_prompt(&geometry, tokens.len(), capacity)?;
-        check_capacity(capacity, config.head_dim, Some(1), false)?;
-        let exact = options.exact.unwrap_or_default().within(capacity);
-        let policy = ChunkPolicy::new(&options, xkv.layers > 1, CHUNK, CHUNK);
-        let slots = Slots::new(&exact.blocks(1), policy.max, capacity);
-        let coding = kv::Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
-        let cursor = Cursor::new(capacity, Some(coding));
+        let (mut cache, exact, (cursor, policy)) = self.for_prompt(&options, xkv.layers > 1)?;
         cursor.check(tokens, config.vocab_size)?;
-        let mut cache = Cache::beside(device, self.cache_shape(capacity), slots, options.method.read().selection())?;
         let coded = exact.coded(tokens.len());
         let shared = &mut *self.executor.lock();
         let reading = Reading::new(self, tokens, xkv, shared)?;
@@ -69,13 +63,42 @@ impl Model {
         reading.buffers.check_reach(self)?;
         let energy = rows.energy(device)?;
         let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, (cursor, policy), shared)?;
-        sequence.resume(tokens.len(), coded, energy);
+        sequence.resume(tokens.len(), coded, Own { set: Arc::new(set), prompt: energy, since: Energy::default(), counted: energy });
         let found = match prompt.logits {
             Logits::None => Vec::new(),
             Logits::Last => reading.last(&sequence)?,
             Logits::All => reading.all()?,
         };
         Ok((sequence, finite(found)?))
+    }
+
+    /// A sequence that goes on from `saved`, which has bases of its own.
+    ///
+    /// # Errors
+    /// As [`Sequence::restore`](crate::sequence::Sequence::restore), and
+    /// [`Error::Argument`](crate::Error::Argument) where it has none.
+    pub fn resume(self: &Arc<Self>, saved: &Saved, options: SequenceOptions) -> Result<GpuSequence> {
+        let SavedBases { set, prompt, since } = saved.bases()?;
+        saved.bases()?.check(&self.config.geometry())?;
+        let (mut cache, _, at) = self.for_prompt(&options, set.spans())?;
+        set.specs.iter().try_for_each(|spec| cache.add_store(&self.device, spec.format.words()))?;
+        let rows = Latents::load(&self.device, &self.config, set)?;
+        let mut sequence = GpuSequence::on(self.clone(), Some(Arc::new(rows)), cache, at, &mut self.executor.lock())?;
+        sequence.bases = Some(Own { set: set.clone(), prompt: *prompt, since: *since, counted: Energy::default() });
+        sequence.take_over(saved)?;
+        Ok(sequence)
+    }
+
+    /// The cache of a text with bases of its own, none of them yet, and what stays exact.
+    fn for_prompt(&self, options: &SequenceOptions, spans: bool) -> Result<(Cache, Exact, (Cursor, ChunkPolicy))> {
+        let capacity = options.capacity;
+        check_capacity(capacity, self.config.head_dim, Some(1), false)?;
+        let exact = options.exact.unwrap_or_default().within(capacity);
+        let policy = ChunkPolicy::new(options, spans, CHUNK, CHUNK);
+        let slots = Slots::new(&exact.blocks(1), policy.max, capacity);
+        let coding = kv::Coding { schedule: exact.blocks(1), slots, strict: policy.strict, evicts: false };
+        let cache = Cache::beside(&self.device, self.cache_shape(capacity), slots, options.method.read().selection())?;
+        Ok((cache, exact, (Cursor::new(capacity, Some(coding)), policy)))
     }
 }
 

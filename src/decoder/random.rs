@@ -17,7 +17,7 @@ use crate::gpu::{Device, GROUP, Matrix, Tensor, WeightType, pad};
 use crate::kernels::HeadNorm;
 use crate::kernels::repeat::Repeat;
 use crate::kernels::values;
-use crate::kv::{Energy, LatentSet, Selection};
+use crate::kv::{LatentSet, Selection};
 use crate::linalg::Random;
 use crate::sequence::SequenceOptions;
 use half::f16;
@@ -214,7 +214,7 @@ impl GpuSequence {
     /// There has to be room for them; they have left what the cache holds.
     pub fn go_to(&mut self, position: usize) {
         let done = self.exact().map_or(0, |exact| exact.coded(position));
-        self.resume(position, done, Energy::default());
+        self.cursor.resume(position, done);
     }
 }
 

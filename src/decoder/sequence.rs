@@ -11,7 +11,7 @@ use super::scratch::{Buffers, CHUNK};
 use super::verify::VERIFIED;
 use crate::cache::Cache;
 use crate::kernels::score::most_keys;
-use crate::kv::{self, CacheMethod, Call, Cursor, Energy, Exact, LatentSet, LatentSpec, Slots};
+use crate::kv::{self, CacheMethod, Call, Cursor, Energy, Exact, LatentSet, LatentSpec, Saved, Slots};
 use crate::sequence::{ChunkPolicy, KvMemory, Logits, Sequence, SequenceOptions, StepCounters};
 use crate::task::Cancel;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ pub struct GpuSequence {
     pub(super) cache: Cache,
     pub(super) buffers: Buffers,
     /// The scratch that plans are bound to: [`Shared::generation`].
-    generation: u64,
+    pub(super) generation: u64,
     /// The model's, bound to the same scratch.
     pub(super) plans: Arc<ModelPlans>,
     /// Of one token, and of many.
@@ -34,15 +34,25 @@ pub struct GpuSequence {
     pub(super) ahead: Ahead,
     pub(super) rows: Option<Arc<Latents>>,
     /// Bytes of bases that belong to this sequence alone.
-    own: u64,
-    /// What they hold of the prompt that they were made of.
-    prompt: Energy,
+    pub(super) own: u64,
+    pub(super) bases: Option<Own>,
     pub(super) counters: StepCounters,
     pub(super) policy: ChunkPolicy,
-    pacing: Pacing,
+    pub(super) pacing: Pacing,
     /// Whether the cache is still to be cleared of evicted tokens.
-    stale: bool,
+    pub(super) stale: bool,
     pub(super) cancel: Cancel,
+}
+
+/// Bases that belong to one sequence.
+pub(super) struct Own {
+    pub set: Arc<LatentSet>,
+    /// What they hold of the prompt that they were made of.
+    pub prompt: Energy,
+    /// What they held of later tokens when the sequence went on from a saved one.
+    pub since: Energy,
+    /// What the device had counted when later tokens began to come.
+    pub counted: Energy,
 }
 
 /// Whether so many tokens can be attended to, where rows are coded in blocks of `coded` or not at
@@ -110,7 +120,7 @@ impl GpuSequence {
             ahead: Ahead::new(&model.device)?,
             rows,
             own,
-            prompt: Energy::default(),
+            bases: None,
             counters: StepCounters::default(),
             policy,
             pacing: shared.pacing,
@@ -150,11 +160,11 @@ impl GpuSequence {
         self.cursor.coding().map(|coding| coding.schedule.exact)
     }
 
-    /// Goes on where `position` tokens have gone through the model and the rows of the first `done`
-    /// of them are coded, of which the bases hold so much.
-    pub(super) fn resume(&mut self, position: usize, done: usize, prompt: Energy) {
-        self.prompt = prompt;
-        self.cursor.resume(position, done);
+    /// Goes on where `position` tokens have gone through the model and the rows of the first `coded`
+    /// of them are coded with these bases.
+    pub(super) fn resume(&mut self, position: usize, coded: usize, bases: Own) {
+        self.bases = Some(bases);
+        self.cursor.resume(position, coded);
     }
 
     /// Counts what a call costs.
@@ -341,9 +351,17 @@ impl Sequence for GpuSequence {
     }
 
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {
-        let Some(rows) = self.rows.as_ref().filter(|_| self.own > 0) else { return Ok(None) };
-        let (all, Energy { all: seen, held }) = (rows.energy(&self.model.device)?, self.prompt);
-        Ok(Some([self.prompt.lost(), Energy { all: all.all - seen, held: all.held - held }.lost()]))
+        let Some(prompt) = self.bases.as_ref().map(|bases| bases.prompt) else { return Ok(None) };
+        Ok(Some([prompt.lost(), self.since()?.lost()]))
+    }
+
+    fn save(&mut self) -> Result<Saved> {
+        self.saved()
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<()> {
+        saved.check_shared()?;
+        self.take_over(saved)
     }
 
     fn rows(&self) -> &[LatentSpec] {

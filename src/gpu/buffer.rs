@@ -95,6 +95,35 @@ impl Device {
         self.read_unless(index, from, out, stop)
     }
 
+    /// What stands in these parts of buffers, in bytes, one after the other: each begins and ends at
+    /// a multiple of four.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the label, and those of
+    /// [`submit_and_read`](Self::submit_and_read).
+    pub(crate) fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(
+        &self,
+        label: &str,
+        parts: &[(&wgpu::Buffer, std::ops::Range<u64>)],
+    ) -> Result<Vec<T>> {
+        let bytes: u64 = parts.iter().map(|(_, range)| range.end - range.start).sum();
+        let mut found = vec![T::zeroed(); bytes as usize / size_of::<T>()];
+        if bytes == 0 {
+            return Ok(found);
+        }
+        let back = self.readback(label, bytes)?;
+        let copy = |encoder: &mut wgpu::CommandEncoder| {
+            let mut at = 0;
+            for (buffer, range) in parts.iter().filter(|(_, range)| !range.is_empty()) {
+                encoder.copy_buffer_to_buffer(buffer, range.start, &back, at, range.end - range.start);
+                at += range.end - range.start;
+            }
+        };
+        let (commands, _) = self.encode(label, |_| (), copy)?;
+        self.submit_and_read(commands, &back, &mut found)?;
+        Ok(found)
+    }
+
     /// Waits for the submission `index`, which copies to `from`, and reads that as
     /// [`submit_and_read`](Self::submit_and_read) does.
     ///

@@ -26,7 +26,7 @@ pub struct EvictionStore {
     pub(crate) places: usize,
     pub(crate) received: usize,
     /// Exact rows' slots.
-    slots: usize,
+    pub(crate) slots: usize,
 }
 
 impl EvictionStore {

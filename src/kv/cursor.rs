@@ -6,6 +6,7 @@
 //! the cursor moves on ([`Cursor::advance`]); when it has failed the cursor goes back
 //! ([`Cursor::fail`]).
 
+use super::saved::{Kept, Standing};
 use super::{Reach, Schedule, Slots};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -203,12 +204,35 @@ impl Cursor {
         self.coded.as_ref().filter(bound).map_or(0, |coded| coded.done)
     }
 
-    /// Goes on at `position`, where the first `done` tokens are coded.
-    pub fn resume(&mut self, position: usize, done: usize) {
-        self.position = position;
-        if let Some(coded) = &mut self.coded {
-            (coded.done, coded.exact_from) = (done, position.saturating_sub(coded.options.slots.ring as usize));
+    /// Where it stands, and which exact rows there are.
+    pub fn standing(&self) -> Standing {
+        let Cursor { position, capacity: _, coded } = self;
+        let Some(Coded { options, done, exact_from }) = coded else { return Standing::exact(*position) };
+        let Coding { schedule, slots: _, strict: _, evicts } = options;
+        let exact_from = if *evicts { done } else { exact_from };
+        Standing {
+            position: *position,
+            // With blocks the sinks count as coded before they are there.
+            coded: (*done).min(*position),
+            exact_from: (*exact_from).max(schedule.exact.sinks).min(*position),
+            kept: Some(Kept { exact: schedule.exact, block: schedule.block, evicts: *evicts }),
         }
+    }
+
+    /// Goes on where another one stands, or stood, whose exact rows are there as far as there are
+    /// slots.
+    pub fn stand(&mut self, standing: &Standing) {
+        self.position = standing.position;
+        if let Some(Coded { options, done, exact_from }) = &mut self.coded {
+            *done = standing.coded.max(options.schedule.start());
+            *exact_from = standing.exact_from.max(self.position.saturating_sub(options.slots.ring as usize));
+        }
+    }
+
+    /// Goes on at `position`, where the first `coded` tokens are coded and all exact rows are there
+    /// that there are slots for.
+    pub fn resume(&mut self, position: usize, coded: usize) {
+        self.stand(&Standing { coded, ..Standing::exact(position) });
     }
 }
 

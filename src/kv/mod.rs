@@ -29,6 +29,7 @@
 //!   room.
 //! - *candidate*: an evictable token that is still exact; *heavy hitters* stay, by the attention
 //!   that they have received. [`Evicted`] says what is left of the others.
+//! - *saved* ([`Saved`]): a cache's content by position, which any device goes on from.
 //! - *cursor* ([`Cursor`]): which tokens are exact, coded or gone, as index arithmetic.
 //! - *adapter*: a file with the bases and specs of a model, opened beside the model's own file.
 
@@ -47,6 +48,7 @@ mod method;
 mod price;
 mod reviver;
 mod run;
+mod saved;
 mod select;
 mod sketch;
 mod slots;
@@ -71,6 +73,7 @@ pub use price::Price;
 pub(crate) use reviver::fade;
 pub use reviver::{Evicted, HALF_LIFE, Reviver, Stores};
 pub use run::{RUN, Run, ScaleSource};
+pub use saved::{Kept, Room, Saved, SavedBases, SavedEviction, SavedLayer, SavedPrompt, SavedSketch, Standing};
 pub use select::{Selection, Selector};
 pub use sketch::{Sketch, SketchColumns};
 pub use slots::{Slots, Stretch};

@@ -18,6 +18,7 @@
 //! Sums are whole numbers of 1/65536: to take out what was put in leaves the very bits that were
 //! there before.
 
+use super::saved::SavedSketch;
 use crate::linalg::Random;
 use std::sync::Arc;
 
@@ -196,10 +197,34 @@ impl Sketch {
         [self.buckets[bucket].plus, self.buckets[bucket].minus]
     }
 
+    /// Of all vectors; empty where none is taken.
+    fn mean(&self) -> Vec<f32> {
+        self.total.iter().map(|&sum| (sum as f64 / f64::from(self.count.max(1)) / f64::from(UNIT)) as f32).collect()
+    }
+
+    /// All that is in it. Where positions stand follows from how many buckets there are.
+    pub fn save(&self) -> SavedSketch {
+        let Sketch { places: _, width: _, sums, buckets, total, count } = self;
+        let word = |bucket: &Bucket| {
+            let Bucket { plus, minus, position, weight } = *bucket;
+            [plus, minus, position, weight.to_bits()]
+        };
+        let buckets = buckets.iter().map(word).collect();
+        SavedSketch { count: *count, buckets, sums: sums.clone(), totals: total.clone(), mean: self.mean() }
+    }
+
+    /// Takes over what was in another one of as many buckets.
+    pub fn restore(&mut self, saved: &SavedSketch) {
+        let SavedSketch { count, buckets, sums, totals, mean: _ } = saved;
+        let bucket = |[plus, minus, position, weight]: [u32; 4]| Bucket { plus, minus, position, weight: f32::from_bits(weight) };
+        self.buckets = buckets.iter().copied().map(bucket).collect();
+        (self.sums, self.total, self.count) = (sums.clone(), totals.clone(), *count);
+    }
+
     /// What all vectors are read as.
     pub fn columns(&self) -> SketchColumns {
         let mut columns = SketchColumns::default();
-        let mean: Vec<f32> = self.total.iter().map(|&sum| (sum as f64 / f64::from(self.count.max(1)) / f64::from(UNIT)) as f32).collect();
+        let mean = self.mean();
         if self.buckets.is_empty() && self.count > 0 {
             return SketchColumns { vectors: mean, counts: vec![self.count], buckets: vec![0] };
         }

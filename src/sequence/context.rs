@@ -11,7 +11,7 @@
 //! missing.
 
 use super::{Logits, Sequence, StepCounters};
-use crate::kv::{KvMemory, LatentSpec};
+use crate::kv::{KvMemory, LatentSpec, Saved};
 use crate::logits::argmax;
 use crate::task::Cancel;
 use crate::{Error, Result};
@@ -176,6 +176,22 @@ impl Sequence for Context {
 
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {
         self.sequence.lost()
+    }
+
+    fn save(&mut self) -> Result<Saved> {
+        let Context { sequence, tokens, cancel: _ } = self;
+        Ok(Saved { tokens: tokens.clone(), ..sequence.save()? })
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<()> {
+        self.check(saved.tokens.len())?;
+        if saved.tokens.len() < saved.standing.position {
+            let message = format!("has {} tokens and a cache of {}", saved.tokens.len(), saved.standing.position);
+            return Err(Error::Argument { name: "session".into(), message });
+        }
+        self.sequence.restore(saved)?;
+        self.tokens.clone_from(&saved.tokens);
+        Ok(())
     }
 
     fn rows(&self) -> &[LatentSpec] {

@@ -11,11 +11,11 @@ pub use context::{Context, Read};
 pub use memory::MemoryPlan;
 pub(crate) use prompted::{Prompted, Reader};
 
-use crate::Result;
 pub use crate::kv::KvMemory;
-use crate::kv::{CacheMethod, Exact, LatentSpec, PromptBases};
+use crate::kv::{CacheMethod, Exact, LatentSpec, PromptBases, Saved};
 use crate::logits::argmax;
 use crate::task::Cancel;
+use crate::{Error, Result};
 
 /// Which logits [`Sequence::forward`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,8 +116,8 @@ pub trait Sequence: Send {
     /// (`[tokens][vocab]`).
     ///
     /// # Errors
-    /// [`crate::Error::Context`] where they do not fit (nothing is appended),
-    /// [`crate::Error::Argument`] for a token outside the vocabulary, and the device's.
+    /// [`Error::Context`] where they do not fit (nothing is appended),
+    /// [`Error::Argument`] for a token outside the vocabulary, and the device's.
     fn forward(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>>;
 
     /// Appends `token` and returns the most likely next one (the lowest id among equals). On a GPU:
@@ -189,6 +189,24 @@ pub trait Sequence: Send {
     /// The device's.
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {
         Ok(None)
+    }
+
+    /// All that the cache holds: what [`restore`](Self::restore) goes on from.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where this kind of sequence cannot be saved, and the device's.
+    fn save(&mut self) -> Result<Saved> {
+        Err(Error::Argument { name: "session".into(), message: "this kind of sequence cannot be saved".into() })
+    }
+
+    /// Goes on from what another sequence of the same model has [saved](Self::save), on whatever
+    /// device: no token is read again.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where it was kept in another way and [`Error::Context`] where it does not
+    /// fit, both before anything is done; the device's, after which this sequence is empty.
+    fn restore(&mut self, _saved: &Saved) -> Result<()> {
+        Err(Error::Argument { name: "session".into(), message: "this kind of sequence cannot go on from a saved one".into() })
     }
 
     /// What the user should know of how the text is kept, as a sentence without its end.

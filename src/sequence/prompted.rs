@@ -9,7 +9,7 @@
 //! pay there is nothing to gain, and the cache stays exact; [`Sequence::remark`] says so.
 
 use super::{Logits, Prompt, Sequence, SequenceOptions, StepCounters};
-use crate::kv::{CacheMethod, Geometry, KvMemory, LatentSpec, PromptBases};
+use crate::kv::{CacheMethod, Geometry, KvMemory, LatentSpec, PromptBases, Saved, SavedPrompt};
 use crate::logits::argmax;
 use crate::task::Cancel;
 use crate::{Error, Result};
@@ -18,6 +18,9 @@ use crate::{Error, Result};
 pub(crate) trait Reader: Send {
     /// One that is empty.
     fn sequence(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>>;
+
+    /// One that goes on from a saved one with bases of its own.
+    fn resume(&self, saved: &Saved, options: SequenceOptions) -> Result<Box<dyn Sequence>>;
 
     /// One that has read `prompt`, coded in bases of its own, and the logits asked for.
     fn prompt(&self, prompt: &Prompt, options: SequenceOptions) -> Result<(Box<dyn Sequence>, Vec<f32>)>;
@@ -55,13 +58,18 @@ impl<R: Reader> Prompted<R> {
         Ok(Prompted { reader, bases, options, pays_from, cancel: Cancel::default(), prompt: 0, check_at: 0, inner: None })
     }
 
+    /// One for a text that is too short for bases.
+    fn exact(&self) -> Result<Box<dyn Sequence>> {
+        self.reader.sequence(SequenceOptions { method: CacheMethod::Full, ..self.options })
+    }
+
     /// Reads `tokens`, the prompt.
     fn begin(&mut self, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
         if tokens.len() > self.options.capacity {
             return Err(Error::Context { needed: tokens.len(), capacity: self.options.capacity });
         }
         let (inner, found) = if tokens.len() < self.pays_from.max(1) {
-            let mut inner = self.reader.sequence(SequenceOptions { method: CacheMethod::Full, ..self.options })?;
+            let mut inner = self.exact()?;
             inner.set_cancel(self.cancel.clone());
             let found = inner.forward(tokens, logits)?;
             (inner, found)
@@ -172,6 +180,39 @@ impl<R: Reader> Sequence for Prompted<R> {
 
     fn lost(&mut self) -> Result<Option<[f64; 2]>> {
         self.inner.as_mut().map_or(Ok(None), |inner| inner.lost())
+    }
+
+    fn save(&mut self) -> Result<Saved> {
+        let Prompted { reader: _, bases: _, options: _, pays_from: _, cancel: _, prompt, check_at, inner } = self;
+        let Some(inner) = inner else { return Ok(Saved::default()) };
+        let saved = inner.save()?;
+        let bases = saved.prompt.and_then(|prompt| prompt.bases);
+        Ok(Saved { prompt: Some(SavedPrompt { tokens: *prompt, check_at: *check_at, bases }), ..saved })
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<()> {
+        if saved.standing.position == 0 {
+            self.inner = None;
+            return Ok(());
+        }
+        let refuse = |message: &str| Err(Error::Argument { name: "session".into(), message: message.into() });
+        let Some(SavedPrompt { tokens, check_at, bases }) = &saved.prompt else {
+            return refuse("was saved of a cache without bases of its own; leave out --method xkv");
+        };
+        if *tokens > saved.standing.position {
+            return refuse("has a prompt that is longer than its text");
+        }
+        let mut inner = match bases {
+            Some(_) => self.reader.resume(saved, self.options)?,
+            None => {
+                let mut inner = self.exact()?;
+                inner.restore(saved)?;
+                inner
+            }
+        };
+        inner.set_cancel(self.cancel.clone());
+        (self.inner, self.prompt, self.check_at) = (Some(inner), *tokens, *check_at);
+        Ok(())
     }
 
     fn rows(&self) -> &[LatentSpec] {
