@@ -53,6 +53,15 @@ pub enum Error {
         message: String,
     },
 
+    /// A saved session is damaged, of another version, or of another model or cache.
+    #[error("{}: {message}", path.display())]
+    Session {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        message: String,
+    },
+
     /// The tokenizer or chat template is missing or does not work.
     #[error("{}: {message}", path.display())]
     Tokenizer {
@@ -153,6 +162,7 @@ impl Error {
             Error::Checkpoint { .. } => "checkpoint",
             Error::Tensor { .. } => "tensor",
             Error::Unsupported { .. } => "unsupported",
+            Error::Session { .. } => "session",
             Error::Tokenizer { .. } => "tokenizer",
             Error::Argument { .. } => "argument",
             Error::Exists { .. } => "exists",

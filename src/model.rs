@@ -1,7 +1,7 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
 use crate::bench::{self, Roofline, WeightBytes};
-use crate::checkpoint::{Checkpoint, Tokenizer, WeightStorage};
+use crate::checkpoint::{Checkpoint, Origin, Tokenizer, WeightStorage};
 use crate::compress::Solver;
 use crate::gpu::Tier;
 use crate::kv::{CacheMethod, Exact, Saved};
@@ -245,7 +245,7 @@ impl Engine {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load_as(&checkpoint, self.weights, on_progress)?)),
             Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone(), on_progress)?)),
         };
-        Ok(Model { checkpoint, weights, engine: self.clone(), load_seconds: start.elapsed().as_secs_f64(), tokenizer: OnceLock::new() })
+        Ok(Model { checkpoint, weights, engine: self.clone(), load_seconds: start.elapsed().as_secs_f64(), tokenizer: OnceLock::new(), origin: OnceLock::new() })
     }
 }
 
@@ -258,6 +258,8 @@ pub struct Model {
     load_seconds: f64,
     /// Read when it is first needed: measuring speed needs none.
     tokenizer: OnceLock<Arc<Tokenizer>>,
+    /// What sessions are saved with.
+    origin: OnceLock<Arc<Origin>>,
 }
 
 #[derive(Clone)]
@@ -349,7 +351,8 @@ impl Model {
         let sequence = SequenceOptions { method: options.method, ..SequenceOptions::default() };
         let longest = || self.engine.longest_context(&self.checkpoint, &sequence, trained).unwrap_or(trained.min(MODERATE));
         let sequence = SequenceOptions { capacity: options.context.unwrap_or_else(longest), ..sequence };
-        Session::new(self.sequence(sequence)?, self.tokenizer()?, options)
+        let session = Session::new(self.sequence(sequence)?, self.tokenizer()?, options)?;
+        Ok(session.of(self.origin.get_or_init(|| Arc::new(Origin::of(&self.checkpoint))).clone()))
     }
 
     /// An empty sequence.

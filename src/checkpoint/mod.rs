@@ -56,7 +56,7 @@ pub use matrix::StoredMatrix;
 #[cfg(test)]
 pub(crate) use matrix::test_matrix;
 pub use rope::{Rope, RopeScaling, Temperature};
-pub use source::Source;
+pub use source::{Origin, RowsOrigin, Source};
 pub use storage::WeightStorage;
 pub use template::{ChatTemplate, Message};
 pub use tokenizer::{TextStream, Tokenizer};

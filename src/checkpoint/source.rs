@@ -60,6 +60,64 @@ impl Source {
     }
 }
 
+/// What a cache was computed with: a model, and the bases of its rows if it has any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The model.
+    pub model: Source,
+    /// What compression added to it.
+    pub rows: Option<RowsOrigin>,
+}
+
+/// What an adapter file, or a checkpoint that stands alone, adds to a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowsOrigin {
+    /// The name of its file or directory.
+    pub name: String,
+    /// The method and its options, in words.
+    pub method: String,
+    /// SHA-256, in hexadecimal, of the object `"lowkey"` and of what tells all tensors apart.
+    pub digest: String,
+}
+
+impl Origin {
+    /// That of an open checkpoint.
+    pub fn of(checkpoint: &Checkpoint) -> Origin {
+        let (mut model, factored) = (Source::of(checkpoint), checkpoint.factored());
+        let rows = factored.map(|factored| {
+            let options = serde_json::to_string(factored).unwrap_or_default();
+            RowsOrigin {
+                name: name(checkpoint.adapter().unwrap_or(checkpoint.path())),
+                method: format!("{}, {}", factored.method, factored.options),
+                digest: format!("{:x}", Sha256::new_with_prefix(options).chain_update(&model.fingerprint).finalize()),
+            }
+        });
+        if let (Some(source), Some(_)) = (factored.and_then(|factored| factored.source.as_ref()), checkpoint.adapter()) {
+            model.fingerprint = source.fingerprint.clone();
+        }
+        Origin { model, rows }
+    }
+
+    /// Whether what was computed with `self` is of use to `other`.
+    ///
+    /// # Errors
+    /// What differs, as a sentence without its beginning.
+    pub(crate) fn check(&self, other: &Origin) -> Result<(), String> {
+        if self.model.fingerprint != other.model.fingerprint {
+            return Err(format!("was saved with {}, and this is another model: {}", self.model.describe(), other.model.describe()));
+        }
+        let digest = |origin: &Origin| origin.rows.as_ref().map(|rows| rows.digest.clone());
+        if digest(self) == digest(other) {
+            return Ok(());
+        }
+        let describe = |origin: &Origin| match &origin.rows {
+            Some(RowsOrigin { name, method, digest }) => format!("{name} ({method}, digest {})", digest.chars().take(12).collect::<String>()),
+            None => "no adapter".into(),
+        };
+        Err(format!("was saved with {}, and the model is opened with {}; open it with the same one", describe(self), describe(other)))
+    }
+}
+
 impl Checkpoint {
     /// SHA-256, in hexadecimal, of what tells models apart without reading them whole.
     ///

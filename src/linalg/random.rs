@@ -17,6 +17,11 @@ impl Random {
         Random { counter: seed }
     }
 
+    /// How far the stream has come: [`new`](Self::new) goes on from there.
+    pub fn counter(&self) -> u64 {
+        self.counter
+    }
+
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.counter = self.counter.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -86,6 +86,20 @@ impl Sampler {
         Ok(Sampler { sampling, random, candidates: Vec::new() })
     }
 
+    /// Where its random stream began, and how far that has come.
+    pub(crate) fn stream(&self) -> [u64; 2] {
+        let Sampler { sampling, random, candidates: _ } = self;
+        [sampling.seed, random.counter()]
+    }
+
+    /// Goes on with the stream of another sampler that began with the same seed; a seed of its own
+    /// is a stream of its own.
+    pub(crate) fn go_on(&mut self, [seed, counter]: [u64; 2]) {
+        if seed == self.sampling.seed {
+            self.random = Random::new(counter);
+        }
+    }
+
     /// Whether the choice is the argmax of the untouched logits.
     ///
     /// Then [`crate::sequence::Sequence::step`] can make it.

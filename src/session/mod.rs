@@ -5,17 +5,21 @@
 //! anew for each turn, and only the last message costs anything. [`Session::generate`] gives an
 //! iterator that does one step of the model for each item; whoever stops iterating stops the model.
 
+mod container;
 mod draft;
 mod generation;
+mod saved;
 mod stop;
+mod stores;
 
 pub use crate::logits::Sampling;
 pub use crate::task::Cancel;
 pub use generation::{Finish, Generation, Summary, Token};
+pub use saved::Restored;
 pub use stop::{Released, StopStrings};
 
 use crate::Result;
-use crate::checkpoint::Tokenizer;
+use crate::checkpoint::{Origin, Tokenizer};
 use crate::kv::{CacheMethod, KvMemory};
 use crate::logits::Sampler;
 use crate::sequence::{Context, Sequence};
@@ -78,6 +82,9 @@ pub struct Session {
     ends: Vec<u32>,
     draft: usize,
     cancel: Cancel,
+    /// What its cache is computed with, where that is known.
+    origin: Option<Arc<Origin>>,
+    method: CacheMethod,
 }
 
 impl Session {
@@ -99,8 +106,10 @@ impl Session {
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
             ends,
             draft: options.draft,
+            method: options.method,
             tokenizer,
             cancel,
+            origin: None,
         })
     }
 
@@ -113,12 +122,16 @@ impl Session {
     /// a prompt without tokens, [`crate::Error::Context`] for one that does not fit. What goes
     /// wrong later is an item of the iterator, its last.
     pub fn generate<'a>(&mut self, prompt: impl Into<Prompt<'a>>) -> Result<Generation<'_>> {
-        let tokens = match prompt.into() {
-            Prompt::Text(text) => self.tokenizer.encode(text, true)?,
-            Prompt::Rendered(text) => self.tokenizer.encode(text, false)?,
-            Prompt::Tokens(tokens) => tokens.to_vec(),
-        };
+        let tokens = self.encode(prompt.into())?;
         Generation::new(self, tokens)
+    }
+
+    fn encode(&self, prompt: Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.tokenizer.encode(text, true),
+            Prompt::Rendered(text) => self.tokenizer.encode(text, false),
+            Prompt::Tokens(tokens) => Ok(tokens.to_vec()),
+        }
     }
 
     /// A handle to stop an answer with, from another thread. It stays set until it is cleared.
@@ -135,6 +148,11 @@ impl Session {
     /// Forgets everything that was said.
     pub fn reset(&mut self) {
         self.context.truncate(0);
+    }
+
+    /// The tokens in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        self.context.tokens()
     }
 
     /// Tokens in the cache.

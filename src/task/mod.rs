@@ -6,6 +6,6 @@ mod output;
 mod progress;
 
 pub use cancel::Cancel;
-pub(crate) use output::{directory, file, publish_directory, publish_file, replace};
+pub(crate) use output::{directory, file, publish_directory, publish_file, replace, sweep};
 pub use progress::{OnProgress, Progress, quietly};
 pub(crate) use progress::{each_layer, report};

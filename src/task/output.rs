@@ -2,8 +2,13 @@
 //! directory, then renamed.
 
 use crate::{Error, Result};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::{Builder, NamedTempFile, TempDir};
+
+/// What temporary names begin with.
+const PREFIX: &str = ".lowkey-";
 
 /// A file on its way to `path`; removed when dropped.
 ///
@@ -24,14 +29,31 @@ pub(crate) fn publish_file(file: NamedTempFile, path: &Path) -> Result<()> {
     }
 }
 
-/// Writes `text` to `path` in the place of what is there: the one or the other, never a part.
+/// Writes `bytes` to `path` in the place of what is there: the one or the other, never a part, also
+/// where the machine stops meanwhile.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
-    let file = builder(0o666).tempfile_in(parent(path)).map_err(Error::io("create", path))?;
-    std::fs::write(file.path(), text).map_err(Error::io("write", path))?;
-    file.persist(path).map(|_| ()).map_err(|e| Error::io("write", path)(e.error))
+pub(crate) fn replace(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    let mut file = builder(0o666).tempfile_in(parent(path)).map_err(Error::io("create", path))?;
+    file.write_all(bytes.as_ref()).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
+    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+    // That the name stands for this file now is written down with the directory; not everywhere can
+    // that be asked for.
+    #[cfg(unix)]
+    let _ = std::fs::File::open(parent(path)).and_then(|directory| directory.sync_all());
+    Ok(())
+}
+
+/// Removes what was on its way to a name in `directory` longer ago than `age`, and never got there.
+pub(crate) fn sweep(directory: &Path, age: Duration) {
+    let Ok(entries) = directory.read_dir() else { return };
+    for entry in entries.flatten() {
+        let old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && old().is_some_and(|old| old > age) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A directory on its way to `path`, where there may be an empty one; removed with all that is in
@@ -80,7 +102,7 @@ fn parent(path: &Path) -> PathBuf {
 /// umask).
 fn builder(mode: u32) -> Builder<'static, 'static> {
     let mut builder = Builder::new();
-    builder.prefix(".lowkey-");
+    builder.prefix(PREFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     #[cfg(not(unix))]

@@ -1,0 +1,270 @@
+//! Sequences and sessions that are saved, and go on elsewhere as if nothing had been.
+
+mod common;
+
+use common::rows::{coded, ways};
+use common::{Random, SyntheticModel, nmse};
+use lowkey::checkpoint::Checkpoint;
+use lowkey::compress::{self, Method, Plan};
+use lowkey::cpu::{self, RowType};
+use lowkey::kv::{Budget, CacheMethod, Evicted, Exact, LatentSet, Read, Reviver, Saved, Selector, Xkv};
+use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::task::quietly;
+use lowkey::{Device, Engine, Error, LoadOptions, Model, Prompt, Sampling, Session, SessionOptions, decoder};
+use safetensors::Dtype;
+use std::sync::Arc;
+
+const PROMPT: usize = 150;
+const STEPS: usize = 40;
+const EXACT: Exact = Exact { sinks: 4, recent: 10 };
+
+/// A way to keep a cache, of rows if there are any.
+struct Way {
+    name: String,
+    rows: Option<LatentSet>,
+    options: SequenceOptions,
+    /// How far the two devices may be apart: a code that rounds the other way travels.
+    apart: f64,
+}
+
+fn options(method: CacheMethod) -> SequenceOptions {
+    SequenceOptions { capacity: 260, exact: Some(EXACT), method, ..Default::default() }
+}
+
+/// A model with heads whose width is no multiple of four.
+fn odd() -> SyntheticModel {
+    SyntheticModel { kv_heads: 2, heads: 4, head_dim: 14, dtype: Dtype::F16, ..SyntheticModel::default() }
+}
+
+fn all_ways(checkpoint: &Checkpoint) -> Vec<Way> {
+    let way = |name: &str, rows: Option<LatentSet>, method| Way { name: name.into(), apart: if rows.is_some() { 1e-4 } else { 1e-6 }, rows, options: options(method) };
+    let mut all = vec![way("dense", None, CacheMethod::default())];
+    for evicted in [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk] {
+        all.push(way(&format!("evicted as {evicted:?}"), None, CacheMethod::Evict(Reviver::new(Budget::Keep(0.3), Some(evicted)))));
+    }
+    for (index, (name, specs)) in ways(checkpoint.config()).into_iter().enumerate() {
+        let rows = coded(checkpoint, specs, EXACT);
+        let by = Selector::ALL[index % 2];
+        all.push(way(&format!("{name}, chosen"), Some(rows.clone()), CacheMethod::Calibrated(Read::top(Some(24)).by(by))));
+        if index % 2 == 0 {
+            let budget = LatentSet::bytes_per_token(&rows.specs) + checkpoint.config().geometry().dense_bytes_per_token() / 4;
+            all.push(way(&format!("{name}, evicted"), Some(rows.clone()), CacheMethod::Evict(Reviver::new(Budget::Bytes(budget), None))));
+        }
+        all.push(way(name, Some(rows), CacheMethod::default()));
+    }
+    let made = |method| compress::factor(checkpoint, &Plan::new(method), None, &mut quietly).unwrap().rows;
+    all.push(way("kivi", Some(made(Method::Kivi { bits: 4 })), CacheMethod::default()));
+    all.push(way("kvarn", Some(made(Method::KVarN { key_bits: 4, value_bits: 2 })), CacheMethod::default()));
+    all
+}
+
+/// The processor's decoder and the device's, with these rows.
+struct Models {
+    cpu: Arc<cpu::Model>,
+    gpu: Arc<decoder::Model>,
+}
+
+impl Models {
+    fn new(checkpoint: &Checkpoint, rows: Option<LatentSet>, device: &Arc<lowkey::gpu::Device>) -> Models {
+        Models {
+            cpu: Arc::new(cpu::Model::with_latents(checkpoint, rows.clone()).unwrap()),
+            gpu: Arc::new(decoder::Model::with_latents(checkpoint, rows, device.clone()).unwrap()),
+        }
+    }
+
+    fn sequences(&self, options: SequenceOptions) -> [Box<dyn Sequence>; 2] {
+        [Box::new(self.cpu.sequence(options, RowType::F16).unwrap()), Box::new(self.gpu.sequence(options).unwrap())]
+    }
+}
+
+/// Single tokens: the logits after each of them.
+fn go_on(sequence: &mut dyn Sequence, tokens: &[u32]) -> Vec<f32> {
+    tokens.iter().flat_map(|token| sequence.forward(&[*token], Logits::Last).unwrap()).collect()
+}
+
+/// A prompt, some steps, and what is saved then.
+fn saved(sequence: &mut dyn Sequence, tokens: &[u32]) -> Saved {
+    sequence.forward(&tokens[..PROMPT], Logits::None).unwrap();
+    go_on(sequence, &tokens[PROMPT..PROMPT + STEPS]);
+    sequence.save().unwrap()
+}
+
+/// Whatever is kept and wherever: what goes on from a saved sequence does so as the one that was
+/// saved, to the bit on the same device, and also where both are cut back first.
+#[test]
+fn a_sequence_goes_on_from_a_saved_one() {
+    let directory = odd().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let device = common::device(Default::default());
+    let tokens = Random(3).tokens(PROMPT + STEPS + 30, checkpoint.config().vocab_size);
+    let rest = &tokens[PROMPT + STEPS..];
+    for Way { name, rows, options, apart } in all_ways(&checkpoint) {
+        let models = Models::new(&checkpoint, rows, &device);
+        for (from, mut sequence) in models.sequences(options).into_iter().enumerate() {
+            let saved = saved(&mut *sequence, &tokens);
+            assert_eq!(saved.standing.position, PROMPT + STEPS);
+            let back = PROMPT + STEPS - 3;
+            let cut = saved.kept_from() <= back;
+            let own = go_on(&mut *sequence, rest);
+            for (to, mut other) in models.sequences(options).into_iter().enumerate() {
+                let what = format!("{name}, from {from} to {to}");
+                // Something else was there before.
+                other.forward(&tokens[7..60], Logits::None).unwrap();
+                other.restore(&saved).unwrap_or_else(|error| panic!("{what}: {error}"));
+                // A device that reads longer chunks keeps more exact rows.
+                assert!(to != from || other.save().unwrap() == saved, "{what}: saved again it is another");
+                let found = go_on(&mut *other, rest);
+                let error = nmse(&found, &own);
+                assert!(if from == to { found == own } else { error < apart }, "{what}: {error}");
+                if cut {
+                    let mut pair = [other, models.sequences(options).into_iter().nth(to).unwrap()];
+                    let ends = pair.each_mut().map(|sequence| {
+                        sequence.restore(&saved).unwrap();
+                        sequence.truncate(back);
+                        go_on(&mut **sequence, rest)
+                    });
+                    assert_eq!(ends[0], ends[1], "{what}: cut");
+                }
+            }
+        }
+    }
+}
+
+fn load(path: &std::path::Path, device: Device) -> Model {
+    Engine::open(&LoadOptions { device, ..Default::default() }).unwrap().load(path).unwrap()
+}
+
+fn devices() -> [Device; 2] {
+    [Device::Cpu, Device::Gpu(String::new())]
+}
+
+/// An answer of so many tokens to the end of what is said, and how many tokens were read anew.
+fn answer(session: &mut Session, text: &mut Vec<u32>) -> (Vec<u32>, usize) {
+    let mut generation = session.generate(Prompt::Tokens(text)).unwrap();
+    let tokens: Vec<u32> = generation.by_ref().map(|token| token.unwrap().id).collect();
+    let summary = generation.summary();
+    text.extend(&tokens);
+    (tokens, summary.prompt_tokens - summary.reused_tokens)
+}
+
+/// Of every method that exists while a text is read: a session that is saved and goes on in another
+/// model's session, on either device, says the same and reads no token of the prompt again.
+#[test]
+fn a_session_goes_on_from_its_file() {
+    let directory = SyntheticModel { head_dim: 16, ..odd() }.write_temporary();
+    let models = devices().map(|device| load(directory.path(), device));
+    let file = directory.path().join("a.session");
+    let tokens = Random(5).tokens(PROMPT, 515);
+    let xkv = |layers| CacheMethod::Xkv(Xkv { layers, budget: Budget::Times(3.0), bits: None }, Read::All);
+    let chosen = CacheMethod::Xkv(Xkv { layers: 3, budget: Budget::Times(3.0), bits: Some(4) }, Read::top(Some(16)));
+    let evict = CacheMethod::Evict(Reviver::new(Budget::Keep(0.5), Some(Evicted::Shrunk)));
+    for (method, prompt) in [(CacheMethod::default(), PROMPT), (xkv(2), PROMPT), (chosen, PROMPT), (xkv(2), 5), (evict, PROMPT)] {
+        for temperature in [0.0, 0.8] {
+            let sampling = Sampling { temperature, seed: 9, ..Sampling::default() };
+            let options = SessionOptions { context: Some(400), max_tokens: Some(20), ignore_eos: true, sampling, method, ..Default::default() };
+            for from in &models {
+                let mut session = from.session(options.clone()).unwrap();
+                let mut text = tokens[..prompt].to_vec();
+                answer(&mut session, &mut text);
+                let bytes = session.save(&file, "a note").unwrap();
+                assert_eq!(bytes, std::fs::metadata(&file).unwrap().len());
+                let (expected, read) = answer(&mut session, &mut text.clone());
+                assert_eq!(read, 1);
+                for to in &models {
+                    let what = format!("{method:?} at {temperature}, {} tokens", prompt);
+                    let mut session = to.session(options.clone()).unwrap();
+                    let restored = session.restore(&file).unwrap();
+                    assert_eq!((restored.tokens, &*restored.note), (text.len() - 1, "a note"), "{what}");
+                    let (found, read) = answer(&mut session, &mut text.clone());
+                    assert_eq!(read, 1, "{what}: the last token alone, which had not been read before");
+                    if std::ptr::eq(from, to) {
+                        assert_eq!(found, expected, "{what}");
+                    } else {
+                        let common = found.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+                        assert!(common >= 1, "{what}: {found:?}, {expected:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn message(session: &mut Session, file: &std::path::Path) -> String {
+    match session.restore(file).unwrap_err() {
+        Error::Session { path, message } => {
+            assert_eq!(path, file);
+            message
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// What cannot be gone on from is refused with what it is, and what was there before stays.
+#[test]
+fn what_does_not_belong_is_refused_by_name() {
+    let directory = odd().write_temporary();
+    let other = SyntheticModel { seed: 99, ..odd() }.write_temporary();
+    let adapter = directory.path().join("kivi.lowkey");
+    let plan = Plan::new(Method::Kivi { bits: 4 });
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    compress::run(&checkpoint, &plan, None, &compress::Output::adapter(&adapter), &mut quietly).unwrap();
+    let engine = Engine::open(&LoadOptions { device: Device::Cpu, ..Default::default() }).unwrap();
+    let [dense, wrong] = [directory.path(), other.path()].map(|path| engine.load(path).unwrap());
+    let coded = engine.load_checkpoint(Checkpoint::open_with(directory.path(), &adapter).unwrap()).unwrap();
+    let options = |method| SessionOptions { context: Some(300), max_tokens: Some(3), ignore_eos: true, method, ..Default::default() };
+    let session = |model: &Model, method| model.session(options(method)).unwrap();
+    let evict = |keep| CacheMethod::Evict(Reviver::new(Budget::Keep(keep), Some(Evicted::Mean)));
+    let xkv = CacheMethod::Xkv(Xkv { layers: 2, budget: Budget::Times(3.0), bits: None }, Read::All);
+    let file = directory.path().join("a.session");
+    let mut text = Random(5).tokens(PROMPT, 515);
+    let save = |model: &Model, method| {
+        let mut session = session(model, method);
+        session.read(Prompt::Tokens(&text)).unwrap();
+        session.save(&file, "").unwrap();
+    };
+    save(&dense, CacheMethod::default());
+    let whole = std::fs::read(&file).unwrap();
+    let mut at_home = session(&dense, CacheMethod::default());
+    at_home.read(Prompt::Tokens(&text[..9])).unwrap();
+    assert!(message(&mut session(&wrong, CacheMethod::default()), &file).contains("is another model"));
+    assert!(message(&mut session(&coded, CacheMethod::default()), &file).contains("with no adapter, and the model is opened with kivi.lowkey (kivi"));
+    assert!(message(&mut session(&dense, evict(0.5)), &file).contains("open it with the same --method"));
+    assert!(message(&mut session(&dense, xkv), &file).contains("leave out --method xkv"));
+    let mut short = dense.session(SessionOptions { context: Some(100), ..options(CacheMethod::default()) }).unwrap();
+    assert!(matches!(short.restore(&file), Err(Error::Context { needed: PROMPT, capacity: 100 })));
+    for (at, word) in [(whole.len() / 2, "checksum"), (whole.len() - 1, "checksum")] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 4;
+        std::fs::write(&file, damaged).unwrap();
+        assert!(message(&mut at_home, &file).contains(word));
+    }
+    for cut in [0, 7, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&file, &whole[..cut]).unwrap();
+        let message = message(&mut at_home, &file);
+        assert!(message.contains("cut short") || message.contains("is no session"), "{message}");
+    }
+    let newer = String::from_utf8_lossy(&whole[..200]).find(r#"\"format\":1"#).map(|at| at + r#"\"format\":"#.len());
+    let mut later = whole.clone();
+    later[newer.unwrap()] = b'7';
+    std::fs::write(&file, later).unwrap();
+    assert!(message(&mut at_home, &file).contains("is of format 7, and this release reads 1"));
+    // All of that has left the session as it was.
+    assert_eq!(at_home.tokens(), &text[..9]);
+    std::fs::write(&file, &whole).unwrap();
+    assert_eq!(at_home.restore(&file).unwrap().tokens, PROMPT);
+    assert_eq!(answer(&mut at_home, &mut text).1, 1);
+
+    let text = text;
+    let save = |model: &Model, method| {
+        let mut session = session(model, method);
+        session.read(Prompt::Tokens(&text)).unwrap();
+        session.save(&file, "").unwrap();
+    };
+    save(&coded, CacheMethod::default());
+    assert!(message(&mut session(&dense, CacheMethod::default()), &file).contains("open it with the same one"));
+    assert!(message(&mut session(&coded, CacheMethod::Full), &file).contains("open it with the same --method"));
+    save(&dense, evict(0.5));
+    assert!(message(&mut session(&dense, evict(0.2)), &file).contains("and the same budget"));
+    save(&dense, xkv);
+    assert!(message(&mut session(&dense, CacheMethod::default()), &file).contains("xkv"));
+}
