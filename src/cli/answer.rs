@@ -25,6 +25,8 @@ struct Report {
     text: String,
     thinking: Option<String>,
     prompt_tokens: usize,
+    /// Those of them that were not read, because they were in the cache already.
+    reused_tokens: usize,
     tokens: usize,
     drafted_tokens: usize,
     accepted_tokens: usize,
@@ -124,7 +126,7 @@ impl Answer {
     /// [`Error::Interrupted`] where the user stopped it, and those of writing.
     pub fn result(self, console: &Console, load_seconds: f64, remark: Option<String>) -> Result<()> {
         let full = self.full();
-        let Summary { prompt_tokens, tokens, drafted_tokens, accepted_tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = self.summary;
+        let Summary { prompt_tokens, reused_tokens, tokens, drafted_tokens, accepted_tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = self.summary;
         if finish == Some(Finish::Cancelled) {
             if !console.json() {
                 console.write("\n")?;
@@ -140,6 +142,7 @@ impl Answer {
             text,
             thinking,
             prompt_tokens,
+            reused_tokens,
             tokens,
             drafted_tokens,
             accepted_tokens,
@@ -154,8 +157,9 @@ impl Answer {
         console.result(&report, |_| String::new())?;
         if !console.json() {
             let came_true = if drafted_tokens > 0 { format!(", {accepted_tokens} of {drafted_tokens} drafts came true") } else { String::new() };
+            let reused = if reused_tokens > 0 { format!(" ({reused_tokens} not read again)") } else { String::new() };
             console.note(&format!(
-                "{tokens} tokens, {} per second{came_true}; {prompt_tokens} of the prompt, {} per second; {} of cache",
+                "{tokens} tokens, {} per second{came_true}; {prompt_tokens} of the prompt{reused}, {} per second; {} of cache",
                 number(Some(decode_tps)),
                 number(Some(prefill_tps)),
                 bytes(kv_bytes)

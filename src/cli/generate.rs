@@ -5,6 +5,7 @@ use super::cache::CacheArgs;
 use super::console::{Console, read_text, without_mark};
 use super::device::{WeightArgs, untrained};
 use super::locate::ModelArgs;
+use super::prefixes::{PrefixArgs, begin, with};
 use super::sampling::SamplingArgs;
 use super::template::template;
 use super::thinking::Thinking;
@@ -31,6 +32,8 @@ pub struct Args {
     /// Continue the text as it is, without the chat template.
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    prefixes: PrefixArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -61,15 +64,22 @@ impl Args {
 
         let template = if self.raw { None } else { template(&model, self.system.is_some(), console)? };
         let system = self.system.map(|system| Message::new("system", system));
-        let messages: Vec<Message> = system.into_iter().chain([Message::new("user", &*text)]).collect();
-        let rendered = template.map(|template| template.render(&messages, true)).transpose()?;
+        let messages = |text: &str| system.iter().cloned().chain([Message::new("user", text)]).collect::<Vec<_>>();
+        let rendered = template.as_ref().map(|template| template.render(&messages(&text), true)).transpose()?;
         let prompt = rendered.as_deref().map_or(Prompt::Text(&text), Prompt::Rendered);
 
         bar.show("read", 0, None)?;
         let thinking = rendered.as_deref().map_or_else(Thinking::none, Thinking::after);
         let mut teller = Teller::new(console, bar, thinking);
+        let begun = match self.prefixes.open()? {
+            // Other questions begin with the same system prompt.
+            Some(prefixes) => Some(begin(&prefixes, &mut session, prompt, &|text| {
+                system.as_ref().and_then(|_| template.as_ref()?.render(&messages(text), true).ok())
+            })?),
+            None => None,
+        };
         let summary = teller.tell(session.generate(prompt)?, most)?;
-        let answer = teller.answer(summary, session.capacity())?;
+        let answer = teller.answer(with(summary, begun), session.capacity())?;
         answer.result(console, model.load_seconds(), session.remark())
     }
 }

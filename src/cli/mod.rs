@@ -18,6 +18,7 @@ mod generate;
 mod inspect;
 mod list;
 mod locate;
+mod prefixes;
 mod progress;
 mod pull;
 mod rm;

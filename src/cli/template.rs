@@ -1,7 +1,7 @@
 //! How a model is asked: by its chat template, or as a text to go on with.
 
 use super::console::Console;
-use lowkey::checkpoint::ChatTemplate;
+use lowkey::checkpoint::{ChatTemplate, Message};
 use lowkey::{Error, Model, Result};
 
 /// The model's chat template; where it has none, says so.
@@ -30,5 +30,16 @@ pub fn template(model: &Model, placed: bool, console: &Console) -> Result<Option
             ));
             Ok(None)
         }
+    }
+}
+
+/// Messages as `template` has them, an answer being due; one under the other where there is none.
+///
+/// # Errors
+/// Those of [`ChatTemplate::render`].
+pub fn render(template: Option<&ChatTemplate>, messages: &[Message]) -> Result<String> {
+    match template {
+        Some(template) => template.render(messages, true),
+        None => Ok(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n")),
     }
 }

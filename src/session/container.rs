@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -64,6 +65,30 @@ struct StoreHead {
     packed: bool,
 }
 
+impl StoreHead {
+    /// Bytes of its numbers, and of a row; `None` for a type that is not known.
+    fn size(&self) -> Option<[usize; 2]> {
+        let each = match self.dtype.as_str() {
+            "F16" => 2,
+            "F32" | "U32" | "I32" => 4,
+            "I64" => 8,
+            _ => return None,
+        };
+        let row = self.shape[1].checked_mul(each)?;
+        Some([row.checked_mul(self.shape[0])?, row])
+    }
+
+    /// What is `stored` of it; `None` where that is something else.
+    fn numbers(&self, stored: &[u8]) -> Option<Numbers> {
+        let [bytes, row] = self.size()?;
+        let bytes = match self.packed {
+            true => unpack(stored, bytes, row)?,
+            false => (stored.len() == bytes).then(|| stored.to_vec())?,
+        };
+        Some(Numbers { dtype: self.dtype.clone(), bytes })
+    }
+}
+
 /// The header's object: what a program keeps, `H`, and the stores.
 #[derive(Serialize, Deserialize)]
 struct Head<H> {
@@ -103,22 +128,22 @@ impl<'a> Writer<'a> {
                 None => (head, bytes.into()),
             })
             .collect();
-        let (mut entries, mut at) = (Map::new(), 0);
+        let (stores, parts): (Vec<_>, Vec<_>) = written.into_iter().unzip();
+        let failed = |error: serde_json::Error| Error::Session { path: path.into(), message: format!("cannot be written: {error}") };
+        let head = Head { format: FORMAT, own, stores };
+        let text = serde_json::to_string(&head).map_err(failed)?;
+        let (mut entries, mut at) = (Map::from_iter([("__metadata__".to_string(), json!({ KEY: text }))]), 0);
         let mut entry = |name: &str, dtype: &str, shape: &[usize], bytes: usize| {
             entries.insert(name.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, at + bytes] }));
             at += bytes;
         };
-        for (head, bytes) in &written {
+        for (head, bytes) in head.stores.iter().zip(&parts) {
             match head.packed {
                 true => entry(&head.name, "U8", &[bytes.len()], bytes.len()),
                 false => entry(&head.name, &head.dtype, &head.shape, bytes.len()),
             }
         }
         entry(CHECKSUM, "U8", &[DIGEST], DIGEST);
-        let (stores, parts): (Vec<_>, Vec<_>) = written.into_iter().unzip();
-        let failed = |error: serde_json::Error| Error::Session { path: path.into(), message: format!("cannot be written: {error}") };
-        let text = serde_json::to_string(&Head { format: FORMAT, own, stores }).map_err(failed)?;
-        entries.insert("__metadata__".into(), json!({ KEY: text }));
         let mut header = serde_json::to_vec(&entries).map_err(failed)?;
         // Tensors begin at a multiple of eight, as other readers want it.
         header.resize(header.len().next_multiple_of(8), b' ');
@@ -171,22 +196,51 @@ pub(super) struct Container<'a, H> {
 }
 
 impl<'a, H: DeserializeOwned + Sync> Container<'a, H> {
-    /// Reads the header of `bytes`, the beginning of the file at `path` or all of it.
+    /// Reads the header of `bytes`, all of the file at `path`.
     ///
     /// # Errors
     /// [`Error::Session`] where it is no such file, of another version, or damaged.
     pub fn open(path: &'a Path, bytes: &'a [u8]) -> Result<Container<'a, H>> {
+        Container::parse(path, bytes, bytes.len())
+    }
+
+    /// The header of the file at `path`, which nobody has verified, and the numbers of one store,
+    /// without reading the rest.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and those of reading.
+    pub fn peek<T: Number>(path: &Path, name: &str) -> Result<(H, Vec<T>)> {
+        let io = || Error::io("read", path);
+        let mut file = File::open(path).map_err(io())?;
+        let length = file.metadata().map_err(io())?.len();
+        let mut bytes = vec![0; 8];
+        file.read_exact(&mut bytes).map_err(io())?;
+        let header = bytes.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let header = header.min(MOST_HEADER).min(length.saturating_sub(8));
+        (&file).take(header).read_to_end(&mut bytes).map_err(io())?;
+        let container: Container<H> = Container::parse(path, &bytes, usize::try_from(length).unwrap_or(usize::MAX))?;
+        let Some(head) = container.stores.iter().find(|head| head.name == name) else { return Ok((container.own, Vec::new())) };
+        let place = container.places.get(name).ok_or_else(|| container.damaged(head))?;
+        let mut stored = Vec::new();
+        file.seek(SeekFrom::Start(place.start as u64)).map_err(io())?;
+        file.take(place.len() as u64).read_to_end(&mut stored).map_err(io())?;
+        let numbers = head.numbers(&stored).filter(|numbers| numbers.dtype == T::TYPE).ok_or_else(|| container.damaged(head))?;
+        Ok((container.own, bytemuck::pod_collect_to_vec(&numbers.bytes)))
+    }
+
+    /// `bytes`: the beginning of a file of `length` bytes, with its header.
+    fn parse(path: &'a Path, bytes: &'a [u8], length: usize) -> Result<Container<'a, H>> {
         let bad = |message: String| Error::Session { path: path.into(), message };
         let none = || bad("is no session that lowkey has saved".into());
-        let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(none)?;
-        let length = u64::from_le_bytes(*length);
-        if length > MOST_HEADER {
+        let (header, rest) = bytes.split_first_chunk::<8>().ok_or_else(none)?;
+        let header = u64::from_le_bytes(*header);
+        if header > MOST_HEADER {
             return Err(none());
         }
-        if length > rest.len() as u64 {
+        if header > rest.len() as u64 {
             return Err(bad("is cut short; save it again".into()));
         }
-        let (header, data) = rest.split_at(length as usize);
+        let (header, start) = (&rest[..header as usize], 8 + header as usize);
         let entries: Map<String, Value> = serde_json::from_slice(header).map_err(|_| none())?;
         let text = entries.get("__metadata__").and_then(|metadata| metadata[KEY].as_str()).ok_or_else(none)?;
         let damaged = |error: serde_json::Error| bad(format!("is damaged: its header cannot be read: {error}"));
@@ -198,18 +252,21 @@ impl<'a, H: DeserializeOwned + Sync> Container<'a, H> {
             None => return Err(bad("is damaged: its header has no version".into())),
         }
         let Head { format: _, own, stores } = Head::<H>::deserialize(value).map_err(damaged)?;
-        let start = 8 + header.len();
-        let mut places = BTreeMap::new();
+        let (mut places, data) = (BTreeMap::new(), length.saturating_sub(start));
         for (name, entry) in entries.into_iter().filter(|(name, _)| name != "__metadata__") {
             let offset = |index: usize| entry["data_offsets"][index].as_u64().and_then(|offset| usize::try_from(offset).ok());
             let range = offset(0).zip(offset(1)).filter(|(from, to)| from <= to);
             let (from, to) = range.ok_or_else(|| bad(format!("is damaged: {name} stands nowhere")))?;
-            if to > data.len() {
-                return Err(bad(format!("is cut short: {name} ends {} bytes behind its end; save it again", to - data.len())));
+            if to > data {
+                return Err(bad(format!("is cut short: {name} ends {} bytes behind its end; save it again", to - data)));
             }
             places.insert(name, start + from..start + to);
         }
         Ok(Container { path, bytes, own, stores, places })
+    }
+
+    fn damaged(&self, head: &StoreHead) -> Error {
+        self.bad(format!("is damaged: {} is not what its header says", head.name))
     }
 
     fn bad(&self, message: String) -> Error {
@@ -234,33 +291,17 @@ impl<'a, H: DeserializeOwned + Sync> Container<'a, H> {
     /// # Errors
     /// [`Error::Session`] where they are more, or one is not what the header says.
     pub fn stores(&self, most: u64) -> Result<Stores<'a>> {
-        let size = |head: &StoreHead| -> Option<[usize; 2]> {
-            let each = match head.dtype.as_str() {
-                "F16" => 2,
-                "F32" | "U32" | "I32" => 4,
-                "I64" => 8,
-                _ => return None,
-            };
-            let row = head.shape[1].checked_mul(each)?;
-            Some([row.checked_mul(head.shape[0])?, row])
-        };
         let mut left = most;
         for head in &self.stores {
-            let bytes = size(head).and_then(|[bytes, _]| u64::try_from(bytes).ok());
+            let bytes = head.size().and_then(|[bytes, _]| u64::try_from(bytes).ok());
             left = bytes.and_then(|bytes| left.checked_sub(bytes)).ok_or_else(|| {
                 self.bad(format!("holds more than a session of this model and context can ({most} bytes); open it with a larger --context"))
             })?;
         }
         let take = |head: &StoreHead| -> Result<(String, Numbers)> {
-            let damaged = || self.bad(format!("is damaged: {} is not what its header says", head.name));
-            let (stored, [bytes, row]) = (self.places.get(&head.name).ok_or_else(damaged)?, size(head).ok_or_else(damaged)?);
-            let stored = &self.bytes[stored.clone()];
-            let bytes = match head.packed {
-                true => unpack(stored, bytes, row).ok_or_else(damaged)?,
-                false if stored.len() == bytes => stored.to_vec(),
-                false => return Err(damaged()),
-            };
-            Ok((head.name.clone(), Numbers { dtype: head.dtype.clone(), bytes }))
+            let place = self.places.get(&head.name).ok_or_else(|| self.damaged(head))?;
+            let numbers = head.numbers(&self.bytes[place.clone()]).ok_or_else(|| self.damaged(head))?;
+            Ok((head.name.clone(), numbers))
         };
         let stores: BTreeMap<String, Numbers> = self.stores.par_iter().map(take).collect::<Result<_>>()?;
         if stores.len() != self.stores.len() || self.places.len() != stores.len() + 1 {

@@ -8,6 +8,7 @@
 mod container;
 mod draft;
 mod generation;
+mod prefixes;
 mod saved;
 mod stop;
 mod stores;
@@ -15,6 +16,7 @@ mod stores;
 pub use crate::logits::Sampling;
 pub use crate::task::Cancel;
 pub use generation::{Finish, Generation, Summary, Token};
+pub use prefixes::{Begun, PrefixCache};
 pub use saved::Restored;
 pub use stop::{Released, StopStrings};
 
@@ -122,12 +124,16 @@ impl Session {
     /// a prompt without tokens, [`crate::Error::Context`] for one that does not fit. What goes
     /// wrong later is an item of the iterator, its last.
     pub fn generate<'a>(&mut self, prompt: impl Into<Prompt<'a>>) -> Result<Generation<'_>> {
-        let tokens = self.encode(prompt.into())?;
+        let tokens = self.encode(prompt)?;
         Generation::new(self, tokens)
     }
 
-    fn encode(&self, prompt: Prompt) -> Result<Vec<u32>> {
-        match prompt {
+    /// The tokens of `prompt`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tokenizer`] for text that cannot be encoded.
+    pub fn encode<'a>(&self, prompt: impl Into<Prompt<'a>>) -> Result<Vec<u32>> {
+        match prompt.into() {
             Prompt::Text(text) => self.tokenizer.encode(text, true),
             Prompt::Rendered(text) => self.tokenizer.encode(text, false),
             Prompt::Tokens(tokens) => Ok(tokens.to_vec()),

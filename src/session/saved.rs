@@ -98,7 +98,7 @@ impl Session {
     /// # Errors
     /// As [`generate`](Self::generate), and those of reading.
     pub fn read<'a>(&mut self, prompt: impl Into<Prompt<'a>>) -> Result<usize> {
-        let tokens = self.encode(prompt.into())?;
+        let tokens = self.encode(prompt)?;
         Ok(self.context.read(&tokens)?.reused)
     }
 }

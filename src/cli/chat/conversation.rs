@@ -6,11 +6,12 @@
 use super::turns::{OnFull, Turns};
 use crate::cli::answer::{Answer, Teller};
 use crate::cli::console::Console;
-use crate::cli::template::template;
+use crate::cli::prefixes::{begin, with};
+use crate::cli::template::{render, template};
 use crate::cli::thinking::Thinking;
 use lowkey::checkpoint::{ChatTemplate, Message, Tokenizer};
-use lowkey::session::{Finish, Summary};
-use lowkey::{Model, Prompt, Result, Session, SessionOptions};
+use lowkey::session::{Begun, Finish, PrefixCache, Summary};
+use lowkey::{Error, Model, Prompt, Result, Session, SessionOptions};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ pub struct Conversation {
     most: usize,
     /// How many messages the user knows to be left out.
     known: usize,
+    /// What the user wants the model to be told first, whatever is loaded.
+    system: Option<Message>,
+    prefixes: Option<PrefixCache>,
 }
 
 /// How a conversation is held.
@@ -36,6 +40,8 @@ pub struct Manner {
     /// Without the chat template.
     pub raw: bool,
     pub on_full: OnFull,
+    /// Where what conversations begin with is kept.
+    pub prefixes: Option<PrefixCache>,
 }
 
 impl Conversation {
@@ -49,7 +55,8 @@ impl Conversation {
         let mut session = model.session(options)?;
         session.set_cancel(console.cancel().clone());
         let (tokenizer, turns) = (model.tokenizer()?, Turns::new(manner.system));
-        Ok(Conversation { session, tokenizer, template, turns, on_full: manner.on_full, most, known: 0 })
+        let Manner { on_full, prefixes, .. } = manner;
+        Ok(Conversation { session, tokenizer, template, system: turns.system().cloned(), turns, on_full, most, known: 0, prefixes })
     }
 
     /// The model's state.
@@ -80,6 +87,7 @@ impl Conversation {
         let thinking = if self.template.is_some() { Thinking::after(&prompt) } else { Thinking::none() };
         let mut teller = Teller::new(console, bar, thinking);
         let mut told = Summary::default();
+        let begun = self.begin(&prompt)?;
         loop {
             let prompt_or_text = if self.template.is_some() { Prompt::Rendered(&prompt) } else { Prompt::Text(&prompt) };
             let summary = teller.tell(self.session.generate(prompt_or_text)?, self.most)?;
@@ -88,7 +96,7 @@ impl Conversation {
                 if told.tokens == 0 { summary } else { Summary { prompt_tokens: told.prompt_tokens, reused_tokens: told.reused_tokens, ..summary } };
             let full = summary.finish == Some(Finish::Context) && self.on_full == OnFull::Shift;
             if !full || !self.turns.forget_oldest() {
-                return teller.answer(told, self.session.capacity());
+                return teller.answer(with(told, begun), self.session.capacity());
             }
             prompt = self.fitting(&teller.said, console)?;
         }
@@ -117,12 +125,47 @@ impl Conversation {
         }
     }
 
+    /// Reads what the conversation begins with, where that is kept and nothing has been read yet.
+    fn begin(&mut self, prompt: &str) -> Result<Option<Begun>> {
+        let Some(prefixes) = self.prefixes.as_ref().filter(|_| self.session.position() == 0) else { return Ok(None) };
+        let (told, template) = (self.turns.told(), self.template.as_ref());
+        let prompt = if template.is_some() { Prompt::Rendered(prompt) } else { Prompt::Text(prompt) };
+        begin(prefixes, &mut self.session, prompt, &|text| {
+            let system = told.first().filter(|message| message.role == "system")?;
+            render(template, &[system.clone(), Message::new("user", text)]).ok()
+        })
+        .map(Some)
+    }
+
     fn prompt(&self) -> Result<String> {
-        let told = self.turns.told();
-        match &self.template {
-            Some(template) => template.render(&told, true),
-            None => Ok(told.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n")),
-        }
+        render(self.template.as_ref(), &self.turns.told())
+    }
+
+    /// How many messages there are.
+    pub fn messages(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// Keeps the conversation and the model's cache in a file; returns its bytes.
+    ///
+    /// # Errors
+    /// Those of [`Session::save`].
+    pub fn save(&mut self, path: &Path) -> Result<u64> {
+        self.session.save(path, &self.turns.note())
+    }
+
+    /// Goes on with the conversation in a file; returns how many tokens need not be read again.
+    ///
+    /// # Errors
+    /// Those of [`Session::restore`], and [`Error::Session`] where no chat has saved it.
+    pub fn load(&mut self, path: &Path) -> Result<usize> {
+        let restored = self.session.restore(path)?;
+        let Some(turns) = Turns::noted(&restored.note, self.system.clone()) else {
+            self.reset();
+            return Err(Error::Session { path: path.into(), message: "has no conversation: it was saved by another program than `lowkey chat`".into() });
+        };
+        (self.turns, self.known) = (turns, 0);
+        Ok(restored.tokens)
     }
 
     /// Forgets what was said.
@@ -136,7 +179,7 @@ impl Conversation {
     ///
     /// # Errors
     /// Those of the operating system.
-    pub fn save(&self, path: &Path) -> std::io::Result<()> {
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
         let mut file = std::fs::File::create_new(path)?;
         self.turns.all().try_for_each(|message| write!(file, "{}:\n{}\n\n", message.role, message.content.trim()))
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 pub const QUOTES: &str = r#"""""#;
 
 /// What can be typed besides questions.
-pub const HELP: &str = "/reset forgets everything, /save FILE writes the conversation, /stats, /help, /quit. \"\"\" begins and ends several lines. Ctrl-C stops an answer.";
+pub const HELP: &str = "/reset forgets everything, /save FILE and /load FILE keep the conversation with the model's cache, /write FILE writes it as text, /stats, /help, /quit. \"\"\" begins and ends several lines. Ctrl-C stops an answer.";
 
 /// What was typed.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,6 +18,10 @@ pub enum Line<'a> {
     Reset,
     /// With the file, if it was named.
     Save(Option<&'a Path>),
+    /// See [`Save`](Self::Save).
+    Load(Option<&'a Path>),
+    /// See [`Save`](Self::Save).
+    Write(Option<&'a Path>),
     Quit,
     /// A command that there is not.
     Unknown(&'a str),
@@ -32,12 +36,15 @@ impl<'a> Line<'a> {
             return if question.is_empty() { Line::Nothing } else { Line::Question(question) };
         }
         let (word, rest) = typed.split_once(char::is_whitespace).map_or((typed, ""), |(word, rest)| (word, rest.trim()));
+        let file = || Some(rest).filter(|rest| !rest.is_empty()).map(Path::new);
         match word {
             "" => Line::Nothing,
             "/help" | "/?" => Line::Help,
             "/stats" => Line::Stats,
             "/reset" | "/clear" => Line::Reset,
-            "/save" => Line::Save(Some(rest).filter(|rest| !rest.is_empty()).map(Path::new)),
+            "/save" => Line::Save(file()),
+            "/load" => Line::Load(file()),
+            "/write" => Line::Write(file()),
             "/quit" | "/exit" | "/bye" => Line::Quit,
             _ if word.starts_with('/') => Line::Unknown(word),
             _ => Line::Question(typed),
@@ -64,7 +71,9 @@ mod tests {
             ("/stats ", Line::Stats),
             ("/clear", Line::Reset),
             ("/save", Line::Save(None)),
-            ("/save  the talk.txt ", Line::Save(Some(Path::new("the talk.txt")))),
+            ("/save  the talk.session ", Line::Save(Some(Path::new("the talk.session")))),
+            ("/load a", Line::Load(Some(Path::new("a")))),
+            ("/write a.txt", Line::Write(Some(Path::new("a.txt")))),
             ("/bye", Line::Quit),
             ("/etc/passwd is what?", Line::Unknown("/etc/passwd")),
         ] {

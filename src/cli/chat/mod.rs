@@ -10,11 +10,12 @@ use super::cache::CacheArgs;
 use super::console::{Console, read_text, without_mark};
 use super::device::{WeightArgs, untrained};
 use super::locate::ModelArgs;
+use super::prefixes::PrefixArgs;
 use super::sampling::SamplingArgs;
 use conversation::{Conversation, Manner};
 use lowkey::{Error, Result};
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use talk::Talk;
 use turns::OnFull;
 
@@ -39,6 +40,12 @@ pub struct Args {
     /// the system prompt.
     #[arg(long, value_enum, default_value_t = OnFull::Stop, value_name = "WHAT")]
     on_full: OnFull,
+    /// Go on with the conversation in FILE, where it is there, and save it there in the end: what was
+    /// said and the model's cache, so that nothing is read again.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    #[command(flatten)]
+    prefixes: PrefixArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -66,16 +73,23 @@ impl Args {
             console.remark(&remark);
         }
         model.checkpoint().remarks().iter().for_each(|remark| console.remark(remark));
-        let manner = Manner { system: self.system, raw: self.raw, on_full: self.on_full };
+        let manner = Manner { system: self.system, raw: self.raw, on_full: self.on_full, prefixes: self.prefixes.open()? };
         let mut conversation = Conversation::new(&model, manner, options, console)?;
+        if let Some(file) = self.resume.as_ref().filter(|file| file.exists()) {
+            let tokens = conversation.load(file)?;
+            console.remark(&talk::loaded(&conversation, tokens));
+        }
         match question {
             Some(question) => {
                 let answer = conversation.ask(&question, console)?;
+                if let Some(file) = &self.resume {
+                    conversation.save(file)?;
+                }
                 answer.result(console, load_seconds, conversation.session().remark())
             }
             None => {
                 console.remark(&format!("{name} on {}. {}", engine.name(), line::HELP));
-                Talk::new(conversation, model.checkpoint().config().dense_kv_bytes_per_token(), console).run()
+                Talk::new(conversation, model.checkpoint().config().dense_kv_bytes_per_token(), self.resume, console).run()
             }
         }
     }

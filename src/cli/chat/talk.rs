@@ -7,7 +7,7 @@ use crate::cli::console::Console;
 use crate::cli::table::bytes;
 use lowkey::session::{Finish, Summary};
 use lowkey::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A conversation, and what it has taken until now.
 pub struct Talk<'a> {
@@ -19,12 +19,17 @@ pub struct Talk<'a> {
     /// Steps of the model after each answer's first token, and what they took.
     steps: usize,
     seconds: f64,
+    /// The file that it goes on from and is saved to in the end.
+    resume: Option<PathBuf>,
+    /// The file that it was saved to or loaded from last.
+    known: Option<PathBuf>,
 }
 
 impl Talk<'_> {
-    /// A conversation that begins, beside what a dense cache would take.
-    pub fn new(conversation: Conversation, dense_bytes_per_token: u64, console: &Console) -> Talk<'_> {
-        Talk { conversation, console, dense_bytes_per_token, answers: 0, tokens: 0, steps: 0, seconds: 0.0 }
+    /// A conversation that begins, or goes on from what was saved at `resume`, beside what a dense
+    /// cache would take.
+    pub fn new(conversation: Conversation, dense_bytes_per_token: u64, resume: Option<PathBuf>, console: &Console) -> Talk<'_> {
+        Talk { conversation, console, dense_bytes_per_token, answers: 0, tokens: 0, steps: 0, seconds: 0.0, known: resume.clone(), resume }
     }
 
     /// Goes on until `/quit` or Ctrl-D.
@@ -43,13 +48,19 @@ impl Talk<'_> {
                     self.conversation.reset();
                     self.console.remark("(forgotten)");
                 }
-                Line::Save(None) => self.console.remark("(/save FILE)"),
-                Line::Save(Some(file)) => self.save(file),
+                Line::Save(file) => self.save(file),
+                Line::Load(file) => self.load(file)?,
+                Line::Write(None) => self.console.remark("(/write FILE)"),
+                Line::Write(Some(file)) => self.write(file),
                 Line::Unknown(word) => self.console.remark(&format!("(there is no {word}; {HELP})")),
                 Line::Quit => break,
             }
         }
-        Ok(())
+        // What was resumed goes on from here the next time.
+        match &self.resume {
+            Some(file) => self.conversation.save(file).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Asks the model, and says what its answer took.
@@ -132,10 +143,52 @@ impl Talk<'_> {
         )
     }
 
-    fn save(&self, file: &Path) {
-        match self.conversation.save(file) {
-            Ok(()) => self.console.remark("(saved)"),
+    fn write(&self, file: &Path) {
+        match self.conversation.write(file) {
+            Ok(()) => self.console.remark("(written)"),
             Err(error) => self.console.remark(&format!("(cannot write {}: {error})", file.display())),
         }
     }
+
+    /// Saves to `file`, or to the one that is known. Another one must not exist.
+    fn save(&mut self, file: Option<&Path>) {
+        let Some(file) = file.or(self.known.as_deref()).map(Path::to_path_buf) else {
+            self.console.remark("(/save FILE)");
+            return;
+        };
+        let saved = match self.known.as_ref() != Some(&file) && file.symlink_metadata().is_ok() {
+            true => Err(Error::Exists { path: file.clone() }),
+            false => self.conversation.save(&file),
+        };
+        match saved {
+            Ok(size) => {
+                self.console.remark(&format!("(saved: {} messages, {})", self.conversation.messages(), bytes(size)));
+                self.known = Some(file);
+            }
+            Err(error) => self.console.remark(&format!("({error})")),
+        }
+    }
+
+    /// Goes on with the conversation in `file`.
+    fn load(&mut self, file: Option<&Path>) -> Result<()> {
+        let Some(file) = file else {
+            self.console.remark("(/load FILE)");
+            return Ok(());
+        };
+        match self.conversation.load(file) {
+            Ok(tokens) => {
+                self.console.remark(&loaded(&self.conversation, tokens));
+                self.known = Some(file.to_path_buf());
+            }
+            // What is in the file is not for this model; the conversation goes on.
+            Err(error @ (Error::Session { .. } | Error::Io { .. } | Error::Context { .. })) => self.console.remark(&format!("({error})")),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// What to say of a conversation that has been loaded.
+pub fn loaded(conversation: &Conversation, tokens: usize) -> String {
+    format!("(loaded: {} messages; {tokens} tokens need not be read again)", conversation.messages())
 }

@@ -1,6 +1,7 @@
 //! The turns of a conversation, and which of them the model is still told.
 
 use lowkey::checkpoint::Message;
+use serde::{Deserialize, Serialize};
 
 /// What becomes of a conversation that no longer fits into the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -12,6 +13,7 @@ pub enum OnFull {
 }
 
 /// What was said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turns {
     system: Option<Message>,
     messages: Vec<Message>,
@@ -23,6 +25,28 @@ impl Turns {
     /// None yet, after what the model is told before everything else.
     pub fn new(system: Option<String>) -> Turns {
         Turns { system: system.map(|text| Message::new("system", text)), messages: Vec::new(), forgotten: 0 }
+    }
+
+    /// Those that [`note`](Self::note) wrote down, after what the model is told now, if anything.
+    /// `None` where they are something else.
+    pub fn noted(note: &str, system: Option<Message>) -> Option<Turns> {
+        let turns: Turns = serde_json::from_str(note).ok()?;
+        (turns.forgotten <= turns.messages.len()).then_some(Turns { system: system.or(turns.system), ..turns })
+    }
+
+    /// All of it in one string.
+    pub fn note(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// What the model is told before everything else.
+    pub fn system(&self) -> Option<&Message> {
+        self.system.as_ref()
+    }
+
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.messages.len()
     }
 
     pub fn push(&mut self, message: Message) {
@@ -82,6 +106,10 @@ mod tests {
         assert_eq!(turns.all().count(), 6);
         turns.pop();
         assert_eq!(told(&turns), "s");
+        assert_eq!(Turns::noted(&turns.note(), None).as_ref(), Some(&turns));
+        let other = Turns::noted(&turns.note(), Some(Message::new("system", "t"))).unwrap();
+        assert!(told(&other) == "t" && other.forgotten() == 4);
+        assert_eq!(Turns::noted(&turns.note().replace("\"forgotten\":4", "\"forgotten\":9"), None), None);
         turns.reset();
         assert!(told(&turns) == "s" && turns.forgotten() == 0 && !turns.forget_oldest());
     }
