@@ -245,7 +245,14 @@ impl Engine {
             Kind::Cpu => Weights::Cpu(Arc::new(cpu::Model::load_as(&checkpoint, self.weights, on_progress)?)),
             Kind::Gpu(device) => Weights::Gpu(Arc::new(decoder::Model::load_as(&checkpoint, self.weights, device.clone(), on_progress)?)),
         };
-        Ok(Model { checkpoint, weights, engine: self.clone(), load_seconds: start.elapsed().as_secs_f64(), tokenizer: OnceLock::new(), origin: OnceLock::new() })
+        Ok(Model {
+            checkpoint,
+            weights,
+            engine: self.clone(),
+            load_seconds: start.elapsed().as_secs_f64(),
+            tokenizer: OnceLock::new(),
+            origin: OnceLock::new(),
+        })
     }
 }
 
@@ -392,14 +399,8 @@ impl Reader for Weights {
 
     fn prompt(&self, prompt: &Prompt, options: SequenceOptions) -> Result<(Box<dyn Sequence>, Vec<f32>)> {
         match self {
-            Weights::Cpu(model) => {
-                let (sequence, found) = model.read_prompt(prompt, options, cpu::RowType::F16)?;
-                Ok((Box::new(sequence), found))
-            }
-            Weights::Gpu(model) => {
-                let (sequence, found) = model.read_prompt(prompt, options)?;
-                Ok((Box::new(sequence), found))
-            }
+            Weights::Cpu(model) => model.read_prompt(prompt, options, cpu::RowType::F16).map(|(sequence, found)| (Box::new(sequence) as _, found)),
+            Weights::Gpu(model) => model.read_prompt(prompt, options).map(|(sequence, found)| (Box::new(sequence) as _, found)),
         }
     }
 }

@@ -9,6 +9,7 @@ use lowkey::compress::{self, Method, Plan};
 use lowkey::cpu::{self, RowType};
 use lowkey::kv::{Budget, CacheMethod, Evicted, Exact, LatentSet, Read, Reviver, Saved, Selector, Xkv};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
+use lowkey::session::PrefixCache;
 use lowkey::task::quietly;
 use lowkey::{Device, Engine, Error, LoadOptions, Model, Prompt, Sampling, Session, SessionOptions, decoder};
 use safetensors::Dtype;
@@ -37,7 +38,12 @@ fn odd() -> SyntheticModel {
 }
 
 fn all_ways(checkpoint: &Checkpoint) -> Vec<Way> {
-    let way = |name: &str, rows: Option<LatentSet>, method| Way { name: name.into(), apart: if rows.is_some() { 1e-3 } else { 1e-6 }, rows, options: options(method) };
+    let way = |name: &str, rows: Option<LatentSet>, method| Way {
+        name: name.into(),
+        apart: if rows.is_some() { 1e-3 } else { 1e-6 },
+        rows,
+        options: options(method),
+    };
     let mut all = vec![way("dense", None, CacheMethod::default())];
     for evicted in [Evicted::None, Evicted::Mean, Evicted::Sketch, Evicted::Shrunk] {
         all.push(way(&format!("evicted as {evicted:?}"), None, CacheMethod::Evict(Reviver::new(Budget::Keep(0.3), Some(evicted)))));
@@ -284,4 +290,62 @@ fn what_does_not_belong_is_refused_by_name() {
     assert!(message(&mut session(&dense, evict(0.2)), &file).contains("and the same budget"));
     save(&dense, xkv);
     assert!(message(&mut session(&dense, CacheMethod::default()), &file).contains("xkv"));
+}
+
+/// What the child of the next test does until it is killed: saves two states of a session in turns
+/// under one name, and prefixes into a directory that is always too small for them.
+#[test]
+#[ignore = "started by another test, and ends when that kills it"]
+fn saves_until_it_is_killed() {
+    let Some(directory) = std::env::var_os("LOWKEY_TEST_SAVES").map(std::path::PathBuf::from) else { return };
+    let model = load(&directory.join("model"), Device::Cpu);
+    let mut session = model.session(SessionOptions { context: Some(300), ..Default::default() }).unwrap();
+    let prefixes = PrefixCache::open(directory.join("prefixes"), 100_000).unwrap();
+    let tokens = Random(5).tokens(240, 515);
+    for count in [200, 240].into_iter().cycle() {
+        session.read(Prompt::Tokens(&tokens[..count])).unwrap();
+        session.save(&directory.join("a.session"), &count.to_string()).unwrap();
+        std::fs::write(directory.join("ready"), "").unwrap();
+        prefixes.save(&mut session).unwrap();
+    }
+}
+
+/// Whenever the process that saves is killed, what is there is the old state or the new one, and
+/// every prefix is whole.
+#[cfg(unix)]
+#[test]
+fn a_killed_save_leaves_the_old_state_or_the_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    odd().write(&directory.path().join("model"));
+    let model = load(&directory.path().join("model"), Device::Cpu);
+    let (file, ready) = (directory.path().join("a.session"), directory.path().join("ready"));
+    let tokens = Random(5).tokens(240, 515);
+    let mut random = Random(77);
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 0..20 {
+        let _ = std::fs::remove_file(&ready);
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["saves_until_it_is_killed", "--exact", "--ignored"]).env("LOWKEY_TEST_SAVES", directory.path());
+        let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        while !ready.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::thread::sleep(std::time::Duration::from_micros(random.below(40_000) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut session = model.session(SessionOptions { context: Some(300), ..Default::default() }).unwrap();
+        let restored = session.restore(&file).unwrap();
+        assert!([200, 240].contains(&restored.tokens) && restored.note == restored.tokens.to_string(), "round {round}: {restored:?}");
+        assert_eq!(session.tokens(), &tokens[..restored.tokens]);
+        seen.insert(restored.tokens);
+        for entry in std::fs::read_dir(directory.path().join("prefixes")).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "session") {
+                session.restore(&path).unwrap_or_else(|error| panic!("round {round}: {error}"));
+                assert_eq!(session.tokens(), &tokens[..session.position()]);
+            }
+        }
+    }
+    assert_eq!(seen.len(), 2, "killed before and after: {seen:?}");
 }

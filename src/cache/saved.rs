@@ -6,7 +6,7 @@ use crate::Result;
 use crate::gpu::{Device, pad};
 use crate::kernels::eviction::EvictionStore;
 use crate::kernels::exact::ExactRows;
-use crate::kv::{Evicted, Layout, LatentSpec, Saved, SavedEviction, SavedLayer, SavedSketch, Selection, Standing, Stores, Stretch};
+use crate::kv::{Evicted, LatentSpec, Layout, Saved, SavedEviction, SavedLayer, SavedSketch, Selection, Standing, Stores, Stretch};
 use half::f16;
 use std::ops::Range;
 
@@ -119,7 +119,12 @@ impl Cache {
             }
         };
         Ok(SavedEviction {
-            received: standing.stretches(&self.slots).iter().flat_map(|(_, at)| at.slot..at.slot + at.count).map(|slot| mass(received + slot)).collect(),
+            received: standing
+                .stretches(&self.slots)
+                .iter()
+                .flat_map(|(_, at)| at.slot..at.slot + at.count)
+                .map(|slot| mass(received + slot))
+                .collect(),
             positions: (0..held).map(|slot| marks[places + 2 * slot]).collect(),
             masses: (0..held).map(|slot| mass(places + 2 * slot + 1)).collect(),
             keys: side(rows[0])?,

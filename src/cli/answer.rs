@@ -126,7 +126,8 @@ impl Answer {
     /// [`Error::Interrupted`] where the user stopped it, and those of writing.
     pub fn result(self, console: &Console, load_seconds: f64, remark: Option<String>) -> Result<()> {
         let full = self.full();
-        let Summary { prompt_tokens, reused_tokens, tokens, drafted_tokens, accepted_tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } = self.summary;
+        let Summary { prompt_tokens, reused_tokens, tokens, drafted_tokens, accepted_tokens, prefill_tps, decode_tps, kv_bytes, finish, .. } =
+            self.summary;
         if finish == Some(Finish::Cancelled) {
             if !console.json() {
                 console.write("\n")?;

@@ -16,9 +16,7 @@ use super::latents::{Coded, means};
 use super::rope::Ropes;
 use super::rows::Rows;
 use crate::Result;
-use crate::kv::{
-    Call, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Saved, SavedLayer, Selection, Slots, Standing, Stores,
-};
+use crate::kv::{Call, Coding, Energy, KvSide, LatentKind, LatentSet, LatentSpec, Reach, Saved, SavedLayer, Selection, Slots, Standing, Stores};
 use crate::linalg::stack;
 use nalgebra::DMatrix;
 use rayon::prelude::*;

@@ -160,8 +160,8 @@ impl GpuSequence {
         self.cursor.coding().map(|coding| coding.schedule.exact)
     }
 
-    /// Goes on where `position` tokens have gone through the model and the rows of the first `coded`
-    /// of them are coded with these bases.
+    /// Goes on where `position` tokens have gone through the model and the rows of the first
+    /// `coded` of them are coded with these bases.
     pub(super) fn resume(&mut self, position: usize, coded: usize, bases: Own) {
         self.bases = Some(bases);
         self.cursor.resume(position, coded);

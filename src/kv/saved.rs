@@ -331,7 +331,8 @@ impl SavedEviction {
         let damaged = |what: &str| refuse(format!("has {what} in layer {layer}, which cannot be"));
         let (left, held) = (standing.left(), stores.held(standing.left()));
         if positions.len() != held || sketch.as_ref().map_or(0, |sketch| sketch.buckets.len()) != stores.buckets {
-            let message = format!("keeps {} candidates in layer {layer}, where this cache has {held}; open it with the same --context", positions.len());
+            let message =
+                format!("keeps {} candidates in layer {layer}, where this cache has {held}; open it with the same --context", positions.len());
             return refuse(message + " and the same budget");
         }
         if masses.len() != held || keys.len() != held * width || values.len() != held * width || received.len() != standing.held_tokens() {

@@ -6,11 +6,9 @@
 //! byte of every token, then the second of every token, and so on) and deflated. The last tensor,
 //! `checksum`, is the SHA-256 of all that stands before it in the file.
 
+use super::packing::{pack, unpack};
 use crate::{Error, Result};
 use bytemuck::{AnyBitPattern, NoUninit};
-use flate2::Compression;
-use flate2::read::DeflateDecoder;
-use flate2::write::DeflateEncoder;
 use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,7 +16,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
@@ -155,33 +153,6 @@ impl<'a> Writer<'a> {
         file.extend_from_slice(&checksum);
         Ok(file)
     }
-}
-
-/// The numbers' bytes by their place in a row, deflated; `None` where that gains next to nothing.
-fn pack(bytes: &[u8], rows: usize) -> Option<Vec<u8>> {
-    let row = bytes.len() / rows.max(1);
-    let mut shuffled = vec![0; bytes.len()];
-    for (place, column) in shuffled.chunks_exact_mut(rows.max(1)).enumerate() {
-        column.iter_mut().zip(bytes[place..].iter().step_by(row.max(1))).for_each(|(to, from)| *to = *from);
-    }
-    let mut encoder = DeflateEncoder::new(Vec::with_capacity(bytes.len()), Compression::fast());
-    encoder.write_all(&shuffled).ok()?;
-    let packed = encoder.finish().ok()?;
-    (packed.len() < bytes.len() / 50 * 49).then_some(packed)
-}
-
-/// What [`pack`] made `bytes` of, in rows of `row` bytes.
-fn unpack(packed: &[u8], bytes: usize, row: usize) -> Option<Vec<u8>> {
-    let mut shuffled = Vec::new();
-    DeflateDecoder::new(packed).take(bytes as u64 + 1).read_to_end(&mut shuffled).ok()?;
-    if shuffled.len() != bytes || row == 0 {
-        return None;
-    }
-    let (mut found, rows) = (vec![0; bytes], bytes / row);
-    for (place, column) in shuffled.chunks_exact(rows).enumerate() {
-        found[place..].iter_mut().step_by(row).zip(column).for_each(|(to, from)| *to = *from);
-    }
-    Some(found)
 }
 
 /// A file that has been read, and is not yet known to be whole.

@@ -8,6 +8,7 @@
 mod container;
 mod draft;
 mod generation;
+mod packing;
 mod prefixes;
 mod saved;
 mod stop;

@@ -67,7 +67,7 @@ fn what_cannot_be_asked_is_refused() {
 #[test]
 fn a_conversation_has_turns_and_commands() {
     let bench = Bench::new();
-    let (model, saved) = (bench.path("model"), bench.path("saved"));
+    let (model, saved, kept) = (bench.path("model"), bench.path("saved"), bench.path("kept"));
     let start = || {
         Terminal::start(|command| {
             command
@@ -84,9 +84,17 @@ fn a_conversation_has_turns_and_commands() {
         (question, "\"\"\"two\r", &[]),
         (next, "/quit\"\"\"\r", &[" tokens at ", "cache "]),
         (question, "/stats\r", &["2 answers", "bytes of cache per token (dense 432)"]),
-        (question, &format!("/save {saved}\r"), &["(saved)"]),
-        (question, &format!("/save {saved}\r"), &["(cannot write "]),
+        (question, &format!("/write {saved}\r"), &["(written)"]),
+        (question, &format!("/write {saved}\r"), &["(cannot write "]),
+        (question, "/write\r", &["(/write FILE)"]),
         (question, "/save\r", &["(/save FILE)"]),
+        (question, &format!("/save {saved}\r"), &["already exists"]),
+        (question, &format!("/load {saved}\r"), &["is no session"]),
+        (question, &format!("/save {kept}\r"), &["(saved: 4 messages, "]),
+        (question, "/reset\r", &["(forgotten)"]),
+        (question, &format!("/load {kept}\r"), &["(loaded: 4 messages; "]),
+        (question, "and then\r", &[" tokens at ", " new of the prompt"]),
+        (question, "/save\r", &["(saved: 6 messages, "]),
         (question, "\r", &[]),
         (question, "/nonsense now\r", &["(there is no /nonsense; /reset"]),
         (question, &format!("{}\r", "the ring ".repeat(200)), &["the context has room for 512"]),

@@ -7,7 +7,7 @@ fn an_answer_is_one_object() {
     let bench = Bench::new();
     let small = small(&bench);
     let said = done(&["generate", &small, "-p", "the ring", "-n", "5", "--temperature", "0.7", "--seed", "3"]);
-    let counts = ["text", "thinking", "prompt_tokens", "tokens", "drafted_tokens", "accepted_tokens"];
+    let counts = ["text", "thinking", "prompt_tokens", "reused_tokens", "tokens", "drafted_tokens", "accepted_tokens"];
     let others = ["prefill_tps", "decode_tps", "kv_bytes", "finish", "remarks", "load_seconds", "peak_rss_bytes"];
     assert_eq!(keys(&said), [&counts[..], &others].concat());
     assert!((1..=5).contains(&said["tokens"].as_u64().unwrap()));

@@ -176,8 +176,8 @@ fn a_conversation_goes_on_without_its_oldest_turns() {
     }
     let saved = bench.path("saved");
     terminal.expect(">>> ");
-    terminal.press(&format!("/save {saved}\r"));
-    terminal.expect("(saved)");
+    terminal.press(&format!("/write {saved}\r"));
+    terminal.expect("(written)");
     terminal.press("\x04");
     assert_eq!(terminal.end(), Some(0));
     // Nothing of it is lost.

@@ -15,6 +15,7 @@ mod generate;
 mod habits;
 mod methods;
 mod models;
+mod sessions;
 #[cfg(unix)]
 mod terminal;
 mod tune;

@@ -162,7 +162,10 @@ impl Conversation {
         let restored = self.session.restore(path)?;
         let Some(turns) = Turns::noted(&restored.note, self.system.clone()) else {
             self.reset();
-            return Err(Error::Session { path: path.into(), message: "has no conversation: it was saved by another program than `lowkey chat`".into() });
+            return Err(Error::Session {
+                path: path.into(),
+                message: "has no conversation: it was saved by another program than `lowkey chat`".into(),
+            });
         };
         (self.turns, self.known) = (turns, 0);
         Ok(restored.tokens)
