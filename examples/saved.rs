@@ -53,51 +53,46 @@ fn say(session: &mut Session, text: &[u32]) -> Result<(Vec<u32>, usize)> {
     Ok((said, generation.summary().reused_tokens))
 }
 
+/// Where the text and what is said after it are.
+fn beside(file: &Path) -> PathBuf {
+    file.with_extension("tokens")
+}
+
 /// Another process: goes on from the file, and says how long that took.
-fn check([model, adapter, method, count, file]: [&str; 5]) -> Result<()> {
-    let adapter = (adapter != "-").then(|| Path::new(adapter));
+fn check([model, adapter, method, file]: [&str; 4]) -> Result<()> {
+    let (adapter, file) = ((adapter != "-").then(|| Path::new(adapter)), Path::new(file));
     let ways = if adapter.is_some() { small_ways() } else { dense_ways() };
-    let (method, count) = (ways[method.parse::<usize>().unwrap_or(0)].1, count.parse().unwrap_or(0));
-    let model = load(Path::new(model), adapter)?;
-    let mut session = session(&model, method, count)?;
-    let start = Instant::now();
-    let restored = session.restore(Path::new(file))?;
-    let seconds = start.elapsed().as_secs_f64();
-    let numbers: Vec<u32> = restored.note.split(' ').filter_map(|number| number.parse().ok()).collect();
+    let numbers = std::fs::read_to_string(beside(file)).unwrap_or_default();
+    let numbers: Vec<u32> = numbers.split(' ').filter_map(|number| number.parse().ok()).collect();
     let (text, expected) = numbers.split_at(numbers.len() - SAID);
+    let mut session = session(&load(Path::new(model), adapter)?, ways[method.parse::<usize>().unwrap_or(0)].1, text.len())?;
+    let start = Instant::now();
+    session.restore(file)?;
+    let seconds = start.elapsed().as_secs_f64();
     let (said, reused) = say(&mut session, text)?;
     let alike = said.iter().zip(expected).take_while(|(a, b)| a == b).count();
-    println!("{seconds:.2} | {} | {alike} of {SAID}", text.len() - reused);
+    println!("{seconds:.2} | {} | {alike} of {SAID}", text.len() - 1 - reused);
     Ok(())
 }
 
 /// One line of the table.
-fn line(names: [&str; 3], model: &Model, tokens: &[u32], (index, method): (usize, CacheMethod)) -> Result<()> {
-    let [path, adapter, name] = names;
-    let mut own = session(model, method, tokens.len())?;
+fn line([path, adapter, name]: [&str; 3], model: &Model, tokens: &[u32], (index, method): (usize, CacheMethod)) -> Result<()> {
+    let mut session = session(model, method, tokens.len())?;
     let start = Instant::now();
-    own.read(Prompt::Tokens(tokens))?;
+    // All but the last one, whose logits are needed to go on.
+    session.read(Prompt::Tokens(&tokens[..tokens.len() - 1]))?;
     let read = start.elapsed().as_secs_f64();
-    // The text's last token is still to come, as in the middle of a conversation.
-    let (mut text, next) = (tokens.to_vec(), say(&mut own, tokens)?.0[0]);
-    text.push(next);
     let file = std::env::temp_dir().join(format!("lowkey-{}.session", std::process::id()));
-    let mut other = session(model, method, tokens.len())?;
-    other.read(Prompt::Tokens(tokens))?;
     let start = Instant::now();
-    let bytes = other.save(&file, "")?;
+    let bytes = session.save(&file, "")? as f64;
     let saved = start.elapsed().as_secs_f64();
-    let memory = other.memory();
+    let (memory, count) = (session.memory(), tokens.len() as f64);
     let all = memory.kv_bytes_per_token * tokens.len() as u64 + memory.kv_fixed_bytes;
-    // Again with what is to be said, by a session that says it after it has been saved.
-    let mut note = text.clone();
-    other.save(&file, "")?;
-    note.extend(say(&mut other, &text)?.0);
-    let note = note.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-    let mut again = session(model, method, tokens.len())?;
-    again.restore(&file)?;
-    again.save(&file, &note)?;
-    let arguments = ["check", path, adapter, &index.to_string(), &tokens.len().to_string(), &file.to_string_lossy()].map(String::from);
+    let said = say(&mut session, tokens)?.0;
+    let numbers = tokens.iter().chain(&said).map(u32::to_string).collect::<Vec<_>>().join(" ");
+    std::fs::write(beside(&file), numbers).unwrap_or_default();
+    drop(session);
+    let arguments = ["check", path, adapter, &index.to_string(), &file.to_string_lossy()].map(String::from);
     let output = Command::new(std::env::current_exe().unwrap_or_default()).args(arguments).output();
     let there = output.map_or_else(
         |error| error.to_string(),
@@ -106,9 +101,8 @@ fn line(names: [&str; 3], model: &Model, tokens: &[u32], (index, method): (usize
             if out.is_empty() { err } else { out }
         },
     );
-    let _ = std::fs::remove_file(&file);
-    let count = tokens.len() as f64;
-    println!("| {name} | {:.0} | {:.0} | {:.1} | {saved:.2} | {read:.1} | {there} |", all as f64 / count, bytes as f64 / count, bytes as f64 / 1e6);
+    [&file, &beside(&file)].into_iter().for_each(|file| _ = std::fs::remove_file(file));
+    println!("| {name} | {:.0} | {:.0} | {:.1} | {saved:.2} | {read:.1} | {there} |", all as f64 / count, bytes / count, bytes / 1e6);
     Ok(())
 }
 
@@ -116,7 +110,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match &words[..] {
-        ["check", rest @ ..] if rest.len() == 5 => check([rest[0], rest[1], rest[2], rest[3], rest[4]]),
+        ["check", model, adapter, method, file] => check([*model, *adapter, *method, *file]),
         [path, text, count, adapters @ ..] => {
             println!(
                 "| cache | bytes a token in memory | on disk | MB on disk | s to save | s to read | s to restore | tokens read again | next tokens alike |"

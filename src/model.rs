@@ -1,12 +1,14 @@
 //! A checkpoint loaded on something that runs it: the way in for programs that embed lowkey.
 
+mod reader;
+
 use crate::bench::{self, Roofline, WeightBytes};
 use crate::checkpoint::{Checkpoint, Origin, Tokenizer, WeightStorage};
 use crate::compress::Solver;
 use crate::gpu::Tier;
-use crate::kv::{CacheMethod, Exact, Saved};
+use crate::kv::{CacheMethod, Exact};
 use crate::machine::available_memory;
-use crate::sequence::{Context, MemoryPlan, Prompt, Prompted, Reader, Sequence, SequenceOptions};
+use crate::sequence::{Context, MemoryPlan, Prompted, Reader, Sequence, SequenceOptions};
 use crate::session::{Session, SessionOptions};
 use crate::task::{OnProgress, quietly};
 use crate::{Error, Result, cpu, decoder, gpu};
@@ -379,28 +381,5 @@ impl Model {
             _ => self.weights.sequence(options)?,
         };
         Ok(Context::new(sequence))
-    }
-}
-
-impl Reader for Weights {
-    fn sequence(&self, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
-        match self {
-            Weights::Cpu(model) => Ok(Box::new(model.sequence(options, cpu::RowType::F16)?)),
-            Weights::Gpu(model) => Ok(Box::new(model.sequence(options)?)),
-        }
-    }
-
-    fn resume(&self, saved: &Saved, options: SequenceOptions) -> Result<Box<dyn Sequence>> {
-        match self {
-            Weights::Cpu(model) => Ok(Box::new(model.resume(saved, options, cpu::RowType::F16)?)),
-            Weights::Gpu(model) => Ok(Box::new(model.resume(saved, options)?)),
-        }
-    }
-
-    fn prompt(&self, prompt: &Prompt, options: SequenceOptions) -> Result<(Box<dyn Sequence>, Vec<f32>)> {
-        match self {
-            Weights::Cpu(model) => model.read_prompt(prompt, options, cpu::RowType::F16).map(|(sequence, found)| (Box::new(sequence) as _, found)),
-            Weights::Gpu(model) => model.read_prompt(prompt, options).map(|(sequence, found)| (Box::new(sequence) as _, found)),
-        }
     }
 }

@@ -16,7 +16,7 @@ use safetensors::Dtype;
 use std::sync::Arc;
 
 const PROMPT: usize = 150;
-const STEPS: usize = 40;
+const STEPS: usize = 25;
 const EXACT: Exact = Exact { sinks: 4, recent: 10 };
 
 /// A way to keep a cache, of rows if there are any.
@@ -102,26 +102,27 @@ fn a_sequence_goes_on_from_a_saved_one() {
     let directory = odd().write_temporary();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let device = common::device(Default::default());
-    let tokens = Random(3).tokens(PROMPT + STEPS + 30, checkpoint.config().vocab_size);
+    let tokens = Random(3).tokens(PROMPT + STEPS + 20, checkpoint.config().vocab_size);
     let rest = &tokens[PROMPT + STEPS..];
     for Way { name, rows, options, apart } in all_ways(&checkpoint) {
         let models = Models::new(&checkpoint, rows, &device);
         let made = models.sequences(options).map(|mut sequence| (saved(&mut *sequence, &tokens), go_on(&mut *sequence, rest)));
         let apart = apart.max(2.0 * nmse(&made[0].1, &made[1].1));
+        let mut others = models.sequences(options);
+        // Something else was there before.
+        others.iter_mut().for_each(|other| assert!(other.forward(&tokens[7..60], Logits::None).is_ok()));
         for (from, (saved, own)) in made.iter().enumerate() {
             assert_eq!(saved.standing.position, PROMPT + STEPS);
-            for (to, mut other) in models.sequences(options).into_iter().enumerate() {
+            for (to, other) in others.iter_mut().enumerate() {
                 let what = format!("{name}, from {from} to {to}");
-                // Something else was there before.
-                other.forward(&tokens[7..60], Logits::None).unwrap();
                 other.restore(saved).unwrap_or_else(|error| panic!("{what}: {error}"));
                 if from != to {
-                    let error = nmse(&go_on(&mut *other, rest), own);
+                    let error = nmse(&go_on(&mut **other, rest), own);
                     assert!(error < apart, "{what}: {error}");
                     continue;
                 }
                 assert!(other.save().unwrap() == *saved, "{what}: saved again it is another");
-                assert!(go_on(&mut *other, rest) == *own, "{what}");
+                assert!(go_on(&mut **other, rest) == *own, "{what}");
             }
         }
     }
@@ -134,12 +135,16 @@ fn a_restored_sequence_is_cut_as_the_one_that_was_saved() {
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     let device = common::device(Default::default());
     let tokens = Random(4).tokens(PROMPT + STEPS + 10, checkpoint.config().vocab_size);
-    for Way { name, rows, options, .. } in all_ways(&checkpoint) {
+    // Every row exact, every way to evict and to code at once.
+    let some = ["dense", "evicted as Shrunk", "joint rows over two layers, evicted", "eight bits throughout, chosen", "kvarn"];
+    let ways: Vec<Way> = all_ways(&checkpoint).into_iter().filter(|way| some.contains(&&*way.name)).collect();
+    assert_eq!(ways.len(), some.len());
+    for Way { name, rows, options, .. } in ways {
         let models = Models::new(&checkpoint, rows, &device);
-        for (on, mut sequence) in models.sequences(options).into_iter().enumerate() {
+        let pairs = models.sequences(options).into_iter().zip(models.sequences(options));
+        for (on, (mut sequence, mut other)) in pairs.enumerate() {
             let saved = saved(&mut *sequence, &tokens);
             for back in [PROMPT + STEPS - 3, 100] {
-                let mut other = models.sequences(options).into_iter().nth(on).unwrap();
                 other.restore(&saved).unwrap();
                 sequence.restore(&saved).unwrap();
                 let ends = [&mut sequence, &mut other].map(|sequence| {
@@ -266,11 +271,13 @@ fn what_does_not_belong_is_refused_by_name() {
         let message = message(&mut at_home, &file);
         assert!(message.contains("cut short") || message.contains("is no session"), "{message}");
     }
-    let newer = String::from_utf8_lossy(&whole[..200]).find(r#"\"format\":1"#).map(|at| at + r#"\"format\":"#.len());
+    let version = br#"\"format\":"#;
+    let newer = whole.windows(version.len()).position(|window| window == version).map(|at| at + version.len());
     let mut later = whole.clone();
     later[newer.unwrap()] = b'7';
     std::fs::write(&file, later).unwrap();
-    assert!(message(&mut at_home, &file).contains("is of format 7, and this release reads 1"));
+    let found = message(&mut at_home, &file);
+    assert!(found.contains("is of format 7, and this release reads 1"), "{found}");
     // All of that has left the session as it was.
     assert_eq!(at_home.tokens(), &text[..9]);
     std::fs::write(&file, &whole).unwrap();

@@ -9,8 +9,8 @@ const MOST: u64 = 4 << 30;
 
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct PrefixArgs {
-    /// Keep the cache of what prompts begin with in this directory: the system prompt, or the whole
-    /// prompt where there is none. What has been kept is not read again, by this process or another.
+    /// Keep the cache of what prompts begin with in this directory: the system prompt, or the
+    /// whole prompt where there is none. What is there is not read again, by whatever process.
     #[arg(long, value_name = "DIR", help_heading = "Cache")]
     prefix_cache: Option<PathBuf>,
     /// What the directory may hold; what was used longest ago goes first.

@@ -95,8 +95,8 @@ impl Device {
         self.read_unless(index, from, out, stop)
     }
 
-    /// What stands in these parts of buffers, in bytes, one after the other: each begins and ends at
-    /// a multiple of four.
+    /// What stands in these parts of buffers, in bytes, one after the other: each begins and ends
+    /// at a multiple of four.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] with the label, and those of

@@ -2,8 +2,7 @@
 //!
 //! It is a safetensors file. Its `__metadata__` has one entry, `lowkey_session`: a JSON object that
 //! begins with the version of the format and says of every store what it holds. A store is written
-//! as it is, or *packed*: then its tensor is bytes (`U8`), the numbers' bytes shuffled (the first
-//! byte of every token, then the second of every token, and so on) and deflated. The last tensor,
+//! as it is, or [*packed*](super::packing): then its tensor is bytes (`U8`). The last tensor,
 //! `checksum`, is the SHA-256 of all that stands before it in the file.
 
 use super::packing::{pack, unpack};
@@ -64,14 +63,19 @@ struct StoreHead {
 }
 
 impl StoreHead {
-    /// Bytes of its numbers, and of a row; `None` for a type that is not known.
-    fn size(&self) -> Option<[usize; 2]> {
-        let each = match self.dtype.as_str() {
+    /// Bytes of a number; none for a type that is not known.
+    fn number(&self) -> usize {
+        match self.dtype.as_str() {
             "F16" => 2,
             "F32" | "U32" | "I32" => 4,
             "I64" => 8,
-            _ => return None,
-        };
+            _ => 0,
+        }
+    }
+
+    /// Bytes of its numbers, and of a row; `None` for a type that is not known.
+    fn size(&self) -> Option<[usize; 2]> {
+        let each = Some(self.number()).filter(|each| *each > 0)?;
         let row = self.shape[1].checked_mul(each)?;
         Some([row.checked_mul(self.shape[0])?, row])
     }
@@ -80,7 +84,7 @@ impl StoreHead {
     fn numbers(&self, stored: &[u8]) -> Option<Numbers> {
         let [bytes, row] = self.size()?;
         let bytes = match self.packed {
-            true => unpack(stored, bytes, row)?,
+            true => unpack(stored, bytes, row, self.number())?,
             false => (stored.len() == bytes).then(|| stored.to_vec())?,
         };
         Some(Numbers { dtype: self.dtype.clone(), bytes })
@@ -121,7 +125,7 @@ impl<'a> Writer<'a> {
         let written: Vec<(StoreHead, std::borrow::Cow<[u8]>)> = self
             .stores
             .into_par_iter()
-            .map(|(head, bytes)| match pack(bytes, head.shape[0]) {
+            .map(|(head, bytes)| match pack(bytes, head.shape[0], head.number()) {
                 Some(packed) => (StoreHead { packed: true, ..head }, packed.into()),
                 None => (head, bytes.into()),
             })

@@ -1,36 +1,59 @@
-//! How numbers are packed in a file: by their place in a row, and deflated.
+//! How numbers are packed in a file: by their place in a row, and entropy-coded.
 //!
-//! A place in a row is a channel: its bytes over all tokens are alike, those of other places are
-//! not. So each place's bytes stand together, and every block of the entropy coder has statistics
-//! of its own.
+//! A place in a row is a channel: its bytes over all tokens are alike, and those of other places
+//! are not. So each place's bytes stand together, first the lowest byte of every number, then the
+//! next of every number. They are a deflate stream of Huffman codes alone, since nothing repeats
+//! itself there, with a block and a table for every few thousand bytes: sign, exponent and upper
+//! bits of a channel have a distribution, lower bits have none and are copied.
 
-use flate2::Compression;
-use flate2::read::DeflateDecoder;
-use flate2::write::DeflateEncoder;
-use std::io::{Read, Write};
+use miniz_oxide::deflate::core::{CompressionStrategy, CompressorOxide, TDEFLFlush, TDEFLStatus, compress, create_comp_flags_from_zip_params};
+use miniz_oxide::inflate::decompress_to_vec_with_limit;
 
-/// The numbers' bytes by their place in a row, deflated; `None` where that gains next to nothing.
-pub(super) fn pack(bytes: &[u8], rows: usize) -> Option<Vec<u8>> {
-    let row = bytes.len() / rows.max(1);
-    let mut shuffled = vec![0; bytes.len()];
-    for (place, column) in shuffled.chunks_exact_mut(rows.max(1)).enumerate() {
-        column.iter_mut().zip(bytes[place..].iter().step_by(row.max(1))).for_each(|(to, from)| *to = *from);
-    }
-    let mut encoder = DeflateEncoder::new(Vec::with_capacity(bytes.len()), Compression::fast());
-    encoder.write_all(&shuffled).ok()?;
-    let packed = encoder.finish().ok()?;
-    (packed.len() < bytes.len() / 50 * 49).then_some(packed)
+/// The least bytes that have a table of their own.
+const BLOCK: usize = 2048;
+
+/// A raw stream, without zlib's header.
+const RAW: i32 = -15;
+
+/// The bytes of a row of `row` bytes, whose numbers have `each`, in the order in which they are
+/// packed.
+fn places(row: usize, each: usize) -> impl Iterator<Item = usize> {
+    (0..each).flat_map(move |byte| (byte..row).step_by(each))
 }
 
-/// What [`pack`] made `bytes` of, in rows of `row` bytes.
-pub(super) fn unpack(packed: &[u8], bytes: usize, row: usize) -> Option<Vec<u8>> {
-    let mut shuffled = Vec::new();
-    DeflateDecoder::new(packed).take(bytes as u64 + 1).read_to_end(&mut shuffled).ok()?;
-    if shuffled.len() != bytes || row == 0 {
-        return None;
+/// Packs numbers of `each` bytes in `rows` rows; `None` where that gains next to nothing.
+pub(super) fn pack(bytes: &[u8], rows: usize, each: usize) -> Option<Vec<u8>> {
+    let row = bytes.len().checked_div(rows)?;
+    let mut by_place = Vec::with_capacity(bytes.len());
+    places(row, each).for_each(|place| by_place.extend(bytes[place..].iter().step_by(row)));
+    // Whole places, unless one alone is much.
+    let block = rows * BLOCK.div_ceil(rows);
+    let mut coder = CompressorOxide::new(create_comp_flags_from_zip_params(1, RAW, CompressionStrategy::HuffmanOnly as i32));
+    let (mut packed, mut at) = (vec![0; bytes.len() + 1024], 0);
+    let mut blocks = by_place.chunks(block).peekable();
+    while let Some(mut rest) = blocks.next() {
+        let flush = if blocks.peek().is_some() { TDEFLFlush::Sync } else { TDEFLFlush::Finish };
+        loop {
+            let (status, read, written) = compress(&mut coder, rest, &mut packed[at..], flush);
+            (rest, at) = (&rest[read..], at + written);
+            match status {
+                TDEFLStatus::Done => break,
+                // Where there is no room left nothing is gained.
+                TDEFLStatus::Okay if at < packed.len() && rest.is_empty() => break,
+                TDEFLStatus::Okay if at < packed.len() => {}
+                _ => return None,
+            }
+        }
     }
-    let (mut found, rows) = (vec![0; bytes], bytes / row);
-    for (place, column) in shuffled.chunks_exact(rows).enumerate() {
+    packed.truncate(at);
+    (at < bytes.len() / 50 * 49).then_some(packed)
+}
+
+/// What [`pack`] made of `bytes` bytes, in rows of `row` bytes.
+pub(super) fn unpack(packed: &[u8], bytes: usize, row: usize, each: usize) -> Option<Vec<u8>> {
+    let by_place = decompress_to_vec_with_limit(packed, bytes).ok().filter(|found| found.len() == bytes)?;
+    let (mut found, rows) = (vec![0; bytes], bytes.checked_div(row).filter(|rows| *rows > 0)?);
+    for (place, column) in places(row, each).zip(by_place.chunks_exact(rows)) {
         found[place..].iter_mut().step_by(row).zip(column).for_each(|(to, from)| *to = *from);
     }
     Some(found)
@@ -42,18 +65,15 @@ mod tests {
 
     #[test]
     fn what_is_packed_unpacks() {
-        for (rows, row) in [(1, 1), (1, 1000), (1000, 1), (321, 7), (64, 200)] {
+        for (rows, row, each) in [(1, 4000, 4), (4000, 2, 2), (321, 8, 4), (64, 200, 8), (5000, 12, 4)] {
             let bytes: Vec<u8> = (0..rows * row).map(|at| (at % row % 5 + at / row % 3) as u8).collect();
-            let Some(packed) = pack(&bytes, rows) else {
-                assert_eq!((rows, row), (1, 1));
-                continue;
-            };
-            assert_eq!(unpack(&packed, bytes.len(), row).as_ref(), Some(&bytes));
-            assert!([bytes.len() - 1, bytes.len() + 1].into_iter().all(|other| unpack(&packed, other, row).is_none()));
-            assert_eq!(unpack(&packed[..packed.len() / 2], bytes.len(), row), None);
+            let packed = pack(&bytes, rows, each).unwrap();
+            assert_eq!(unpack(&packed, bytes.len(), row, each).as_ref(), Some(&bytes), "{rows} {row} {each}");
+            assert!([bytes.len() - each, bytes.len() + each].into_iter().all(|other| unpack(&packed, other, row, each).is_none()));
+            assert_eq!(unpack(&packed[..packed.len() / 2], bytes.len(), row, each), None);
         }
         // Nothing is gained on noise, or on nothing.
         let noise: Vec<u8> = (0..4000u32).map(|i| (i.wrapping_mul(0x9e37_79b9).rotate_left(i % 32) >> 13) as u8).collect();
-        assert!(pack(&noise, 100).is_none() && pack(&[], 0).is_none());
+        assert!(pack(&noise, 100, 4).is_none() && pack(&[], 0, 4).is_none() && pack(&[1; 4], 1, 4).is_none());
     }
 }

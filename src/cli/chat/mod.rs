@@ -40,8 +40,8 @@ pub struct Args {
     /// the system prompt.
     #[arg(long, value_enum, default_value_t = OnFull::Stop, value_name = "WHAT")]
     on_full: OnFull,
-    /// Go on with the conversation in FILE, where it is there, and save it there in the end: what was
-    /// said and the model's cache, so that nothing is read again.
+    /// Go on with the conversation in FILE, where it is there, and save it there in the end: what
+    /// was said and the model's cache, so that nothing is read again.
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
     #[command(flatten)]
