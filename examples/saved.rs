@@ -124,7 +124,10 @@ fn main() -> Result<()> {
                 let ways = if adapter.is_some() { small_ways() } else { dense_ways() };
                 for (index, (name, method)) in ways.into_iter().enumerate() {
                     let stem = PathBuf::from(adapter.unwrap_or_default()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                    line([path, adapter.unwrap_or("-"), &format!("{stem}{name}")], &model, tokens, (index, method))?;
+                    // What a layout has no such way for is left out.
+                    if let Err(error) = line([path, adapter.unwrap_or("-"), &format!("{stem}{name}")], &model, tokens, (index, method)) {
+                        eprintln!("{stem}{name}: {error}");
+                    }
                 }
             }
             Ok(())

@@ -39,7 +39,8 @@ impl GpuSequence {
         let standing = cursor.standing();
         let latents = rows.as_ref().map(|rows| (&rows.layout, &rows.specs[..]));
         let (layers, rows) = cache.save(&model.device, &standing, latents)?;
-        let own = |Own { set, prompt, .. }: &Own| SavedPrompt::of(SavedBases { set: set.clone(), prompt: *prompt, since });
+        // What the device has counted is in `since`.
+        let own = |Own { set, prompt, since: _, counted: _ }: &Own| SavedPrompt::of(SavedBases { set: set.clone(), prompt: *prompt, since });
         Ok(Saved { tokens: Vec::new(), standing, layers, rows, prompt: bases.as_ref().map(own) })
     }
 

@@ -6,7 +6,7 @@
 //! that do so no longer compile. Before anything is taken over [`Saved::check`] holds it against
 //! the sequence that is to go on.
 
-use super::{Coder, Coding, Energy, Evicted, Exact, Geometry, LatentSet, LatentSpec, Selection, Slots, Stores, Stretch};
+use super::{Coder, Coding, Energy, Evicted, Exact, Geometry, LatentKind, LatentSet, LatentSpec, Selection, Slots, Stores, Stretch};
 use crate::{Error, Result};
 use half::f16;
 use serde::{Deserialize, Serialize};
@@ -139,10 +139,12 @@ impl SavedBases {
         if let Err(message) = LatentSet::check(specs, geometry) {
             return refuse(format!("has bases of another model: {message}"));
         }
+        // Keys and values of whole layers, as a prompt's bases are made.
         let fits = |(spec, coder): (&LatentSpec, &Coder)| {
             let (width, rank) = (spec.width(geometry.head_dim), spec.format.rank());
+            let whole = spec.kv_heads == geometry.kv_heads && [LatentKind::PreRopeKeys, LatentKind::Values].contains(&spec.kind);
             let down = coder.down.as_ref().is_none_or(|down| down.shape() == (width, rank));
-            coder.format == spec.format && coder.mean.len() == width && coder.up.shape() == (rank, width) && down
+            coder.format == spec.format && coder.mean.len() == width && coder.up.shape() == (rank, width) && down && whole && !spec.format.by_head()
         };
         match specs.len() == coders.len() && specs.iter().zip(coders).all(fits) {
             true => Ok(()),

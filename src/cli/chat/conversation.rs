@@ -161,13 +161,14 @@ impl Conversation {
     pub fn load(&mut self, path: &Path) -> Result<usize> {
         let restored = self.session.restore(path)?;
         let Some(turns) = Turns::noted(&restored.note, self.system.clone()) else {
-            self.reset();
+            // What was said here goes on, and is read anew.
+            self.session.reset();
             return Err(Error::Session {
                 path: path.into(),
                 message: "has no conversation: it was saved by another program than `lowkey chat`".into(),
             });
         };
-        (self.turns, self.known) = (turns, 0);
+        (self.known, self.turns) = (turns.forgotten(), turns);
         Ok(restored.tokens)
     }
 
