@@ -51,7 +51,7 @@ impl Report {
             return task::replace(&self.markdown, markdown);
         };
         task::replace(&self.picture, svg)?;
-        task::replace(&self.markdown, &format!("![{caption}]({name})\n\n{markdown}"))
+        task::replace(&self.markdown, format!("![{caption}]({name})\n\n{markdown}"))
     }
 }
 

@@ -343,7 +343,10 @@ mod tests {
         writer.finish(json!({ "note": note }), Path::new("x")).unwrap()
     }
 
-    fn read(bytes: &[u8], most: u64) -> Result<(Value, Vec<u32>, Vec<u32>, Vec<f32>)> {
+    /// What the header keeps, and the three stores.
+    type Read = (Value, Vec<u32>, Vec<u32>, Vec<f32>);
+
+    fn read(bytes: &[u8], most: u64) -> Result<Read> {
         let container: Container<Value> = Container::open(Path::new("x"), bytes)?;
         container.verify()?;
         let mut stores = container.stores(most)?;
