@@ -7,6 +7,7 @@ use common::{Random, SyntheticModel, nmse};
 use lowkey::checkpoint::Checkpoint;
 use lowkey::compress::{self, Method, Plan};
 use lowkey::cpu::{self, RowType};
+use lowkey::gpu::{self, Tier};
 use lowkey::kv::{Budget, CacheMethod, Evicted, Exact, LatentSet, Read, Reviver, Saved, Selector, Xkv};
 use lowkey::sequence::{Logits, Sequence, SequenceOptions};
 use lowkey::session::PrefixCache;
@@ -123,6 +124,32 @@ fn a_sequence_goes_on_from_a_saved_one() {
                 }
                 assert!(other.save().unwrap() == *saved, "{what}: saved again it is another");
                 assert!(go_on(&mut **other, rest) == *own, "{what}");
+            }
+        }
+    }
+}
+
+/// From one tier of kernels to every other.
+#[test]
+fn a_sequence_goes_on_in_another_tier() {
+    let directory = odd().write_temporary();
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let tokens = Random(6).tokens(PROMPT + STEPS + 10, checkpoint.config().vocab_size);
+    let devices = Tier::ALL.map(|tier| common::device(gpu::Options { tier: Some(tier), ..Default::default() }));
+    let some = ["dense", "evicted as Shrunk", "eight bits throughout"];
+    for Way { name, rows, options, apart } in all_ways(&checkpoint).into_iter().filter(|way| some.contains(&&*way.name)) {
+        let mut sequences = devices.each_ref().map(|device| {
+            let model = decoder::Model::with_latents(&checkpoint, rows.clone(), device.clone()).unwrap();
+            Arc::new(model).sequence(options).unwrap()
+        });
+        for from in 0..sequences.len() {
+            sequences[from].truncate(0);
+            let saved = saved(&mut sequences[from], &tokens);
+            let own = go_on(&mut sequences[from], &tokens[PROMPT + STEPS..]);
+            for (to, other) in sequences.iter_mut().enumerate() {
+                other.restore(&saved).unwrap();
+                let error = nmse(&go_on(other, &tokens[PROMPT + STEPS..]), &own);
+                assert!(if from == to { error == 0.0 } else { error < apart }, "{name}, from tier {from} to {to}: {error}");
             }
         }
     }

@@ -203,8 +203,8 @@ pub trait Sequence: Send {
     /// device: no token is read again.
     ///
     /// # Errors
-    /// [`Error::Argument`] where it was kept in another way and [`Error::Context`] where it does not
-    /// fit, both before anything is done; the device's, after which this sequence is empty.
+    /// [`Error::Argument`] where it was kept in another way and [`Error::Context`] where it does
+    /// not fit, both before anything is done; the device's, after which this sequence is empty.
     fn restore(&mut self, _saved: &Saved) -> Result<()> {
         Err(Error::Argument { name: "session".into(), message: "this kind of sequence cannot go on from a saved one".into() })
     }

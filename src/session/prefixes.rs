@@ -52,8 +52,8 @@ impl PrefixCache {
         Ok(PrefixCache { directory, most_bytes })
     }
 
-    /// Has `session` read the first `shared` tokens of `prompt`, those that other prompts begin with
-    /// too: from the longest saved prefix on, and saved for the next time.
+    /// Has `session` read the first `shared` tokens of `prompt`, those that other prompts begin
+    /// with too: from the longest saved prefix on, and saved for the next time.
     ///
     /// The prompt's last token is not among them, as its logits are needed: of a prompt that has
     /// been saved whole [`Session::generate`] reads that one.
@@ -74,7 +74,8 @@ impl PrefixCache {
     }
 
     /// Has `session` begin with the longest saved prefix of `prompt`, where that is longer than
-    /// what the session has of it already; returns how many tokens of `prompt` its cache then holds.
+    /// what the session has of it already; returns how many tokens of `prompt` its cache then
+    /// holds.
     ///
     /// A prefix that is damaged, or gone by the time it is read, is as if it were not there.
     ///
