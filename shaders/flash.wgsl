@@ -462,6 +462,25 @@ fn main(
     }
 #endif
 
+    if TEAMS == 1u {
+        for (var r = 0u; r < ROWS; r++) {
+            if r < heads.count {
+                let at = split * params.sums + place.x + r * place.y;
+                for (var c = 0u; c < CHUNKS; c++) {
+                    let i = 2u * (c * LANES + part);
+                    if i < place.y {
+                        sums[at + i] = state.sum[r][c].a;
+                        sums[at + i + 1u] = state.sum[r][c].b;
+                    }
+                }
+                if part == 0u {
+                    weights[split * HEADS + heads.first + r] = vec2<f32>(state.largest[r], state.total[r]);
+                }
+            }
+        }
+        return;
+    }
+
     // Teams meet: all by one maximum, then their sums, head by head.
     if part == 0u {
         team_max[team] = state.largest;

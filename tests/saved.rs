@@ -326,8 +326,9 @@ fn what_does_not_belong_is_refused_by_name() {
     assert!(message(&mut session(&dense, CacheMethod::default()), &file).contains("xkv"));
 }
 
-/// What the child of the next test does until it is killed, and nothing elsewhere: saves two states of a session in turns
-/// under one name, and prefixes into a directory that is always too small for them.
+/// What the child of the next test does until it is killed, and nothing elsewhere: saves two
+/// states of a session in turns under one name, and prefixes into a directory that is always too
+/// small for them.
 #[test]
 fn saves_until_it_is_killed() {
     let Some(directory) = std::env::var_os("LOWKEY_TEST_SAVES").map(std::path::PathBuf::from) else { return };

@@ -87,12 +87,13 @@ fn assert_translates(variant: &Spec, tier: Tier) {
     for (target, translated) in [("SPIR-V", to_spirv(&module, &info)), ("HLSL", to_hlsl(&module, &info)), ("MSL", to_msl(&module, &info))] {
         assert!(translated.unwrap_or_else(|e| panic!("{name} to {target}: {e}")) > 100, "{name} to {target}");
     }
-    limits(&module, &name);
+    // A device without so many buffers reads scores and values apart.
+    limits(&module, &name, if variant.shader == "flash.wgsl" { 11 } else { 8 });
 }
 
-/// What the least of devices offers: eight storage buffers, 16 KiB of workgroup memory, 256 lanes,
-/// and 64 bytes of immediates.
-fn limits(module: &naga::Module, name: &str) {
+/// What the least of devices offers: `buffers` storage buffers, eight as a rule, 16 KiB of workgroup
+/// memory, 256 lanes, and 64 bytes of immediates.
+fn limits(module: &naga::Module, name: &str, buffers: u32) {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).unwrap();
     let mut workgroup = 0;
@@ -106,6 +107,6 @@ fn limits(module: &naga::Module, name: &str) {
         }
     }
     assert!(workgroup <= 16 << 10, "{name}: {workgroup} bytes of workgroup memory");
-    assert!(storage <= 8, "{name}: {storage} storage buffers");
+    assert!(storage <= buffers, "{name}: {storage} storage buffers");
     assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256, "{name}: lanes");
 }

@@ -57,11 +57,13 @@ pub(super) fn constants() -> Vec<Constant> {
     const MATVEC: &[&str] = &["matvec", "matvec_int8"];
     const BOTH: &[&str] = &["f16", "fast"];
     type Few = (&'static str, &'static [&'static str], &'static [&'static str], &'static [u32]);
-    let numbers: [Few; 17] = [
+    let numbers: [Few; 19] = [
         ("team rows", MATVEC, &["f16"], &[2, 4, 8]),
         ("ahead", MATVEC, &["f16"], &[1, 2, 4]),
         ("passes", &["matvec_int8"], &[FEW_BITS], &[1, 2, 4]),
         ("flash keys", &["flash"], BOTH, &[1, 2, 4, 8]),
+        ("flash heads", &["flash", "score", "values"], &["fast"], &[1, 2, 64]),
+        ("flash lanes", &["flash"], BOTH, &[1, 32, 64, 128]),
         ("flash parts", &["flash"], BOTH, &[2, 4, 8, 16, 32]),
         ("keys", ATTENTION, BOTH, &[64, 128, 256]),
         ("in flight", ATTENTION, BOTH, &[1, 2, 4]),

@@ -58,8 +58,13 @@ pub struct Tuning {
     /// Whether scores and values of one token are one kernel, where there are subgroups and rows
     /// are not too long.
     pub flash: bool,
+    /// The most key/value heads of a row then; rows over more are read by two kernels. A software
+    /// renderer compiles the one for half a minute where there are several.
+    pub flash_heads: u32,
     /// Keys that a lane then has under way.
     pub flash_keys: u32,
+    /// Lanes of a workgroup then, or those that share a row where these are more: a power of two.
+    pub flash_lanes: u32,
     /// Times eight numbers that a lane then has in registers of queries, and of sums: query heads
     /// of a workgroup, times their share of a row.
     pub flash_parts: u32,
@@ -115,7 +120,9 @@ impl Tuning {
                 score_keys: 1,
                 score_workgroups: 1024,
                 flash: true,
+                flash_heads: 1,
                 flash_keys: 1,
+                flash_lanes: 128,
                 flash_parts: 32,
                 pack_lanes: 16,
                 keys: 128,
@@ -138,7 +145,9 @@ impl Tuning {
                 score_keys: 4,
                 score_workgroups: 1024,
                 flash: true,
+                flash_heads: 64,
                 flash_keys: 4,
+                flash_lanes: 128,
                 flash_parts: 4,
                 pack_lanes: 64,
                 keys: 64,
@@ -180,7 +189,9 @@ impl Tuning {
             ("score_rows", self.score_rows, 32),
             ("score_keys", self.score_keys, 32),
             ("score_workgroups", self.score_workgroups, u32::MAX),
+            ("flash_heads", self.flash_heads, 1024),
             ("flash_keys", self.flash_keys, 16),
+            ("flash_lanes", self.flash_lanes, 256),
             ("flash_parts", self.flash_parts, 64),
             ("pack_lanes", self.pack_lanes, 64),
             ("keys", self.keys, 256),
@@ -199,8 +210,10 @@ impl Tuning {
         if !self.keys.is_multiple_of(SHARING * self.in_flight) {
             return Some(format!("keys is no multiple of {SHARING} · in_flight"));
         }
-        if !self.merge_lanes.is_power_of_two() {
-            return Some("merge_lanes is no power of two".into());
+        for (name, lanes) in [("merge_lanes", self.merge_lanes), ("flash_lanes", self.flash_lanes)] {
+            if !lanes.is_power_of_two() {
+                return Some(format!("{name} is no power of two"));
+            }
         }
         if !self.pack_lanes.is_power_of_two() || self.pack_lanes < 16 {
             return Some("pack_lanes is no power of two from 16 on".into());

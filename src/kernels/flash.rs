@@ -32,9 +32,6 @@ struct Params {
     high: u32,
 }
 
-/// Lanes of a workgroup: few, since they meet in its memory at the end.
-const LANES: u32 = 128;
-
 /// Numbers of a row that a lane has.
 const PART: usize = 8;
 
@@ -99,7 +96,7 @@ impl Shares {
         let slices = || coded.iter().flat_map(Sides::unpacked).flat_map(|side| &side.slices);
         let span = coded.map_or(1, |sides| sides.values.widest());
         let parts = slices().map(Slice::rank).chain([attention.head_dim]).max().unwrap_or(0).div_ceil(PART);
-        let lanes = parts.next_power_of_two().min(subgroup.min(LANES) as usize);
+        let lanes = parts.next_power_of_two().min(subgroup as usize);
         let (chunks, group) = (parts.div_ceil(lanes), attention.group_size());
         let most = (most as usize / chunks).max(1);
         let even = |all: usize, most: usize| all.div_ceil(all.div_ceil(most));
@@ -116,7 +113,7 @@ pub(super) fn variant(attention: &AttentionShape, coded: Option<Sides>, subgroup
         [Access::Read, Access::Read, Access::Read, Access::Write, Access::Write].into_iter().zip(0..).map(|(a, b)| (b, a)).collect();
     let shares = Shares::new(attention, coded, subgroup, tuning.flash_parts);
     let mut constants = [
-        ("WORKGROUP", LANES as usize),
+        ("WORKGROUP", shares.lanes.max(tuning.flash_lanes as usize)),
         ("LANES", shares.lanes),
         ("CHUNKS", shares.chunks),
         ("SPAN", shares.span),
@@ -173,7 +170,10 @@ pub(crate) fn fits(device: &Device, attention: &AttentionShape, cache: &ExactRow
     });
     let (tuning, subgroup) = (device.tuning(), device.subgroups()[0]);
     let subgroups = device.tier() == Tier::F16Subgroups && subgroup > 1;
-    let room = subgroups && Shares::new(attention, coded.map(Sides::of), subgroup, tuning.flash_parts).chunks <= tuning.flash_parts as usize;
+    let room = subgroups && {
+        let shares = Shares::new(attention, coded.map(Sides::of), subgroup, tuning.flash_parts);
+        shares.chunks <= tuning.flash_parts as usize && shares.span <= tuning.flash_heads as usize
+    };
     let enough = device.storage_buffers() >= BINDINGS;
     tuning.flash && room && enough && whole && cache.eviction.is_none() && attention.head_dim.is_multiple_of(PART)
 }
@@ -267,8 +267,8 @@ mod tests {
 
     /// Splits and weights are those of `score.wgsl` and `values.wgsl`, which are held against
     /// definitions: rows of all kinds, over one head, over two and what is left, and over all of
-    /// them, heads that share a row in one block and in several, keys that have been rebuilt, sinks,
-    /// a ring, a window.
+    /// them, heads that share a row in one block and in several, keys that have been rebuilt,
+    /// sinks, a ring, a window.
     #[test]
     fn one_pass_is_what_two_are() {
         let mixed = [format(&[16, 8, 3, 2], Scale::Fixed), format(&[8, 4, 3, 2], Scale::Band), format(&[4, 4, 4], Scale::Affine)];
@@ -284,7 +284,6 @@ mod tests {
             (shape(2, 64, Some(900)), None),
             (shape(3, 16, Some(800)), Some((&together, 2, true))),
             (shape(5, 128, None), Some((&wide, 3, true))),
-            (shape(3, 16, Some(800)), Some((&together, 2, false))),
             (shape(4, 32, None), Some((&wide, 3, false))),
         ];
         let (capacity, last) = (1200, 1100);
@@ -311,6 +310,7 @@ mod tests {
             // The small tuning has several keys and parts under way, as a GPU's has: one of the two
             // takes long enough to compile.
             let tuned = tuned_devices(None).filter(|(device, tuning)| device.tier() == Tier::F16Subgroups && *tuning != Tuning::of(false));
+            let tuned = tuned.filter(|(_, tuning)| formats.is_none_or(|(_, heads, _)| heads <= tuning.flash_heads as usize));
             for (device, tuning) in tuned {
                 let cache = exact(&device, slots, [&stored[0], &stored[1]]);
                 let columns = (block.exact() + block.coded) as usize;
@@ -365,7 +365,7 @@ mod tests {
                 ran += 1;
             }
         }
-        assert_eq!(ran, 16);
+        assert_eq!(ran, 11);
         // Other tiers have no subgroups.
         let device = Device::open(&Options { tier: Some(Tier::F16), ..Default::default() }).unwrap();
         let c = shape(2, 64, None);
