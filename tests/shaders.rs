@@ -91,8 +91,8 @@ fn assert_translates(variant: &Spec, tier: Tier) {
     limits(&module, &name, if variant.shader == "flash.wgsl" { 11 } else { 8 });
 }
 
-/// What the least of devices offers: `buffers` storage buffers, eight as a rule, 16 KiB of workgroup
-/// memory, 256 lanes, and 64 bytes of immediates.
+/// What the least of devices offers: `buffers` storage buffers, eight as a rule, 16 KiB of
+/// workgroup memory, 256 lanes, and 64 bytes of immediates.
 fn limits(module: &naga::Module, name: &str, buffers: u32) {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).unwrap();
