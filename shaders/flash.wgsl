@@ -249,7 +249,6 @@ fn fetch_key(row: u32, run: vec4<u32>, half: u32) -> Half {
     }
     return it;
 }
-
 #endif
 
 fn fetch_value(row: u32, run: vec4<u32>, half: u32) -> Half {

@@ -356,7 +356,7 @@ fn a_killed_save_leaves_the_old_state_or_the_new_one() {
     let tokens = Random(5).tokens(240, 515);
     let mut random = Random(77);
     let mut seen = std::collections::BTreeSet::new();
-    for round in 0..20 {
+    for round in 0..50 {
         let _ = std::fs::remove_file(&ready);
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["saves_until_it_is_killed", "--exact"]).env("LOWKEY_TEST_SAVES", directory.path());
@@ -365,7 +365,7 @@ fn a_killed_save_leaves_the_old_state_or_the_new_one() {
             assert!(child.try_wait().unwrap().is_none(), "it ended too early");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        std::thread::sleep(std::time::Duration::from_micros(random.below(10_000 * (1 + round)) as u64));
+        std::thread::sleep(std::time::Duration::from_micros(random.below(10_000 * (1 + round % 20)) as u64));
         child.kill().unwrap();
         child.wait().unwrap();
         let mut session = model.session(SessionOptions { context: Some(300), ..Default::default() }).unwrap();
@@ -382,4 +382,21 @@ fn a_killed_save_leaves_the_old_state_or_the_new_one() {
         }
     }
     assert_eq!(seen.len(), 2, "killed before and after: {seen:?}");
+}
+
+/// A session that has no room for a prefix reads its prompt itself, and leaves it to those that
+/// have.
+#[test]
+fn a_prefix_that_does_not_fit_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    odd().write(&directory.path().join("model"));
+    let model = load(&directory.path().join("model"), Device::Cpu);
+    let prefixes = PrefixCache::open(directory.path().join("prefixes"), 1 << 30).unwrap();
+    let tokens = Random(5).tokens(240, 515);
+    let session = |context: usize| model.session(SessionOptions { context: Some(context), ..Default::default() }).unwrap();
+    let mut long = session(300);
+    long.read(Prompt::Tokens(&tokens)).unwrap();
+    prefixes.save(&mut long).unwrap();
+    assert_eq!(prefixes.restore(&mut session(40), &tokens[..30]).unwrap(), 0);
+    assert_eq!(prefixes.restore(&mut session(300), &tokens[..200]).unwrap(), 199);
 }

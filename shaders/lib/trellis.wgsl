@@ -52,17 +52,17 @@ fn misses_into(state: u32, x: f32, bits: u32) -> vec4<f32> {
     return least;
 }
 
-// What the least path costs into each of four states, and what falls out of the register there, in
-// eight bits.
-struct Step {
+// The paths that survive (Viterbi's word) into four states: what they cost, and what falls out of
+// the register there, in eight bits.
+struct Survivors {
     cost: vec4<f32>,
     fell: u32,
 }
 
 // Into the states whose misses begin at a place, from those whose paths cost so much.
-fn step_into(at: u32, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> Step {
+fn survivors(at: u32, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> Survivors {
     let totals = transpose(mat4x4<f32>(a + misses[at], b + misses[at + 1u], c + misses[at + 2u], d + misses[at + 3u]));
-    var it = Step(totals[0], 0u);
+    var it = Survivors(totals[0], 0u);
     var oldest = vec4<u32>();
     oldest = select(oldest, vec4<u32>(1u), totals[1] < it.cost);
     it.cost = min(it.cost, totals[1]);
@@ -93,10 +93,10 @@ fn search(z: u32, bits: u32, scale: f32, local: u32) {
         workgroupBarrier();
         for (var i = 0u; i < TURN; i++) {
             let at = place + i * LANES;
-            let into_a = step_into(at, a, b, c, d);
-            let into_b = step_into(at + 4u, a, b, c, d);
-            let into_c = step_into(at + 8u, a, b, c, d);
-            let into_d = step_into(at + 12u, a, b, c, d);
+            let into_a = survivors(at, a, b, c, d);
+            let into_b = survivors(at + 4u, a, b, c, d);
+            let into_c = survivors(at + 8u, a, b, c, d);
+            let into_d = survivors(at + 12u, a, b, c, d);
             a = into_a.cost;
             b = into_b.cost;
             c = into_c.cost;

@@ -64,7 +64,7 @@ pub(super) fn constants() -> Vec<Constant> {
         ("flash keys", &["flash"], BOTH, &[1, 2, 4, 8]),
         ("flash heads", &["flash", "score", "values"], &["fast"], &[1, 2, 64]),
         ("flash lanes", &["flash"], BOTH, &[1, 32, 64, 128]),
-        ("flash parts", &["flash"], BOTH, &[2, 4, 8, 16, 32]),
+        ("flash parts", &["flash", "score", "values"], BOTH, &[2, 4, 8, 16, 32]),
         ("keys", ATTENTION, BOTH, &[64, 128, 256]),
         ("in flight", ATTENTION, BOTH, &[1, 2, 4]),
         ("splits", ATTENTION, &["f16"], &[16, 32, 64, 128, 256]),

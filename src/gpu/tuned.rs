@@ -94,7 +94,7 @@ pub struct Tuned {
 impl Tuned {
     /// The format of the file, and of what its constants mean to the kernels: another one is not
     /// read.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// `own` with these choices.
     ///
@@ -233,7 +233,7 @@ mod tests {
             (whole[..whole.len() / 2].to_string(), "damaged"),
             (String::new(), "damaged"),
             ("[]".into(), "no format"),
-            (with("/format", json!(2)), "format 2, and this lowkey reads 1"),
+            (with("/format", json!(1)), "format 1, and this lowkey reads 2"),
             (with("/adapter/driver_version", json!("0.9")), "is about Some GPU (TM) 7 (driver 0.9)"),
             (with("/choices/0/name", json!("kees")), "no constant \"kees\""),
             (with("/choices/0/value", json!(100)), "no multiple"),

@@ -35,6 +35,9 @@ struct Params {
 /// Numbers of a row that a lane has.
 const PART: usize = 8;
 
+/// Query heads for which a row is to be unpacked at a time, where so many read it.
+const TOGETHER: usize = 4;
+
 /// Storage buffers that the kernel is bound to.
 const BINDINGS: u32 = 11;
 /// The one of them that has RoPE's table.
@@ -171,8 +174,9 @@ pub(crate) fn fits(device: &Device, attention: &AttentionShape, cache: &ExactRow
     let (tuning, subgroup) = (device.tuning(), device.subgroups()[0]);
     let subgroups = device.tier() == Tier::F16Subgroups && subgroup > 1;
     let room = subgroups && {
-        let shares = Shares::new(attention, coded.map(Sides::of), subgroup, tuning.flash_parts);
-        shares.chunks <= tuning.flash_parts as usize && shares.span <= tuning.flash_heads as usize
+        let Shares { chunks, span, .. } = Shares::new(attention, coded.map(Sides::of), subgroup, tuning.flash_parts);
+        // Unless a row is unpacked for several query heads at a time two kernels do as well.
+        chunks * attention.group_size().min(TOGETHER) <= tuning.flash_parts as usize && span <= tuning.flash_heads as usize
     };
     let enough = device.storage_buffers() >= BINDINGS;
     tuning.flash && room && enough && whole && cache.eviction.is_none() && attention.head_dim.is_multiple_of(PART)

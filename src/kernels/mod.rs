@@ -121,7 +121,7 @@ mod oracle {
             flash_heads: 3,
             flash_keys: 3,
             flash_lanes: 32,
-            flash_parts: 3,
+            flash_parts: 12,
             pack_lanes: 32,
             keys: 32,
             in_flight: 2,

@@ -90,7 +90,9 @@ impl PrefixCache {
             let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&key));
             let Some((tokens, kept_from)) = ours.then(|| peek(&path).ok()).flatten() else { continue };
             let common = common(&tokens, prompt);
-            if common > own && (common == tokens.len() || common >= kept_from) {
+            // One that does not fit is as good for others as before.
+            let fits = tokens.len() <= session.capacity();
+            if fits && common > own && (common == tokens.len() || common >= kept_from) {
                 found.push((common, path));
             }
         }
